@@ -1,0 +1,1 @@
+"""Criteria: one file each; the file name is the criterion's name."""

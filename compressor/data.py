@@ -1,0 +1,211 @@
+"""Images and labels as disjoint train, tune and test splits, and batches of them.
+
+Every choice is made on `tune`; `test` is read once, at the end. Where the images come from is `sources`'s matter.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import v2
+
+from compressor.errors import DataError
+
+UNLABELLED = -1
+TUNE_SHARE, TUNE_AT_MOST = 0.1, 5000  # as in Frankle & Carbin 2019: 5,000 of 60,000
+
+
+class ImageSet(Protocol):
+    """What a split is: a length, and an image `[channels, height, width]` with its label for every index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+class Images:
+    """Images that fit in memory: uint8 `[n, channels, height, width]` with labels `[n]`, or -1 for none."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        if images.ndim == 3:
+            images = images.unsqueeze(1)
+        if images.ndim != 4 or not len(images):
+            raise DataError(f"images must be a non-empty `[n, channels, height, width]`, not {list(images.shape)}")
+        labels = torch.full((len(images),), UNLABELLED) if labels is None else labels.long()
+        if labels.shape != images.shape[:1]:
+            raise DataError(f"{len(images)} images have labels of shape {list(labels.shape)}")
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def subset(self, indices: Tensor) -> Images:
+        """The images at `indices`, in that order."""
+        return Images(self.images[indices], self.labels[indices])
+
+
+class SplitName(enum.StrEnum):
+    """The three disjoint parts of a data set."""
+
+    TRAIN = "train"
+    TUNE = "tune"
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes a network's input: resized, scaled to [0, 1], channels matched, normalised."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise DataError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
+        if any(s <= 0 for s in self.std):
+            raise DataError(f"a standard deviation must be positive: {self.std}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images `[n, channels, h, w]`, uint8 or float, to float32 `[n, channels', *size]`."""
+        if self.size is not None and tuple(images.shape[-2:]) != self.size:
+            images = v2.functional.resize(images, list(self.size), antialias=True)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        if self.channels == 3 and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        elif self.channels == 1 and images.shape[1] == 3:
+            images = v2.functional.rgb_to_grayscale(images)
+        if self.channels is not None and images.shape[1] != self.channels:
+            raise DataError(f"the network reads {self.channels} channels, the images have {images.shape[1]}")
+        if self.mean:
+            shape = (1, -1, 1, 1)
+            images = (images - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        return images.float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A data set in three disjoint splits; a split that there is no data for is `None`."""
+
+    name: str
+    source: str
+    train: ImageSet | None
+    tune: ImageSet | None
+    test: ImageSet | None
+    classes: tuple[str, ...] | None = None
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train is None and self.tune is None and self.test is None:
+            raise DataError(f"no images in {self.source}")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every split's first image has a label."""
+        return all(s[0][1] != UNLABELLED for s in (self.train, self.tune, self.test) if s is not None)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of images in each split that there is."""
+        splits = {name: getattr(self, name) for name in SplitName}
+        return {str(name): len(split) for name, split in splits.items() if split is not None}
+
+    def split(self, name: SplitName) -> ImageSet:
+        """The split called `name`; refused where there is none."""
+        found: ImageSet | None = getattr(self, name)
+        if found is None:
+            raise DataError(
+                f"{self.name} has no {name} split", hint=f"it has: {', '.join(self.sizes)}; give data with all three"
+            )
+        return found
+
+
+def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
+    """The images at `indices`; in memory where the whole set is."""
+    if isinstance(images, Images):
+        return images.subset(torch.as_tensor(indices, dtype=torch.long))
+    return Subset(images, indices)  # type: ignore[arg-type]  # a torch Dataset is a map with a length
+
+
+def hold_out(images: ImageSet, *, share: float, at_most: int | None = None, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Two disjoint parts, the second with `share` of the images (at least one, at most `at_most`), drawn by `seed`."""
+    if len(images) < 2:
+        raise DataError(f"{len(images)} image cannot be split", hint="give at least two images")
+    held = max(1, round(len(images) * share))
+    held = min(held, at_most) if at_most is not None else held
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    return subset(images, sorted(order[:-held])), subset(images, sorted(order[-held:]))
+
+
+def first(images: ImageSet, count: int, *, seed: int) -> ImageSet:
+    """`count` images drawn by `seed`; all of them where there are fewer."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+    return subset(images, order.tolist())
+
+
+Augmentation = Callable[[Tensor], Tensor]
+
+
+def augmentation_named(names: Sequence[str], *, size: tuple[int, int]) -> Augmentation | None:
+    """Torchvision v2 transforms by name, drawn afresh for every image: `flip`, `crop` (padded by 1/14), `erase`."""
+    known: dict[str, Augmentation] = {
+        "flip": v2.RandomHorizontalFlip(),
+        "crop": v2.RandomCrop(size, padding=max(1, round(max(size) / 14))),  # 2 of 28, the usual share
+        "erase": v2.RandomErasing(p=0.25, scale=(0.02, 0.2)),
+    }
+    unknown_names = [n for n in names if n not in known]
+    if unknown_names:
+        raise DataError(f"there is no augmentation called `{unknown_names[0]}`", hint=f"known: {', '.join(known)}")
+    return v2.Compose([known[n] for n in names]) if names else None
+
+
+def batches(
+    images: ImageSet,
+    *,
+    batch_size: int,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None = None,
+    shuffle_seed: int | None = None,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of inputs `[batch, channels, h, w]` and labels `[batch]`; the last one may be smaller.
+
+    The order is the set's own, or one drawn by `shuffle_seed`. Augmentation uses torch's global generator.
+    """
+    if shuffle_seed is None:
+        order = torch.arange(len(images))
+    else:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(shuffle_seed))
+    if isinstance(images, Images):
+        for indices in order.split(batch_size):
+            chosen = images.images[indices]
+            if augmentation is not None:
+                chosen = torch.stack([augmentation(image) for image in chosen])
+            yield preprocessing(chosen), images.labels[indices]
+        return
+
+    def one(item: tuple[Tensor, int]) -> tuple[Tensor, int]:
+        image, label = item
+        if preprocessing.size is not None:
+            image = v2.functional.resize(image, list(preprocessing.size), antialias=True)
+        return (augmentation(image) if augmentation is not None else image), label
+
+    def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        pairs = [one(item) for item in items]
+        if len({tuple(image.shape) for image, _ in pairs}) > 1:
+            raise DataError("the images have different sizes", hint="give the network's input: `--input 1x3x224x224`")
+        return preprocessing(torch.stack([p[0] for p in pairs])), torch.tensor([p[1] for p in pairs])
+
+    chosen_set = Subset(images, order.tolist())  # type: ignore[arg-type]  # as in `subset`
+    yield from DataLoader(chosen_set, batch_size=batch_size, collate_fn=collate, num_workers=workers)

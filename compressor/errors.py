@@ -1,0 +1,90 @@
+"""Everything that this package raises for something a user can cause or mend.
+
+CompressError
+├── CheckpointError        a file is missing, broken, or not a checkpoint of this architecture
+│   └── UntrustedPickle    loading it would run code
+├── ArchitectureError      no module could be built from a reference
+├── DataError              a data set is missing, unreadable, or lacks what was asked of it
+├── GroupError             nothing prunable, or no such layer or group
+├── PlanError              a budget, ratio or width that cannot be met
+├── SurgeryError           the small network does not agree with the silenced dense one
+├── CalibrationError       a criterion or a repair lacks the data it needs
+├── RetrainError           training cannot start, or its loss is no longer finite
+├── ExportError            the ONNX file does not say what the network says
+├── RuntimeUnavailable     a runtime or device that is not here
+└── ArtifactError          an artifact is missing, incomplete, or in the way
+
+Each carries what was found, what is allowed, and a `hint`: what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CompressError(Exception):
+    """An error with a way out: `str(error)` says what is wrong, `error.hint` what to do."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckpointError(CompressError):
+    """A file is missing, broken, or not a checkpoint of this architecture."""
+
+
+class UntrustedPickle(CheckpointError):
+    """Loading the file would run code; `classes` names what it wants to build."""
+
+    def __init__(self, message: str, *, classes: tuple[str, ...], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.classes = classes
+
+
+class ArchitectureError(CompressError):
+    """No module could be built from an architecture reference."""
+
+
+class DataError(CompressError):
+    """A data set is missing, unreadable, or lacks what was asked of it."""
+
+
+class GroupError(CompressError):
+    """Nothing prunable, or no such layer or group."""
+
+
+class PlanError(CompressError):
+    """A budget, ratio or width that cannot be met."""
+
+
+class SurgeryError(CompressError):
+    """The small network does not agree with the silenced dense one."""
+
+
+class CalibrationError(CompressError):
+    """A criterion or a repair lacks the data it needs."""
+
+
+class RetrainError(CompressError):
+    """Training cannot start, or its loss is no longer finite."""
+
+
+class ExportError(CompressError):
+    """The ONNX file does not say what the network says."""
+
+
+class RuntimeUnavailable(CompressError):
+    """A runtime or device that is not here."""
+
+
+class ArtifactError(CompressError):
+    """An artifact is missing, incomplete, or in the way."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The hint for a misspelt name: the nearest known one, else all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known {kind}: {', '.join(names)}"

@@ -1,0 +1,150 @@
+"""What one training run is: where it starts, how long, with which optimiser, schedule and augmentation."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import asdict, dataclass, field
+
+from compressor.errors import RetrainError, unknown
+
+
+class How(enum.StrEnum):
+    """The published ways to train what pruning left."""
+
+    FINE_TUNE = "fine-tune"  # from the surviving weights, with a schedule of its own
+    SCRATCH_E = "scratch-e"  # fresh weights, as many epochs as the dense network had (Liu et al. 2019, sec. 3)
+    SCRATCH_B = "scratch-b"  # fresh weights, as many MACs as the dense network's training took (ibid.)
+    REWIND_WEIGHTS = "rewind-weights"  # an early checkpoint's weights, and the schedule from there (Renda et al. 2020)
+    REWIND_LR = "rewind-lr"  # the surviving weights, the dense schedule's last epochs again (ibid.)
+
+
+class Start(enum.StrEnum):
+    """Whose weights a run starts from."""
+
+    TRAINED = "trained"
+    REWOUND = "rewound"
+    FRESH = "fresh"
+
+
+class Optimiser(enum.StrEnum):
+    """What takes the steps."""
+
+    SGD = "sgd"  # with Nesterov momentum
+    ADAMW = "adamw"
+
+
+class Shape(enum.StrEnum):
+    """How the learning rate falls after its warm-up."""
+
+    COSINE = "cosine"  # to zero
+    STEP = "step"  # by ten at each milestone
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Step:
+    """A length of training; a bare integer never is one."""
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise RetrainError(f"a run of {self.epochs} epochs", hint="give at least one: `--epochs 3`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The learning rate as a function of progress: linear warm-up to `rate`, then `shape`.
+
+    `skipped` is the share of the schedule that a rewound run leaves out at its start.
+    """
+
+    rate: float
+    shape: Shape = Shape.COSINE
+    warmup: float = 0.1  # share of the run
+    milestones: tuple[float, ...] = (0.5, 0.75)  # shares of the run (Liu et al. 2019)
+    skipped: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and math.isfinite(self.rate)):
+            raise RetrainError(f"a learning rate must be positive: {self.rate}", hint="for example `--lr 0.01`")
+        if not (0 <= self.warmup < 1 and 0 <= self.skipped < 1):
+            raise RetrainError(f"warm-up {self.warmup} and skipped share {self.skipped} must lie in [0, 1)")
+
+    def at(self, progress: float) -> float:
+        """The rate at `progress` in [0, 1] through the run."""
+        at = self.skipped + (1 - self.skipped) * progress
+        if at < self.warmup:
+            return self.rate * max(at, 1e-3 * self.warmup) / self.warmup
+        match self.shape:
+            case Shape.CONSTANT:
+                return self.rate
+            case Shape.STEP:
+                return self.rate * float(0.1 ** sum(at >= m for m in self.milestones))
+            case Shape.COSINE:
+                return self.rate * 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / (1 - self.warmup)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training run, complete: the same recipe on the same data gives the same bytes on a CPU."""
+
+    budget: Step
+    schedule: Schedule
+    start: Start = Start.TRAINED
+    how: How | None = None
+    optimiser: Optimiser = Optimiser.SGD
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+    augment: tuple[str, ...] = ("flip", "crop")
+    mixed_precision: bool = True  # used where the device has it: CUDA
+    seed: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.budget.epochs < 1:
+            raise RetrainError("a run needs at least one epoch", hint="for example `--epochs 3`")
+        if self.batch_size < 1:
+            raise RetrainError(f"a batch size must be at least 1: {self.batch_size}")
+        if not 0 <= self.label_smoothing < 1:
+            raise RetrainError(f"label smoothing must lie in [0, 1): {self.label_smoothing}")
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values only; `recipe_from_json` is the way back."""
+        plain = asdict(self)
+        plain["budget"] = {"epochs": self.budget.epochs}
+        return plain
+
+
+def recipe_from_json(plain: dict[str, object]) -> Recipe:
+    """The recipe that `to_json` wrote; refused where a field is unknown."""
+    values = dict(plain)
+    try:
+        schedule = dict(values.pop("schedule"))  # type: ignore[call-overload]  # checked by the constructors
+        schedule["shape"] = Shape(schedule["shape"])
+        schedule["milestones"] = tuple(schedule["milestones"])
+        how = values.pop("how", None)
+        return Recipe(
+            budget=Step(**values.pop("budget")),  # type: ignore[arg-type]
+            schedule=Schedule(**schedule),
+            how=How(str(how)) if how else None,
+            start=Start(str(values.pop("start"))),
+            optimiser=Optimiser(str(values.pop("optimiser"))),
+            augment=tuple(values.pop("augment")),  # type: ignore[arg-type]
+            notes=tuple(values.pop("notes", ())),  # type: ignore[arg-type]
+            **values,  # type: ignore[arg-type]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RetrainError(f"not a training recipe: {error}") from error
+
+
+def how_named(name: str) -> How:
+    """The way to retrain called `name`."""
+    try:
+        return How(name)
+    except ValueError:
+        known = [str(h) for h in How]
+        raise RetrainError(f"there is no way to retrain called `{name}`", hint=unknown("ways", name, known)) from None

@@ -1,0 +1,1 @@
+"""Runtimes: one file each; the file name is the runtime's name."""
