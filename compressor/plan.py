@@ -1,0 +1,282 @@
+"""Which channels leave: scores and a budget in, exact indices out.
+
+The unit that leaves is one channel of every block of a group (one channel, where there are no blocks): the units of a
+group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks the
+units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.errors import PlanError
+from compressor.groups import ChannelGroup, Role
+
+AUTO_ALIGN = 8  # onnxruntime's blocked convolutions: 8 channels with AVX2; also a multiple of a GPU's 8 halves
+
+
+class Scope(enum.StrEnum):
+    """How a ratio is shared among the groups."""
+
+    UNIFORM = "uniform"
+    GLOBAL = "global"
+    ISOMORPHIC = "isomorphic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelBudget:
+    """A share of the channels leaves."""
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise PlanError(
+                f"a pruning ratio must lie between 0 and 1, and {self.ratio:g} does not",
+                hint="it is the share of channels that leave: `--ratio 0.5`",
+            )
+
+
+class Countable(enum.StrEnum):
+    """What a cost budget counts."""
+
+    MACS = "macs"
+    PARAMS = "params"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostBudget:
+    """A share of the MACs or parameters may stay."""
+
+    counted: Countable
+    stays: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stays < 1:
+            raise PlanError(
+                f"the share of {self.counted} that may stay must lie between 0 and 1, and {self.stays:g} does not",
+                hint=f"for half of them: `--{self.counted} 0.5`",
+            )
+
+
+Budget = ChannelBudget | CostBudget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """A number for every channel of every group; the lowest leave first. `by_root[root]` is float64 `[channels]`."""
+
+    by_root: Mapping[str, Tensor]
+    comparable: bool  # across groups; others are divided by their group's mean first
+
+    def __post_init__(self) -> None:
+        for root, scores in self.by_root.items():
+            if not torch.isfinite(scores).all():
+                raise PlanError(f"the scores of `{root}` are not finite", hint="check the weights and the data for NaN")
+
+    def reversed(self) -> Scores:
+        """The same with the highest leaving first."""
+        return Scores(by_root={r: -s for r, s in self.by_root.items()}, comparable=self.comparable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningPlan:
+    """The channels that leave each group, by the group's root; sorted and unique."""
+
+    removed: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        for root, indices in self.removed.items():
+            if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
+                raise PlanError(f"the removed channels of `{root}` are not sorted, unique and non-negative")
+
+    def check(self, groups: Sequence[ChannelGroup]) -> None:
+        """Refuses a plan that does not belong to `groups`, empties one, or takes unequal numbers from its blocks."""
+        by_root = {g.root: g for g in groups}
+        for root, indices in self.removed.items():
+            group = by_root.get(root)
+            if group is None:
+                raise PlanError(f"the plan names a group `{root}` that this network does not have")
+            if indices and indices[-1] >= group.channels:
+                raise PlanError(f"the plan removes channel {indices[-1]} of the {group.channels} of `{root}`")
+            size = group.channels // group.blocks
+            per_block = [sum(i // size == b for i in indices) for b in range(group.blocks)]
+            if len(set(per_block)) > 1 or per_block[0] >= size:
+                raise PlanError(f"the plan takes {per_block} of {size} channels from the blocks of `{root}`")
+
+    @property
+    def count(self) -> int:
+        """How many channels leave in all."""
+        return sum(map(len, self.removed.values()))
+
+    def to_json(self) -> dict[str, list[int]]:
+        """Root → removed indices."""
+        return {root: list(indices) for root, indices in self.removed.items()}
+
+
+def plan_from_json(plain: Mapping[str, Sequence[int]]) -> PruningPlan:
+    """The plan that `to_json` wrote."""
+    return PruningPlan(removed={root: tuple(int(i) for i in indices) for root, indices in plain.items()})
+
+
+def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> int:
+    """Channels that stay: never fewer than asked for, never none, a multiple of `multiple` where it fits."""
+    wanted = max(1, at_least, channels - math.floor(channels * ratio + 1e-9))  # 0.7 * 10 is just below 7
+    return min(channels, math.ceil(wanted / multiple) * multiple)
+
+
+CostOf = Callable[[PruningPlan], Mapping[Countable, float]]
+
+
+def plan_pruning(
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    *,
+    budget: Budget,
+    scope: Scope = Scope.UNIFORM,
+    align: int = 1,
+    min_channels: int = 1,
+    cost_of: CostOf | None = None,
+) -> PruningPlan:
+    """The plan that meets the budget; widths are rounded up to multiples of `align` where a group is wide enough.
+
+    `cost_of` gives what stays under a plan (a cost budget needs it). Refused: a budget that removes nothing, or that
+    cannot be met with `min_channels` left in every group.
+    """
+    if align < 1 or min_channels < 1:
+        raise PlanError(f"alignment {align} and least width {min_channels} must be at least 1")
+    ranking = _Ranking(groups, scores, scope=scope, align=align, min_channels=min_channels)
+    if isinstance(budget, ChannelBudget):
+        plan = ranking.at(budget.ratio)
+    else:
+        assert cost_of is not None
+        plan = _within_budget(ranking, budget, cost_of)
+    if not plan.count:
+        widest = max(g.channels for g in groups)
+        raise PlanError(
+            "nothing would be removed: the budget rounds to no channel at all",
+            hint=f"ask for more, or for a finer alignment than {align}: the widest group has {widest} channels",
+        )
+    plan.check(groups)
+    return plan
+
+
+class _Ranking:
+    """The order in which each group's units leave, and how many do at a ratio."""
+
+    def __init__(
+        self, groups: Sequence[ChannelGroup], scores: Scores, *, scope: Scope, align: int, min_channels: int
+    ) -> None:
+        self.groups, self.scope, self.align, self.min_channels = groups, scope, align, min_channels
+        self.units: dict[str, Tensor] = {}  # root → channels [units, blocks], in the order they leave
+        self.unit_scores: dict[str, Tensor] = {}  # root → [units], rising
+        for group in groups:
+            of_group = scores.by_root[group.root].double()
+            if of_group.shape != (group.channels,):
+                raise PlanError(f"{list(of_group.shape)} scores for the {group.channels} channels of `{group.root}`")
+            mean = float(of_group.abs().mean())
+            if not scores.comparable and mean > 0:
+                of_group = of_group / mean
+            blocks = of_group.view(group.blocks, -1)
+            ordered, order = blocks.sort(dim=1, stable=True)
+            offsets = torch.arange(group.blocks).unsqueeze(1) * blocks.shape[1]
+            self.units[group.root] = (order + offsets).T
+            self.unit_scores[group.root] = ordered.mean(dim=0)
+
+    def multiple(self, group: ChannelGroup) -> int:
+        """What the group's width is rounded up to: the alignment in every block, where the block is wide enough."""
+        aligned = math.lcm(group.blocks, self.align)
+        return aligned if aligned < group.channels else group.blocks
+
+    def plan(self, widths: Mapping[str, int]) -> PruningPlan:
+        """The plan that leaves each group the width given for it."""
+        removed = {}
+        for group in self.groups:
+            units = (group.channels - widths[group.root]) // group.blocks
+            removed[group.root] = tuple(sorted(self.units[group.root][:units].flatten().tolist()))
+        return PruningPlan(removed=removed)
+
+    def least_width(self, group: ChannelGroup) -> int:
+        """The narrowest that the group may become."""
+        return kept(group.channels, 1.0, multiple=self.multiple(group), at_least=min(self.min_channels, group.channels))
+
+    def at(self, ratio: float) -> PruningPlan:
+        """The plan at a pruning ratio, shared by the scope."""
+        if self.scope is Scope.UNIFORM:
+            shares = {g.root: ratio for g in self.groups}
+        elif self.scope is Scope.GLOBAL:
+            shares = self._ranked(self.groups, ratio)
+        else:
+            classes: dict[object, list[ChannelGroup]] = defaultdict(list)
+            for group in self.groups:
+                classes[_structure(group)].append(group)
+            shares = {r: s for c in classes.values() for r, s in self._ranked(c, ratio).items()}
+        widths = {
+            g.root: kept(g.channels, shares[g.root], multiple=self.multiple(g), at_least=self.min_channels)
+            for g in self.groups
+        }
+        return self.plan(widths)
+
+    def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, float]:
+        """The ratio of each group when the lowest units of all of them leave; exact, ties by position."""
+        wanted = math.floor(sum(g.channels for g in groups) * ratio + 1e-9)
+        candidates: list[tuple[float, int, int]] = []
+        for index, group in enumerate(groups):
+            least = max(group.blocks, min(self.min_channels, group.channels))
+            free = (group.channels - -(-least // group.blocks) * group.blocks) // group.blocks
+            candidates += [(s, index, u) for u, s in enumerate(self.unit_scores[group.root][:free].tolist())]
+        candidates.sort()
+        gone, taken = [0] * len(groups), 0
+        for _, index, _ in candidates:
+            size = groups[index].blocks
+            if taken + size > wanted:
+                if size == 1:
+                    break
+                continue
+            gone[index] += size
+            taken += size
+        return {g.root: gone[i] / g.channels for i, g in enumerate(groups)}
+
+
+def _structure(group: ChannelGroup) -> object:
+    """What makes two groups isomorphic: their members' roles, dimensions and kinds of tensor, not their sizes."""
+    return tuple((m.role, m.dim, m.tensor.rpartition(".")[2], m.blocks > 1) for m in group.members if m.role is not Role.CARRIES)
+
+
+def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> PruningPlan:
+    """The widest plan at or below the budget: bisection on the ratio, then single steps of single groups back up."""
+
+    def stays(plan: PruningPlan) -> float:
+        return cost_of(plan)[budget.counted]
+
+    least = ranking.plan({g.root: ranking.least_width(g) for g in ranking.groups})
+    if stays(least) > budget.stays:
+        raise PlanError(
+            f"{budget.stays:.1%} of the {budget.counted} cannot be reached: the narrowest network keeps {stays(least):.1%}",
+            hint="ask for more, lower `--min-channels` or `--align`, or protect less",
+        )
+    low, high, plan = 0.0, 1.0, least
+    for _ in range(24):
+        middle = (low + high) / 2
+        candidate = ranking.at(middle)
+        if stays(candidate) > budget.stays:
+            low = middle
+        else:
+            high, plan = middle, candidate
+    widths = {g.root: g.channels - len(plan.removed[g.root]) for g in ranking.groups}
+    for _ in range(4):  # each pass widens every group by one step at most
+        before = dict(widths)
+        for group in sorted(ranking.groups, key=lambda g: -g.channels):
+            wider = {**widths, group.root: min(group.channels, widths[group.root] + ranking.multiple(group))}
+            if wider != widths and stays(ranking.plan(wider)) <= budget.stays:
+                widths = wider
+        if widths == before or stays(ranking.plan(widths)) > budget.stays * 0.995:
+            break
+    return ranking.plan(widths)

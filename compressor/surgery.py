@@ -1,0 +1,127 @@
+"""What was cut from a network: for every tensor the indices that stay, for every layer the numbers that change.
+
+A surgery turns any state of the dense network into one of the small network (rewinding needs an early one), composes
+with the next surgery (iterative pruning is a `for`), and makes an artifact loadable without the module's pickle.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import SurgeryError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surgery:
+    """A cut, relative to the dense network.
+
+    `slices`: tensor name → dimension → kept indices, int64 `[kept]`, or `[blocks, kept / blocks]` for the input
+    dimension of a grouped convolution, where every block of rows keeps columns of its own. `attributes`: layer → what
+    to set on it. `factors`: tensor → (rows, factor): the first rows are multiplied, so that attention keeps its scale.
+    """
+
+    slices: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    factors: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for tensor, dims in self.slices.items():
+            for dim, kept in dims.items():
+                if not kept.numel():
+                    raise SurgeryError(f"dimension {dim} of `{tensor}` would be empty")
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """What stays of the dense network's tensor called `name`; the tensor itself where nothing was cut."""
+        for dim, kept in sorted(self.slices.get(name, {}).items(), reverse=True):
+            kept = kept.to(tensor.device)
+            if kept.ndim == 2:
+                blocks = tensor.unflatten(0, (len(kept), -1)).unbind(0)
+                tensor = torch.cat([b.index_select(dim, k) for b, k in zip(blocks, kept, strict=True)])
+            else:
+                tensor = tensor.index_select(dim, kept)
+        if name in self.factors:
+            rows, factor = self.factors[name]
+            tensor = torch.cat([tensor[:rows] * factor, tensor[rows:]])
+        return tensor
+
+    def cut_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state of the dense network, cut to the small one."""
+        return {name: self.cut(name, tensor) for name, tensor in state.items()}
+
+    def then(self, second: Surgery) -> Surgery:
+        """One surgery that does what this one and then `second` (relative to the smaller network) do."""
+        slices = {name: dict(dims) for name, dims in self.slices.items()}
+        for name, dims in second.slices.items():
+            mine = slices.setdefault(name, {})
+            for dim, kept in dims.items():
+                before = mine.get(dim)
+                mine[dim] = kept if before is None else before.gather(-1, kept)
+        attributes = {layer: dict(values) for layer, values in self.attributes.items()}
+        for layer, values in second.attributes.items():
+            attributes.setdefault(layer, {}).update(values)
+        factors = dict(self.factors)
+        for name, (rows, factor) in second.factors.items():
+            factors[name] = (rows, factor * factors.get(name, (rows, 1.0))[1])
+        return Surgery(slices=slices, attributes=attributes, factors=factors)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values only; `surgery_from_json` is the way back."""
+        return {
+            "slices": {n: {str(d): k.tolist() for d, k in dims.items()} for n, dims in self.slices.items()},
+            "attributes": {layer: dict(values) for layer, values in self.attributes.items()},
+            "factors": {n: list(value) for n, value in self.factors.items()},
+        }
+
+
+def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
+    """The surgery that `to_json` wrote."""
+    try:
+        slices: Mapping[str, Mapping[str, list[int]]] = plain["slices"]  # type: ignore[assignment]  # checked by use
+        attributes: Mapping[str, Mapping[str, int]] = plain["attributes"]  # type: ignore[assignment]
+        factors: Mapping[str, list[float]] = plain["factors"]  # type: ignore[assignment]
+        return Surgery(
+            slices={n: {int(d): torch.tensor(k, dtype=torch.int64) for d, k in ds.items()} for n, ds in slices.items()},
+            attributes={layer: dict(values) for layer, values in attributes.items()},
+            factors={n: (int(rows), float(factor)) for n, (rows, factor) in factors.items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SurgeryError(f"not a record of a surgery: {error}") from error
+
+
+def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
+    """A copy of the dense module with the surgery done to it; the module stays as it was."""
+    small = copy.deepcopy(module)
+    for name in surgery.slices.keys() | surgery.factors.keys():
+        owner, _, leaf = name.rpartition(".")
+        layer = small.get_submodule(owner)
+        tensor: Tensor = getattr(layer, leaf)
+        cut = surgery.cut(name, tensor.detach()).contiguous()
+        if isinstance(tensor, nn.Parameter):
+            setattr(layer, leaf, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+        else:
+            setattr(layer, leaf, cut.clone())
+    return set_attributes_(small, surgery)
+
+
+def set_attributes_(module: nn.Module, surgery: Surgery) -> nn.Module:
+    """Set the numbers that the surgery changed on a module whose tensors have (or will have) the small shapes."""
+    for name, values in surgery.attributes.items():
+        layer = module.get_submodule(name)
+        for attribute, value in values.items():
+            setattr(layer, attribute, (value,) if attribute == "normalized_shape" else value)
+    return module
+
+
+def reshaped(module: nn.Module, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the dense module in the small shapes, holding `state`; refused where names or shapes disagree."""
+    small = operate(module, surgery)
+    try:
+        small.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise SurgeryError(f"the weights do not fit the recorded surgery: {error}") from error
+    return small
