@@ -1,0 +1,340 @@
+"""What a criterion may know of a network: its weights, and statistics of one pass over calibration data.
+
+A pass runs in eval mode (a batch norm uses its running statistics, dropout is off) and leaves the module as it was.
+
+Activations. For every channel of a group the mean of |x| and the share of x = 0 over what the group's *consumers* read,
+that is behind the norm and the activation; every consumer counts alike, every image and position within one too. A
+group whose consumers run inside another layer's kernel (`out_proj` of `nn.MultiheadAttention`) falls back to what its
+producers write, before any activation.
+
+Gradients. The mean over images of ∂loss/∂parameter, where the loss of an image is
+
+    labels given                    cross entropy
+    no labels, `[batch, classes]`   cross entropy against the network's own top class (against its whole distribution
+                                    the gradient is zero by definition)
+    any other output                ½ Σ output² (a squared error needs targets; this asks what carries the energy)
+
+Squared gradients. The mean over images of (∂loss/∂parameter)², image by image: the diagonal of the empirical Fisher
+matrix with labels. Without them the target is drawn from the network's own distribution, which makes the mean the
+Gauss-Newton diagonal in expectation (Kunstner et al. 2019, arXiv:1905.12558, sec. 2): a drawn class, or, for any other
+output, unit noise around it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.data import UNLABELLED
+from compressor.errors import CalibrationError
+from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Member, Role
+
+T = TypeVar("T")
+Inputs = Tensor | Sequence[Tensor]
+Batches = Iterable[tuple[Inputs, Tensor | None]]
+
+
+class Needs(enum.StrEnum):
+    """What has to be gathered before a criterion can score; all but `NOTHING` takes data."""
+
+    NOTHING = "nothing"
+    ACTIVATIONS = "activations"
+    GRADIENTS = "gradients"
+    SQUARED_GRADIENTS = "squared-gradients"  # one backward pass per image, not per batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A network's weights and what was gathered of it, on the CPU; what was not asked for is `None`.
+
+    `weights` and the gradients go by the tensor's name in `state_dict()`; `mean_absolute` and `zero_share` by a group's
+    root, float64 `[channels]`. `labelled` says whether the gradients used labels.
+    """
+
+    module: nn.Module
+    weights: Mapping[str, Tensor]
+    generator: torch.Generator
+    gradients: Mapping[str, Tensor] | None = None
+    squared_gradients: Mapping[str, Tensor] | None = None
+    mean_absolute: Mapping[str, Tensor] | None = None
+    zero_share: Mapping[str, Tensor] | None = None
+    images: int = 0
+    labelled: bool = False
+
+
+def required(gathered: T | None, needs: Needs) -> T:
+    """What was gathered; refused where it was not."""
+    if gathered is None:
+        raise CalibrationError(
+            f"this criterion scores by {needs.replace('-', ' ')}, which takes data",
+            hint="give `--data`, or a criterion that needs none: `--criterion l1-norm`",
+        )
+    return gathered
+
+
+def rows(member: Member, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The member's slice of its tensor at each of its positions: float64 `[positions, elements]`."""
+    tensor = tensors[member.tensor].double()
+    if member.role is Role.CONSUMES and member.dim == 1 and member.blocks > 1:
+        blocks = tensor.reshape(member.blocks, -1, *tensor.shape[1:])  # [groups, out / groups, in / groups, ...]
+        by_position = blocks.transpose(1, 2).flatten(0, 1)
+    else:
+        by_position = tensor.movedim(member.dim, 0)
+    return by_position[member.positions].reshape(len(member.positions), -1)
+
+
+def over_channels(group: ChannelGroup, members: Iterable[Member], value: Callable[[Member], Tensor]) -> Tensor:
+    """The sum over members of `value(member)` `[positions]`, by the group's channel: float64 `[channels]`."""
+    total = torch.zeros(group.channels, dtype=torch.float64)
+    for member in members:
+        total.index_add_(0, member.channels, value(member).double())
+    return total
+
+
+def producers(group: ChannelGroup) -> Iterator[Member]:
+    """The members that write the group's channels: what a norm of filters is taken over."""
+    return (m for m in group.members if m.role is Role.PRODUCES)
+
+
+def gather(
+    module: nn.Module, groups: Sequence[ChannelGroup], *, needs: Needs, batches: Batches | None, seed: int
+) -> Calibration:
+    """What a criterion with these `needs` asks of `module`; `batches` are (inputs, labels), labels None or -1 for none.
+
+    Refused: no data where data is needed, weights or gradients that are not finite, labels that the output has no
+    class for, a group whose channels no hook can see.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = {n: t.detach().cpu() for n, t in module.state_dict().items() if t.is_floating_point()}
+    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise CalibrationError(
+            f"`{broken[0]}` holds values that are not finite", hint="the network cannot be scored: mend its checkpoint"
+        )
+    if needs is Needs.NOTHING:
+        return Calibration(module=module, weights=weights, generator=generator)
+    data = required(batches, needs)
+    with _lent(module, seed=seed, gradients=needs is not Needs.ACTIVATIONS):
+        if needs is Needs.ACTIVATIONS:
+            mean_absolute, zero_share, images = _activations(module, groups, data)
+            return Calibration(
+                module=module,
+                weights=weights,
+                generator=generator,
+                mean_absolute=mean_absolute,
+                zero_share=zero_share,
+                images=images,
+            )
+        squared = needs is Needs.SQUARED_GRADIENTS
+        gradients, images, labelled = _gradients(module, data, squared=squared, generator=generator)
+    return Calibration(
+        module=module,
+        weights=weights,
+        generator=generator,
+        gradients=None if squared else gradients,
+        squared_gradients=gradients if squared else None,
+        images=images,
+        labelled=labelled,
+    )
+
+
+@contextmanager
+def _lent(module: nn.Module, *, seed: int, gradients: bool) -> Iterator[None]:
+    """Eval mode, gradients on or off, chance seeded; and all of it undone."""
+    modes = [(m, m.training) for m in module.modules()]
+    wanted = [(p, p.requires_grad) for p in module.parameters()]
+    devices = sorted({p.device.index for p, _ in wanted if p.device.type == "cuda"})
+    try:
+        module.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(gradients and parameter.is_floating_point())
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+def _forward(module: nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
+    """The first tensor of the network's output, and how many images went in."""
+    first = next(module.parameters())
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    tensors = [t.to(first.device, first.dtype) if t.is_floating_point() else t.to(first.device) for t in tensors]
+    try:
+        output: Any = module(*tensors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors)
+        raise CalibrationError(
+            f"the network fails on the calibration data, inputs {shapes}: {str(error).splitlines()[0]}",
+            hint="check that the data has the network's channels and size",
+        ) from error
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output, len(tensors[0])
+
+
+class _Tally:
+    """Running sums over every axis but the channels' one."""
+
+    def __init__(self) -> None:
+        self.absolute: Tensor | float = 0.0
+        self.zeros: Tensor | float = 0.0
+        self.elements = 0
+
+    def add(self, values: Tensor, axis: int) -> None:
+        by_channel = values.detach().movedim(axis, 0).flatten(1)  # [channels, elements]
+        self.absolute = self.absolute + by_channel.abs().sum(dim=1, dtype=torch.float64)
+        self.zeros = self.zeros + (by_channel == 0).sum(dim=1, dtype=torch.float64)
+        self.elements += by_channel.shape[1]
+
+    def means(self) -> Tensor:
+        """`[2, channels]`: mean |x| and share of zeros."""
+        return torch.stack([torch.as_tensor(self.absolute), torch.as_tensor(self.zeros)]).cpu() / self.elements
+
+
+def _activations(
+    module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """Mean |x| and share of zeros by root, and the number of images."""
+    tallies: dict[tuple[str, Role], _Tally] = {}
+    handles = []
+    images = 0
+    try:
+        for member in (m for g in groups for m in g.members):
+            axis = _axis(module, member)
+            if axis is not None and (member.layer, member.role) not in tallies:
+                tally = tallies[member.layer, member.role] = _Tally()
+                handles.append(_hook(module.get_submodule(member.layer), member.role, axis, tally))
+        for inputs, _ in batches:
+            images += _forward(module, inputs)[1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    _refuse_none(images)
+    statistics = {g.root: _statistics(module, g, tallies) for g in groups}
+    return {root: s[0] for root, s in statistics.items()}, {root: s[1] for root, s in statistics.items()}, images
+
+
+def _axis(module: nn.Module, member: Member) -> int | None:
+    """The axis of what the layer reads or writes that the member's positions index; None where a hook cannot see it."""
+    if member.role not in (Role.CONSUMES, Role.PRODUCES):
+        return None
+    layer = module.get_submodule(member.layer)
+    reads = member.role is Role.CONSUMES
+    if isinstance(layer, CONVOLUTIONS):
+        return 1 if reads is (member.dim == (0 if isinstance(layer, TRANSPOSED) else 1)) else None
+    if isinstance(layer, nn.Linear):
+        return -1 if reads is (member.dim == 1) else None
+    if isinstance(layer, nn.MultiheadAttention):
+        return -1 if reads and member.tensor.endswith("in_proj_weight") and member.dim == 1 else None
+    return None
+
+
+def _hook(layer: nn.Module, role: Role, axis: int, tally: _Tally) -> torch.utils.hooks.RemovableHandle:
+    def read(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tally.add(next(t for t in (*args, *named.values()) if isinstance(t, Tensor)), axis)
+
+    def written(_: nn.Module, __: Any, output: Tensor) -> None:
+        tally.add(output, axis)
+
+    if role is Role.CONSUMES:
+        return layer.register_forward_pre_hook(read, with_kwargs=True)
+    return layer.register_forward_hook(written)
+
+
+def _statistics(module: nn.Module, group: ChannelGroup, tallies: Mapping[tuple[str, Role], _Tally]) -> Tensor:
+    """`[2, channels]`: what the consumers read, on average; what the producers write where no consumer can be seen."""
+    for role in (Role.CONSUMES, Role.PRODUCES):
+        total = torch.zeros(2, group.channels, dtype=torch.float64)
+        seen = torch.zeros(group.channels, dtype=torch.int64)
+        for member in group.members:
+            tally = tallies.get((member.layer, member.role))
+            if member.role is not role or tally is None or not tally.elements or _axis(module, member) is None:
+                continue
+            positions = member.channels.bincount(minlength=group.channels)
+            sums = torch.zeros(2, group.channels, dtype=torch.float64)
+            sums.index_add_(1, member.channels, tally.means()[:, member.positions])
+            total += sums / positions.clamp(min=1)
+            seen += positions > 0
+        if bool(seen.all()):
+            return total / seen
+    raise CalibrationError(
+        f"no layer shows the activations of the group of `{group.root}`",
+        hint=f"use a criterion on weights or gradients, or `--protect {group.root}`",
+    )
+
+
+def _gradients(
+    module: nn.Module, batches: Batches, *, squared: bool, generator: torch.Generator
+) -> tuple[dict[str, Tensor], int, bool]:
+    """Mean (squared) gradients by parameter name, the number of images, and whether all of them had labels."""
+    named = [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
+    parameters = list({id(p): p for _, p in named}.values())
+    sums = [torch.zeros_like(p) for p in parameters]
+    images, labelled = 0, True
+    for inputs, labels in _single(batches) if squared else batches:
+        output, size = _forward(module, inputs)
+        known = labels is not None and not bool((labels == UNLABELLED).any()) and _is_scores(output)
+        loss = _loss(output, labels if known else None, drawn=squared, generator=generator)
+        for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            if gradient is not None:
+                total += gradient.square() if squared else gradient
+        images, labelled = images + size, labelled and known
+    _refuse_none(images)
+    mean = {id(p): (total / images).cpu() for p, total in zip(parameters, sums, strict=True)}
+    gradients = {name: mean[id(p)] for name, p in named}
+    broken = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+    if broken:
+        raise CalibrationError(f"the gradient of `{broken[0]}` is not finite", hint="check the data's normalisation")
+    return gradients, images, labelled
+
+
+def _single(batches: Batches) -> Iterator[tuple[Inputs, Tensor | None]]:
+    """The same data, one image at a time."""
+    for inputs, labels in batches:
+        tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        for i in range(len(tensors[0])):
+            yield [t[i : i + 1] for t in tensors], None if labels is None else labels[i : i + 1]
+
+
+def _is_scores(output: Tensor) -> bool:
+    return output.ndim == 2 and output.shape[1] > 1
+
+
+def _loss(output: Tensor, labels: Tensor | None, *, drawn: bool, generator: torch.Generator) -> Tensor:
+    """The sum over images of the loss in the module's docstring; with `drawn`, unlabelled targets are drawn."""
+    output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+    if not _is_scores(output):
+        if not drawn:
+            return 0.5 * output.square().sum()
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        return (signs * output).sum()
+    if labels is None:
+        scores = output.detach()
+        if drawn:
+            labels = torch.multinomial(scores.softmax(dim=1).cpu(), 1, generator=generator).flatten()
+        else:
+            labels = scores.argmax(dim=1)
+    elif int(labels.max()) >= output.shape[1] or int(labels.min()) < 0:
+        raise CalibrationError(
+            f"the data has a label {int(labels.max())}, the network {output.shape[1]} classes",
+            hint="give data of the network's classes, or images without labels",
+        )
+    return functional.cross_entropy(output, labels.to(output.device), reduction="sum")
+
+
+def _refuse_none(images: int) -> None:
+    if not images:
+        raise CalibrationError("the calibration data holds no images", hint="give `--data` with at least one image")

@@ -1,0 +1,21 @@
+"""Mean absolute activation of each channel.
+
+score(c) = mean over images, positions and consumers of |x_c|, where x is what the group's consumers read, behind the
+norm and the activation function (Molchanov et al. 2017, arXiv:1611.06440, sec. 2.2, "activation"). Labels are not used.
+Without data it is refused: give `--data`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compressor.calibration import Calibration, Needs, required
+from compressor.groups import ChannelGroup
+
+NEEDS = Needs.ACTIVATIONS
+COMPARABLE = False  # the scale of activations differs from layer to layer
+
+
+def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
+    """Means of |x|; `[channels]`, float64."""
+    return required(calibration.mean_absolute, NEEDS)[group.root].clone()

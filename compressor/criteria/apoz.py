@@ -1,0 +1,29 @@
+"""Share of non-zero activations, one minus APoZ (Hu et al. 2016, arXiv:1607.03250).
+
+score(c) = 1 − mean over images, positions and consumers of [x_c = 0], where x is what the group's consumers read,
+behind the norm and the activation function. Only an activation that gives exact zeros (ReLU, ReLU6, hard swish) ranks
+channels: a group read without one scores 1 throughout, and its ties are broken by index; a network without any zero is
+refused. Labels are not used. Without data it is refused: give `--data`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compressor.calibration import Calibration, Needs, required
+from compressor.errors import CalibrationError
+from compressor.groups import ChannelGroup
+
+NEEDS = Needs.ACTIVATIONS
+COMPARABLE = True
+
+
+def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
+    """Shares of activations that are not zero; `[channels]`, float64."""
+    shares = required(calibration.zero_share, NEEDS)
+    if not any(bool(share.any()) for share in shares.values()):
+        raise CalibrationError(
+            "no activation of this network is ever zero: every channel would score alike",
+            hint="apoz is for networks with ReLU; use `--criterion activation`",
+        )
+    return 1 - shares[group.root]

@@ -1,0 +1,30 @@
+"""Distance of each filter to all others of its layer (FPGM, He et al. 2019, arXiv:1811.00250).
+
+score(c) = Σ over producers Σ over c' ‖w_c − w_c'‖₂. A filter near the geometric median of its layer is the one
+that the others can stand in for, whatever its norm. Where several layers write into the same channels their sums add.
+Takes no data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compressor.calibration import Calibration, Needs, over_channels, producers, rows
+from compressor.groups import ChannelGroup
+
+NEEDS = Needs.NOTHING
+COMPARABLE = False
+DIRECT_AT_MOST = 10**10  # multiplications; a second or so
+
+
+def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
+    """Sums of Euclidean distances; `[channels]`, float64."""
+    return over_channels(group, producers(group), lambda m: _distances(rows(m, calibration.weights)))
+
+
+def _distances(filters: Tensor) -> Tensor:
+    # By matrix products two equal filters would be 1e-8 apart and their tie be broken by rounding, not by index.
+    direct = filters.numel() * len(filters) <= DIRECT_AT_MOST
+    mode = "donot_use_mm_for_euclid_dist" if direct else "use_mm_for_euclid_dist"
+    return torch.cdist(filters, filters, compute_mode=mode).sum(dim=1)
