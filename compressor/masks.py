@@ -1,0 +1,184 @@
+"""Unstructured masks: which single weights stay, exactly as many as asked.
+
+A masked network has the shapes, and the latency, of the dense one; only its storage shrinks (`compressor.sparse`).
+"""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import PlanError
+from compressor.groups import CONVOLUTIONS
+
+
+class MaskScope(enum.StrEnum):
+    """Where weights compete: all with all, or within each tensor at the same sparsity."""
+
+    GLOBAL = "global"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightMask:
+    """The weights that stay: bool tensors by parameter name; a parameter that is not named stays whole."""
+
+    kept: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if not self.kept:
+            raise PlanError("a mask needs at least one parameter")
+        for name, kept in self.kept.items():
+            if kept.dtype is not torch.bool or not kept.numel():
+                raise PlanError(f"the mask of `{name}` must be bool and not empty: {kept.dtype} {list(kept.shape)}")
+
+    @property
+    def weights(self) -> int:
+        """How many weights the mask speaks of."""
+        return sum(kept.numel() for kept in self.kept.values())
+
+    @property
+    def removed(self) -> int:
+        """How many of them are zero."""
+        return self.weights - sum(int(kept.sum()) for kept in self.kept.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The share of them that is zero."""
+        return self.removed / self.weights
+
+    def nested_in(self, other: WeightMask) -> bool:
+        """Whether every weight that this mask keeps is kept by `other` too, as after another level of pruning."""
+        return self.kept.keys() == other.kept.keys() and all(
+            kept.shape == other.kept[name].shape and not bool((kept & ~other.kept[name]).any())
+            for name, kept in self.kept.items()
+        )
+
+
+def maskable(module: nn.Module, *, protect: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The weights that a mask may touch, by name: those of convolutions, linear layers and attention projections.
+
+    Norms, biases and embeddings never; a weight shared by two layers once. `protect` holds globs of layers or
+    parameters to leave whole. Refused: a glob that matches nothing, no weight left.
+    """
+    layers = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+    holders = {name for name, layer in module.named_modules() if isinstance(layer, layers)}
+    found = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if name.rpartition(".")[0] in holders and name.endswith("weight") and parameter.ndim >= 2
+    }
+    chosen = dict(found)
+    for glob in protect:
+        matched = [n for n in found if fnmatch.fnmatch(n, glob) or fnmatch.fnmatch(n.rpartition(".")[0], glob)]
+        if not matched:
+            raise PlanError(
+                f"`--protect {glob}` matches no weight", hint=f"the weights are: {', '.join(list(found)[:4])}"
+            )
+        chosen = {n: p for n, p in chosen.items() if n not in matched}
+    if not chosen:
+        raise PlanError("no convolution or linear weight is left to mask", hint="protect fewer layers")
+    return chosen
+
+
+def magnitude(
+    module: nn.Module,
+    *,
+    sparsity: float,
+    scope: MaskScope | str = MaskScope.GLOBAL,
+    protect: Sequence[str] = (),
+    within: WeightMask | None = None,
+    keep_at_least: int = 1,
+) -> WeightMask:
+    """The mask that removes the smallest |w| (Han et al. 2015, arXiv:1506.02626): exactly ⌊sparsity × weights⌋ of them.
+
+    Ties go by index, the first leave first. Every tensor keeps `keep_at_least` weights. With `within`, the mask of an
+    earlier level, what that removed stays removed. Refused: a sparsity outside (0, 1), one that removes nothing, or
+    more than `keep_at_least` lets go, weights that are not finite.
+    """
+    scope = _scope_named(scope)
+    if not 0 < sparsity < 1:
+        raise PlanError(f"sparsity must lie between 0 and 1, not {sparsity}", hint="0.9 removes nine weights of ten")
+    weights = maskable(module, protect=protect)
+    if within is not None and within.kept.keys() != weights.keys():
+        raise PlanError("the earlier mask covers other weights", hint="protect the same layers at every level")
+    ranked = {name: _magnitudes(name, weight, within) for name, weight in weights.items()}
+    parts = [list(ranked)] if scope is MaskScope.GLOBAL else [[name] for name in ranked]
+    kept: dict[str, Tensor] = {}
+    for names in parts:
+        count = math.floor(sparsity * sum(ranked[n].numel() for n in names) + 1e-9)  # 0.7 * 10 is just below 7
+        kept |= _smallest_removed({n: ranked[n] for n in names}, count, keep_at_least=keep_at_least)
+    mask = WeightMask(kept={n: k.view(weights[n].shape) for n, k in kept.items()})
+    if not mask.removed:
+        raise PlanError(f"a sparsity of {sparsity} removes none of {mask.weights} weights", hint="ask for more")
+    if within is not None and not mask.nested_in(within):
+        raise PlanError(
+            f"a sparsity of {sparsity} is less than the {within.sparsity:.4f} already there", hint="levels go upwards"
+        )
+    return mask
+
+
+def _scope_named(scope: MaskScope | str) -> MaskScope:
+    try:
+        return MaskScope(scope)
+    except ValueError:
+        raise PlanError(f"there is no mask scope called `{scope}`", hint=f"known: {', '.join(MaskScope)}") from None
+
+
+def _magnitudes(name: str, weight: Tensor, within: WeightMask | None) -> Tensor:
+    """|w| `[n]`, and -1 for what is removed already."""
+    magnitudes = weight.detach().abs().flatten().cpu()
+    if not bool(magnitudes.isfinite().all()):
+        raise PlanError(f"`{name}` holds values that are not finite", hint="mend the checkpoint: NaN has no rank")
+    if within is None:
+        return magnitudes
+    if within.kept[name].shape != weight.shape:
+        raise PlanError(f"the earlier mask of `{name}` is {list(within.kept[name].shape)}, not {list(weight.shape)}")
+    return magnitudes.masked_fill(~within.kept[name].flatten().cpu(), -1)
+
+
+def _smallest_removed(ranked: Mapping[str, Tensor], count: int, *, keep_at_least: int) -> dict[str, Tensor]:
+    """Bool tensors, `count` False in all, over tensors of magnitudes."""
+    safe = {name: m.argsort(stable=True)[max(0, len(m) - keep_at_least) :] for name, m in ranked.items()}
+    movable = sum(len(m) - len(safe[name]) for name, m in ranked.items())
+    if count > movable:
+        raise PlanError(
+            f"{count} weights cannot go: {movable} can, if every tensor keeps {keep_at_least}", hint="ask for less"
+        )
+    candidates = torch.cat([m.index_fill(0, safe[n], math.inf) for n, m in ranked.items()])
+    kept = torch.ones(len(candidates), dtype=torch.bool)
+    kept[candidates.argsort(stable=True)[:count]] = False
+    return dict(zip(ranked, torch.split(kept, [len(m) for m in ranked.values()]), strict=True))
+
+
+def apply_mask_(module: nn.Module, mask: WeightMask) -> nn.Module:
+    """Set every removed weight of `module` to +0.0, in place; refused where names or shapes disagree."""
+    Masker(module, mask)()
+    return module
+
+
+class Masker:
+    """A call that sets the removed weights to zero again; made once, called after every step of an optimiser.
+
+    Momentum and weight decay may move a removed weight within a step; no forward pass ever sees it.
+    """
+
+    def __init__(self, module: nn.Module, mask: WeightMask) -> None:
+        parameters = dict(module.named_parameters())
+        for name, kept in mask.kept.items():
+            if name not in parameters or parameters[name].shape != kept.shape:
+                found = list(parameters[name].shape) if name in parameters else "no such parameter"
+                raise PlanError(f"the mask of `{name}` is {list(kept.shape)}, the network has {found}")
+        self._pairs = [(parameters[n], ~kept.to(parameters[n].device)) for n, kept in mask.kept.items()]
+
+    def __call__(self) -> None:
+        """Zero what the mask removed."""
+        with torch.no_grad():
+            for parameter, removed in self._pairs:
+                parameter.masked_fill_(removed, 0)
