@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.groups import CONVOLUTIONS, TRANSPOSED
+from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Role
+from compressor.plan import Countable, PruningPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,13 @@ def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[La
             macs = output.numel() // layer.out_features * layer.weight.numel()
             ins, outs = layer.in_features, layer.out_features
         else:
-            at, channels = (inputs[0], layer.in_channels) if isinstance(layer, TRANSPOSED) else (output, layer.out_channels)
+            at, channels = (
+                (inputs[0], layer.in_channels) if isinstance(layer, TRANSPOSED) else (output, layer.out_channels)
+            )
             macs = at.numel() // channels * layer.weight.numel()
             ins, outs = layer.in_channels, layer.out_channels
         before = found[name].macs if name in found else 0
-        found[name] = LayerCost(
-            layer=name, kind=type(layer).__name__, inputs=ins, outputs=outs, macs=before + macs
-        )
+        found[name] = LayerCost(layer=name, kind=type(layer).__name__, inputs=ins, outputs=outs, macs=before + macs)
 
     for layer in module.modules():
         if isinstance(layer, (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)):
@@ -90,3 +91,45 @@ def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[La
     with torch.no_grad():
         module(*[t[:1] for t in example_inputs])
     return tuple(found.values())
+
+
+class CostModel:
+    """The cost of what a plan leaves, predicted from the dense network without building the small one.
+
+    A layer's MACs are proportional to the size of its weight; what no weight accounts for (attention's own products)
+    is taken to shrink like the parameters.
+    """
+
+    def __init__(self, module: nn.Module, groups: Sequence[ChannelGroup], example_inputs: Sequence[Tensor]) -> None:
+        self.groups = groups
+        self.sizes = {name: p.numel() for name, p in module.named_parameters()}
+        self.shapes = {name: p.shape for name, p in module.named_parameters()}
+        self.dense = count(module, example_inputs)
+        self.layer_macs: dict[str, int] = {}
+        for layer in layer_costs(module, example_inputs):
+            if layer.kind == "MultiheadAttention":
+                self.layer_macs[f"{layer.layer}.in_proj_weight"] = layer.macs * 3 // 4
+                self.layer_macs[f"{layer.layer}.out_proj.weight"] = layer.macs // 4
+            else:
+                self.layer_macs[f"{layer.layer}.weight"] = layer.macs
+        self.other_macs = max(0, self.dense.macs - sum(self.layer_macs.values()))
+
+    def stays(self, plan: PruningPlan) -> dict[Countable, float]:
+        """The share of the dense network's MACs and parameters that the plan leaves."""
+        share = dict.fromkeys(self.sizes, 1.0)
+        gone: dict[tuple[str, int], int] = {}
+        total: dict[tuple[str, int], int] = {}
+        for group in self.groups:
+            mask = torch.zeros(group.channels, dtype=torch.bool)
+            mask[list(plan.removed.get(group.root, ()))] = True
+            for member in group.members:
+                key = (member.tensor, member.dim)
+                gone[key] = gone.get(key, 0) + int(mask[member.channels].sum())
+                grouped_columns = member.role is Role.CONSUMES and member.dim == 1
+                total[key] = member.blocks if grouped_columns else 1
+        for (tensor, dim), count_gone in gone.items():
+            if tensor in share:
+                share[tensor] *= 1 - count_gone / (self.shapes[tensor][dim] * total[tensor, dim])
+        params = sum(self.sizes[name] * s for name, s in share.items()) / self.dense.params
+        macs = sum(m * share[name] for name, m in self.layer_macs.items()) + self.other_macs * params
+        return {Countable.PARAMS: params, Countable.MACS: macs / self.dense.macs}

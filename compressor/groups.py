@@ -73,7 +73,9 @@ class ChannelGroup:
             raise GroupError(f"the {self.channels} channels of `{self.root}` do not divide into {self.blocks} blocks")
         for member in self.members:
             if member.positions.shape != member.channels.shape or not len(member.positions):
-                raise GroupError(f"`{member.tensor}` has {len(member.positions)} positions, {len(member.channels)} channels")
+                raise GroupError(
+                    f"`{member.tensor}` has {len(member.positions)} positions, {len(member.channels)} channels"
+                )
             if int(member.channels.min()) < 0 or int(member.channels.max()) >= self.channels:
                 raise GroupError(f"`{member.tensor}` names a channel outside 0..{self.channels - 1}")
 
@@ -156,7 +158,9 @@ def without(traced: Traced, roots: dict[str, str]) -> Traced:
     )
     groups = tuple(g for g in traced.groups if g.root not in roots)
     if not groups:
-        raise GroupError("nothing in this network can be pruned safely", hint="`compress inspect` says what holds each layer")
+        raise GroupError(
+            "nothing in this network can be pruned safely", hint="`compress inspect` says what holds each layer"
+        )
     return Traced(groups=groups, left_alone=traced.left_alone + tuple(dict.fromkeys(reasons)))
 
 
@@ -259,7 +263,11 @@ class _Graph:
         members: list[Member] = []
         bare_norms: list[str] = []
         for node, is_output, pairs in reached:
-            if not node.outputs and (is_output or node.module not in self.names) or node.grad_fn in self.output_functions:
+            if (
+                not node.outputs
+                and (is_output or node.module not in self.names)
+                or node.grad_fn in self.output_functions
+            ):
                 reads_only = not is_output and node.module in self.names
                 if not reads_only:
                     raise _Ungroupable("its channels are the network's output")
@@ -355,10 +363,14 @@ class _Graph:
         heads = layer.num_heads
         members = self._of(name, {f"{name}.in_proj_weight": (1, reads)}, by_position)
         # the query's rows meet the key's: a channel whose query row is zero is silent in every attention score
-        members += self._of(name, {f"{name}.in_proj_weight": (0, reads), f"{name}.in_proj_bias": (0, reads)}, rows, heads)
+        members += self._of(
+            name, {f"{name}.in_proj_weight": (0, reads), f"{name}.in_proj_bias": (0, reads)}, rows, heads
+        )
         members += self._of(name, {f"{name}.in_proj_weight": (0, makes)}, others)
         members += self._of(name, {f"{name}.in_proj_bias": (0, Role.CARRIES)}, others)
-        members += self._of(name, {f"{name}.bias_k": (2, Role.CARRIES), f"{name}.bias_v": (2, Role.CARRIES)}, by_position)
+        members += self._of(
+            name, {f"{name}.bias_k": (2, Role.CARRIES), f"{name}.bias_v": (2, Role.CARRIES)}, by_position
+        )
         members += self._of(f"{name}.out_proj", {f"{name}.out_proj.weight": (1, reads)}, by_position)
         members += self._of(f"{name}.out_proj", {f"{name}.out_proj.weight": (0, makes)}, by_position)
         return members + self._of(f"{name}.out_proj", {f"{name}.out_proj.bias": (0, Role.CARRIES)}, by_position)
@@ -382,7 +394,13 @@ class _Graph:
                 raise _Ungroupable(f"position {int(positions[-1])} of `{tensor}` is outside its {length}")
             members.append(
                 Member(
-                    layer=layer, tensor=tensor, dim=dim, role=role, positions=positions, channels=channels, blocks=blocks
+                    layer=layer,
+                    tensor=tensor,
+                    dim=dim,
+                    role=role,
+                    positions=positions,
+                    channels=channels,
+                    blocks=blocks,
                 )
             )
         return members

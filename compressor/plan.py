@@ -247,7 +247,9 @@ class _Ranking:
 
 def _structure(group: ChannelGroup) -> object:
     """What makes two groups isomorphic: their members' roles, dimensions and kinds of tensor, not their sizes."""
-    return tuple((m.role, m.dim, m.tensor.rpartition(".")[2], m.blocks > 1) for m in group.members if m.role is not Role.CARRIES)
+    return tuple(
+        (m.role, m.dim, m.tensor.rpartition(".")[2], m.blocks > 1) for m in group.members if m.role is not Role.CARRIES
+    )
 
 
 def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> PruningPlan:

@@ -88,6 +88,13 @@ def shrink(
     except (RuntimeError, IndexError, ValueError, AssertionError):
         surgery = surgery.then(Surgery(attributes=_integers_to_mend(module, groups, plan)))
         small = operate(module, surgery)
+        try:
+            outputs_of(small.eval(), random_like(example_inputs))
+        except (RuntimeError, IndexError, ValueError, AssertionError) as error:
+            # a forward pass that breaks on the new shapes raises whatever its code raises
+            raise SurgeryError(
+                f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`"
+            ) from error
     for layer, original in zip(small.modules(), module.modules(), strict=True):
         layer.training = original.training
     return small, surgery
@@ -242,7 +249,7 @@ class _NormOfSurvivors(nn.Module):
 
 def prove(
     dense: nn.Module,
-    small: nn.Module,
+    surgery: Surgery,
     groups: Sequence[ChannelGroup],
     plan: PruningPlan,
     example_inputs: Sequence[Tensor],
@@ -251,20 +258,26 @@ def prove(
     inputs: Sequence[Tensor] | None = None,
     seed: int = 0,
 ) -> Proof:
-    """The surgery proof, on `inputs` or on normal random ones shaped like the example with a batch of two."""
+    """The surgery proof in `dtype`, on `inputs` or on normal random ones shaped like the example, two of them.
+
+    Refused: a small network that does not run, or whose outputs have another shape. A difference is for the caller to
+    judge (`Proof.holds`), who knows what to do about it.
+    """
+    dense = copy.deepcopy(dense).to(dtype).eval()
+    small = operate(dense, surgery)
     silent = silence(dense, groups, plan)
     given = random_like(example_inputs, seed=seed) if inputs is None else list(inputs)
     given = [t.to(dtype) if t.is_floating_point() else t for t in given]
     try:
-        reference = outputs_of(silent.to(dtype).eval(), given)
-        answers = outputs_of(copy.deepcopy(small).to(dtype).eval(), given)
+        reference = outputs_of(silent, given)
+        answers = outputs_of(small, given)
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        # a forward pass that breaks on the new shapes raises whatever its code raises
-        raise SurgeryError(
-            f"the small network does not run: {error}", hint="`compress inspect` names the layers; protect the one that fails"
-        ) from error
+        # in float64, too, a forward pass raises whatever its code raises
+        raise SurgeryError(f"the small network does not run in {dtype}: {error}") from error
     if [t.shape for t in reference] != [t.shape for t in answers]:
-        raise SurgeryError("the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`")
+        raise SurgeryError(
+            "the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`"
+        )
     return Proof(
         largest_relative_difference=max(map(relative_difference, answers, reference)),
         dtype=dtype,

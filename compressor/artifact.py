@@ -1,0 +1,370 @@
+"""The artifact: a folder with the small network's weights, the recipe that rebuilds it, and everything measured.
+
+`recipe.json` and `model.safetensors` suffice to load it, without the pickle that it came from; `results.json` holds the
+measurements, `model.onnx` and `report.html` join when they are made. Files appear whole or not at all, and the folder is
+read back in a fresh process before success is claimed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import ArtifactError, CheckpointError
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Architecture, Checkpoint
+    from compressor.masks import WeightMask
+
+SCHEMA = 1
+SUFFIX = ".compressed"
+RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
+SKELETON = "architecture.pt"
+SPARSE = "sparse"  # a masked network's weights, in place of WEIGHTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An artifact's folder and its recipe; `taken_by_default` where the user named none."""
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    taken_by_default: bool = False
+
+    @property
+    def onnx(self) -> Path:
+        """Where its ONNX file is, once exported."""
+        return self.folder / ONNX
+
+    def results(self) -> dict[str, Any]:
+        """Everything measured so far."""
+        return read_json(self.folder / RESULTS) if (self.folder / RESULTS).exists() else {"schema": SCHEMA}
+
+    def checkpoint(self, *, trust_pickle: bool = False) -> Checkpoint:
+        """The small network."""
+        return load_artifact(self.folder, trust_pickle=trust_pickle)
+
+    def mask(self) -> WeightMask | None:
+        """Which weights stay, where the artifact is an unstructured one."""
+        from compressor.sparse import read_sparse
+
+        return read_sparse(self.folder / SPARSE).mask if (self.folder / SPARSE).is_dir() else None
+
+    def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
+        """The network that it was made from; refused where that file is gone or is another one by now."""
+        from compressor.architectures import build
+        from compressor.checkpoint import load
+
+        source = self.recipe["source"]
+        found = Path(source["path"]) if path is None else path
+        if not found.exists():
+            raise ArtifactError(f"the dense network is not at {found}", hint="say where it is: `--dense PATH`")
+        architecture = self.recipe["architecture"]
+        arch = None if architecture["ref"] == "pickle" else architecture["ref"]
+        if arch is not None:  # a file that the recipe names is run only where the user has named it before
+            build(_architecture(architecture))
+        inputs = tuple("x".join(map(str, shape)) for shape in self.recipe["input"])
+        dense = load(
+            found,
+            arch=arch,
+            arch_arguments=tuple((k, v) for k, v in architecture["arguments"]),
+            inputs=inputs,
+            trust_pickle=trust_pickle,
+        )
+        if dense.sha256 != source["sha256"]:
+            raise ArtifactError(
+                f"{found} is not the network that {self.folder.name} was made from: its sha256 differs",
+                hint="prune it again, or give the original: `--dense PATH`",
+            )
+        return dense
+
+
+def open_artifact(path: Path | None = None) -> Artifact:
+    """The artifact in the folder `path`, or the newest one in the working folder.
+
+    Refused: no such folder, one that is no artifact or of a newer schema, no artifact at all.
+    """
+    if path is None:
+        found = sorted(Path.cwd().glob(f"*{SUFFIX}/{RECIPE}"), key=lambda p: p.stat().st_mtime_ns)
+        if not found:
+            raise ArtifactError(
+                "there is no artifact in this folder", hint="make one: `compress prune model.pt --ratio 0.5`"
+            )
+        folder = found[-1].parent.relative_to(Path.cwd())
+    else:
+        folder = path
+        if not folder.is_dir() or not (folder / RECIPE).is_file():
+            what = "is not an artifact: it holds no recipe.json" if folder.exists() else "is not there"
+            raise ArtifactError(
+                f"{folder} {what}", hint="give a folder that `compress prune` wrote, or none for the newest"
+            )
+    recipe = read_json(folder / RECIPE)
+    if recipe.get("schema") != SCHEMA:
+        raise ArtifactError(f"{folder} has schema {recipe.get('schema')}, and this version reads {SCHEMA}")
+    return Artifact(folder=folder, recipe=recipe, taken_by_default=path is None)
+
+
+def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
+    """The small network in `folder`; refused where a file is missing or is not the one that was written."""
+    from safetensors.torch import load_file
+
+    from compressor.architectures import build
+    from compressor.checkpoint import Checkpoint, read_skeleton
+    from compressor.data import Preprocessing
+    from compressor.recipe import recipe_from_json
+    from compressor.sparse import read_sparse
+    from compressor.surgery import reshaped, surgery_from_json
+
+    recipe = open_artifact(folder).recipe
+    for name, expected in recipe["files"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            raise ArtifactError(f"{folder / name} is missing or was changed since it was written", hint="prune again")
+    architecture = _architecture(recipe["architecture"])
+    surgery = surgery_from_json(recipe["surgery"])
+    if architecture.ref == "pickle":
+        module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)
+    else:
+        module = build(architecture)
+    masked = (folder / SPARSE).is_dir()
+    state = read_sparse(folder / SPARSE).state if masked else load_file(folder / WEIGHTS)
+    module = reshaped(module, surgery, state).eval()
+    preprocessing = recipe["preprocessing"]
+    return Checkpoint(
+        module=module,
+        example_inputs=tuple(
+            _example(shape, kind) for shape, kind in zip(recipe["input"], recipe["dtypes"], strict=True)
+        ),
+        architecture=architecture,
+        preprocessing=Preprocessing(
+            mean=tuple(preprocessing["mean"]),
+            std=tuple(preprocessing["std"]),
+            size=tuple(preprocessing["size"]) if preprocessing["size"] else None,
+            channels=preprocessing["channels"],
+        ),
+        classes=tuple(recipe["classes"]) if recipe["classes"] else None,
+        lineage=tuple(recipe["lineage"]),
+        training=recipe_from_json(recipe["training"]) if recipe["training"] else None,
+        name=recipe["name"],
+        path=str(folder),
+        sha256=recipe_sha256(recipe),
+        surgery=surgery,
+    )
+
+
+def recipe_sha256(recipe: Mapping[str, Any]) -> str:
+    """The hash that stands for the whole artifact: of its files' hashes."""
+    return hashlib.sha256(json.dumps(recipe["files"], sort_keys=True).encode()).hexdigest()
+
+
+def _architecture(plain: Mapping[str, Any]) -> Architecture:
+    from compressor.checkpoint import Architecture
+
+    arguments = tuple((k, v) for k, v in plain["arguments"])
+    return Architecture(ref=plain["ref"], arguments=arguments, sha256=plain["sha256"])
+
+
+def _example(shape: list[int], kind: str) -> Any:
+    import torch
+
+    dtype = getattr(torch, kind)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+
+
+def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str, Any]:
+    """What rebuilds the small network: plain values only."""
+    from compressor.surgery import Surgery
+
+    architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
+    return {
+        "schema": SCHEMA,
+        "name": checkpoint.name,
+        "architecture": {
+            "ref": architecture.ref,
+            "arguments": [list(pair) for pair in architecture.arguments],
+            "sha256": architecture.sha256,
+        },
+        "source": dict(source),
+        "input": [list(t.shape) for t in checkpoint.example_inputs],
+        "dtypes": [str(t.dtype).removeprefix("torch.") for t in checkpoint.example_inputs],
+        "preprocessing": {
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "size": list(preprocessing.size) if preprocessing.size else None,
+            "channels": preprocessing.channels,
+        },
+        "classes": list(checkpoint.classes) if checkpoint.classes else None,
+        "training": checkpoint.training.to_json() if checkpoint.training else None,
+        "surgery": (checkpoint.surgery or Surgery()).to_json(),
+        "lineage": list(checkpoint.lineage),
+    }
+
+
+def check_free(folder: Path, *, force: bool) -> None:
+    """Refuses a place where something else lies; `force` lets an artifact be replaced, and nothing else."""
+    if not folder.exists():
+        parent = next(p for p in folder.resolve().parents if p.exists())
+        if not os.access(parent, os.W_OK):
+            raise ArtifactError(f"cannot write to {parent}", hint="choose another place: `--out DIR`")
+        return
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is in the way: it is a file", hint="choose another place: `--out DIR`")
+    if not (folder / RECIPE).is_file() and any(folder.iterdir()):
+        raise ArtifactError(f"{folder} is in the way: it is not an artifact", hint="choose another place: `--out DIR`")
+    if (folder / RECIPE).is_file() and not force:
+        raise ArtifactError(
+            f"{folder} is there already", hint="replace it with `--force`, or choose another: `--out DIR`"
+        )
+
+
+def write_artifact(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    source: Mapping[str, str],
+    results: Mapping[str, Any],
+    force: bool = False,
+    verify: bool = True,
+    trust_pickle: bool = False,
+    mask: WeightMask | None = None,
+) -> Artifact:
+    """Write the small network to `folder`, whole or not at all, and read it back in a fresh process.
+
+    With `mask` the weights are stored sparse, and the table of what that saves joins the results under `mask`.
+
+    Refused: a folder in the way, a full disk, an artifact that does not come back as it was written.
+    """
+    from safetensors.torch import save_file
+
+    from compressor.checkpoint import write_skeleton
+    from compressor.sparse import write_sparse
+
+    check_free(folder, force=force)
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.module.state_dict().items()}
+        measured = dict(results)
+        if mask is None:
+            save_file(state, part / WEIGHTS)
+        else:
+            (part / SPARSE).mkdir()
+            measured["mask"] = {**measured.get("mask", {}), **write_sparse(part / SPARSE, state, mask).to_json()}
+        if checkpoint.architecture.ref == "pickle":
+            write_skeleton(checkpoint.module, part / SKELETON)
+        recipe = recipe_of(checkpoint, source=source)
+        recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
+        write_json(part / RECIPE, recipe)
+        write_json(part / RESULTS, measured)
+        if verify:
+            _read_back(part, checkpoint, trust_pickle=trust_pickle)
+        if folder.exists():
+            old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+            folder.rename(old)
+            part.rename(folder)
+            shutil.rmtree(old)
+        else:
+            part.rename(folder)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {folder}: {error.strerror or error}", hint="free some space, or `--out DIR`"
+        ) from error
+    finally:
+        if part.exists():
+            shutil.rmtree(part, ignore_errors=True)
+    return open_artifact(folder)
+
+
+def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> None:
+    """Load the folder in a fresh process and compare its outputs, bit by bit up to rounding."""
+    from safetensors.torch import save_file
+
+    from compressor.outputs import outputs_of
+
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = Path(scratch) / "probe.safetensors"
+        inputs = list(checkpoint.example_inputs)
+        outputs = outputs_of(checkpoint.module.eval(), inputs)
+        tensors = {f"input{i}": t for i, t in enumerate(inputs)} | {f"output{i}": t for i, t in enumerate(outputs)}
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, probe)
+        code = "import sys; from compressor.artifact import read_back; read_back(*sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, str(folder), str(probe), "trust" if trust_pickle else ""],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
+        raise ArtifactError(
+            f"the artifact does not load in a fresh process: {last}", hint="please report this as a bug"
+        )
+
+
+def read_back(folder: str, probe: str, trust: str = "") -> None:
+    """In a fresh process: load the artifact and compare its outputs with those in `probe`."""
+    import torch
+    from safetensors.torch import load_file
+
+    from compressor.outputs import outputs_of, relative_difference
+
+    tensors = load_file(probe)
+    inputs = [tensors[f"input{i}"] for i in range(len(tensors)) if f"input{i}" in tensors]
+    expected = [tensors[f"output{i}"] for i in range(len(tensors)) if f"output{i}" in tensors]
+    module = load_artifact(Path(folder), trust_pickle=bool(trust)).module
+    torch.set_num_threads(1)
+    answers = outputs_of(module, inputs)
+    for answer, reference in zip(answers, expected, strict=True):
+        difference = relative_difference(answer, reference)
+        if difference > 1e-5:
+            raise ArtifactError(f"outputs differ by {difference:.2g} after reloading")
+
+
+def add_results(folder: Path, section: str, value: Any, *, append: bool = False) -> None:
+    """Put `value` under `section` of the folder's results, whole or not at all; `append` adds to its list."""
+    results = open_artifact(folder).results()
+    results[section] = [*results.get(section, []), value] if append else value
+    write_json(folder / RESULTS, results)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} holds no JSON object")
+    return found
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write canonical JSON through a neighbour file, so that the name never shows half of it."""
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    try:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        part.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

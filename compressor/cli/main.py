@@ -1,0 +1,92 @@
+"""`compress`: finds the commands in this folder, and turns errors into messages and exit codes.
+
+A command is a file here with a function `command`; its docstring is the help text. Command files import torch only
+inside that function, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import compressor.cli
+from compressor.cli.options import ExitCode, command_line, talk
+from compressor.errors import CompressError, UntrustedPickle
+
+NOT_COMMANDS = {"main", "options"}
+ORDER = ("inspect", "prune", "retrain", "export", "bench", "report", "evaluate", "demo")
+
+app = typer.Typer(
+    name="compress",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug must look like one
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with our errors as messages on stderr, and an exit code for each kind of end."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except CompressError as error:
+            err = talk()
+            err.print("error: ", end="", style="bold red", markup=False)
+            err.print(str(error), markup=False, soft_wrap=True)
+            if isinstance(error, UntrustedPickle):
+                for name in error.classes:
+                    err.print(f"  {name}", markup=False, soft_wrap=True)
+            if error.hint:
+                err.print("\nhint: ", end="", style="bold", markup=False)
+                err.print(error.hint, markup=False, soft_wrap=True)
+            raise typer.Exit(ExitCode.REFUSED) from error
+        except KeyboardInterrupt:
+            talk().print(
+                f"\ninterrupted: nothing was left half written; go on with the same command: {command_line()}",
+                markup=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+    return run
+
+
+def commands() -> dict[str, Callable[..., None]]:
+    """Every command by its name, in the order of the work."""
+    names = [m.name for m in pkgutil.iter_modules(compressor.cli.__path__) if m.name not in NOT_COMMANDS]
+    names.sort(key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    return {n.replace("_", "-"): importlib.import_module(f"compressor.cli.{n}").command for n in names}
+
+
+@app.callback()
+def compress(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Make a trained PyTorch network smaller and really faster, with proof.
+
+    Start with `compress demo`, or: `compress prune model.pt --ratio 0.5`
+    """
+    if version:
+        from importlib.metadata import version as version_of
+
+        sys.stdout.write(f"compress {version_of('compress')}\n")
+        raise typer.Exit(ExitCode.DONE)
+
+
+for _name, _command in commands().items():
+    app.command(_name)(guarded(_command))
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,164 @@
+"""Options that several commands share, and how every command talks: data to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compressor.artifact import Artifact
+    from compressor.checkpoint import Checkpoint
+    from compressor.data import Data
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status says."""
+
+    DONE = 0
+    REFUSED = 1  # the input or the model
+    USAGE = 2
+    GATE_MISSED = 3  # one that the user set: --min-speedup, --max-drop
+    INTERRUPTED = 130
+
+
+ModelArgument = Annotated[Path, typer.Argument(help="A checkpoint, or an artifact's folder.", show_default=False)]
+ArtifactArgument = Annotated[
+    Path | None, typer.Argument(help="An artifact's folder; the newest in this folder by default.", show_default=False)
+]
+ArchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arch", help="How the module is built: torchvision:NAME, timm:NAME, file.py:Net, package.module:make."
+    ),
+]
+ArchArgOption = Annotated[
+    list[str] | None, typer.Option("--arch-arg", help="An argument for --arch, as k=v; repeat for more.")
+]
+InputOption = Annotated[
+    list[str] | None, typer.Option("--input", help="An input's shape, as 1x3x224x224; repeat for several inputs.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load a pickle that can run code. Only for files that you made.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="Image folder, .npz, IDX folder, file.py:function, or a torchvision data set's name."),
+]
+DataRootOption = Annotated[Path | None, typer.Option("--data-root", help="Where a torchvision data set lies.")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch the torchvision data set if it is not there.")]
+DenseOption = Annotated[Path | None, typer.Option("--dense", help="The dense network, if it has moved.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Where to write; a folder.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and no tables.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="What every random choice is drawn from.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
+
+
+def console() -> Console:
+    """Where tables go: stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def talk() -> Console:
+    """Where progress, caveats and hints go: stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """The value as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def command_line() -> str:
+    """The command that is running, as a user would type it."""
+    return shlex.join(["compress", *sys.argv[1:]])
+
+
+@contextmanager
+def status(first: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr that shows what is going on; a pipe gets plain lines instead."""
+    out = talk()
+    if not out.is_terminal:
+        yield lambda text: None
+        return
+    with out.status(first) as spinner:
+        yield lambda text: spinner.update(text)
+
+
+def load_model(
+    model: Path,
+    *,
+    arch: str | None,
+    arch_args: Sequence[str] | None,
+    inputs: Sequence[str] | None,
+    trust_pickle: bool,
+) -> Checkpoint:
+    """The checkpoint or artifact at `model`."""
+    from compressor.checkpoint import architecture_arguments, load
+
+    return load(
+        model,
+        arch=arch,
+        arch_arguments=architecture_arguments(arch_args or ()),
+        inputs=tuple(inputs or ()),
+        trust_pickle=trust_pickle,
+    )
+
+
+def open_default(path: Path | None) -> Artifact:
+    """The artifact at `path`, or the newest one in the working folder, with a word on which."""
+    from compressor.artifact import open_artifact
+
+    artifact = open_artifact(path)
+    if artifact.taken_by_default:
+        talk().print(f"taking the newest artifact here: {artifact.folder}", style="dim")
+    return artifact
+
+
+def load_data_option(
+    data: str | None, *, root: Path | None, download: bool, seed: int, checkpoint: Checkpoint
+) -> Data | None:
+    """The data that `--data` names, or what ships with a sample model; `None` where there is neither."""
+    from compressor.errors import DataError
+    from compressor.sources import default_data, load_data
+
+    if data is not None:
+        return load_data(data, root=root, download=download, seed=seed)
+    try:
+        found = default_data(checkpoint)
+    except DataError:
+        return None
+    talk().print(f"data: {found.name}, the sample that ships with the sample models", style="dim")
+    return found
+
+
+def share(pair: Sequence[float]) -> str:
+    """`[dense, small]` as what stays, in per cent."""
+    return f"{pair[1] / pair[0]:.1%}"
+
+
+def short(number: float) -> str:
+    """A count with its SI prefix: 31.4 M."""
+    for size, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{prefix}"
+    return f"{number:g}"
+
+
+def rows_of(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value pairs for a two-column table."""
+    return [(name, str(value)) for name, value in mapping.items()]

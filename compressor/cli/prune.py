@@ -1,0 +1,132 @@
+"""Remove channels along the dependency graph, and write a smaller network with its proof."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from compressor.cli.options import (
+    ArchArgOption,
+    ArchOption,
+    DataOption,
+    DataRootOption,
+    DownloadOption,
+    ForceOption,
+    InputOption,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    SeedOption,
+    TrustOption,
+    command_line,
+    console,
+    load_data_option,
+    load_model,
+    print_json,
+    share,
+    short,
+    status,
+    talk,
+)
+
+
+def command(
+    model: ModelArgument,
+    ratio: Annotated[float | None, typer.Option(help="Share of the channels that leave.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay.")] = None,
+    params: Annotated[float | None, typer.Option(help="Share of the parameters that may stay.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of the weights to zero in place, instead.")] = None,
+    criterion: Annotated[str, typer.Option(help="How a channel is judged: l1-norm, bn-scale, taylor, …")] = "l1-norm",
+    scope: Annotated[str, typer.Option(help="How the ratio is shared: uniform, global or isomorphic.")] = "uniform",
+    align: Annotated[str, typer.Option(help="Widths are rounded up to multiples of this number.")] = "auto",
+    min_channels: Annotated[int, typer.Option(help="What every group keeps at least.", min=1)] = 1,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
+    ] = None,
+    levels: Annotated[int, typer.Option(help="Rounds of scoring and pruning on the way.")] = 1,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Remove the highest scores instead of the lowest.")
+    ] = False,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    arch: ArchOption = None,
+    arch_arg: ArchArgOption = None,
+    input_shape: InputOption = None,
+    trust_pickle: TrustOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    seed: SeedOption = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove channels and write a physically smaller network, with the proof that the surgery was right.
+
+    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --macs 0.5 --scope global`
+    """
+    from compressor.pruning import default_folder, prune_to, request_from
+
+    request = request_from(
+        ratio=ratio, macs=macs, params=params, sparsity=sparsity, criterion=criterion, scope=scope, align=align,
+        min_channels=min_channels, protect=protect or (), levels=levels, largest=largest, seed=seed,
+    )  # fmt: skip
+    with status("loading") as say:
+        checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
+        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
+        folder = out or default_folder(checkpoint)
+        results = prune_to(
+            None if dry_run else folder, checkpoint, request, data=found, command=command_line(), force=force,
+            trust_pickle=trust_pickle, say=say,
+        )  # fmt: skip
+    if as_json:
+        print_json(results)
+        return
+    show(results)
+    if dry_run:
+        talk().print("dry run: nothing was written")
+    else:
+        console().print(
+            f"\nwrote [bold]{folder}[/]; next: `compress retrain`, `compress export --onnx`, `compress bench`"
+        )
+
+
+def show(results: dict[str, Any]) -> None:
+    """What was asked for and what came of it, as tables on stdout."""
+    from rich.table import Table
+
+    if "mask" in results:
+        return show_mask(results["mask"])
+    prune = results["prune"]
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "dense", "small", "stays", "asked"):
+        table.add_column(name, justify="left" if not name else "right")
+    asked = prune["requested"]
+    for name, wanted in (("channels", 1 - asked["ratio"] if "ratio" in asked else None), ("params", asked.get("params")),
+                         ("macs", asked.get("macs"))):  # fmt: skip
+        pair = prune["achieved"][name]
+        table.add_row(name, short(pair[0]), short(pair[1]), share(pair), "" if wanted is None else f"{wanted:.1%}")
+    out.print(table)
+    proof = prune["proof"]
+    out.print(f"\nsurgery proof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}")
+    for layer in prune["left_alone"]:
+        out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
+    return None
+
+
+def show_mask(mask: dict[str, Any]) -> None:
+    """What an unstructured mask saves on disk, and that it saves no time."""
+    from rich.table import Table
+
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "dense", "sparse", "stays"):
+        table.add_column(name, justify="left" if not name else "right")
+    pair = (mask["dense_bytes"], mask["stored_bytes"])
+    table.add_row("weights", f"{short(pair[0])}B", f"{short(pair[1])}B", share(pair))
+    out.print(
+        f"{mask['zeros']:,} of {mask['weights']:,} weights are zero ({mask['sparsity']:.2%}, asked {mask['requested']:.2%})"
+    )
+    out.print(table)
+    out.print("\n" + mask["statement"], markup=False)

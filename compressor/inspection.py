@@ -1,0 +1,72 @@
+"""What a network offers to pruning: its groups, what each holds, what is left alone, and what ratios would leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compressor.checkpoint import Checkpoint
+from compressor.costs import Cost, CostModel
+from compressor.groups import ChannelGroup, Traced, trace
+from compressor.plan import AUTO_ALIGN, ChannelBudget, Countable, Scores, plan_pruning
+
+RATIOS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """A network, its groups, and what a uniform ratio would leave: shares of channels, parameters and MACs."""
+
+    checkpoint: Checkpoint
+    cost: Cost
+    traced: Traced
+    held: dict[str, tuple[int, int]]  # root → parameters and MACs of the layers that make or read its channels
+    would_leave: tuple[tuple[float, float, float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        names = ("ratio", "channels", "params", "macs")
+        return {
+            "name": self.checkpoint.name,
+            "architecture": self.checkpoint.architecture.ref,
+            "input": [list(t.shape) for t in self.checkpoint.example_inputs],
+            "params": self.cost.params,
+            "macs": self.cost.macs,
+            "bytes": self.cost.bytes,
+            "groups": [
+                {
+                    "root": g.root,
+                    "channels": g.channels,
+                    "blocks": g.blocks,
+                    "layers": list(g.layers),
+                    "params": self.held[g.root][0],
+                    "macs": self.held[g.root][1],
+                }
+                for g in self.traced.groups
+            ],
+            "left_alone": [{"layer": a.layer, "reason": a.reason} for a in self.traced.left_alone],
+            "would_leave": [dict(zip(names, row, strict=True)) for row in self.would_leave],
+        }
+
+
+def inspect(checkpoint: Checkpoint, *, protect: tuple[str, ...] = ()) -> Inspection:
+    """What can be pruned in the checkpoint's network, and what it would buy; the network stays as it was."""
+    traced = trace(checkpoint.module, checkpoint.example_inputs, protect=protect)
+    model = CostModel(checkpoint.module, traced.groups, checkpoint.example_inputs)
+    alike = Scores(by_root={g.root: torch.zeros(g.channels) for g in traced.groups}, comparable=True)
+    channels = sum(g.channels for g in traced.groups)
+    rows = []
+    for ratio in RATIOS:
+        plan = plan_pruning(traced.groups, alike, budget=ChannelBudget(ratio=ratio), align=AUTO_ALIGN)
+        stays = model.stays(plan)
+        rows.append((ratio, 1 - plan.count / channels, stays[Countable.PARAMS], stays[Countable.MACS]))
+    held = {g.root: _held(g, model) for g in traced.groups}
+    return Inspection(checkpoint=checkpoint, cost=model.dense, traced=traced, held=held, would_leave=tuple(rows))
+
+
+def _held(group: ChannelGroup, model: CostModel) -> tuple[int, int]:
+    tensors = {m.tensor for m in group.members}
+    params = sum(model.sizes.get(name, 0) for name in tensors)
+    return params, sum(model.layer_macs.get(name, 0) for name in tensors)

@@ -1,0 +1,141 @@
+"""What `compress prune` does, for the library's users too: plain values in, an artifact and its results out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor import criteria
+from compressor.artifact import SUFFIX, check_free, write_artifact
+from compressor.checkpoint import Checkpoint
+from compressor.data import Data
+from compressor.environment import environment
+from compressor.errors import PlanError, unknown
+from compressor.masks import MaskScope, apply_mask_, magnitude
+from compressor.pipeline import Request, Say, prune
+from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
+from compressor.sparse import SAVES_NO_TIME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRequest:
+    """Unstructured pruning: the share of the weights to zero in place, and where they compete."""
+
+    sparsity: float
+    scope: MaskScope = MaskScope.GLOBAL
+    protect: tuple[str, ...] = ()
+
+
+def request_from(
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    sparsity: float | None = None,
+    criterion: str = "l1-norm",
+    scope: str = "uniform",
+    align: str = "auto",
+    min_channels: int = 1,
+    protect: Sequence[str] = (),
+    levels: int = 1,
+    largest: bool = False,
+    seed: int = 0,
+) -> Request | MaskRequest:
+    """The request that a command line's plain values make; refused where they are not one budget, or name nothing."""
+    given = {"--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        what = f"several budgets: {', '.join(named)}" if named else "no budget"
+        raise PlanError(
+            f"{what} given", hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5` or `--sparsity 0.9`"
+        )
+    if scope not in list(Scope):
+        raise PlanError(f"there is no scope called `{scope}`", hint=unknown("scopes", scope, map(str, Scope)))
+    if sparsity is not None:
+        kind = MaskScope.UNIFORM if scope == Scope.UNIFORM else MaskScope.GLOBAL
+        return MaskRequest(sparsity=sparsity, scope=kind, protect=tuple(protect))
+    criteria.load(criterion)
+    if align != "auto" and not (align.isdecimal() and int(align) > 0):
+        raise PlanError(f"an alignment is a positive number or `auto`, not `{align}`", hint="for example `--align 8`")
+    budget: Budget
+    if ratio is not None:
+        budget = ChannelBudget(ratio=ratio)
+    elif macs is not None:
+        budget = CostBudget(counted=Countable.MACS, stays=macs)
+    else:
+        assert params is not None
+        budget = CostBudget(counted=Countable.PARAMS, stays=params)
+    return Request(
+        budget=budget,
+        criterion=criterion,
+        scope=Scope(scope),
+        align=None if align == "auto" else int(align),
+        min_channels=min_channels,
+        protect=tuple(protect),
+        levels=levels,
+        largest=largest,
+        seed=seed,
+    )
+
+
+def default_folder(checkpoint: Checkpoint) -> Path:
+    """Where an artifact goes when nobody says: `NAME.compressed` in the working folder."""
+    return Path(f"{checkpoint.name}{SUFFIX}")
+
+
+def prune_to(
+    folder: Path | None,
+    checkpoint: Checkpoint,
+    request: Request | MaskRequest,
+    *,
+    data: Data | None = None,
+    command: str = "",
+    force: bool = False,
+    trust_pickle: bool = False,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact."""
+    say = say or (lambda _: None)
+    if folder is not None:
+        check_free(folder, force=force)
+    results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}
+    mask = None
+    if isinstance(request, MaskRequest):
+        small, mask, section = _masked(checkpoint, request)
+        results["mask"] = section
+    else:
+        pruned = prune(checkpoint, request, data=data, say=say)
+        small, results["prune"] = pruned.checkpoint, pruned.to_json()
+        if data is not None and criteria.load(request.criterion).needs:
+            results["prune"]["data"] = {"name": data.name, "images": request.images}
+    results["lineage"] = list(small.lineage)
+    if folder is not None:
+        say("writing, and reading it back in a fresh process")
+        source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+        artifact = write_artifact(
+            folder, small, source=source, results=results, force=force, trust_pickle=trust_pickle, mask=mask
+        )
+        results = artifact.results()
+    return results
+
+
+def _masked(checkpoint: Checkpoint, request: MaskRequest) -> tuple[Checkpoint, Any, dict[str, Any]]:
+    """A masked copy of the checkpoint, its mask, and what is said of it."""
+    module = copy.deepcopy(checkpoint.module)
+    mask = magnitude(module, sparsity=request.sparsity, scope=request.scope, protect=request.protect)
+    apply_mask_(module, mask)
+    said = {
+        "requested": request.sparsity,
+        "sparsity": mask.sparsity,
+        "scope": str(request.scope),
+        "weights": mask.weights,
+        "zeros": mask.removed,
+        "statement": SAVES_NO_TIME,
+    }
+    entry = {"step": "mask", **said}
+    masked = dataclasses.replace(checkpoint, module=module, lineage=(*checkpoint.lineage, entry))
+    return masked, mask, said

@@ -1,0 +1,191 @@
+"""The surgery: proved on every topology, and proofs that fail when the surgery is wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compressor.errors import SurgeryError
+from compressor.groups import ChannelGroup, Role, trace
+from compressor.outputs import outputs_of
+from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.shrink import prove, random_like, shrink, silence, surgery_of
+from compressor.surgery import Surgery, operate, surgery_from_json
+from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
+
+EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
+
+
+def random_plan(groups: tuple[ChannelGroup, ...], ratio: float, *, seed: int = 0) -> PruningPlan:
+    generator = torch.Generator().manual_seed(seed)
+    by_root = {g.root: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in groups}
+    return plan_pruning(groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=ratio))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_small_network_equals_the_silenced_dense_one(name: str, ratio: float) -> None:
+    module = alive(TOPOLOGIES[name]())
+    groups = trace(module, EXAMPLE).groups
+    plan = random_plan(groups, ratio)
+    _, surgery = shrink(module, groups, plan, EXAMPLE)
+    exact = prove(module, surgery, groups, plan, EXAMPLE, dtype=torch.float64)
+    single = prove(module, surgery, groups, plan, EXAMPLE, dtype=torch.float32)
+    assert exact.largest_relative_difference <= 1e-10
+    assert single.largest_relative_difference <= 1e-5
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_a_small_network_trains_and_can_be_pruned_again(name: str) -> None:
+    module = alive(TOPOLOGIES[name]())
+    groups = trace(module, EXAMPLE).groups
+    small, first = shrink(module, groups, random_plan(groups, 0.3), EXAMPLE)
+    trained = copy.deepcopy(small).train()
+    trained(torch.cat([*EXAMPLE] * 4)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in trained.parameters())
+    groups = trace(small, EXAMPLE).groups
+    plan = random_plan(groups, 0.4)
+    smaller, second = shrink(small, groups, plan, EXAMPLE)
+    assert prove(small, second, groups, plan, EXAMPLE).holds
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in small.parameters())
+    at_once = operate(module, first.then(second))
+    for a, b in zip(outputs_of(at_once, EXAMPLE), outputs_of(smaller, EXAMPLE), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_silenced_network_differs_from_the_dense_one(name: str) -> None:
+    """A proof against a reference that silences nothing would prove nothing."""
+    module = alive(TOPOLOGIES[name]())
+    groups = trace(module, EXAMPLE).groups
+    silent = silence(module, groups, random_plan(groups, 0.5))
+    inputs = random_like(EXAMPLE)
+    assert any(
+        not torch.allclose(a, b, rtol=1e-3)
+        for a, b in zip(outputs_of(silent, inputs), outputs_of(module, inputs), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_the_callers_network_stays_as_it_was(name: str) -> None:
+    module = alive(TOPOLOGIES[name]())
+    module.train()
+    next(module.children()).eval()
+    next(module.parameters()).requires_grad_(False)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    modes = [m.training for m in module.modules()]
+    grads = [p.requires_grad for p in module.parameters()]
+    groups = trace(module, EXAMPLE).groups
+    plan = random_plan(groups, 0.5)
+    small, surgery = shrink(module, groups, plan, EXAMPLE)
+    prove(module, surgery, groups, plan, EXAMPLE)
+    assert [m.training for m in module.modules()] == modes == [m.training for m in small.modules()]
+    assert [p.requires_grad for p in module.parameters()] == grads == [p.requires_grad for p in small.parameters()]
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_a_wrong_row_fails_the_proof() -> None:
+    module = alive(Residual())
+    groups = trace(module, EXAMPLE).groups
+    plan = random_plan(groups, 0.5)
+    surgery = surgery_of(module, groups, plan)
+    name = "conv1.weight"
+    wrong = {**surgery.slices, name: {**surgery.slices[name], 0: surgery.slices[name][0].flip(0)}}
+    proof = prove(module, dataclasses.replace(surgery, slices=wrong), groups, plan, EXAMPLE)
+    assert not proof.holds
+    assert proof.largest_relative_difference > 1e-3
+
+
+def test_attention_without_its_factor_fails_the_proof() -> None:
+    """The scale 1/sqrt(head_dim) changes with the width; without the factor every score is too large."""
+    module = alive(TOPOLOGIES["attention"]())
+    groups = trace(module, EXAMPLE).groups
+    plan = random_plan(groups, 0.5)
+    _, surgery = shrink(module, groups, plan, EXAMPLE)
+    assert not prove(module, dataclasses.replace(surgery, factors={}), groups, plan, EXAMPLE).holds
+
+
+def test_silencing_where_channels_are_made_is_not_enough() -> None:
+    """Behind a batch norm a zeroed producer speaks again: the reference must silence the readers."""
+    module = alive(TOPOLOGIES["norm after activation"]())
+    groups = trace(module, EXAMPLE).groups
+    plan = random_plan(groups, 0.5)
+    small, _ = shrink(module, groups, plan, EXAMPLE)
+    at_producers = copy.deepcopy(module)
+    state = dict(at_producers.named_parameters())
+    with torch.no_grad():
+        for group in groups:
+            for member in group.members:
+                if member.role is Role.PRODUCES:
+                    gone = torch.tensor(plan.removed[group.root])
+                    state[member.tensor].index_fill_(member.dim, gone, 0)
+                    state[member.tensor.replace("weight", "bias")].index_fill_(0, gone, 0)
+    inputs = random_like(EXAMPLE)
+    assert not torch.allclose(at_producers(*inputs), small(*inputs), rtol=1e-3)
+
+
+def test_an_early_state_is_cut_like_the_network() -> None:
+    module = alive(plain())
+    groups = trace(module, EXAMPLE).groups
+    small, surgery = shrink(module, groups, random_plan(groups, 0.5), EXAMPLE)
+    early = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    small.load_state_dict(surgery.cut_state(early), strict=True)
+    assert torch.equal(small[0].bias, early["0.bias"][surgery.slices["0.weight"][0]])
+
+
+def test_a_surgery_survives_json() -> None:
+    module = alive(TOPOLOGIES["grouped"]())
+    groups = trace(module, EXAMPLE).groups
+    small, surgery = shrink(module, groups, random_plan(groups, 0.5), EXAMPLE)
+    again = operate(module, surgery_from_json(surgery.to_json()))
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in small.state_dict().items())
+    with pytest.raises(SurgeryError):
+        surgery_from_json({"slices": 3})
+
+
+def test_a_surgery_that_empties_a_dimension_cannot_exist() -> None:
+    with pytest.raises(SurgeryError, match="empty"):
+        Surgery(slices={"0.weight": {0: torch.tensor([], dtype=torch.int64)}})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.lists(st.integers(2, 9), min_size=2, max_size=4),
+    ratio=st.floats(0.15, 0.9),
+    norms=st.lists(st.booleans(), min_size=4, max_size=4),
+    skip=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_random_networks_are_proved(widths: list[int], ratio: float, norms: list[bool], skip: bool, seed: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            ins = [3, *widths[:-1]]
+            self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(ins, widths, strict=True))
+            self.norms = nn.ModuleList(
+                nn.BatchNorm2d(o) if n else nn.Identity() for o, n in zip(widths, norms, strict=False)
+            )
+            self.skip = nn.Conv2d(3, widths[-1], 1)
+            self.fc = nn.Linear(widths[-1] * 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x
+            for conv, norm in zip(self.convs, self.norms, strict=True):
+                y = torch.relu(norm(conv(y)))
+            y = y + self.skip(x) if skip else y
+            return self.fc(nn.functional.adaptive_avg_pool2d(y, 2).flatten(1))
+
+    module = alive(Net(), seed=seed)
+    groups = trace(module, EXAMPLE).groups
+    by_root = {g.root: torch.rand(g.channels, generator=torch.Generator().manual_seed(seed)).double() for g in groups}
+    if all(int(g.channels * ratio) == 0 for g in groups):
+        return
+    plan = plan_pruning(groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=ratio))
+    _, surgery = shrink(module, groups, plan, EXAMPLE)
+    assert prove(module, surgery, groups, plan, EXAMPLE).holds
