@@ -29,7 +29,7 @@ def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def relative_difference(answer: Tensor, reference: Tensor) -> float:
-    """max |answer - reference| / max |reference|; infinite where either is not finite."""
+    """The largest |answer - reference| over the largest |reference|; infinite where either is not finite."""
     if not (torch.isfinite(answer).all() and torch.isfinite(reference).all()):
         return math.inf
     largest = float(reference.abs().max())

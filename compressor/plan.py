@@ -1,8 +1,8 @@
 """Which channels leave: scores and a budget in, exact indices out.
 
 The unit that leaves is one channel of every block of a group (one channel, where there are no blocks): the units of a
-group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks the
-units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616).
+group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks
+the units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616).
 """
 
 from __future__ import annotations
@@ -261,7 +261,7 @@ def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> Pr
     least = ranking.plan({g.root: ranking.least_width(g) for g in ranking.groups})
     if stays(least) > budget.stays:
         raise PlanError(
-            f"{budget.stays:.1%} of the {budget.counted} cannot be reached: the narrowest network keeps {stays(least):.1%}",
+            f"{budget.stays:.1%} of the {budget.counted} cannot be met: the narrowest network keeps {stays(least):.1%}",
             hint="ask for more, lower `--min-channels` or `--align`, or protect less",
         )
     low, high, plan = 0.0, 1.0, least

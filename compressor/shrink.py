@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """How far the small network's outputs lie from the silenced dense one's: max |a - b| / max |b|, over all outputs."""
+    """How far the small network's outputs lie from the silenced dense one's: the worst of max |a - b| / max |b|."""
 
     largest_relative_difference: float
     dtype: torch.dtype

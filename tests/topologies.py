@@ -66,7 +66,7 @@ class Concatenated(nn.Module):
 def depthwise() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU6(),
-        nn.Conv2d(16, 16, 3, groups=16, bias=True), nn.BatchNorm2d(16), nn.ReLU6(), nn.Conv2d(16, 8, 1), nn.Hardswish(), head(8),
+        nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.ReLU6(), nn.Conv2d(16, 8, 1), nn.Hardswish(), head(8),
     )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ class LayerNormed(nn.Module):
 
 
 class Attention(nn.Module):
-    """A transformer block on patches: two heads over 16 channels, pre-norm, MLP, class token, width kept as an integer."""
+    """A pre-norm transformer block on patches: two heads, a class token, and the width kept as an integer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -93,7 +93,7 @@ def status(first: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr that shows what is going on; a pipe gets plain lines instead."""
     out = talk()
     if not out.is_terminal:
-        yield lambda text: None
+        yield lambda _: None
         return
     with out.status(first) as spinner:
         yield lambda text: spinner.update(text)

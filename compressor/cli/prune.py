@@ -103,9 +103,9 @@ def show(results: dict[str, Any]) -> None:
     for name in ("", "dense", "small", "stays", "asked"):
         table.add_column(name, justify="left" if not name else "right")
     asked = prune["requested"]
-    for name, wanted in (("channels", 1 - asked["ratio"] if "ratio" in asked else None), ("params", asked.get("params")),
-                         ("macs", asked.get("macs"))):  # fmt: skip
-        pair = prune["achieved"][name]
+    wishes = {"channels": 1 - asked["ratio"]} if "ratio" in asked else asked
+    for name in ("channels", "params", "macs"):
+        pair, wanted = prune["achieved"][name], wishes.get(name)
         table.add_row(name, short(pair[0]), short(pair[1]), share(pair), "" if wanted is None else f"{wanted:.1%}")
     out.print(table)
     proof = prune["proof"]
@@ -125,8 +125,7 @@ def show_mask(mask: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if not name else "right")
     pair = (mask["dense_bytes"], mask["stored_bytes"])
     table.add_row("weights", f"{short(pair[0])}B", f"{short(pair[1])}B", share(pair))
-    out.print(
-        f"{mask['zeros']:,} of {mask['weights']:,} weights are zero ({mask['sparsity']:.2%}, asked {mask['requested']:.2%})"
-    )
+    asked = f"{mask['sparsity']:.2%}, asked {mask['requested']:.2%}"
+    out.print(f"{mask['zeros']:,} of {mask['weights']:,} weights are zero ({asked})")
     out.print(table)
     out.print("\n" + mask["statement"], markup=False)
