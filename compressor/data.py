@@ -8,11 +8,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision.transforms import v2
 
 from compressor.errors import DataError
@@ -30,13 +30,17 @@ class ImageSet(Protocol):
 
 
 class Images:
-    """Images that fit in memory: uint8 `[n, channels, height, width]` with labels `[n]`, or -1 for none."""
+    """Images that fit in memory: uint8 or float `[n, channels, height, width]` with labels `[n]`, or -1 for none."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         if images.ndim == 3:
             images = images.unsqueeze(1)
-        if images.ndim != 4 or not len(images):
+        if images.ndim != 4 or not images.numel():
             raise DataError(f"images must be a non-empty `[n, channels, height, width]`, not {list(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise DataError(
+                f"images must be uint8 in [0, 255] or float in [0, 1], not {str(images.dtype).removeprefix('torch.')}"
+            )
         labels = torch.full((len(images),), UNLABELLED) if labels is None else labels.long()
         if labels.shape != images.shape[:1]:
             raise DataError(f"{len(images)} images have labels of shape {list(labels.shape)}")
@@ -75,28 +79,51 @@ class Preprocessing:
             raise DataError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
         if any(s <= 0 for s in self.std):
             raise DataError(f"a standard deviation must be positive: {self.std}")
+        if self.channels is not None and len(self.mean) not in (0, 1, self.channels):
+            raise DataError(f"{len(self.mean)} means for {self.channels} channels")
+        if self.size is not None and min(self.size) < 1:
+            raise DataError(f"an image of {self.size[0]}x{self.size[1]} pixels is empty")
+
+    def shaped(self, images: Tensor) -> Tensor:
+        """Images `[..., channels, h, w]` of the network's size and number of channels, their values as they were."""
+        if self.size is not None and tuple(images.shape[-2:]) != self.size:
+            images = v2.functional.resize(images, list(self.size), antialias=True)
+        if self.channels == 3 and images.shape[-3] == 1:
+            images = images.expand(*images.shape[:-3], 3, -1, -1)
+        elif self.channels == 1 and images.shape[-3] == 3:
+            images = v2.functional.rgb_to_grayscale(images)
+        if self.channels is not None and images.shape[-3] != self.channels:
+            raise DataError(
+                f"the network reads {self.channels} channels, the images have {images.shape[-3]}",
+                hint="only grey and RGB images turn into each other; convert the images first",
+            )
+        return images
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images `[n, channels, h, w]`, uint8 or float, to float32 `[n, channels', *size]`."""
-        if self.size is not None and tuple(images.shape[-2:]) != self.size:
-            images = v2.functional.resize(images, list(self.size), antialias=True)
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        if self.channels == 3 and images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
-        elif self.channels == 1 and images.shape[1] == 3:
-            images = v2.functional.rgb_to_grayscale(images)
-        if self.channels is not None and images.shape[1] != self.channels:
-            raise DataError(f"the network reads {self.channels} channels, the images have {images.shape[1]}")
-        if self.mean:
-            shape = (1, -1, 1, 1)
-            images = (images - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
-        return images.float()
+        images = self.shaped(images)
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if not self.mean:
+            return images
+        if len(self.mean) not in (1, images.shape[1]):
+            raise DataError(f"{len(self.mean)} means for images of {images.shape[1]} channels")
+        if float(images.min()) < -1e-3:  # resizing rounds
+            raise DataError(
+                f"the images hold values down to {float(images.min()):.3g}: they seem to be normalised already",
+                hint="give raw images, uint8 or floats in [0, 1]: they are normalised here",
+            )
+        shape = (1, -1, 1, 1)
+        mean, std = (torch.tensor(v, device=images.device).view(shape) for v in (self.mean, self.std))
+        return (images - mean) / std
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """A data set in three disjoint splits; a split that there is no data for is `None`."""
+    """A data set in three disjoint splits; a split that there is no data for is `None`.
+
+    `drawn` names the splits that are not the data's own but were drawn by `split_seed`. `by_name` says that a label is
+    a position among sorted names (as of class folders) and means the name, not the number.
+    """
 
     name: str
     source: str
@@ -105,10 +132,20 @@ class Data:
     test: ImageSet | None
     classes: tuple[str, ...] | None = None
     split_seed: int = 0
+    drawn: tuple[SplitName, ...] = ()
+    by_name: bool = False
 
     def __post_init__(self) -> None:
-        if self.train is None and self.tune is None and self.test is None:
+        splits = [s for s in (self.train, self.tune, self.test) if s is not None]
+        if not any(len(s) for s in splits):
             raise DataError(f"no images in {self.source}")
+        if not all(len(s) for s in splits):
+            raise DataError(f"{self.source} has an empty split")
+        labels = [int(end) for s in splits if isinstance(s, Images) for end in s.labels.aminmax()]
+        if labels and min(labels) < UNLABELLED:
+            raise DataError(f"{self.source} has the label {min(labels)}", hint="labels count from 0")
+        if labels and self.classes is not None and max(labels) >= len(self.classes):
+            raise DataError(f"{self.source} has the label {max(labels)} but only {len(self.classes)} classes")
 
     @property
     def labelled(self) -> bool:
@@ -130,6 +167,25 @@ class Data:
             )
         return found
 
+    @property
+    def whole(self) -> ImageSet:
+        """Every image of every split."""
+        splits = [s for s in (self.train, self.tune, self.test) if s is not None]
+        if all(isinstance(s, Images) for s in splits) and len({s[0][0].shape for s in splits}) == 1:
+            held: list[Any] = splits
+            return Images(torch.cat([s.images for s in held]), torch.cat([s.labels for s in held]))
+        joined: ConcatDataset[Any] = ConcatDataset(splits)  # type: ignore[arg-type]  # maps with a length
+        return joined
+
+    def to_json(self) -> dict[str, object]:
+        """What a record of a run says about its data: the name, the splits' sizes and how they were drawn."""
+        return {
+            "name": self.name,
+            "sizes": self.sizes,
+            "split_seed": self.split_seed,
+            "drawn": [str(s) for s in self.drawn],
+        }
+
 
 def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
     """The images at `indices`; in memory where the whole set is."""
@@ -142,7 +198,7 @@ def hold_out(images: ImageSet, *, share: float, at_most: int | None = None, seed
     """Two disjoint parts, the second with `share` of the images (at least one, at most `at_most`), drawn by `seed`."""
     if len(images) < 2:
         raise DataError(f"{len(images)} image cannot be split", hint="give at least two images")
-    held = max(1, round(len(images) * share))
+    held = min(max(1, round(len(images) * share)), len(images) - 1)
     held = min(held, at_most) if at_most is not None else held
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     return subset(images, sorted(order[:-held])), subset(images, sorted(order[-held:]))
@@ -181,31 +237,31 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of inputs `[batch, channels, h, w]` and labels `[batch]`; the last one may be smaller.
 
-    The order is the set's own, or one drawn by `shuffle_seed`. Augmentation uses torch's global generator.
+    The order is the set's own, or one drawn by `shuffle_seed`. Augmentation sees images of the network's size and uses
+    torch's global generator.
     """
     if shuffle_seed is None:
         order = torch.arange(len(images))
     else:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(shuffle_seed))
     if isinstance(images, Images):
-        for indices in order.split(batch_size):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
             chosen = images.images[indices]
             if augmentation is not None:
-                chosen = torch.stack([augmentation(image) for image in chosen])
+                chosen = torch.stack([augmentation(image) for image in preprocessing.shaped(chosen)])
             yield preprocessing(chosen), images.labels[indices]
         return
 
-    def one(item: tuple[Tensor, int]) -> tuple[Tensor, int]:
-        image, label = item
-        if preprocessing.size is not None:
-            image = v2.functional.resize(image, list(preprocessing.size), antialias=True)
-        return (augmentation(image) if augmentation is not None else image), label
-
     def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        pairs = [one(item) for item in items]
-        if len({tuple(image.shape) for image, _ in pairs}) > 1:
-            raise DataError("the images have different sizes", hint="give the network's input: `--input 1x3x224x224`")
-        return preprocessing(torch.stack([p[0] for p in pairs])), torch.tensor([p[1] for p in pairs])
+        shaped = [preprocessing.shaped(image) for image, _ in items]
+        if len({tuple(image.shape) for image in shaped}) > 1:
+            raise DataError(
+                "the images have different sizes", hint="give the network's input, for example `--input 1x3x224x224`"
+            )
+        augmented = shaped if augmentation is None else [augmentation(image) for image in shaped]
+        return preprocessing(torch.stack(augmented)), torch.tensor([label for _, label in items])
 
-    chosen_set = Subset(images, order.tolist())  # type: ignore[arg-type]  # as in `subset`
-    yield from DataLoader(chosen_set, batch_size=batch_size, collate_fn=collate, num_workers=workers)
+    chosen_set: Subset[Any] = Subset(images, order.tolist())  # type: ignore[arg-type]  # as in `subset`
+    own = torch.Generator().manual_seed(shuffle_seed or 0)  # a loader without one draws from the global generator
+    yield from DataLoader(chosen_set, batch_size=batch_size, collate_fn=collate, num_workers=workers, generator=own)

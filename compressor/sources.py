@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib
+import contextlib
+import importlib.util
 import inspect
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from compressor.arrays import SPELLINGS, splits_from_idx, splits_from_npz
 from compressor.data import TUNE_AT_MOST, TUNE_SHARE, Data, Images, ImageSet, SplitName, hold_out
 from compressor.errors import DataError, unknown
+from compressor.image_files import ImageFiles, read_folder
+from compressor.labels import with_labels_of
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-SPLIT_FOLDERS = {
-    SplitName.TRAIN: ("train", "training"),
-    SplitName.TUNE: ("tune", "val", "valid", "validation"),
-    SplitName.TEST: ("test",),
-}
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+
+FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
+SAMPLE_FILE = "fashion_sample.npz"
+
+
+def data_for(
+    checkpoint: Checkpoint,
+    source: str | None = None,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> Data:
+    """The data that `source` names, or the default one, with the labels that the checkpoint's classes mean."""
+    if source is None:
+        return default_data(checkpoint)
+    data = load_data(source, root=root, download=download, seed=seed)
+    return with_labels_of(data, checkpoint.classes)
+
+
+def default_data(checkpoint: Checkpoint) -> Data:
+    """The sample that ships with the sample models; refused for any other network, whose data nobody knows."""
+    if not checkpoint.architecture.ref.startswith("sample_models."):
+        raise DataError(f"{checkpoint.name} comes without data", hint=f"say where it is: `--data`, with {FORMS}")
+    import sample_models
+
+    return load_data(str(Path(str(sample_models.__file__)).parent / SAMPLE_FILE))
 
 
 def load_data(source: str, *, root: Path | None = None, download: bool = False, seed: int = 0) -> Data:
@@ -31,185 +59,86 @@ def load_data(source: str, *, root: Path | None = None, download: bool = False, 
     """
     file, _, function = source.rpartition(":")
     if file.endswith(".py"):
-        return _from_function(Path(file), function, seed=seed)
+        return _from_function(Path(file).expanduser(), function, seed=seed)
     path = Path(source).expanduser()
+    name = path.stem if path.suffix == ".npz" else path.absolute().name
     try:
         if path.is_dir():
-            return _from_idx(path, seed=seed) if any(path.glob("*-ubyte*")) else _from_folder(path, seed=seed)
+            if any(path.glob("*-ubyte*")):
+                return assembled(name, splits_from_idx(path), source=str(path), seed=seed)
+            folder = read_folder(path)
+            return assembled(
+                name,
+                folder.splits,
+                source=str(path),
+                classes=folder.classes,
+                by_name=folder.classes is not None,
+                seed=seed,
+            )
         if path.suffix == ".npz":
-            return _from_npz(path, seed=seed)
+            splits, classes, named = splits_from_npz(path)
+            every: Mapping[Any, Images | None] = {None: splits} if isinstance(splits, Images) else splits
+            return assembled(name, every, source=str(path), classes=classes, by_name=named, seed=seed)
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
+    if path.suffix == ".py":
+        raise DataError(f"{source} names no function", hint=f"add it: `{source}:function`")
     if path.exists() or "/" in source or "." in source:
         what = "is not data that can be read" if path.exists() else "is not there"
-        raise DataError(
-            f"{source} {what}", hint="give an image folder, an .npz, file.py:function or a torchvision data set's name"
-        )
+        raise DataError(f"{source} {what}", hint=f"give {FORMS}")
     return _from_torchvision(source, root=root, download=download, seed=seed)
 
 
 def assembled(
-    *,
     name: str,
+    splits: Mapping[Any, ImageSet | None],
+    *,
     source: str,
-    train: ImageSet | None,
-    tune: ImageSet | None,
-    test: ImageSet | None,
-    classes: tuple[str, ...] | None,
-    seed: int,
+    classes: tuple[str, ...] | None = None,
+    by_name: bool = False,
+    seed: int = 0,
 ) -> Data:
-    """The data with a tune split held out of train where there is none of its own."""
+    """Data out of the splits there are, by `SplitName`: a tune split held out of train where there is none.
+
+    One set without splits, under `None`, is split 8 : 1 : 1; of fewer than three images all are for testing.
+    """
+    found: dict[SplitName | None, ImageSet | None] = dict(splits)
+    drawn: list[SplitName] = []
+    whole = found.pop(None, None)
+    if whole is not None and len(whole) < 3:
+        found[SplitName.TEST] = whole
+    elif whole is not None:
+        found[SplitName.TRAIN], found[SplitName.TEST] = hold_out(whole, share=0.1, seed=seed)
+        drawn.append(SplitName.TEST)
+    train, tune = found.get(SplitName.TRAIN), found.get(SplitName.TUNE)
     if tune is None and train is not None and len(train) > 1:
-        train, tune = hold_out(train, share=TUNE_SHARE, at_most=TUNE_AT_MOST, seed=seed)
-    return Data(name=name, source=source, train=train, tune=tune, test=test, classes=classes, split_seed=seed)
-
-
-def _from_npz(path: Path, *, seed: int) -> Data:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {key.lower(): arrays[key] for key in arrays.files}
-    except (ValueError, EOFError, KeyError) as error:
-        raise DataError(f"{path} is not an .npz of plain arrays: {error}") from error
-    except FileNotFoundError:
-        raise DataError(f"{path} is not there") from None
-    splits: dict[SplitName, ImageSet | None] = {}
-    aliases = {SplitName.TUNE: ("tune", "val")}
-    for split in SplitName:
-        keys = [k for s in aliases.get(split, (str(split),)) for k in (f"{s}_images", f"x_{s}", f"{s}_x")]
-        images = next((found[k] for k in keys if k in found), None)
-        keys = [k for s in aliases.get(split, (str(split),)) for k in (f"{s}_labels", f"y_{s}", f"{s}_y")]
-        labels = next((found[k] for k in keys if k in found), None)
-        splits[split] = None if images is None else _images_from_arrays(images, labels)
-    if not any(splits.values()):
-        if "images" not in found:
-            raise DataError(f"{path} has no images: {', '.join(found)}", hint="name them `train_images`, `train_labels` …")
-        whole = _images_from_arrays(found["images"], found.get("labels"))
-        return _split_whole(whole, name=path.stem, source=str(path), classes=None, seed=seed)
-    classes = tuple(str(c) for c in found["classes"]) if "classes" in found else None
-    return assembled(
-        name=path.stem,
-        source=str(path),
-        train=splits[SplitName.TRAIN],
-        tune=splits[SplitName.TUNE],
-        test=splits[SplitName.TEST],
+        # a tenth of the whole, or of the train split that the data has
+        share = 1 / 9 if whole is not None else TUNE_SHARE
+        train, tune = hold_out(train, share=share, at_most=TUNE_AT_MOST, seed=seed + (whole is not None))
+        drawn.append(SplitName.TUNE)
+    return Data(
+        name=name,
+        source=source,
+        train=train,
+        tune=tune,
+        test=found.get(SplitName.TEST),
         classes=classes,
-        seed=seed,
+        split_seed=seed,
+        drawn=tuple(drawn),
+        by_name=by_name,
     )
 
 
-def _images_from_arrays(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any] | None) -> Images:
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
-    if tensor.ndim == 4 and tensor.shape[-1] in (1, 3) and tensor.shape[1] not in (1, 3):
-        tensor = tensor.permute(0, 3, 1, 2).contiguous()
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise DataError("the images hold values that are not finite")
-    return Images(tensor, None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).flatten())
+class Items:
+    """A data set of a library's or a user's own: its images as tensors, its labels as integers."""
 
-
-def _from_idx(folder: Path, *, seed: int) -> Data:
-    def one(stem: str) -> Tensor | None:
-        for path in (folder / stem, folder / f"{stem}.gz"):
-            if path.exists():
-                opener = gzip.open if path.suffix == ".gz" else open
-                with opener(path, "rb") as stream:
-                    raw = stream.read()
-                dims = int(raw[3]) if len(raw) > 4 else 0
-                header = 4 + 4 * dims
-                shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
-                if not dims or raw[:3] != b"\0\0\x08" or len(raw) != header + int(np.prod(shape)):
-                    raise DataError(f"{path} is not a complete IDX file of bytes")
-                return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).view(shape)
-        return None
-
-    def images(prefix: str) -> Images | None:
-        pixels = one(f"{prefix}-images-idx3-ubyte")
-        return None if pixels is None else Images(pixels, one(f"{prefix}-labels-idx1-ubyte"))
-
-    return assembled(
-        name=folder.name,
-        source=str(folder),
-        train=images("train"),
-        tune=None,
-        test=images("t10k"),
-        classes=None,
-        seed=seed,
-    )
-
-
-class ImageFiles:
-    """Image files read as they are asked for: uint8 `[channels, height, width]`, RGB unless grey."""
-
-    def __init__(self, files: list[Path], labels: list[int]) -> None:
-        self.files, self.labels = files, labels
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        from PIL import Image, UnidentifiedImageError
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        try:
-            with Image.open(self.files[index]) as image:
-                mode = "L" if image.mode in ("1", "L", "I", "I;16", "LA") else "RGB"
-                return pil_to_tensor(image.convert(mode)), self.labels[index]
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"cannot read the image {self.files[index]}", hint="remove or repair it") from error
-
-
-def _from_folder(folder: Path, *, seed: int) -> Data:
-    splits: dict[SplitName, tuple[list[Path], list[str]] | None] = {}
-    for split, names in SPLIT_FOLDERS.items():
-        below = next((folder / n for n in names if (folder / n).is_dir()), None)
-        splits[split] = None if below is None else _files_below(below)
-    whole = None if any(splits.values()) else _files_below(folder)
-    named = {c for found in [*splits.values(), whole] if found is not None for c in found[1] if c}
-    classes = tuple(sorted(named)) or None
-
-    def images(found: tuple[list[Path], list[str]] | None) -> ImageSet | None:
-        if found is None:
-            return None
-        index = {name: i for i, name in enumerate(classes or ())}
-        return ImageFiles(found[0], [index.get(c, -1) for c in found[1]])
-
-    if whole is not None:
-        every = images(whole)
-        if every is None or not len(every):
-            raise DataError(f"no images in {folder}", hint=f"looked for {' '.join(IMAGE_SUFFIXES)}")
-        return _split_whole(every, name=folder.name, source=str(folder), classes=classes, seed=seed)
-    return assembled(
-        name=folder.name,
-        source=str(folder),
-        train=images(splits[SplitName.TRAIN]),
-        tune=images(splits[SplitName.TUNE]),
-        test=images(splits[SplitName.TEST]),
-        classes=classes,
-        seed=seed,
-    )
-
-
-def _files_below(folder: Path) -> tuple[list[Path], list[str]]:
-    """Image files with the name of their class folder, or an empty one for images that lie in none."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return files, [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in files]
-
-
-def _split_whole(
-    images: ImageSet, *, name: str, source: str, classes: tuple[str, ...] | None, seed: int
-) -> Data:
-    """Train, tune and test (8 : 1 : 1) out of one set without splits; a single image serves as test alone."""
-    if len(images) < 10:
-        return Data(name=name, source=source, train=None, tune=images, test=images, classes=classes, split_seed=seed)
-    rest, test = hold_out(images, share=0.1, seed=seed)
-    train, tune = hold_out(rest, share=1 / 9, seed=seed + 1)
-    return Data(name=name, source=source, train=train, tune=tune, test=test, classes=classes, split_seed=seed)
-
-
-class FromTorchvision:
-    """A torchvision data set's items as uint8 tensors."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, *, name: str) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise DataError(
+                f"{name} gives a `{type(dataset).__name__}`",
+                hint="give data sets with a length and items (image, label)",
+            )
+        self.dataset, self.name = dataset, name
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -217,8 +146,15 @@ class FromTorchvision:
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        image, label = self.dataset[index]
-        return (image if isinstance(image, Tensor) else pil_to_tensor(image)), int(label)
+        item = self.dataset[index]
+        try:
+            image, label = item
+            return (image if isinstance(image, Tensor) else pil_to_tensor(image)), int(label)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"item {index} of {self.name} is not an image with a label: {error}",
+                hint="wrap it: `file.py:function` may return data sets whose items are (image, number)",
+            ) from error
 
 
 def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int) -> Data:
@@ -228,47 +164,99 @@ def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int
     plain = name.lower().replace("-", "").replace("_", "")
     if plain not in known:
         raise DataError(f"there is no data called `{name}`", hint=unknown("torchvision data sets", plain, known))
-    kind = getattr(datasets, known[plain])
+    title = known[plain]
+    kind = getattr(datasets, title)
     parameters = inspect.signature(kind).parameters
+    wanted = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    more = [p for p in wanted if p not in ("root", "train", "split")]
+    if "root" not in parameters or more:
+        raise DataError(
+            f"{title} takes more than a folder: {', '.join(more) or 'no root'}", hint="build it in `file.py:function`"
+        )
     if root is None:
-        raise DataError(f"where is {known[plain]}?", hint="give its folder: `--data-root DIR`, and `--download` to fetch it")
+        raise DataError(f"where is {title}?", hint="give its folder: `--data-root DIR`, and `--download` to fetch it")
+    options: dict[str, Any] = {"download": download} if "download" in parameters else {}
 
-    def split(train: bool) -> ImageSet:
-        options: dict[str, Any] = {"download": download} if "download" in parameters else {}
-        options |= {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
+    def made(**choice: object) -> Items:
         try:
-            return FromTorchvision(kind(str(root), **options))
-        except (RuntimeError, FileNotFoundError, TypeError) as error:
-            hint = "add `--download`" if not download else "check the connection, or fetch it by hand"
-            raise DataError(f"{known[plain]} is not in {root}: {error}", hint=hint) from error
+            return Items(kind(str(root), **options, **choice), name=title)
+        except (RuntimeError, OSError, TypeError) as error:
+            hint = "check the connection, or fetch it by hand" if download else "add `--download`, or give its folder"
+            raise DataError(f"{title} is not in {root}: {error}", hint=hint) from error
 
-    train, test = split(True), split(False)
-    classes = tuple(getattr(train.dataset, "classes", ()) or ())  # type: ignore[attr-defined]
-    return assembled(
-        name=known[plain], source=f"{known[plain]} in {root}", train=train, tune=None, test=test,
-        classes=classes or None, seed=seed,
-    )  # fmt: skip
+    splits: dict[SplitName | None, Items] = {}
+    if "train" in parameters:
+        splits = {SplitName.TRAIN: made(train=True), SplitName.TEST: made(train=False)}
+    elif "split" in parameters:
+        for split, names in SPELLINGS.items():
+            for spelling in names:
+                with contextlib.suppress(ValueError):  # how torchvision refuses a split that a set does not have
+                    splits.setdefault(split, made(split=spelling))
+    else:
+        splits = {None: made()}
+    classes = getattr(next(iter(splits.values())).dataset, "classes", None) if splits else None
+    names_of_classes = tuple(map(str, classes)) if classes else None
+    return assembled(title, splits, source=f"{title} in {root}", classes=names_of_classes, seed=seed)
 
 
 def _from_function(file: Path, function: str, *, seed: int) -> Data:
-    """What `function()` in `file` returns: a `Data`, or a dict or tuple of data sets (train, tune, test)."""
-    if not file.is_file():
-        raise DataError(f"{file} is not there")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        known = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise DataError(f"{file} has no `{function}`", hint=unknown("functions", function, known))
-    made = getattr(module, function)()
+    """What `function()` in `file` returns: `Data`, one data set, (train, test), (train, tune, test), or a dict."""
+    source = f"{file}:{function}"
+    with _run(file) as module:
+        make = getattr(module, function, None) if function else None
+        if not callable(make):
+            known = [n for n in vars(module) if not n.startswith("_") and inspect.isfunction(getattr(module, n))]
+            raise DataError(f"{file} has no function `{function}`", hint=unknown("functions", function, known))
+        made = make()
     if isinstance(made, Data):
         return made
-    if isinstance(made, (tuple, list)):
-        names = (SplitName.TRAIN, SplitName.TEST) if len(made) == 2 else tuple(SplitName)
-        made = dict(zip(map(str, names), made, strict=False))
-    if not isinstance(made, dict):
-        raise DataError(f"`{function}` returned a `{type(made).__name__}`", hint="return a dict of train, tune, test")
-    parts = {str(s): made.get(str(s)) for s in SplitName}
-    wrapped = {k: None if v is None else v if isinstance(v, (Images, ImageFiles)) else FromTorchvision(v) for k, v in parts.items()}
-    return assembled(name=function, source=f"{file}:{function}", classes=None, seed=seed, **wrapped)
+    items = isinstance(made, list) and (not made or isinstance(made[0], tuple))  # a list of (image, label) is one set
+    if isinstance(made, (tuple, list)) and not items:
+        if len(made) not in (2, 3):
+            raise DataError(
+                f"`{function}` returned {len(made)} values", hint="return (train, test) or a dict of splits"
+            )
+        made = dict(zip(("train", "test") if len(made) == 2 else ("train", "tune", "test"), made, strict=True))
+    elif not isinstance(made, dict):
+        made = {None: made}
+    names = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
+    strangers = [str(key) for key in made if key is not None and key not in names]
+    if strangers:
+        raise DataError(
+            f"`{function}` returned a split called `{strangers[0]}`", hint=unknown("splits", strangers[0], names)
+        )
+    splits: dict[SplitName | None, ImageSet] = {
+        None if key is None else names[key]: v
+        if isinstance(v, (Images, ImageFiles))
+        else Items(v, name=f"`{function}`")
+        for key, v in made.items()
+        if v is not None or key is None
+    }
+    classes = next((v for v in (getattr(s, "classes", None) for s in made.values()) if v), None)
+    return assembled(function, splits, source=source, classes=tuple(map(str, classes)) if classes else None, seed=seed)
+
+
+@contextlib.contextmanager
+def _run(file: Path) -> Iterator[ModuleType]:
+    """The module in `file`, whose folder can be imported from meanwhile; what its code raises is a `DataError`."""
+    if not file.is_file():
+        raise DataError(f"{file} is not there")
+    name = f"compressor_data_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None, file
+    assert spec.loader is not None, file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    sys.path.insert(0, str(file.absolute().parent))
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    except DataError:
+        raise
+    except Exception as error:
+        # the user's own code: say what it raised and where
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
+        where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
+        raise DataError(f"{where}: {type(error).__name__}: {error}", hint="run it on its own and mend it") from error
+    finally:
+        sys.path.remove(str(file.absolute().parent))

@@ -1,0 +1,158 @@
+"""Images and labels out of files of plain arrays: an `.npz`, or a folder of IDX files (MNIST's format)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor.data import Images, SplitName
+from compressor.errors import DataError
+
+Array = np.ndarray[Any, Any]
+Splits = dict[SplitName, Images | None]
+
+SPELLINGS = {
+    SplitName.TRAIN: ("train", "training"),
+    SplitName.TUNE: ("tune", "val", "valid", "validation"),
+    SplitName.TEST: ("test",),
+}
+KEYS = "`train_images`, `train_labels`, `tune_…`, `test_…`, or `images` and `labels`"
+
+
+def splits_from_npz(path: Path) -> tuple[Splits | Images, tuple[str, ...] | None, bool]:
+    """The splits in an `.npz` (or one whole set), the classes where it names them, and whether labels are names.
+
+    Images are `[n, h, w]`, `[n, c, h, w]` or `[n, h, w, c]`, bytes or floats in [0, 1]; labels are `[n]`, `[n, 1]`,
+    one-hot `[n, classes]`, or strings. Refused: pickled objects, other names, values out of range or not finite.
+    """
+    found = _arrays_in(path)
+    pairs: dict[SplitName, tuple[Array, Array | None]] = {}
+    for split, names in SPELLINGS.items():
+        images = _of(found, names, ("{}_images", "x_{}", "{}_x"))
+        if images is not None:
+            pairs[split] = (images, _of(found, names, ("{}_labels", "y_{}", "{}_y")))
+    whole = None
+    if not pairs:
+        images = _of(found, ("images", "x", "arr_0"), ("{}",))
+        if images is None:
+            names_found = ", ".join(found) or "nothing"
+            raise DataError(f"{path} has no images but: {names_found}", hint=f"name the arrays {KEYS}")
+        whole = (images, _of(found, ("labels", "y", "arr_1"), ("{}",)))
+    every = [labels for _, labels in [*pairs.values(), *([whole] if whole else [])] if labels is not None]
+    classes = tuple(str(c) for c in found["classes"].flatten()) if "classes" in found else None
+    named = any(labels.dtype.kind in "SU" for labels in every)
+    if named:
+        classes = classes or tuple(sorted({text for labels in every for text in labels.astype(str).flatten()}))
+    if whole is not None:
+        return _images(path, *whole, classes), classes, named
+    return {split: _images(path, *pair, classes) for split, pair in pairs.items()}, classes, named
+
+
+def _arrays_in(path: Path) -> dict[str, Array]:
+    if not path.exists():
+        raise DataError(f"{path} is not there")
+    try:
+        with path.open("rb") as stream:  # numpy leaves a file of its own open where it is broken
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise DataError(f"{path} holds one array without a name", hint=f"save with `numpy.savez` as {KEYS}")
+            with loaded as arrays:
+                return {key.lower(): arrays[key] for key in arrays.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not an .npz of plain arrays: {error}", hint=f"save {KEYS} in one .npz") from error
+
+
+def _of(found: Mapping[str, Array], names: tuple[str, ...], forms: tuple[str, ...]) -> Array | None:
+    return next((found[key] for name in names for form in forms if (key := form.format(name)) in found), None)
+
+
+def _images(path: Path, images: Array, labels: Array | None, classes: tuple[str, ...] | None) -> Images:
+    try:
+        return Images(_pixels(images), None if labels is None else _indices(labels, len(images), classes))
+    except DataError as error:
+        raise DataError(f"{path}: {error}", hint=error.hint) from error
+
+
+def _pixels(images: Array) -> Tensor:
+    """Bytes as uint8, everything else as float32 in [0, 1]; `[n, channels, h, w]`."""
+    if images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype == bool:
+        images = images.astype(np.uint8) * 255
+    if images.dtype.kind not in "uif":
+        raise DataError(f"the images are of type {images.dtype}", hint="give bytes, or floats in [0, 1]")
+    if not images.size:
+        raise DataError("there are no images in it")
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise DataError("the images hold values that are not finite")
+    low, high = float(images.min()), float(images.max())
+    if images.dtype != np.uint8:
+        whole = images.dtype.kind != "f" or (high > 1 and bool((images == np.round(images)).all()))
+        if whole and (low < 0 or high > 255):
+            raise DataError(f"the pixels lie in [{low:g}, {high:g}]", hint="give bytes, or floats in [0, 1]")
+        images = images.astype(np.uint8 if whole else np.float32)
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _indices(labels: Array, images: int, classes: tuple[str, ...] | None) -> Tensor:
+    """Labels as int64 `[n]`, out of numbers, one-hot rows or names."""
+    if labels.dtype.kind in "SU":
+        index = {name: i for i, name in enumerate(classes or ())}
+        texts = labels.astype(str).flatten()
+        strangers = sorted({t for t in texts if t not in index})
+        if strangers:
+            raise DataError(f"the label `{strangers[0]}` is not among its classes")
+        return torch.tensor([index[t] for t in texts])
+    if labels.dtype.kind not in "buif":
+        raise DataError(f"the labels are of type {labels.dtype}", hint="give whole numbers from 0, or names")
+    if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == images:
+        if not ((labels != 0).sum(axis=1) == 1).all():
+            raise DataError(
+                f"labels of shape {list(labels.shape)} that are not one-hot", hint="give one label an image"
+            )
+        labels = labels.argmax(axis=1)
+    if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
+        raise DataError("labels that are not whole numbers")
+    return torch.from_numpy(np.ascontiguousarray(labels.astype(np.int64))).flatten()
+
+
+def splits_from_idx(folder: Path) -> Splits:
+    """Train and test out of MNIST's four files, gzipped or not; labels may be missing."""
+
+    def one(stem: str) -> Tensor | None:
+        for path in (folder / stem, folder / f"{stem}.gz", folder / stem.replace("-idx", ".idx")):
+            if path.exists():
+                return _idx(path)
+        return None
+
+    def images(prefix: str) -> Images | None:
+        pixels, labels = one(f"{prefix}-images-idx3-ubyte"), one(f"{prefix}-labels-idx1-ubyte")
+        if pixels is None and labels is not None:
+            raise DataError(f"{folder} has {prefix} labels but no {prefix} images")
+        return None if pixels is None else Images(pixels, labels)
+
+    return {SplitName.TRAIN: images("train"), SplitName.TEST: images("t10k")}
+
+
+def _idx(path: Path) -> Tensor:
+    """A tensor of bytes out of one IDX file."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            raw = stream.read()
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path} is a broken gzip file: {error}", hint="fetch it again") from error
+    dims = int(raw[3]) if len(raw) > 4 else 0
+    header = 4 + 4 * dims
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    if not dims or raw[:3] != b"\0\0\x08" or len(raw) != header + math.prod(shape) or 0 in shape:
+        raise DataError(f"{path} is not a complete IDX file of bytes", hint="fetch it again")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).view(shape)

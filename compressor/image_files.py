@@ -1,0 +1,100 @@
+"""Images in a folder: with or without class folders, with or without a folder for each split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compressor.arrays import SPELLINGS
+from compressor.data import UNLABELLED, SplitName
+from compressor.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+GREY_MODES = ("1", "L", "LA", "La")
+DEEP_GREY_MODES = ("I", "I;16", "I;16B", "I;16L")
+
+
+class ImageFiles:
+    """Image files read as they are asked for: uint8 `[channels, height, width]`, RGB unless grey."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
+        self.files, self.labels = files, labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return pixels_of(self.files[index]), self.labels[index]
+
+
+def pixels_of(file: Path) -> Tensor:
+    """The image in `file`: uint8 `[channels, height, width]`; refused where it cannot be read to its end."""
+    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        with Image.open(file) as image:
+            if image.mode in DEEP_GREY_MODES:  # 16 bits, which PIL would clip to 8
+                deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+                return torch.from_numpy((deep // 257).astype(np.uint8)).unsqueeze(0)
+            transparent = image.mode == "P" and "transparency" in image.info
+            whole = image.convert("RGBA") if transparent else image
+            pixels: Tensor = pil_to_tensor(whole.convert("L" if image.mode in GREY_MODES else "RGB"))
+            return pixels
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # PIL raises each of these for files that are broken in their own way
+        raise DataError(f"cannot read the image {file}: {error}", hint="remove or repair it") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFolder:
+    """Image files by split, or under `None` where the folder has no splits, with their classes."""
+
+    splits: dict[SplitName | None, ImageFiles]
+    classes: tuple[str, ...] | None
+
+
+def read_folder(folder: Path) -> ImageFolder:
+    """The image files below `folder`. Classes are the names of the class folders, sorted; an empty one counts too.
+
+    Splits are folders called train; val, valid, validation or tune; test. Hidden files are left out. Refused: a folder
+    without images, and images that lie beside class folders, for they have no label.
+    """
+    below = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
+    roots: dict[SplitName | None, Path] = {}
+    for split, names in SPELLINGS.items():
+        found = next((below[name] for name in names if name in below), None)
+        if found is not None:
+            roots[split] = found
+    read = {split: _files_below(root) for split, root in (roots or {None: folder}).items()}
+    classes = tuple(sorted({name for _, _, names in read.values() for name in names}))
+    index = {name: i for i, name in enumerate(classes)}
+    splits = {
+        split: ImageFiles(files, [index.get(name, UNLABELLED) for name in owners])
+        for split, (files, owners, _) in read.items()
+        if files
+    }
+    if not splits:
+        raise DataError(f"no images in {folder}", hint=f"looked for files called {' '.join('*' + s for s in SUFFIXES)}")
+    return ImageFolder(splits=splits, classes=classes or None)
+
+
+def _files_below(root: Path) -> tuple[list[Path], list[str], set[str]]:
+    """Image files in order, the class folder each lies in (or an empty name), and the class folders there are."""
+    files: list[Path] = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+        files += [Path(place, n) for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
+    files.sort()
+    owners = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]
+    if len(set(owners)) > 1 and "" in owners:
+        loose = files[owners.index("")]
+        raise DataError(f"{loose} lies beside class folders and has no label", hint="move it into its class's folder")
+    folders_of_classes = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))}
+    return files, owners, folders_of_classes if any(owners) else set()

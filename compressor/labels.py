@@ -1,0 +1,65 @@
+"""Labels that mean the same to the data and to the network: matched by the classes' names where both have names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from compressor.data import UNLABELLED, Data, Images, ImageSet
+from compressor.errors import DataError
+
+
+class _Relabelled:
+    """An image set whose label `i` reads `targets[i]`."""
+
+    def __init__(self, images: ImageSet, targets: Sequence[int]) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return image, label if label == UNLABELLED else self.targets[label]
+
+
+def with_labels_of(data: Data, classes: Sequence[str] | None) -> Data:
+    """The data with the labels of a network whose outputs are `classes`, matched by name where both have names.
+
+    Names match without regard to case, spaces, `-` and `_`; data may have fewer classes than the network. Refused:
+    labels that are names (as of class folders) of which the network has none. Labels that are numbers stay where the
+    names do not match: two spellings of one class list (`T-shirt/top`, `t-shirt`) are no reason to refuse it.
+    """
+    if not classes or not data.classes:
+        return data
+    index = {_plain(name): i for i, name in enumerate(classes)}
+    strangers = [name for name in data.classes if _plain(name) not in index]
+    if strangers and all(name.isdecimal() and int(name) < len(classes) for name in data.classes):
+        targets = [int(name) for name in data.classes]
+    elif strangers and data.by_name:
+        raise DataError(
+            f"the network has no class called {', '.join(f'`{s}`' for s in strangers[:5])}",
+            hint=f"name the class folders as the network does: {', '.join(classes[:20])}{' …' * (len(classes) > 20)}",
+        )
+    elif strangers:
+        return data
+    else:
+        targets = [index[_plain(name)] for name in data.classes]
+    if targets == list(range(len(targets))):
+        return replace(data, classes=tuple(classes))
+
+    def relabelled(images: ImageSet | None) -> ImageSet | None:
+        if isinstance(images, Images):
+            moved = torch.tensor([*targets, UNLABELLED])[images.labels]  # -1 reads the last
+            return Images(images.images, moved)
+        return None if images is None else _Relabelled(images, targets)
+
+    train, tune, test = relabelled(data.train), relabelled(data.tune), relabelled(data.test)
+    return replace(data, train=train, tune=tune, test=test, classes=tuple(classes), by_name=False)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c not in " -_")
