@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from compressor.errors import RetrainError, unknown
 
@@ -114,9 +115,17 @@ class Recipe:
 
     def to_json(self) -> dict[str, object]:
         """Plain values only; `recipe_from_json` is the way back."""
-        plain = asdict(self)
-        plain["budget"] = {"epochs": self.budget.epochs}
+        plain: dict[str, object] = _plain(asdict(self))
         return plain
+
+
+def _plain(value: Any) -> Any:
+    """Enums as their text and tuples as lists: what JSON knows, and what `torch.load` reads without running code."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, enum.Enum) else value
 
 
 def recipe_from_json(plain: dict[str, object]) -> Recipe:

@@ -7,11 +7,11 @@ gives the bytes of one that was not (on a CPU).
 from __future__ import annotations
 
 import copy
-import os
+import dataclasses
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,9 @@ from torch.nn import functional
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, augmentation_named, batches
 from compressor.errors import RetrainError
 from compressor.recipe import Optimiser, Recipe, Step
+from compressor.resume import EpochRecord, Run, digest_of, restore_, save, write
 
 EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRecord:
-    """What one epoch did; rates and losses are means over its iterations."""
-
-    epoch: int
-    rate: float
-    train_loss: float
-    tune_correct: int
-    tune_total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +47,7 @@ class Trained:
 
 
 Callback = Callable[[Progress], None]
+AfterStep = Callable[[nn.Module], object]
 
 
 def correct_in(module: nn.Module, images: ImageSet, *, preprocessing: Preprocessing) -> int:
@@ -89,75 +80,135 @@ def train(
     preprocessing: Preprocessing,
     teacher: nn.Module | None = None,
     callbacks: tuple[Callback, ...] = (),
+    after_step: tuple[AfterStep, ...] = (),
     state_file: Path | None = None,
     snapshot: tuple[Step, Path] | None = None,
 ) -> Trained:
     """Train a copy of `module`; with `teacher`, half of the loss is the distance to its softened scores.
 
-    `state_file` keeps the state after every epoch, and a run that finds one there goes on from it; `snapshot` names an
-    early step and the file that keeps the weights it had then. Refused: unlabelled data, a loss that is not finite.
+    Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
+    a mask survives so. `state_file` keeps the state after every epoch, and a run that finds one there goes on from it;
+    `snapshot` names an early step and the file that keeps the weights it had then. Refused: unlabelled data, labels
+    that the network has no output for, a network without trainable parameters, a loss that is not finite, the state of
+    another run.
     """
-    images = data.split(SplitName.TRAIN)
-    tune = data.split(SplitName.TUNE)
-    if images[0][1] == UNLABELLED:
-        raise RetrainError(f"{data.name} has no labels to train on", hint="give a folder of class folders, or an .npz")
+    images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
+    _check(module, data, images, tune)
+    run = Run(recipe=recipe, data=data, start=digest_of(module))
     module = copy.deepcopy(module)
+    teacher = None if teacher is None else copy.deepcopy(teacher).eval()
     device = next(module.parameters()).device
     if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in module.modules()):
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.2 to 2 times faster
+        module = module.to(memory_format=torch.channels_last)  # 1.2 to 2 times faster
     optimiser = optimiser_of(module, recipe)
-    per_epoch = -(-len(images) // recipe.batch_size)
-    total = per_epoch * recipe.budget.epochs
     history: list[EpochRecord] = []
     if state_file is not None and state_file.exists():
-        history = _restore(state_file, module, optimiser, recipe)
-    size = preprocessing.size or (int(images[0][0].shape[-2]), int(images[0][0].shape[-1]))
-    augmentation = augmentation_named(recipe.augment, size=size)
-    amp = recipe.mixed_precision and device.type == "cuda"
+        history = restore_(state_file, module, optimiser, run)
+    for call in after_step:
+        call(module)
     for epoch in range(len(history), recipe.budget.epochs):
-        module.train()
-        losses: list[float] = []
-        rate = recipe.schedule.rate
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-            stream = batches(
-                images,
-                batch_size=recipe.batch_size,
-                preprocessing=preprocessing,
-                augmentation=augmentation,
-                shuffle_seed=recipe.seed * 1_000_003 + epoch,
-            )
-            for iteration, (inputs, labels) in enumerate(stream):
-                rate = recipe.schedule.at((epoch * per_epoch + iteration) / total)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                with torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
-                    loss = _loss(module, inputs.to(device), labels.to(device), recipe=recipe, teacher=teacher)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                losses.append(float(loss.detach()))
-                if losses[-1] != losses[-1] or losses[-1] == float("inf"):
-                    raise RetrainError(
-                        f"the loss is {losses[-1]} in epoch {epoch + 1}", hint=f"try a lower `--lr` than {rate:.3g}"
-                    )
-                if iteration < per_epoch - 1:
-                    _tell(callbacks, recipe, epoch, iteration, per_epoch, losses[-1], rate, None)
-        module.eval()
+        rate, losses, last = _epoch(
+            module,
+            images,
+            optimiser,
+            epoch=epoch,
+            recipe=recipe,
+            preprocessing=preprocessing,
+            teacher=teacher,
+            callbacks=callbacks,
+            after_step=after_step,
+        )
         record = EpochRecord(
             epoch=epoch,
             rate=rate,
             train_loss=sum(losses) / len(losses),
-            tune_correct=correct_in(module, tune, preprocessing=preprocessing),
+            tune_correct=correct_in(module.eval(), tune, preprocessing=preprocessing),
             tune_total=len(tune),
         )
         history.append(record)
         if snapshot is not None and snapshot[0].epochs == len(history):
-            torch.save(module.state_dict(), snapshot[1])
+            write(module.state_dict(), snapshot[1])
         if state_file is not None:
-            _save(state_file, module, optimiser, recipe, history)
-        _tell(callbacks, recipe, epoch, per_epoch - 1, per_epoch, losses[-1], rate, record)
-    return Trained(module=module.eval().to(memory_format=torch.contiguous_format), history=tuple(history))  # type: ignore[call-overload]
+            save(state_file, module, optimiser, run, history)
+        for callback in callbacks:
+            callback(dataclasses.replace(last, record=record))
+    return Trained(module=module.eval().to(memory_format=torch.contiguous_format), history=tuple(history))
+
+
+def _check(module: nn.Module, data: Data, images: ImageSet, tune: ImageSet) -> None:
+    if images[0][1] == UNLABELLED or tune[0][1] == UNLABELLED:
+        raise RetrainError(f"{data.name} has no labels to train on", hint="give a folder of class folders, or an .npz")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise RetrainError(
+            "no parameter of this network is trainable", hint="unfreeze it: `module.requires_grad_(True)`"
+        )
+
+
+def _epoch(
+    module: nn.Module,
+    images: ImageSet,
+    optimiser: torch.optim.Optimizer,
+    *,
+    epoch: int,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    teacher: nn.Module | None,
+    callbacks: tuple[Callback, ...],
+    after_step: tuple[AfterStep, ...],
+) -> tuple[float, list[float], Progress]:
+    """Train for one epoch, in place: the last rate, every loss, and what the callbacks see once it is evaluated."""
+    device = next(module.parameters()).device
+    amp = recipe.mixed_precision and device.type == "cuda"
+    size = preprocessing.size or (int(images[0][0].shape[-2]), int(images[0][0].shape[-1]))
+    per_epoch = iterations_per_epoch(len(images), recipe.batch_size)
+    losses: list[float] = []
+    progress: Progress | None = None
+    module.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed * 1_000_003 + epoch)
+        stream = batches(
+            images,
+            batch_size=recipe.batch_size,
+            preprocessing=preprocessing,
+            augmentation=augmentation_named(recipe.augment, size=size),
+            shuffle_seed=recipe.seed * 1_000_003 + epoch,
+        )
+        for iteration, (inputs, labels) in zip(range(per_epoch), stream, strict=False):
+            rate = recipe.schedule.at((epoch * per_epoch + iteration) / (per_epoch * recipe.budget.epochs))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
+                loss = _loss(module, inputs.to(device), labels.to(device), recipe=recipe, teacher=teacher)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimiser.step()
+            for call in after_step:
+                call(module)
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise RetrainError(
+                    f"the loss is {losses[-1]} in epoch {epoch + 1}", hint=f"try a lower `--lr` than {rate:.3g}"
+                )
+            progress = Progress(
+                epoch=epoch,
+                epochs=recipe.budget.epochs,
+                iteration=iteration,
+                iterations=per_epoch,
+                loss=losses[-1],
+                rate=rate,
+                record=None,
+            )
+            if iteration < per_epoch - 1:
+                for callback in callbacks:
+                    callback(progress)
+    assert progress is not None  # a split is never empty
+    return progress.rate, losses, progress
+
+
+def iterations_per_epoch(images: int, batch_size: int) -> int:
+    """Steps in an epoch; a last batch of one image is left out, for a batch norm learns nothing from it."""
+    full, rest = divmod(images, batch_size)
+    return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
 
 
 def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -175,6 +226,12 @@ def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
     scores = class_scores(module(inputs))
+    low, high = int(labels.min()), int(labels.max())
+    if scores.ndim != 2 or low < 0 or high >= scores.shape[1]:
+        raise RetrainError(
+            f"labels from {low} to {high} do not fit the network's output `[batch, {list(scores.shape)[1:]}]`",
+            hint="labels count from 0, one for each of the network's classes",
+        )
     loss = functional.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
     if teacher is None:
         return loss
@@ -184,54 +241,3 @@ def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, 
     followed = functional.log_softmax(scores / temperature, dim=1)
     distance = functional.kl_div(followed, target, reduction="batchmean", log_target=True)
     return 0.5 * loss + 0.5 * temperature**2 * distance
-
-
-def _tell(
-    callbacks: tuple[Callback, ...],
-    recipe: Recipe,
-    epoch: int,
-    iteration: int,
-    iterations: int,
-    loss: float,
-    rate: float,
-    record: EpochRecord | None,
-) -> None:
-    progress = Progress(
-        epoch=epoch,
-        epochs=recipe.budget.epochs,
-        iteration=iteration,
-        iterations=iterations,
-        loss=loss,
-        rate=rate,
-        record=record,
-    )
-    for callback in callbacks:
-        callback(progress)
-
-
-def _save(
-    file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, history: list[EpochRecord]
-) -> None:
-    state: dict[str, Any] = {
-        "recipe": recipe.to_json(),
-        "module": module.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "history": [asdict(r) for r in history],
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    torch.save(state, part)
-    os.replace(part, file)
-
-
-def _restore(
-    file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe
-) -> list[EpochRecord]:
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    if state["recipe"] != recipe.to_json():
-        raise RetrainError(
-            f"{file} belongs to a run with another recipe", hint="delete it, or repeat the command that made it"
-        )
-    module.load_state_dict(state["module"])
-    optimiser.load_state_dict(state["optimiser"])
-    return [EpochRecord(**r) for r in state["history"]]
