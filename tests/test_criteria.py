@@ -133,6 +133,14 @@ def test_geometric_median_is_the_sum_of_distances(net: nn.Module, groups: dict[s
     torch.testing.assert_close(scored("geometric-median", net, groups)["stem"], expected)
 
 
+def test_geometric_median_by_matrix_products_agrees(
+    net: nn.Module, groups: dict[str, ChannelGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = scored("geometric-median", net, groups)["conv1"]
+    monkeypatch.setattr("compressor.criteria.geometric_median.DIRECT_AT_MOST", 0)
+    torch.testing.assert_close(scored("geometric-median", net, groups)["conv1"], direct, rtol=0, atol=1e-6)
+
+
 def test_geometric_median_scores_the_filter_at_the_median_lowest() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 1, 1))
     net[0].weight.data = torch.tensor([-5.0, 1.0, 9.0]).view(3, 1, 1, 1)
