@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import pickle
@@ -69,11 +70,13 @@ def write(state: dict[str, Any], file: Path) -> None:
         torch.save(state, part)
         part.replace(file)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
-        part.unlink(missing_ok=True)
         raise RetrainError(
             f"cannot write {file}: {error}",
             hint="free some space and repeat the command: it goes on from the last epoch",
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: Run) -> list[EpochRecord]:
