@@ -1,0 +1,22 @@
+"""Write one HTML page, and the same as Markdown, that say all that was measured."""
+
+from __future__ import annotations
+
+from compressor.cli.options import ArtifactArgument, JsonOption, OutOption, console, open_default, print_json
+
+
+def command(artifact: ArtifactArgument = None, out: OutOption = None, as_json: JsonOption = False) -> None:
+    """Write the report of an artifact: one HTML page without anything beside it, and the same as Markdown.
+
+    What nobody has measured yet is named there with the command that would. Example: `compress report`,
+    `compress report model.compressed --out pages`
+    """
+    from compressor.report import report
+
+    opened = open_default(artifact)
+    written = report(opened.results(), out or opened.folder, artifact=opened.folder)
+    if as_json:
+        print_json({"html": str(written.html), "markdown": str(written.markdown), "results": str(written.results)})
+        return
+    for path in (written.html, written.markdown):
+        console().print(f"wrote {path}", markup=False, soft_wrap=True)

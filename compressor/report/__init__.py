@@ -1,0 +1,89 @@
+"""REPORT: one HTML page, and the same as Markdown, from an artifact's results; formats numbers, measures none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.errors import ArtifactError
+from compressor.report.changes import left_alone_section, masked_section, proof_section, widths_section
+from compressor.report.document import Code, Document, Section, Text
+from compressor.report.findings import Findings, findings_from_results
+from compressor.report.headline import result_section
+from compressor.report.markdown import markdown
+from compressor.report.missing import Commands
+from compressor.report.page import page
+from compressor.report.provenance import environment_section, glossary_section, lineage_section, retraining_section
+from compressor.report.timings import accuracy_section, clock_section
+
+__all__ = ["Report", "report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The files of one report."""
+
+    html: Path
+    markdown: Path
+    results: Path
+
+
+def report(results: Mapping[str, object], folder: Path, *, artifact: Path | None = None) -> Report:
+    """Write `report.html`, `report.md` and, where it is not there already, `results.json` into `folder`.
+
+    `artifact` is the folder that the report speaks of, where it is another one. Parts that nobody measured are said to
+    be missing, with the command that would measure them. Refused: results of the wrong kind or of a newer schema.
+    """
+    findings = findings_from_results(results)
+    document = compose(findings, Commands(artifact=artifact or folder))
+    written = Report(html=folder / "report.html", markdown=folder / "report.md", results=folder / "results.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(written.html, page(document))
+        _write(written.markdown, markdown(document))
+        if not _holds(written.results, results):
+            _write(written.results, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ArtifactError(
+            f"the report cannot be written to {folder}: {error.strerror or error}",
+            hint="give another folder: `--out DIR`",
+        ) from error
+    return written
+
+
+def compose(findings: Findings, commands: Commands) -> Document:
+    """The findings as a document, in the order in which a reader asks for them."""
+    subtitle: Text = ("From the dense network to the small one: what was removed, what it bought, and the proof.",)
+    if findings.command:
+        subtitle = ("Made by ", Code(content=findings.command))
+    if findings.masking is not None and findings.pruning is None:
+        changes: tuple[Section, ...] = (masked_section(findings.masking),)
+    else:
+        changes = (widths_section(findings, commands), left_alone_section(findings, commands))
+    sections = (
+        result_section(findings, commands),
+        clock_section(findings, commands),
+        accuracy_section(findings, commands),
+        *changes,
+        proof_section(findings, commands),
+        retraining_section(findings, commands),
+        lineage_section(findings, commands),
+        environment_section(findings, commands),
+        glossary_section(),
+    )
+    return Document(title=findings.name, subtitle=subtitle, sections=sections)
+
+
+def _holds(file: Path, results: Mapping[str, object]) -> bool:
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")) == results)
+    except (OSError, ValueError):
+        return False
+
+
+def _write(file: Path, content: str) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(content, encoding="utf-8")
+    part.replace(file)

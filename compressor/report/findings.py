@@ -1,0 +1,325 @@
+"""What was found out about an artifact: the values of its results.json, checked once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from compressor.errors import ArtifactError
+from compressor.report.reading import Entry
+
+SCHEMA = 1
+Facts = tuple[tuple[str, object], ...]
+T = TypeVar("T")
+Pair = tuple[int, int]  # of the dense network, of the small one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """So many of so many: images classified as labelled or, without labels, as the dense network does."""
+
+    count: int
+    total: int
+    split: str | None
+    low: float | None
+    high: float | None
+    against_dense: bool
+    relative_error: float | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.count <= self.total or self.total == 0:
+            raise ArtifactError(f"an accuracy of {self.count} out of {self.total}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup:
+    """A ratio of latencies and its interval, as measured."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether 1 lies outside the interval."""
+        return not self.low <= 1 <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One candidate on one runtime at one batch size."""
+
+    runtime: str
+    provider: str | None
+    batch: int
+    candidate: str
+    median_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    throughput: float | None
+    peak_memory_bytes: int | None
+    file_bytes: int | None
+    params: int | None
+    macs: int | None
+    accuracy: Share | None
+    speedup: Speedup | None
+    theoretical_speedup: float | None
+    samples_ns: tuple[tuple[int, ...], ...]  # per block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """All timings of one run of the bench."""
+
+    rows: tuple[Row, ...]
+    caveats: tuple[str, ...]
+    threads: int | None
+    blocks: int | None
+    environment: Facts
+    rest: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Width:
+    """One layer before and after."""
+
+    layer: str
+    kind: str
+    inputs: Pair | None
+    outputs: Pair
+    macs: Pair | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What was asked for, what was done, and the proof that the surgery was right."""
+
+    requested: Facts
+    achieved: tuple[tuple[str, Pair], ...]
+    settings: Facts
+    proof: Facts
+    widths: tuple[Width, ...]
+    left_alone: tuple[tuple[str, str], ...]  # layer, reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor of a masked network, and what storing it sparse takes."""
+
+    name: str
+    encoding: str
+    elements: int
+    kept: int
+    dense_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masking:
+    """Which share of the weights is zero in place, and what that saves on disk."""
+
+    facts: Facts
+    statement: str | None
+    tensors: tuple[StoredTensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What one epoch of retraining did."""
+
+    epoch: int
+    rate: float | None
+    train_loss: float | None
+    tune_correct: int | None
+    tune_total: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraining:
+    """One run of training after shrinking."""
+
+    how: str
+    facts: Facts
+    history: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One reading of a data split by one network."""
+
+    model: str
+    data: str | None
+    share: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """Everything; a part that nobody has measured is `None` or empty."""
+
+    name: str
+    command: str | None
+    environment: Facts
+    pruning: Pruning | None
+    masking: Masking | None
+    retrainings: tuple[Retraining, ...]
+    export: Facts
+    bench: Bench | None
+    evaluations: tuple[Evaluation, ...]
+    lineage: tuple[Facts, ...]
+    rest: Facts
+
+    def achieved(self, quantity: str) -> Pair | None:
+        """The dense and the small network's channels, params or macs."""
+        return dict(self.pruning.achieved).get(quantity) if self.pruning else None
+
+
+def findings_from_results(results: Mapping[str, object]) -> Findings:
+    """The findings in an artifact's results; refused where an entry is of the wrong kind, or the schema is newer."""
+    top = Entry(results, place="results")
+    schema = top.count("schema")
+    if schema is not None and schema > SCHEMA:
+        raise ArtifactError(
+            f"the results are of schema {schema}, and this version reads up to {SCHEMA}",
+            hint="update the package, or repeat the measurements with this version",
+        )
+    environment, bench = top.entry("environment"), top.entry("bench")
+    pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
+    return Findings(
+        name=top.text("name") or "unnamed network",
+        command=top.text("command"),
+        environment=environment.facts() if environment else (),
+        pruning=_pruning(pruning) if pruning else None,
+        masking=_masking(masking) if masking else None,
+        retrainings=tuple(_retraining(entry) for entry in top.entries("retrain")),
+        export=export.facts() if export else (),
+        bench=_bench(bench) if bench else None,
+        evaluations=tuple(_evaluation(entry) for entry in top.entries("evaluate")),
+        lineage=tuple(entry.facts() for entry in top.entries("lineage")),
+        rest=top.rest(),
+    )
+
+
+def _pruning(entry: Entry) -> Pruning:
+    requested, proof = entry.entry("requested"), entry.entry("proof")
+    achieved = entry.entry("achieved")
+    pairs = tuple((key, _required(achieved.pair(key), key)) for key, _ in achieved.facts()) if achieved else ()
+    widths = tuple(_width(width) for width in entry.entries("widths"))
+    left_alone = tuple(
+        (_required(left.text("layer"), "layer"), left.text("reason") or "no reason was recorded")
+        for left in entry.entries("left_alone")
+    )
+    return Pruning(
+        requested=requested.facts() if requested else (),
+        achieved=pairs,
+        settings=entry.rest(),
+        proof=proof.facts() if proof else (),
+        widths=widths,
+        left_alone=left_alone,
+    )
+
+
+def _masking(entry: Entry) -> Masking:
+    tensors = tuple(
+        StoredTensor(
+            name=_required(row.text("name"), "name"),
+            encoding=row.text("encoding") or "",
+            elements=_required(row.count("elements"), "elements"),
+            kept=_required(row.count("kept"), "kept"),
+            dense_bytes=_required(row.count("dense_bytes"), "dense_bytes"),
+            stored_bytes=_required(row.count("stored_bytes"), "stored_bytes"),
+        )
+        for row in entry.entries("rows")
+    )
+    return Masking(statement=entry.text("statement"), tensors=tensors, facts=entry.rest())
+
+
+def _width(entry: Entry) -> Width:
+    return Width(
+        layer=_required(entry.text("layer"), "layer"),
+        kind=entry.text("kind") or "",
+        inputs=entry.pair("in"),
+        outputs=_required(entry.pair("out"), "out"),
+        macs=entry.pair("macs"),
+    )
+
+
+def _retraining(entry: Entry) -> Retraining:
+    history = tuple(
+        Epoch(
+            epoch=_required(epoch.count("epoch"), "epoch"),
+            rate=epoch.number("rate"),
+            train_loss=epoch.number("train_loss"),
+            tune_correct=epoch.count("tune_correct"),
+            tune_total=epoch.count("tune_total"),
+        )
+        for epoch in entry.entries("history")
+    )
+    return Retraining(how=entry.text("how") or "retraining", history=history, facts=entry.rest())
+
+
+def _bench(entry: Entry) -> Bench:
+    environment = entry.entry("environment")
+    return Bench(
+        rows=tuple(_row(row) for row in entry.entries("rows")),
+        caveats=entry.texts("caveats"),
+        threads=entry.count("threads"),
+        blocks=entry.count("blocks"),
+        environment=environment.facts() if environment else (),
+        rest=entry.rest(),
+    )
+
+
+def _row(entry: Entry) -> Row:
+    accuracy, speedup = entry.entry("accuracy"), entry.entry("speedup")
+    blocks = entry.list("samples_ns")
+    return Row(
+        runtime=_required(entry.text("runtime"), "runtime"),
+        provider=entry.text("provider"),
+        batch=_required(entry.count("batch"), "batch"),
+        candidate=_required(entry.text("candidate"), "candidate"),
+        median_ms=_required(entry.number("median_ms"), "median_ms"),
+        p90_ms=entry.number("p90_ms"),
+        p99_ms=entry.number("p99_ms"),
+        throughput=entry.number("throughput"),
+        peak_memory_bytes=entry.count("peak_memory_bytes"),
+        file_bytes=entry.count("file_bytes"),
+        params=entry.count("params"),
+        macs=entry.count("macs"),
+        accuracy=_share(accuracy) if accuracy else None,
+        speedup=_speedup(speedup) if speedup else None,
+        theoretical_speedup=entry.number("theoretical_speedup"),
+        samples_ns=tuple(tuple(block) for block in blocks if isinstance(block, list)),
+    )
+
+
+def _speedup(entry: Entry) -> Speedup:
+    return Speedup(
+        ratio=_required(entry.number("ratio"), "ratio"),
+        low=_required(entry.number("low"), "low"),
+        high=_required(entry.number("high"), "high"),
+    )
+
+
+def _evaluation(entry: Entry) -> Evaluation:
+    return Evaluation(model=entry.text("model") or "small", data=entry.text("data"), share=_share(entry))
+
+
+def _share(entry: Entry) -> Share:
+    against_dense = entry.value("agreeing") is not None
+    count = "agreeing" if against_dense else "correct"
+    return Share(
+        count=_required(entry.count(count), count),
+        total=_required(entry.count("total"), "total"),
+        split=entry.text("split"),
+        low=entry.number("low"),
+        high=entry.number("high"),
+        against_dense=against_dense,
+        relative_error=entry.number("relative_error"),
+    )
+
+
+def _required(value: T | None, key: str) -> T:
+    if value is None:
+        raise ArtifactError(f"an entry of the results lacks its `{key}`", hint="run the command that measures it again")
+    return value

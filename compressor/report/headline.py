@@ -1,0 +1,192 @@
+"""The first thing a reader sees: the measured speed-up, how sure it is, and what it cost."""
+
+from __future__ import annotations
+
+from compressor.report.charts import paired_bar
+from compressor.report.document import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Headline,
+    Items,
+    Look,
+    Paragraph,
+    Section,
+    Strong,
+    Subheading,
+    Table,
+    Text,
+    Tone,
+)
+from compressor.report.findings import Bench, Findings, Row, Share
+from compressor.report.missing import Commands
+from compressor.report.wording import (
+    count,
+    decimals_of,
+    interval,
+    milliseconds,
+    multiple,
+    scaled,
+    share_percent,
+    shares,
+    size,
+    speedup_with_interval,
+)
+
+BAR = 150  # units wide: what a table's cell has room for
+ZEROS = {"masked weights": "Zeros in single weights", "masked channels": "The removed channels as zeros in place"}
+
+
+def headline_row(bench: Bench | None) -> Row | None:
+    """The setting that the headline speaks of: ONNX at the smallest batch where it was measured, never the best one.
+
+    Of a masked network, which has no small model, the row of its masked weights.
+    """
+    for candidate in ("small", "masked weights"):
+        rows = [row for row in bench.rows if row.candidate == candidate and row.speedup] if bench else []
+        if rows:
+            onnx = [row for row in rows if row.runtime.startswith("onnxruntime")]
+            return min(onnx or rows, key=lambda row: row.batch)
+    return None
+
+
+def beside(bench: Bench, row: Row, candidate: str) -> Row | None:
+    """Another candidate of the same runtime and batch size."""
+    same = (r for r in bench.rows if (r.runtime, r.batch, r.candidate) == (row.runtime, row.batch, candidate))
+    return next(same, None)
+
+
+def result_section(findings: Findings, commands: Commands) -> Section:
+    """The headline, the table of what it cost, and the caveats."""
+    row = headline_row(findings.bench)
+    blocks: list[Block] = []
+    if findings.bench is None or row is None:
+        blocks.append(commands.missing("No speed-up has been measured.", commands.bench))
+    else:
+        blocks += _claims(findings.bench, row)
+    table = _scoreboard(findings, row)
+    if table.rows:
+        blocks.append(table)
+    if not any(_shares(findings, row)):
+        blocks.append(commands.missing("No accuracy has been measured.", commands.evaluate))
+    if findings.bench is not None and findings.bench.caveats:
+        blocks.append(Subheading(title="Caveats of this measurement", tone=Tone.CAUTION))
+        blocks.append(Items(items=tuple((caveat,) for caveat in findings.bench.caveats), tone=Tone.CAUTION))
+    note: Text = ()
+    if row is not None and findings.bench is not None:
+        settings = len({(r.runtime, r.batch) for r in findings.bench.rows if r.candidate == row.candidate})
+        chosen = "ONNX at the smallest batch" if row.runtime.startswith("onnxruntime") else "the smallest batch"
+        others = " It is the only setting measured." if settings == 1 else f" All {settings} settings stand below."
+        note = (f"The headline is {chosen}, whichever setting is fastest.{others}",)
+    return Section(anchor="result", title="Result", blocks=tuple(blocks), note=note)
+
+
+def _claims(bench: Bench, row: Row) -> list[Block]:
+    speedup = row.speedup
+    if speedup is None:  # pragma: no cover  # `headline_row` gives rows with one
+        return []
+    where: Text = ("on ", Code(content=row.runtime), f" at batch {row.batch}")
+    if row.provider and row.provider != row.runtime:
+        where = (*where, ", run by ", Code(content=row.provider))
+    detail: Text = (f"interval {interval(speedup)}, ", *where)
+    figure = multiple(speedup.ratio, decimals=decimals_of(speedup))
+    model = "small" if row.candidate == "small" else "masked"
+    tone = Tone.PLAIN if speedup.resolved and speedup.ratio > 1 else Tone.CAUTION
+    if not speedup.resolved:
+        claim = f"no significant difference in latency between the {model} and the dense model: the interval contains 1"
+    elif speedup.ratio < 1:
+        claim = f"the dense model’s speed, measured: the {model} model is slower"
+    else:
+        claim = "as fast as the dense model, measured"
+    blocks: list[Block] = [Headline(figure=figure, claim=claim, detail=detail, tone=tone)]
+    null = beside(bench, row, "dense again")
+    if null is not None and null.speedup is not None and null.speedup.resolved:
+        found = speedup_with_interval(null.speedup)
+        told = f"The null check failed here: the dense model against itself came out at {found}. "
+        blocks.append(Paragraph(text=(told, "Differences of this size mean nothing."), tone=Tone.CAUTION))
+    spans = tuple(span for name in ZEROS if name != row.candidate for span in _masked(name, beside(bench, row, name)))
+    if spans:
+        blocks.append(Paragraph(text=spans))
+    return blocks
+
+
+def _masked(name: str, row: Row | None) -> Text:
+    if row is None or row.speedup is None:
+        return ()
+    told = speedup_with_interval(row.speedup)
+    zeros = ZEROS[name]
+    if not row.speedup.resolved:
+        return (f"{zeros} gave ", Strong(content=told), ": no significant difference. ")
+    found = "faster" if row.speedup.ratio > 1 else "slower"
+    return (f"{zeros} gave ", Strong(content=told), f": {found} than dense. ")
+
+
+def _scoreboard(findings: Findings, row: Row | None) -> Table:
+    model = "masked" if row is not None and row.candidate != "small" else "small"
+    rows: list[tuple[Cell, ...]] = []
+    reference = beside(findings.bench, row, "dense") if findings.bench and row else None
+    if row and reference:
+        shown = (milliseconds(reference.median_ms), milliseconds(row.median_ms))
+        told = f"{speedup_with_interval(row.speedup)} measured" if row.speedup else ""
+        rows.append(_line("latency", (reference.median_ms, row.median_ms), shown=shown, told=told))
+    theoretical = f"{multiple(row.theoretical_speedup)} theoretical" if row and row.theoretical_speedup else ""
+    for name, pair, words, told in (
+        ("MACs", findings.achieved("macs") or _counted(reference, row, "macs"), scaled, theoretical),
+        ("parameters", findings.achieved("params") or _counted(reference, row, "params"), count, ""),
+        ("channels", findings.achieved("channels"), count, ""),
+        ("file", _counted(reference, row, "file_bytes"), size, ""),
+    ):
+        if pair is not None:
+            rows.append(_line(name, pair, shown=(words(pair[0]), words(pair[1])), told=told))
+    dense, small = _shares(findings, row)
+    if dense or small:
+        rows.append(_quality(dense, small))
+    columns = (
+        Column(name=""),
+        Column(name="dense", numeric=True),
+        Column(name=model, numeric=True),
+        Column(name="side by side", drawn=True),
+        Column(name="ratio or count"),
+    )
+    return Table(columns=columns, rows=tuple(rows), caption="Before and after", look=Look.BOARD)
+
+
+def _line(name: str, pair: tuple[float, float], *, shown: tuple[str, str], told: str) -> tuple[Cell, ...]:
+    said = f"{name}: {shown[0]} before, {shown[1]} after"
+    bar = paired_bar(*pair, whole=max(pair), said=said, width=BAR)
+    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (told,))
+
+
+def _quality(dense: Share | None, small: Share | None) -> tuple[Cell, ...]:
+    known = [share for share in (dense, small) if share is not None]
+    agreement = any(share.against_dense for share in known)
+    shown = tuple(share_percent(share) if share else "not measured" for share in (dense, small))
+    if len({(share.total, share.split) for share in known}) == 1 and len(known) == 2:
+        counts = f"{count(known[0].count)} and {count(known[1].count)} of {count(known[0].total)}"
+        counts += f", {known[0].split} split" if known[0].split else ""
+    else:
+        counts = ", ".join(shares(share) + (f" ({share.split} split)" if share.split else "") for share in known)
+    name = "agreement" if agreement else "accuracy"
+    told = f"{counts} answered as dense does" if agreement else counts
+    sizes = tuple(share.count / share.total if share else 0.0 for share in (dense, small))
+    bar = paired_bar(*sizes, whole=1.0, said=f"{name}: {shown[0]} before, {shown[1]} after", width=BAR)
+    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (told,))
+
+
+def _shares(findings: Findings, row: Row | None) -> tuple[Share | None, Share | None]:
+    """Dense and small: the latest readings of one kind, so that both were read on the same images where possible."""
+    latest = {evaluation.model: evaluation.share for evaluation in findings.evaluations}
+    reference = beside(findings.bench, row, "dense") if findings.bench and row else None
+    timed = (reference.accuracy if reference else None, row.accuracy if row else None)
+    read = (latest.get("dense"), latest.get("small"))
+    if all(read) or not all(timed):
+        return (read[0] or timed[0], read[1] or timed[1]) if not any(read) else read
+    return timed
+
+
+def _counted(dense: Row | None, small: Row | None, quantity: str) -> tuple[int, int] | None:
+    if dense is None or small is None:
+        return None
+    before, after = getattr(dense, quantity), getattr(small, quantity)
+    return (int(before), int(after)) if before is not None and after is not None else None

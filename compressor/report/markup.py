@@ -1,0 +1,44 @@
+"""Tags of HTML and SVG, in which whatever is not markup already is escaped."""
+
+from __future__ import annotations
+
+import html
+
+VOID = frozenset({"meta", "br", "hr", "col", "wbr", "link"})
+
+
+class Markup(str):
+    """Text that is markup already; any other string is escaped where it enters a tag."""
+
+    __slots__ = ()
+
+
+def escaped(content: str) -> Markup:
+    """The content as markup: itself where it is `Markup`, else with its special characters escaped."""
+    return content if isinstance(content, Markup) else Markup(html.escape(content, quote=True))
+
+
+def tag(element: str, *children: str, **attributes: str | float | None) -> Markup:
+    """One element. `class_` gives `class`, `text_anchor` gives `text-anchor`; attributes that are `None` are left out.
+
+    Coordinates keep one decimal: a tenth of a pixel is below what a screen or a printer shows.
+    """
+    given = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
+        for name, value in attributes.items()
+        if value is not None
+    )
+    if element in VOID:
+        return Markup(f"<{element}{given}>")
+    return Markup(f"<{element}{given}>{joined(*children)}</{element}>")
+
+
+def joined(*parts: str) -> Markup:
+    """The parts one after another, each escaped unless it is markup."""
+    return Markup("".join(escaped(part) for part in parts))
+
+
+def _attribute(value: str | float) -> str:
+    if isinstance(value, str):
+        return html.escape(value, quote=True)
+    return f"{value:.1f}".rstrip("0").rstrip(".")

@@ -1,0 +1,137 @@
+"""Where the small model comes from: retraining, lineage, environment, and what the words mean."""
+
+from __future__ import annotations
+
+from compressor.report.charts import curve
+from compressor.report.document import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Facts,
+    Figure,
+    Folded,
+    Items,
+    Paragraph,
+    Section,
+    Strong,
+    Subheading,
+    Table,
+    Text,
+    Tone,
+)
+from compressor.report.findings import Findings, Retraining
+from compressor.report.missing import Commands
+from compressor.report.wording import (
+    GLOSSARY,
+    count,
+    digits,
+    label,
+    listed,
+    percent,
+    plain,
+)
+
+DASH = "–"  # not measured
+
+
+def retraining_section(findings: Findings, commands: Commands) -> Section:
+    """Each retraining, with its curves."""
+    blocks: list[Block] = []
+    for retraining in findings.retrainings:
+        blocks.append(Subheading(title=retraining.how))
+        if retraining.facts:
+            blocks.append(listed(retraining.facts))
+        blocks += _history(retraining)
+    if not blocks:
+        told = "The small model has not been retrained."
+        blocks.append(commands.missing(told, commands.retrain))
+    return Section(anchor="retraining", title="Retraining", blocks=tuple(blocks))
+
+
+def _history(retraining: Retraining) -> list[Block]:
+    history = retraining.history
+    if not history:
+        return [Paragraph(text=("No history was recorded.",), tone=Tone.QUIET)]
+    tuned = [(e.tune_correct / e.tune_total) if e.tune_correct is not None and e.tune_total else None for e in history]
+    quantities = (
+        ("training loss", [e.train_loss for e in history], digits),
+        ("correct on the tuning split", tuned, percent),
+        ("learning rate", [e.rate for e in history], digits),
+    )
+    first = history[0].epoch + (1 if history[0].epoch == 0 else 0)  # the file counts from 0, people from 1
+    drawings = []
+    for title, values, words in quantities:
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            drawings.append(curve(title, known, first=first, shown=[words(value) for value in known]))
+    rows: list[tuple[Cell, ...]] = []
+    for number, epoch in enumerate(history):
+        tune = (
+            f"{count(epoch.tune_correct)} / {count(epoch.tune_total)}"
+            if epoch.tune_correct is not None and epoch.tune_total
+            else DASH
+        )
+        rows.append(
+            (
+                (str(first + number),),
+                (digits(epoch.rate) if epoch.rate is not None else DASH,),
+                (digits(epoch.train_loss, significant=4) if epoch.train_loss is not None else DASH,),
+                (tune,),
+            )
+        )
+    names = ("epoch", "learning rate", "training loss", "tuning split")
+    table = Table(
+        columns=tuple(Column(name=n, numeric=True) for n in names), rows=tuple(rows), caption="Epoch by epoch"
+    )
+    folded: Block = table if len(rows) <= 10 else Folded(summary=f"Epoch by epoch: {len(rows)} rows", blocks=(table,))
+    return [Figure(drawings=tuple(drawings), caption=(), columns=3), folded] if drawings else [folded]
+
+
+def lineage_section(findings: Findings, commands: Commands) -> Section:
+    """From the first checkpoint to this network, step by step."""
+    title = "Lineage"
+    if not findings.lineage:
+        return Section(
+            anchor="lineage", title=title, blocks=(commands.missing("No lineage is on record.", commands.prune),)
+        )
+    steps: list[Text] = []
+    for facts in findings.lineage:
+        known = dict(facts)
+        step = plain(known.get("step", "step"))
+        rest = [(key, value) for key, value in facts if key not in {"step", "history"} and value is not None]
+        told = "; ".join(f"{label(key)} {plain(value, key=key)}" for key, value in rest)
+        steps.append((Strong(content=step), f": {told}" if told else ""))
+    return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True),))
+
+
+def environment_section(findings: Findings, commands: Commands) -> Section:
+    """Where it was made and measured, by which command."""
+    blocks: list[Block] = []
+    if findings.command:
+        blocks.append(Facts(pairs=(("command", (Code(content=findings.command),)),)))
+    else:
+        blocks.append(commands.missing("The command was not recorded.", commands.prune))
+    bench = findings.bench.environment if findings.bench else ()
+    shown = findings.environment or bench
+    if shown:
+        blocks.append(listed(shown))
+    else:
+        blocks.append(commands.missing("No environment was recorded.", commands.bench))
+    differing = tuple((key, value) for key, value in bench if dict(findings.environment).get(key) != value)
+    if findings.environment and differing:
+        blocks.append(Subheading(title="Where the bench ran differs in"))
+        blocks.append(listed(differing))
+    if findings.rest:
+        blocks.append(Subheading(title="Further entries"))
+        blocks.append(listed(findings.rest))
+    return Section(anchor="environment", title="Environment and command", blocks=tuple(blocks))
+
+
+def glossary_section() -> Section:
+    """What the words mean."""
+    return Section(
+        anchor="glossary",
+        title="Glossary",
+        blocks=(Facts(pairs=tuple((term, (meaning,)) for term, meaning in GLOSSARY)),),
+    )

@@ -1,0 +1,179 @@
+"""Numbers in words: units, digits and signs, the same in HTML and in Markdown. Formats; computes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from compressor.report.document import Facts
+from compressor.report.findings import Share, Speedup
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
+
+LABELS = {
+    "bytes": "file size",
+    "dtype": "precision",
+    "macs": "MACs",
+    "params": "parameters",
+    "cpu": "CPU",
+    "gpu": "GPU",
+}
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    ("dense model", "the network before pruning"),
+    (
+        "masked weights",
+        "the dense model with single weights set to zero, as many as the small model lacks: it keeps its shapes",
+    ),
+    (
+        "masked channels",
+        "the dense model with the removed channels set to zero: it computes what the small model does "
+        "before retraining, in the dense model's shapes",
+    ),
+    ("small model", "the network whose channels are gone: its layers are physically smaller"),
+    ("channel group", "channels of several layers that must leave together, because sums or norms couple them"),
+    ("latency", "milliseconds for one batch; the batch size is always stated"),
+    ("median, p90, p99", "half, 90 % and 99 % of the calls were no slower than this"),
+    (
+        "speed-up",
+        "the dense model's latency over the candidate's, both measured in turns on one machine; above 1 is faster",
+    ),
+    (
+        "interval",
+        "where the ratio would fall if the measurement were repeated; if it contains 1, no difference was found",
+    ),
+    (
+        "dense again",
+        "the null check: the dense model enters a second time, against itself, and its interval should contain 1",
+    ),
+    ("MACs", "multiply-accumulates for one sample, counted, never timed"),
+    ("theoretical speed-up", "the ratio of MACs: what the clock would show if only arithmetic cost time"),
+    ("throughput", "samples per second"),
+    ("n. s.", "no significant difference: the interval contains 1"),
+    ("pruning ratio", "the fraction of channels removed"),
+    (
+        "surgery proof",
+        "the small model's outputs compared with the dense model's in which exactly the removed channels are silenced",
+    ),
+    ("parity", "the ONNX file's outputs compared with the small model's in PyTorch"),
+    ("tuning split", "images held out of training on which choices are made; the test split is read once, at the end"),
+)
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits: `0.0437 ms`, `1.84 ms`, `1,234 ms`."""
+    return f"{digits(value)}{SPACE}ms"
+
+
+def digits(value: float, *, significant: int = 3) -> str:
+    """A positive number with as many decimals as its significant digits need, never in scientific notation."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    exponent = int(f"{value:.{significant - 1}e}".split("e")[1])  # after rounding: 9.996 is 10.0, not 10.00
+    return f"{value:,.{max(0, significant - 1 - exponent)}f}"
+
+
+def multiple(ratio: float, *, decimals: int = 2) -> str:
+    """A ratio with its sign: `2.31×`."""
+    return f"{ratio:.{decimals}f}×"
+
+
+def decimals_of(speedup: Speedup) -> int:
+    """Two decimals, or three where two would blur on which side of 1 a bound lies."""
+    return 3 if any(f"{bound:.2f}" == "1.00" and bound != 1 for bound in (speedup.low, speedup.high)) else 2
+
+
+def interval(speedup: Speedup) -> str:
+    """The interval alone: `2.20 to 2.41`."""
+    decimals = decimals_of(speedup)
+    return f"{speedup.low:.{decimals}f} to {speedup.high:.{decimals}f}"
+
+
+def speedup_with_interval(speedup: Speedup) -> str:
+    """The ratio and its interval: `2.31× [2.20, 2.41]`."""
+    decimals = decimals_of(speedup)
+    return f"{multiple(speedup.ratio, decimals=decimals)} [{speedup.low:.{decimals}f}, {speedup.high:.{decimals}f}]"
+
+
+def count(value: int) -> str:
+    """A whole number, exactly: `272,474`."""
+    return f"{value:,}"
+
+
+def scaled(value: float, *, unit: str = "") -> str:
+    """A large number in thousands, millions or billions: `40.8 M`."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{digits(value / size)}{SPACE}{prefix}{unit}"
+    return f"{value:,}{SPACE}{unit}" if unit else f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Bytes in decimal units: `1.13 MB`."""
+    return scaled(value, unit="B")
+
+
+def percent(share: float, *, decimals: int = 2) -> str:
+    """A share in [0, 1] as a percentage: `92.53 %`."""
+    return f"{100 * share:.{decimals}f}{SPACE}%"
+
+
+def shares(share: Share) -> str:
+    """Both whole numbers: `9,253 / 10,000`."""
+    return f"{count(share.count)}{SPACE}/{SPACE}{count(share.total)}"
+
+
+def share_percent(share: Share) -> str:
+    """The two numbers as a percentage, with no more digits than the total can tell apart."""
+    return percent(share.count / share.total, decimals=2 if share.total >= 1000 else 1)
+
+
+def share_interval(share: Share) -> str:
+    """The share's interval in percent, or nothing where none was recorded."""
+    if share.low is None or share.high is None:
+        return ""
+    decimals = 2 if share.total >= 1000 else 1
+    return f"{100 * share.low:.{decimals}f} to {percent(share.high, decimals=decimals)}"
+
+
+def tiny(value: float) -> str:
+    """A relative difference: `1.1 × 10⁻¹⁶`; `0` is said to be exact."""
+    if value == 0:
+        return "0 (exactly equal)"
+    if 1e-2 <= abs(value) < 1e4:
+        return digits(value)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}{SPACE}×{SPACE}10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def label(key: str) -> str:
+    """A JSON key as words: `largest_relative_difference` → `largest relative difference`."""
+    return LABELS.get(key, key.replace("_", " "))
+
+
+def listed(facts: Sequence[tuple[str, object]]) -> Facts:
+    """Keys and JSON values as names and words."""
+    return Facts(pairs=tuple((label(key), (plain(value, key=key),)) for key, value in facts))
+
+
+def plain(value: object, *, key: str = "") -> str:
+    """Any JSON value in one line; the key tells bytes and differences from other numbers."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return size(value) if key.endswith("bytes") else (str(value) if key in {"seed", "opset"} else count(value))
+    if isinstance(value, float):
+        return tiny(value) if "difference" in key or "error" in key or abs(value) < 1e-3 else f"{value:g}"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return "; ".join(f"{label(str(k))} {plain(v, key=str(k))}" for k, v in value.items()) or "none"
+    if isinstance(value, Sequence):
+        if any(isinstance(v, (Mapping, list)) for v in value):
+            return json.dumps(value, ensure_ascii=False, default=str)
+        return ", ".join(plain(v, key=key) for v in value) or "none"
+    return str(value)
