@@ -70,7 +70,7 @@ def _widths(widths: tuple[Width, ...]) -> Table:
     for width in widths:
         before, after = width.outputs
         said = f"{width.layer}: {before} output channels dense, {after} small"
-        bar = paired_bar(before, after, whole=widest, said=said, width=200)
+        bar = paired_bar(before, after, whole=widest, said=said, width=150)
         rows.append(
             (
                 (Code(content=width.layer),),

@@ -123,6 +123,7 @@ svg .bar.again { fill: none; stroke: var(--dense); }
 svg .bar.before { fill: var(--rule); }
 svg .bar.masked, svg .dot.masked { fill: var(--masked); }
 svg .bar.small, svg .dot.small { fill: var(--small); }
+tr.quiet svg .bar.small { fill: var(--dense); }
 svg .curve { fill: none; stroke: var(--small); stroke-width: 1.5; }
 svg .calls { fill: none; stroke-width: 2.2; stroke-linecap: round; opacity: 0.55; }
 svg .calls.dense, svg .median.dense { stroke: var(--dense); }
