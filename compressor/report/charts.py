@@ -178,11 +178,10 @@ def curve(title: str, values: Sequence[float], *, first: int, shown: Sequence[st
     ]
     if len(spots) > 1:
         parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in spots), class_="curve"))
-    radius = 2.6 if len(spots) <= 12 else 1.4
     for i, (x, y) in enumerate(spots):
-        parts.append(
-            tag("circle", tag("title", f"epoch {first + i}: {shown[i]}"), cx=x, cy=y, r=radius, class_="dot small")
-        )
+        if len(spots) <= 12 or i in {0, len(spots) - 1}:  # more would hide the line
+            told = tag("title", f"epoch {first + i}: {shown[i]}")
+            parts.append(tag("circle", told, cx=x, cy=y, r=2.6, class_="dot small"))
     ends = ((0, "start"),) if len(spots) == 1 else ((0, "start"), (len(spots) - 1, "end"))
     for i, anchor in ends:
         words = (f"epoch {first + i}: ", tag("tspan", shown[i], class_="value"))
