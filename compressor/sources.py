@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -20,15 +20,34 @@ from compressor.errors import DataError, unknown
 from compressor.image_files import ImageFiles, read_folder
 from compressor.labels import with_labels_of
 
-if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
-
 FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
 SAMPLE_FILE = "fashion_sample.npz"
 
 
+class _Built(Protocol):
+    @property
+    def ref(self) -> str:
+        """How it was built, as `package.module:factory`."""
+
+
+class Network(Protocol):
+    """As much of a `Checkpoint` as finding its data takes."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of its outputs, where they are known."""
+
+    @property
+    def architecture(self) -> _Built:
+        """Where it comes from."""
+
+
 def data_for(
-    checkpoint: Checkpoint,
+    checkpoint: Network,
     source: str | None = None,
     *,
     root: Path | None = None,
@@ -42,7 +61,7 @@ def data_for(
     return with_labels_of(data, checkpoint.classes)
 
 
-def default_data(checkpoint: Checkpoint) -> Data:
+def default_data(checkpoint: Network) -> Data:
     """The sample that ships with the sample models; refused for any other network, whose data nobody knows."""
     if not checkpoint.architecture.ref.startswith("sample_models."):
         raise DataError(f"{checkpoint.name} comes without data", hint=f"say where it is: `--data`, with {FORMS}")

@@ -507,17 +507,17 @@ class Known:
 
 class TestDataFor:
     def test_a_sample_model_brings_its_own(self) -> None:
-        data = default_data(Known("sample_models.networks:resnet20"))  # type: ignore[arg-type]
+        data = default_data(Known("sample_models.networks:resnet20"))
         assert data.sizes == {"train": 10_000, "tune": 2_000, "test": 10_000}
         assert data.labelled
 
     def test_any_other_network_must_be_given_some(self) -> None:
         with pytest.raises(DataError, match="net comes without data") as refused:
-            data_for(Known("torchvision:resnet18"))  # type: ignore[arg-type]
+            data_for(Known("torchvision:resnet18"))
         assert "--data" in str(refused.value.hint)
 
     def test_labels_follow_the_checkpoints_classes(self, tmp_path: Path) -> None:
         for name in ("ant", "bee"):
             save_image(tmp_path / "test" / name / "1.png", 1)
         known = Known("x:y", classes=("bee", "ant"))
-        assert labels_in(data_for(known, str(tmp_path)).test) == [1, 0]  # type: ignore[arg-type]
+        assert labels_in(data_for(known, str(tmp_path)).test) == [1, 0]

@@ -1,0 +1,165 @@
+"""The published ways to retrain, as recipes: how long, from where, and on which schedule.
+
+Fine-tuning goes on from the surviving weights; the scratch arms (Liu et al. 2019, arXiv:1810.05270) train the small
+architecture from fresh weights for the dense network's epochs (E) or MACs (B); the rewinding arms (Renda et al. 2020,
+arXiv:2003.02389) repeat the end of the dense schedule, from early weights or from the final ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.costs import Cost
+from compressor.errors import RetrainError
+from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step
+
+FINE_TUNE_EPOCHS = 3
+FINE_TUNE_SHARE_OF_PEAK = 0.2  # TRIAL
+USUAL_PEAK = {Optimiser.SGD: 0.1, Optimiser.ADAMW: 1e-3}  # where the dense network's peak rate is not known
+STARTS = {
+    How.FINE_TUNE: Start.TRAINED,
+    How.REWIND_LR: Start.TRAINED,
+    How.REWIND_WEIGHTS: Start.REWOUND,
+    How.SCRATCH_E: Start.FRESH,
+    How.SCRATCH_B: Start.FRESH,
+}
+SCRATCH = (How.SCRATCH_E, How.SCRATCH_B)
+REWINDING = (How.REWIND_WEIGHTS, How.REWIND_LR)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the user decided about a recipe; `None` leaves it to the published way.
+
+    `epochs` is how long fine-tuning takes, or how many of the dense run's last epochs a rewinding arm repeats;
+    `dense_epochs` how long the dense network trained, where its checkpoint does not say; `cap` the most times over
+    that Scratch-B trains longer (Liu et al. state 2 in the text and use none in their CIFAR code).
+    """
+
+    epochs: int | None = None
+    dense_epochs: int | None = None
+    cap: float | None = None
+    rate: float | None = None
+    shape: Shape | None = None
+    warmup: float | None = None
+    batch_size: int | None = None
+    label_smoothing: float | None = None
+    augment: tuple[str, ...] | None = None
+    optimiser: Optimiser | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cap is not None and self.cap < 1:
+            raise RetrainError(
+                f"a cap of {self.cap:g} would shorten Scratch-B", hint="at least 1; the usual is `--cap 2`"
+            )
+        for option, epochs in (("epochs", self.epochs), ("dense-epochs", self.dense_epochs)):
+            if epochs is not None and epochs < 1:
+                raise RetrainError(f"`--{option}` of {epochs}", hint=f"at least one: `--{option} 3`")
+
+
+def recipe_for(
+    how: How, *, dense_recipe: Recipe | None, dense_cost: Cost, small_cost: Cost, wishes: Wishes | None = None
+) -> Recipe:
+    """The recipe that `how` means for this pair of networks; its `notes` say what was decided and from what.
+
+    Refused: a scratch or rewinding arm of a network whose training is not known, wishes that contradict the arm.
+    """
+    wishes = wishes or Wishes()
+    optimiser = wishes.optimiser or (dense_recipe.optimiser if dense_recipe else Optimiser.SGD)
+    base = dense_recipe or Recipe(budget=Step(epochs=1), schedule=Schedule(rate=USUAL_PEAK[optimiser]))
+    if how is How.FINE_TUNE:
+        epochs, schedule, notes = _fine_tuning(wishes, dense_recipe, optimiser)
+    elif how in SCRATCH:
+        epochs, schedule, notes = _scratch(how, wishes, dense_recipe, base, dense_cost, small_cost)
+    else:
+        epochs, schedule, notes = _rewinding(how, wishes, dense_recipe, base)
+    asked_of_schedule: dict[str, Any] = {"rate": wishes.rate, "shape": wishes.shape, "warmup": wishes.warmup}
+    asked: dict[str, Any] = {
+        "batch_size": wishes.batch_size,
+        "label_smoothing": wishes.label_smoothing,
+        "augment": wishes.augment,
+    }
+    return dataclasses.replace(
+        base,
+        how=how,
+        start=STARTS[how],
+        budget=Step(epochs=epochs),
+        schedule=dataclasses.replace(schedule, **{k: v for k, v in asked_of_schedule.items() if v is not None}),
+        optimiser=optimiser,
+        seed=wishes.seed,
+        notes=tuple(notes),
+        **{k: v for k, v in asked.items() if v is not None},
+    )
+
+
+def _fine_tuning(wishes: Wishes, dense_recipe: Recipe | None, optimiser: Optimiser) -> tuple[int, Schedule, list[str]]:
+    same = dense_recipe is not None and dense_recipe.optimiser is optimiser
+    peak = dense_recipe.schedule.rate if dense_recipe is not None and same else USUAL_PEAK[optimiser]
+    rate = FINE_TUNE_SHARE_OF_PEAK * peak
+    epochs = wishes.epochs or FINE_TUNE_EPOCHS
+    whose = "the dense network's" if same else "a usual"
+    notes = [f"{epochs} epochs from the surviving weights"]
+    if wishes.rate is None:
+        notes.append(f"learning rate {rate:g}: {FINE_TUNE_SHARE_OF_PEAK:g} of {whose} peak {peak:g}")
+    return epochs, Schedule(rate=rate, shape=Shape.COSINE, warmup=0.1), notes
+
+
+def _scratch(
+    how: How, wishes: Wishes, dense_recipe: Recipe | None, base: Recipe, dense_cost: Cost, small_cost: Cost
+) -> tuple[int, Schedule, list[str]]:
+    if wishes.epochs is not None:
+        raise RetrainError(
+            f"`{how}` has no length of its own: it follows from the dense network's",
+            hint="say how long that trained: `--dense-epochs`",
+        )
+    dense_epochs, notes = _dense_epochs(how, wishes, dense_recipe)
+    notes.append("fresh weights, drawn by each layer's own initialisation, in the small shapes")
+    if how is How.SCRATCH_E:
+        return dense_epochs, base.schedule, [f"{dense_epochs} epochs, as the dense network had", *notes]
+    ratio = dense_cost.macs / small_cost.macs
+    epochs = dense_epochs * dense_cost.macs // small_cost.macs  # exact: integers
+    notes.insert(
+        0, f"floor({dense_epochs} x {ratio:.3f}) = {epochs} epochs, as many MACs as the dense network's training"
+    )
+    if wishes.cap is None:
+        notes.append("no cap on the epochs")
+    elif ratio > wishes.cap:
+        epochs = int(dense_epochs * wishes.cap + 1e-9)
+        notes.append(f"capped at {wishes.cap:g} x {dense_epochs} = {epochs} epochs")
+    else:
+        notes.append(f"the cap of {wishes.cap:g} is not reached")
+    return max(1, epochs), base.schedule, notes
+
+
+def _rewinding(how: How, wishes: Wishes, dense_recipe: Recipe | None, base: Recipe) -> tuple[int, Schedule, list[str]]:
+    total, notes = _dense_epochs(how, wishes, dense_recipe)
+    if total < 2:
+        raise RetrainError(f"a run of {total} epoch cannot be rewound", hint="say how long it was: `--dense-epochs`")
+    epochs = wishes.epochs or total - 1
+    if epochs > total:
+        raise RetrainError(
+            f"the dense network trained for {total} epochs: its last {epochs} cannot be repeated",
+            hint=f"at most `--epochs {total}`",
+        )
+    schedule = dataclasses.replace(base.schedule, skipped=1 - epochs / total)
+    where = "the weights it had then" if how is How.REWIND_WEIGHTS else "the surviving final weights"
+    return epochs, schedule, [f"the dense schedule from epoch {total - epochs} of {total} on, with {where}", *notes]
+
+
+def _dense_epochs(how: How, wishes: Wishes, dense_recipe: Recipe | None) -> tuple[int, list[str]]:
+    recorded = dense_recipe.budget.epochs if dense_recipe else None
+    if wishes.dense_epochs is not None:
+        said = f", not the recorded {recorded}" if recorded not in (None, wishes.dense_epochs) else ""
+        notes = [f"the dense network is said to have trained for {wishes.dense_epochs} epochs{said}"]
+        if dense_recipe is None:
+            notes.append("its own recipe is not known: this one has the usual values")
+        return wishes.dense_epochs, notes
+    if recorded is None:
+        raise RetrainError(
+            f"`{how}` follows the dense network's training, and this checkpoint does not record it",
+            hint="say how long that took, and more where you know it: `--dense-epochs 160 --lr 0.1 --schedule step`",
+        )
+    return recorded, []

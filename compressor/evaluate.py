@@ -1,0 +1,275 @@
+"""How good a network is: correct of total with its interval, or, without labels, its agreement with the dense one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data import UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.errors import CheckpointError, DataError
+from compressor.train import EVALUATION_BATCH, class_scores
+
+ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
+Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+Scorer = Callable[[Tensor], Tensor]
+"""Inputs `[batch, ...]` to class scores `[batch, classes]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Top-1 accuracy as two integers, and the split that it was counted on."""
+
+    correct: int
+    total: int
+    split: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.total or not self.total:
+            raise DataError(f"{self.correct} correct of {self.total} images is no accuracy")
+
+    @property
+    def share(self) -> float:
+        """Correct over total."""
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The share's 95 % interval (Wilson 1927); it speaks of images drawn anew, not of training anew."""
+        n, p, z = self.total, self.share, Z_95
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+        return min(max(0.0, low), p), max(min(1.0, high), p)  # rounding apart, p lies within
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        low, high = self.interval
+        return {"correct": self.correct, "total": self.total, "split": self.split, "low": low, "high": high}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How closely a network follows the dense one on images without labels; it says nothing about being right.
+
+    `agreeing`: images with the same top-1 class. `relative_error`: ||scores - dense scores|| / ||dense scores||, over
+    all images together.
+    """
+
+    agreeing: int
+    total: int
+    relative_error: float
+    split: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.agreeing <= self.total or not self.total:
+            raise DataError(f"{self.agreeing} of {self.total} images is no agreement")
+
+    @property
+    def share(self) -> float:
+        """Agreeing over total."""
+        return self.agreeing / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The share's 95 % interval (Wilson 1927)."""
+        return Accuracy(correct=self.agreeing, total=self.total, split=self.split).interval
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        low, high = self.interval
+        return {
+            "agreeing": self.agreeing,
+            "total": self.total,
+            "split": self.split,
+            "low": low,
+            "high": high,
+            "relative_error": self.relative_error,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxNetwork:
+    """An ONNX file on onnxruntime's CPU provider, with the preprocessing and the classes that its metadata names."""
+
+    name: str
+    session: Any
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    batch_size: int | None  # None: any
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Class scores `[batch, classes]`; a network of a fixed batch size is run often enough."""
+        if self.batch_size is None:
+            return self._run(inputs)
+        parts = []
+        for start in range(0, len(inputs), self.batch_size):
+            part = inputs[start : start + self.batch_size]
+            missing = self.batch_size - len(part)
+            padded = torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) if missing else part
+            parts.append(self._run(padded)[: len(part)])
+        return torch.cat(parts)
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        wanted = self.session.get_inputs()[0]
+        values = inputs.half() if wanted.type == "tensor(float16)" else inputs
+        try:
+            outputs = self.session.run(None, {wanted.name: values.contiguous().numpy()})
+        except Exception as error:
+            # onnxruntime's exceptions share no base but Exception
+            raise DataError(
+                f"{self.name} does not run on images of {list(inputs.shape)[1:]}: {error}",
+                hint=f"its input is {wanted.shape}",
+            ) from error
+        return torch.from_numpy(outputs[0]).float()
+
+
+def evaluate(
+    network: nn.Module | OnnxNetwork, images: ImageSet, *, split: str, preprocessing: Preprocessing
+) -> Accuracy:
+    """The network's top-1 accuracy on labelled images; a module is lent and comes back as it was.
+
+    Refused: images without labels, labels that the network has no output for, scores that are not finite.
+    """
+    correct = 0
+    with scorer(network) as score:
+        for inputs, labels in _batches(images, preprocessing):
+            scores = _scores(score, inputs)
+            if int(labels.min()) <= UNLABELLED:
+                raise DataError(
+                    "these images have no labels", hint="measure agreement with the dense network: `--dense PATH`"
+                )
+            if int(labels.max()) >= scores.shape[1]:
+                raise DataError(
+                    f"an image has the label {int(labels.max())}, the network {scores.shape[1]} classes",
+                    hint="are these the data that the network was trained for?",
+                )
+            correct += int((scores.argmax(1) == labels).sum())
+    return Accuracy(correct=correct, total=len(images), split=split)
+
+
+def agreement(
+    network: nn.Module | OnnxNetwork,
+    dense: nn.Module | OnnxNetwork,
+    images: ImageSet,
+    *,
+    split: str,
+    preprocessing: Preprocessing,
+) -> Agreement:
+    """How closely the network follows the dense one; labels are not read."""
+    agreeing, error, size = 0, 0.0, 0.0
+    with scorer(network) as score, scorer(dense) as reference:
+        for inputs, _ in _batches(images, preprocessing):
+            ours, theirs = _scores(score, inputs), _scores(reference, inputs)
+            if ours.shape != theirs.shape:
+                raise DataError(f"the networks have {ours.shape[1]} and {theirs.shape[1]} classes")
+            agreeing += int((ours.argmax(1) == theirs.argmax(1)).sum())
+            error += float((ours.double() - theirs.double()).square().sum())
+            size += float(theirs.double().square().sum())
+    relative = math.sqrt(error / size) if size else math.inf if error else 0.0
+    return Agreement(agreeing=agreeing, total=len(images), relative_error=relative, split=split)
+
+
+def evaluate_onnx(file: Path, images: ImageSet, *, split: str, preprocessing: Preprocessing | None = None) -> Accuracy:
+    """The accuracy of an ONNX file on onnxruntime's CPU provider, with its own preprocessing if no other is given."""
+    network = load_onnx(file)
+    return evaluate(network, images, split=split, preprocessing=preprocessing or network.preprocessing)
+
+
+def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
+    """The classifier in an ONNX file, ready to run on the CPU.
+
+    Preprocessing and classes come from `metadata_props`, where `compress export` puts them; of another tool's file only
+    the input's size and channels are known. Refused: a file that onnxruntime cannot read, inputs that are not images.
+    """
+    import onnxruntime
+
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not there")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime's exceptions share no base but Exception
+        raise CheckpointError(
+            f"onnxruntime cannot read {file}: {error}", hint="is it an ONNX file, and whole?"
+        ) from error
+    inputs = session.get_inputs()
+    shape = list(inputs[0].shape)
+    if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in ("tensor(float)", "tensor(float16)"):
+        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        raise DataError(f"{file} does not read one batch of images but: {found}")
+    batch, channels, *size = (n if isinstance(n, int) else None for n in shape)
+    metadata = session.get_modelmeta().custom_metadata_map
+    fixed = (size[0], size[1]) if size[0] is not None and size[1] is not None else None
+    try:
+        classes = json.loads(metadata.get("classes", "null"))
+        known = json.loads(metadata.get("preprocessing", "null")) or {}
+        own = known.get("size") or fixed
+        preprocessing = Preprocessing(
+            mean=tuple(known.get("mean", ())),
+            std=tuple(known.get("std", ())),
+            size=(int(own[0]), int(own[1])) if own else None,
+            channels=known.get("channels") or channels,
+        )
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{file} has metadata that make no sense: {error}", hint="export it again") from error
+    return OnnxNetwork(
+        name=metadata.get("name") or file.stem,
+        session=session,
+        preprocessing=preprocessing,
+        classes=tuple(map(str, classes)) if classes else None,
+        batch_size=batch,
+    )
+
+
+@contextlib.contextmanager
+def scorer(network: nn.Module | OnnxNetwork) -> Iterator[Scorer]:
+    """The network as a function from inputs to scores on the CPU; a module is in eval mode meanwhile."""
+    if isinstance(network, OnnxNetwork):
+        yield network
+        return
+    first = next(network.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    dtype = torch.float32 if first is None or not first.is_floating_point() else first.dtype
+    modes = {layer: layer.training for layer in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():  # and not inference_mode, whose tensors a network might keep
+            yield lambda inputs: class_scores(network(inputs.to(device, dtype))).float().cpu()
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
+
+
+def _batches(images: ImageSet, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
+    pixels = preprocessing.shaped(images[0][0])
+    batch_size = max(1, min(EVALUATION_BATCH, ELEMENTS_PER_BATCH // pixels.numel()))
+    return batches(images, batch_size=batch_size, preprocessing=preprocessing)
+
+
+def _scores(score: Scorer, inputs: Tensor) -> Tensor:
+    """The scores of one batch, `[batch, classes]`; refused where they are not."""
+    try:
+        scores = score(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        # torch's and a network's own ways to refuse an input
+        raise DataError(
+            f"the network does not run on images of {list(inputs.shape)[1:]}: {error}",
+            hint="give the network's input, for example `--input 1x3x224x224`",
+        ) from error
+    if scores.ndim != 2 or len(scores) != len(inputs):
+        raise DataError(f"the network gives {list(scores.shape)} for {len(inputs)} images, not class scores")
+    if not bool(torch.isfinite(scores).all()):
+        raise CheckpointError("the network's scores are not finite", hint="its weights may hold NaN")
+    return scores

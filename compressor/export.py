@@ -1,0 +1,234 @@
+"""A network as an ONNX file that says what the network says: checked, run and compared before it appears."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import inspect
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ExportError
+from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
+from compressor.shrink import random_like
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import Checkpoint
+
+__all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of"]
+
+TOLERANCE = 1e-3
+OLDEST_OPSET = 18  # what torch's exporter writes; older ones need a conversion that may fail
+BATCH_SIZES = (1, 4)
+PROTOBUF_BYTES = 2**31 - 1  # one file cannot be larger
+
+
+def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None) -> Parity:
+    """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
+
+    Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. The
+    file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused: an
+    opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
+    """
+    _check_opset(opset)
+    module = copy.deepcopy(checkpoint.module).cpu().eval()
+    examples = [t.cpu() for t in checkpoint.example_inputs]
+    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    if size > PROTOBUF_BYTES:
+        raise ExportError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file", hint="2 GB is its limit")
+    part = file.with_name(f".{file.name}.part-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        note = None
+        try:
+            parity = _written(checkpoint, module, examples, part, opset=opset, sizes=BATCH_SIZES)
+        except BatchIsFixedError as reason:
+            note = str(reason)
+            parity = _written(checkpoint, module, examples, part, opset=opset, sizes=(1,), note=note)
+        worst = parity.largest_relative_difference
+        if not worst <= TOLERANCE:
+            raise ExportError(
+                f"the ONNX file differs from the network by {worst:.2g}, more than {TOLERANCE:g}",
+                hint="try another `--opset`; if it stays so, please report it with the network",
+            )
+        part.replace(file)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {file}: {error.strerror or error}", hint="free some space, or give another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return parity
+
+
+def _check_opset(opset: int | None) -> None:
+    from onnx.defs import onnx_opset_version
+
+    newest = int(onnx_opset_version())
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise ExportError(
+            f"opset {opset} cannot be written: {OLDEST_OPSET} to {newest} can",
+            hint="leave `--opset` out for a usual one",
+        )
+
+
+def _written(
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    examples: Sequence[Tensor],
+    part: Path,
+    *,
+    opset: int | None,
+    sizes: tuple[int, ...],
+    note: str | None = None,
+) -> Parity:
+    """Export to `part`, check it, run it: its parity. A batch of one size in `sizes` makes it a fixed one."""
+    import onnx
+
+    proto = _proto_of(module, examples, opset=opset, dynamic=len(sizes) > 1)
+    written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"this network cannot be written in opset {opset}: {written} came out", hint=f"`--opset {written}`"
+        )
+    _strip_(proto)
+    onnx.helper.set_model_props(proto, metadata_of(checkpoint))
+    part.write_bytes(proto.SerializeToString())
+    try:
+        onnx.checker.check_model(str(part), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX file is not valid: {error}", hint="try another `--opset`") from error
+    worst, outputs = largest_difference(module, examples, part, sizes)
+    return Parity(
+        largest_relative_difference=worst,
+        outputs=outputs,
+        batches=BATCHES * len(sizes),
+        batch_sizes=sizes,
+        opset=int(written),
+        bytes=part.stat().st_size,
+        note=note,
+    )
+
+
+def _proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None, dynamic: bool) -> Any:
+    # a batch of one would be baked into the graph
+    inputs = tuple(random_like(examples, batch=2 if dynamic else 1))
+    shapes: Any = tuple({0: torch.export.Dim("batch")} if t.ndim else {} for t in inputs) if dynamic else None
+    kinds = {p.kind for p in inspect.signature(module.forward).parameters.values()}
+    if shapes is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
+        shapes = (shapes,)
+    try:
+        with _silence(), torch.no_grad():
+            return torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                output_names=_output_names(module, inputs),
+                verbose=False,
+            ).model_proto  # type: ignore[union-attr]  # None only where a file name is given
+    except Exception as error:
+        # the exporter runs the network's own code, which may raise anything
+        said = first_cause(error)
+        if dynamic:
+            raise BatchIsFixedError(f"it could not be exported with a dynamic batch: {said}") from error
+        raise ExportError(
+            f"the network cannot be exported: {said}",
+            hint="it must be traceable: no control flow on values, known operators",
+        ) from error
+
+
+def _output_names(module: nn.Module, inputs: Sequence[Tensor]) -> list[str] | None:
+    """A dict's own keys, else `output` or `output_0` …; `None` leaves the names to the exporter."""
+    with torch.no_grad():
+        made = module(*inputs)
+    taken = set(inspect.signature(module.forward).parameters)
+    if isinstance(made, Tensor):
+        names = ["output"]
+    elif isinstance(made, dict) and all(isinstance(v, Tensor) for v in made.values()):
+        names = [str(key) for key in made]
+    elif isinstance(made, (tuple, list)) and all(isinstance(v, Tensor) for v in made):
+        names = [f"output_{i}" for i in range(len(made))]
+    else:
+        return None
+    return [f"output_{n}" if n in taken else n for n in names]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's progress, warnings and logs to itself; attention takes its traceable path meanwhile."""
+    before, fastpath = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
+    logging.disable(logging.CRITICAL)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _strip_(proto: Any) -> None:
+    """Take away what the exporter notes at every node: stack traces with this machine's paths, many bytes."""
+    graphs = [proto.graph]
+    for function in proto.functions:
+        function.ClearField("metadata_props")
+        function.ClearField("doc_string")
+        graphs.append(function)
+    while graphs:
+        graph = graphs.pop()
+        for field in ("value_info", "input", "output", "initializer"):
+            for value in getattr(graph, field, ()):
+                if not isinstance(value, str):  # a function's inputs are names
+                    value.ClearField("metadata_props")
+                    value.ClearField("doc_string")
+        for node in graph.node:
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
+            graphs += [a.g for a in node.attribute if a.HasField("g")]
+            graphs += [g for a in node.attribute for g in a.graphs]
+    proto.graph.ClearField("metadata_props")
+    proto.graph.ClearField("doc_string")
+
+
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the file says of itself, in its `metadata_props`; `evaluate.load_onnx` reads it back."""
+    preprocessing = checkpoint.preprocessing
+    shapes = [list(t.shape) for t in checkpoint.example_inputs]
+    images = len(shapes) == 1 and len(shapes[0]) == 4
+    return {
+        "name": checkpoint.name,
+        "task": "image-classification" if images else "unknown",
+        "classes": json.dumps(list(checkpoint.classes) if checkpoint.classes else None, ensure_ascii=False),
+        "preprocessing": json.dumps(
+            {
+                "mean": list(preprocessing.mean),
+                "std": list(preprocessing.std),
+                "size": list(preprocessing.size) if preprocessing.size else None,
+                "channels": preprocessing.channels,
+            }
+        ),
+        "lineage_sha256": lineage_sha256(checkpoint.lineage),
+    }
+
+
+def lineage_sha256(lineage: Sequence[Mapping[str, object]]) -> str:
+    """The hash of what was done to the network, step by step."""
+    return hashlib.sha256(json.dumps(list(lineage), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""How far an ONNX file's outputs lie from the network's, over several batches of several sizes.
+
+The file runs in onnxruntime as a user would run it, with all graph optimisations (blocked convolutions, fused GELUs and
+attention), so that what those change is part of the measured difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ExportError
+from compressor.outputs import outputs_of, relative_difference
+from compressor.shrink import random_like
+
+BATCHES = 3  # of each size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How far the ONNX file's outputs lie from the network's: max |a - b| / max |b|, the largest of all outputs.
+
+    `note` says why the batch size is fixed, where it is.
+    """
+
+    largest_relative_difference: float
+    outputs: int
+    batches: int
+    batch_sizes: tuple[int, ...]
+    opset: int
+    bytes: int
+    note: str | None = None
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the file takes batches of any size."""
+        return self.note is None
+
+    def to_json(self) -> dict[str, object]:
+        """The `export` section of an artifact's results."""
+        return {
+            "opset": self.opset,
+            "bytes": self.bytes,
+            "largest_relative_difference": self.largest_relative_difference,
+            "outputs": self.outputs,
+            "batches": self.batches,
+            "batch_sizes": list(self.batch_sizes),
+            "dynamic_batch": self.dynamic_batch,
+            "note": self.note,
+        }
+
+
+class BatchIsFixedError(Exception):
+    """The graph only takes batches of the size that it was traced with; the export is tried again with a fixed one."""
+
+
+def first_cause(error: BaseException) -> str:
+    """The first line of what went wrong first: the exporter wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def largest_difference(
+    module: nn.Module, examples: Sequence[Tensor], part: Path, sizes: tuple[int, ...]
+) -> tuple[float, int]:
+    """Over every output of several batches of each size; and the number of outputs."""
+    session = _session(part)
+    names = [i.name for i in session.get_inputs()]
+    if len(names) != len(examples):
+        raise ExportError(f"the ONNX file has {len(names)} inputs, the network {len(examples)}")
+    worst, count = 0.0, 0
+    for size in sizes:
+        for index in range(BATCHES):
+            inputs = random_like(examples, batch=size, seed=1000 * size + index)
+            expected = outputs_of(module, inputs)
+            if not expected:
+                raise ExportError("the network returns no tensor", hint="its forward must return tensors")
+            try:
+                answers = session.run(None, {n: t.contiguous().numpy() for n, t in zip(names, inputs, strict=True)})
+            except Exception as error:
+                # onnxruntime's exceptions share no base but Exception
+                if len(sizes) > 1:
+                    raise BatchIsFixedError(
+                        f"its graph does not take a batch of {size}: {first_cause(error)}"
+                    ) from error
+                raise ExportError(f"onnxruntime cannot run the ONNX file: {first_cause(error)}") from error
+            worst = max(worst, _difference(answers, expected))
+            count = len(expected)
+    return worst, count
+
+
+def _session(part: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # as above; an opset that is too new ends here
+        raise ExportError(
+            f"onnxruntime cannot load the ONNX file: {first_cause(error)}", hint="try a lower `--opset`"
+        ) from error
+
+
+def _difference(answers: Sequence[Any], expected: Sequence[Tensor]) -> float:
+    if len(answers) != len(expected):
+        raise ExportError(f"the ONNX file has {len(answers)} outputs, the network {len(expected)}")
+    worst = 0.0
+    for index, (answer, reference) in enumerate(zip(answers, expected, strict=True)):
+        ours = torch.as_tensor(answer)
+        if ours.shape != reference.shape:
+            raise ExportError(
+                f"output {index} of the ONNX file is {list(ours.shape)}, the network's {list(reference.shape)}"
+            )
+        if reference.numel():
+            worst = max(worst, relative_difference(ours.double(), reference.double()))
+    return worst
