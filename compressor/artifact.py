@@ -1,8 +1,8 @@
 """The artifact: a folder with the small network's weights, the recipe that rebuilds it, and everything measured.
 
 `recipe.json` and `model.safetensors` suffice to load it, without the pickle it came from; `results.json` holds the
-measurements, `model.onnx` and `report.html` join when they are made. Files appear whole or not at all, and the folder is
-read back in a fresh process before success is claimed.
+measurements, `model.onnx` and `report.html` join when they are made. Files appear whole or not at all, and the folder
+is read back in a fresh process before success is claimed.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 from compressor import criteria
 from compressor.artifact import SUFFIX, check_free, write_artifact
+from compressor.calibration import Needs
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
@@ -110,7 +111,7 @@ def prune_to(
     else:
         pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
-        if data is not None and criteria.load(request.criterion).needs:
+        if data is not None and criteria.load(request.criterion).needs is not Needs.NOTHING:
             results["prune"]["data"] = {"name": data.name, "images": request.images}
     results["lineage"] = list(small.lineage)
     if folder is not None:

@@ -40,7 +40,7 @@ class Surgery:
         for dim, kept in sorted(self.slices.get(name, {}).items(), reverse=True):
             kept = kept.to(tensor.device)
             if kept.ndim == 2:
-                blocks = tensor.unflatten(0, (len(kept), -1)).unbind(0)
+                blocks = tensor.chunk(len(kept))
                 tensor = torch.cat([b.index_select(dim, k) for b, k in zip(blocks, kept, strict=True)])
             else:
                 tensor = tensor.index_select(dim, kept)

@@ -31,7 +31,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, h, w]` to `[batch, outputs, h / stride, w / stride]`."""
         y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        out: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return out
 
 
 class ResNet(nn.Module):
@@ -56,7 +57,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, 1, 28, 28]` to `[batch, classes]`."""
         y = self.stages(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(self.pool(y).flatten(1))
+        scores: Tensor = self.fc(self.pool(y).flatten(1))
+        return scores
 
 
 class InvertedResidual(nn.Module):
@@ -76,7 +78,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, h, w]` to `[batch, outputs, h / stride, w / stride]`."""
-        return x + self.body(x) if self.residual else self.body(x)
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
 
 
 def resnet20(classes: int = 10) -> nn.Module:

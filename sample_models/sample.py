@@ -32,7 +32,7 @@ def main() -> None:
         pairs = [drawn[i] for i in range(len(drawn))]
         arrays[f"{split}_images"] = torch.stack([image[0] for image, _ in pairs]).numpy()
         arrays[f"{split}_labels"] = np.array([label for _, label in pairs], dtype=np.uint8)
-    np.savez_compressed(arguments.out, **arrays)
+    np.savez_compressed(arguments.out, **arrays)  # type: ignore[arg-type]  # the stub takes the keywords for a flag
 
 
 if __name__ == "__main__":

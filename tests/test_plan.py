@@ -41,8 +41,8 @@ def scores(groups: list[ChannelGroup], *, seed: int | None = 0, comparable: bool
 
 @pytest.mark.parametrize(
     ("channels", "ratio", "multiple", "stays"),
-    [(16, 0.5, 8, 8), (16, 0.3, 8, 16), (10, 0.7, 1, 3), (10, 0.3, 1, 7), (6, 0.5, 8, 6), (64, 0.99, 1, 1), (3, 0.5, 1, 2),
-     (64, 0.7, 8, 24)],
+    [(16, 0.5, 8, 8), (16, 0.3, 8, 16), (10, 0.7, 1, 3), (10, 0.3, 1, 7), (6, 0.5, 8, 6), (64, 0.99, 1, 1),
+     (3, 0.5, 1, 2), (64, 0.7, 8, 24)],
 )  # fmt: skip
 def test_kept_by_hand(channels: int, ratio: float, multiple: int, stays: int) -> None:
     assert kept(channels, ratio, multiple=multiple) == stays

@@ -84,8 +84,8 @@ def grouped() -> nn.Module:
 
 def transposed() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(16, 12, 2, stride=2), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 8, 3), head(8),
+        nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(16, 12, 2, stride=2), nn.BatchNorm2d(12),
+        nn.ReLU(), nn.Conv2d(12, 8, 3), head(8),
     )  # fmt: skip
 
 
