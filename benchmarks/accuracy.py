@@ -1,10 +1,10 @@
 """Was it worth inheriting the weights? `python -m benchmarks.accuracy [--full DIR] [--ratios 0.3,0.5,0.7]`.
 
-The three sample models, pruned by l1-norm, uniformly, widths aligned to 8, then: fine-tuned for 5 epochs, or trained from
-scratch (Scratch-E: as many epochs as the dense network had; Scratch-B: as many MACs, capped at twice the epochs; Liu et
-al. 2019), three seeds each, last epoch. Epochs are of the shipped sample (10,000 images), or with `--full` of the whole
-training set (55,000), where fine-tuning takes 2 epochs. Nothing is chosen here; the test split is read once, at the end
-of each cell. One JSON file per cell in `benchmarks/accuracy/`; a cell that has one is not run again.
+The three sample models, pruned by l1-norm, uniformly, widths aligned to 8, then fine-tuned for 5 epochs, or trained
+from scratch (Scratch-E: as many epochs as the dense network had; Scratch-B: as many MACs, at most twice the epochs; Liu
+et al. 2019), three seeds each, last epoch. Epochs are of the shipped sample (10,000 images), or with `--full` of the
+whole training set (55,000), where fine-tuning takes 2 epochs. Nothing is chosen here; the test split is read once, at
+the end of each cell. One JSON file per cell in `benchmarks/accuracy/`; a cell that has one is not run again.
 """
 
 from __future__ import annotations

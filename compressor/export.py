@@ -102,6 +102,10 @@ def _written(
         raise ExportError(
             f"this network cannot be written in opset {opset}: {written} came out", hint=f"`--opset {written}`"
         )
+    leading = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
+    if len(sizes) > 1 and any(dim.HasField("dim_value") for dims in leading for dim in dims):
+        # torch's exporter gives up on a dynamic dimension without an error
+        raise BatchIsFixedError("it could not be exported with a dynamic batch: its graph holds for one size only")
     _strip_(proto)
     onnx.helper.set_model_props(proto, metadata_of(checkpoint))
     part.write_bytes(proto.SerializeToString())

@@ -101,7 +101,7 @@ class Traced:
     left_alone: tuple[LeftAlone, ...]
 
 
-class _UngroupableError(Exception):
+class _Ungroupable(Exception):
     """Why one group is left alone; it never costs the others."""
 
 
@@ -134,7 +134,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Tensor], *, protect: Seque
             _claim(group, claimed)
             groups.append(group)
             seen |= {m.layer for m in group.members if m.role is Role.PRODUCES}
-        except _UngroupableError as reason:
+        except _Ungroupable as reason:
             layers = [root, *(name for name in graph.producers_in(reached) if name != root)]
             left_alone += [LeftAlone(layer=name, reason=str(reason)) for name in layers if name not in seen]
             seen |= set(layers)
@@ -167,7 +167,7 @@ def without(traced: Traced, roots: dict[str, str]) -> Traced:
 def _check_protection(group: ChannelGroup, protect: Sequence[str]) -> None:
     for member in group.members:
         if member.role is Role.PRODUCES and any(fnmatch.fnmatch(member.layer, glob) for glob in protect):
-            raise _UngroupableError(f"protected: `{member.layer}` shares its channels")
+            raise _Ungroupable(f"protected: `{member.layer}` shares its channels")
 
 
 def _claim(group: ChannelGroup, claimed: dict[tuple[str, int, int], str]) -> None:
@@ -175,9 +175,7 @@ def _claim(group: ChannelGroup, claimed: dict[tuple[str, int, int], str]) -> Non
     mine = {(m.tensor, m.dim, p): group.root for m in group.members for p in m.positions.tolist()}
     for key in mine:
         if key in claimed:
-            raise _UngroupableError(
-                f"`{key[0]}` reads channels of `{claimed[key]}` too: its layer is used more than once"
-            )
+            raise _Ungroupable(f"`{key[0]}` reads channels of `{claimed[key]}` too: its layer is used more than once")
     claimed |= mine
 
 
@@ -267,24 +265,22 @@ class _Graph:
         for node, is_output, pairs in reached:
             reads_only = not is_output and node.module in self.names
             if not reads_only and (node.grad_fn in self.output_functions or not node.outputs):
-                raise _UngroupableError("its channels are the network's output")
+                raise _Ungroupable("its channels are the network's output")
             members += self._members(node, is_output, sorted(pairs))
             if isinstance(node.module, INSTANCE_NORMS) and not any(True for _ in node.module.buffers()):
                 if not node.module.affine:
                     if {c for _, c in pairs} != set(range(channels)) or len(pairs) != node.module.num_features:
-                        raise _UngroupableError(f"`{self._name(node)}` normalises channels of several groups")
+                        raise _Ungroupable(f"`{self._name(node)}` normalises channels of several groups")
                     bare_norms.append(self._name(node))
             elif isinstance(node.module, (nn.LayerNorm, nn.GroupNorm)) and node.module.weight is None:
-                raise _UngroupableError(f"`{self._name(node)}` is a norm over channels without weights")
+                raise _Ungroupable(f"`{self._name(node)}` is a norm over channels without weights")
         blocks = math.lcm(*(m.blocks for m in members))
         for member in members:
             whole = torch.arange(channels).expand(max(1, len(member.channels) // channels), -1).flatten()
             if member.blocks > 1 and not torch.equal(member.channels, whole):
-                raise _UngroupableError(f"`{member.layer}` works on blocks of channels that the group covers in part")
+                raise _Ungroupable(f"`{member.layer}` works on blocks of channels that the group covers in part")
         if channels % blocks or channels // blocks < 2:
-            raise _UngroupableError(
-                f"{blocks} blocks of {channels / blocks:g} channels: no channel can leave every block"
-            )
+            raise _Ungroupable(f"{blocks} blocks of {channels / blocks:g} channels: no channel can leave every block")
         return ChannelGroup(
             root=root, channels=channels, blocks=blocks, members=tuple(members), bare_norms=tuple(bare_norms)
         )
@@ -293,7 +289,7 @@ class _Graph:
         layer = node.module
         by_position = dict(pairs)
         if len(by_position) != len(pairs):
-            raise _UngroupableError(f"one position of `{self._name(node)}` holds several of its channels")
+            raise _Ungroupable(f"one position of `{self._name(node)}` holds several of its channels")
         if isinstance(layer, nn.Parameter):
             name = self.parameter_names[id(layer)]
             owner = name.rpartition(".")[0]
@@ -302,7 +298,7 @@ class _Graph:
             return []  # an operator without parameters
         name = self.names[layer]
         if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
-            raise _UngroupableError(f"it meets the recurrent layer `{name}`")
+            raise _Ungroupable(f"it meets the recurrent layer `{name}`")
         if isinstance(layer, nn.MultiheadAttention):
             return self._attention(name, layer, by_position)
         prefix = f"{name}." if name else ""
@@ -317,7 +313,7 @@ class _Graph:
             return self._of(name, {f"{prefix}weight": (1, Role.PRODUCES)}, by_position)
         if isinstance(layer, nn.LayerNorm):
             if len(layer.normalized_shape) != 1:
-                raise _UngroupableError(f"`{name}` normalises over more than the channels")
+                raise _Ungroupable(f"`{name}` normalises over more than the channels")
             return self._of(name, {f"{prefix}{t}": (0, Role.NORMALISES) for t in ("weight", "bias")}, by_position)
         if isinstance(layer, nn.GroupNorm):
             tensors = {f"{prefix}{t}": (0, Role.NORMALISES) for t in ("weight", "bias")}
@@ -332,7 +328,7 @@ class _Graph:
             )
         held = any(True for _ in layer.parameters(recurse=False))
         if held:
-            raise _UngroupableError(f"it meets `{name}`, a `{type(layer).__name__}` without a rule")
+            raise _Ungroupable(f"it meets `{name}`, a `{type(layer).__name__}` without a rule")
         return []
 
     def _convolution(self, name: str, layer: Any, is_output: bool, by_position: dict[int, int]) -> list[Member]:
@@ -342,7 +338,7 @@ class _Graph:
             tensors = {f"{name}.weight": (0, Role.CARRIES), f"{name}.bias": (0, Role.CARRIES)}
             return self._of(name, tensors, by_position)
         if grouped and transposed:
-            raise _UngroupableError(f"`{name}` is a grouped transposed convolution")
+            raise _Ungroupable(f"`{name}` is a grouped transposed convolution")
         if is_output:
             tensors = {f"{name}.weight": (out_dim, Role.PRODUCES), f"{name}.bias": (0, Role.CARRIES)}
         else:
@@ -353,9 +349,9 @@ class _Graph:
         """Embedding and inner channels alike: channel `c` is row `c` of query, key and value, and heads are blocks."""
         width = layer.embed_dim
         if layer.in_proj_weight is None:
-            raise _UngroupableError(f"`{name}` reads keys or values of another width")
+            raise _Ungroupable(f"`{name}` reads keys or values of another width")
         if sorted(by_position) != list(range(width)):
-            raise _UngroupableError(f"`{name}` shares only a part of its channels")
+            raise _Ungroupable(f"`{name}` shares only a part of its channels")
         rows = dict(by_position)
         others = {p + k * width: c for k in (1, 2) for p, c in by_position.items()}
         reads, makes = Role.CONSUMES, Role.PRODUCES
@@ -381,16 +377,16 @@ class _Graph:
         state = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers())
         own = {t: spec for t, spec in tensors.items() if t in state}
         if not own and layer and any(".parametrizations." in f".{t}" for t in state if t.startswith(f"{layer}.")):
-            raise _UngroupableError(f"`{layer}` has a parametrised weight")
+            raise _Ungroupable(f"`{layer}` has a parametrised weight")
         members = []
         positions = torch.tensor(sorted(by_position), dtype=torch.int64)
         channels = torch.tensor([by_position[int(p)] for p in positions], dtype=torch.int64)
         for tensor, (dim, role) in own.items():
             if tensor in self.tied:
-                raise _UngroupableError(f"`{tensor}` is shared: {', '.join(self.tied[tensor])}")
+                raise _Ungroupable(f"`{tensor}` is shared: {', '.join(self.tied[tensor])}")
             length = state[tensor].shape[dim] * (blocks if role is Role.CONSUMES and dim == 1 else 1)
             if positions[-1] >= length:
-                raise _UngroupableError(f"position {int(positions[-1])} of `{tensor}` is outside its {length}")
+                raise _Ungroupable(f"position {int(positions[-1])} of `{tensor}` is outside its {length}")
             members.append(
                 Member(
                     layer=layer,

@@ -1,1 +1,116 @@
-"""Runtimes: one file each; the file name is the runtime's name."""
+"""Runtimes: one file each; the file name is the runtime's name.
+
+A runtime's module says its help in its docstring's first line, what it reads in `READS`, how its peak memory can be
+known in `MEMORY`, whether it is prepared once for a whole measurement, because that takes long, in `HELD`, and has
+
+    def unavailable() -> str | None                      # why it cannot be used on this machine
+    def prepare(model, inputs, *, threads) -> ...        # a context that holds the network ready, as `Prepared`
+
+The model is lent: each preparation has weights and inputs of its own. Optional packages are imported inside these two.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from compressor.errors import RuntimeUnavailable, unknown
+
+if TYPE_CHECKING:  # naming the runtimes, as `--help` does, must not import torch
+    from torch import Tensor, nn
+
+
+class Reads(StrEnum):
+    """What a runtime takes a network as."""
+
+    MODULE = "module"
+    ONNX = "onnx"
+
+
+class Memory(StrEnum):
+    """How a runtime's peak memory is known, in words; where it is not, why."""
+
+    PROCESS = "what a fresh process grew by at most, from before it loaded the network"
+    DEVICE = "what torch held on the GPU at most, in a fresh process"
+    UNKNOWN_COMPILER = "not measured: in one process, the compiler's memory cannot be told from the network's"
+    UNKNOWN_DEVICE = "not measured: onnxruntime does not say what it holds on the GPU"
+
+    @property
+    def known(self) -> bool:
+        """Whether it can be measured at all."""
+        return self in (Memory.PROCESS, Memory.DEVICE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A network ready to run: `run()` is one finished forward pass; `provider` is what really runs it, as verified."""
+
+    run: Callable[[], object]
+    provider: str
+    notes: tuple[str, ...] = ()
+
+
+class Prepare(Protocol):
+    """How a runtime makes a network ready; leaving the context gives back what it took, torch's threads included."""
+
+    def __call__(
+        self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int
+    ) -> AbstractContextManager[Prepared]:
+        """The network on these inputs, its own copy of both."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A runtime's module as a value."""
+
+    name: str
+    help: str
+    reads: Reads
+    memory: Memory
+    held: bool
+    unavailable: Callable[[], str | None]
+    prepare: Prepare
+
+
+def names() -> tuple[str, ...]:
+    """The names of all runtimes, sorted, whether or not they can be used here; nothing of theirs is imported."""
+    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"))
+
+
+def load(name: str) -> Runtime:
+    """The runtime called `name`; refused where there is none."""
+    if name not in names():
+        raise RuntimeUnavailable(f"there is no runtime called `{name}`", hint=unknown("runtimes", name, names()))
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return Runtime(
+        name=name,
+        help=(module.__doc__ or "").strip().splitlines()[0],
+        reads=module.READS,
+        memory=module.MEMORY,
+        held=module.HELD,
+        unavailable=module.unavailable,
+        prepare=module.prepare,
+    )
+
+
+def usable(asked: tuple[str, ...] | None = None) -> tuple[Runtime, ...]:
+    """The runtimes asked for, each once, or all that can be used here.
+
+    Refused: an unknown name, a runtime that was asked for and is not here: another one never stands in for it.
+    """
+    if asked is None:
+        return tuple(r for r in map(load, names()) if r.unavailable() is None)
+    found = tuple(load(name) for name in dict.fromkeys(asked))
+    for runtime in found:
+        reason = runtime.unavailable()
+        if reason is not None:
+            here = ", ".join(r.name for r in usable())
+            raise RuntimeUnavailable(f"`{runtime.name}` cannot be used here: {reason}", hint=f"usable here: {here}")
+    return found
