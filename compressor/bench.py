@@ -1,0 +1,195 @@
+"""Dense, masked and small on the clock: every runtime, every batch size, in turns, with everything kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
+from compressor.checkpoint import Checkpoint
+from compressor.data import UNLABELLED, Data, SplitName
+from compressor.environment import environment
+from compressor.errors import ExportError, RuntimeUnavailable
+from compressor.evaluate import agreement, evaluate
+from compressor.labels import with_labels_of
+from compressor.machine import Conditions, conditions
+from compressor.masks import WeightMask
+from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
+from compressor.memory import Load, peak_memory, unmeasurable
+from compressor.runtimes import Reads, Runtime, usable
+from compressor.setting import Row, Say, Setting, Timed, model_of, timed
+from compressor.shrink import random_like
+
+SECONDS = 8.0  # for one runtime at one batch size
+BATCHES = (1, 64)
+
+
+def bench(
+    small: Checkpoint,
+    dense: Checkpoint,
+    *,
+    mask: WeightMask | None = None,
+    runtimes: Sequence[str] | None = None,
+    batches: Sequence[int] = BATCHES,
+    threads: int | None = None,
+    data: Data | None = None,
+    blocks: int | None = None,
+    seconds: float = SECONDS,
+    seed: int = 0,
+    say: Say | None = None,
+    look: Callable[[], Conditions] = conditions,
+) -> dict[str, Any]:
+    """The `bench` section of an artifact's results; both checkpoints stay as they were.
+
+    With `mask`, `small` is a masked network that keeps those weights. Without `blocks`, a setting has as many rounds as
+    fit in `seconds`. With `data`, every candidate's accuracy on the test split stands beside its latency. Refused: a
+    runtime that was asked for and is not here, a network that none of the runtimes can run.
+    """
+    say = say or (lambda _: None)
+    threads = torch.get_num_threads() if threads is None else threads
+    usables = usable(None if runtimes is None else tuple(runtimes))
+    candidates = candidates_of(small, dense, mask=mask)
+    parts = [Timed(notes=candidates.notes)]
+    with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
+        folder = Path(scratch)
+        if any(runtime.reads is Reads.ONNX for runtime in usables):
+            try:
+                candidates = with_onnx(candidates, small, dense, folder, say=say)
+            except ExportError as error:
+                if runtimes is not None:
+                    raise
+                usables, left = _without_onnx(usables, error)
+                parts.append(left)
+        accuracies = _accuracies(candidates, dense, data, say=say)
+        batch_inputs = {n: tuple(random_like(dense.example_inputs, batch=n, seed=seed)) for n in dict.fromkeys(batches)}
+        before = look()
+        for runtime in usables:
+            for batch, inputs in batch_inputs.items():
+                setting = Setting(
+                    runtime=runtime, batch=batch, threads=threads, blocks=blocks, seconds=seconds, seed=seed
+                )
+                say(f"preparing {setting}")
+                parts.append(timed(setting, candidates, inputs, say=say))
+        seen = (before, look())
+        say("measuring peak memory")
+        rows = [row for part in parts for row in part.rows]
+        caveats = [*caveats_of_machine(seen), *(caveat for part in parts for caveat in part.caveats)]
+        if not rows:
+            reasons = "; ".join(caveat.text for caveat in caveats if caveat.kind is CaveatKind.LEFT_OUT)
+            raise RuntimeUnavailable(f"nothing could be timed: {reasons}", hint="try another runtime or batch size")
+        parts.append(_fill_memory_(rows, usables, candidates, batch_inputs, dense, folder=folder, threads=threads))
+    for row in rows:
+        row["accuracy"] = accuracies.get(row["candidate"])
+    return {
+        "environment": {**environment(), "threads": threads},
+        "threads": threads,
+        "blocks": min(row["blocks"] for row in rows),
+        "batches": list(batch_inputs),
+        "confidence": CONFIDENCE,
+        "seed": seed,
+        "machine_before": seen[0].to_json(),
+        "machine_after": seen[1].to_json(),
+        "rows": rows,
+        "caveats": [str(caveat) for caveat in caveats],
+        "notes": list(dict.fromkeys(note for part in parts for note in part.notes)),
+    }
+
+
+def missed(result: Mapping[str, Any], *, at_least: float) -> list[str]:
+    """The settings in which the small (or masked) network's interval does not lie wholly at `at_least` or above."""
+    names = {row["candidate"] for row in result["rows"]}
+    judged = CandidateName.SMALL if CandidateName.SMALL in names else CandidateName.MASKED_WEIGHTS
+    return [
+        f"{row['runtime']}, batch {row['batch']}: {row['speedup']['ratio']:.2f} "
+        f"[{row['speedup']['low']:.2f}, {row['speedup']['high']:.2f}]"
+        for row in result["rows"]
+        if row["candidate"] == judged and row["speedup"]["low"] < at_least
+    ]
+
+
+def _without_onnx(usables: Sequence[Runtime], error: ExportError) -> tuple[tuple[Runtime, ...], Timed]:
+    """The runtimes that read modules, and a caveat for the others."""
+    readers = ", ".join(runtime.name for runtime in usables if runtime.reads is Reads.ONNX)
+    caveat = Caveat(kind=CaveatKind.LEFT_OUT, text=f"{readers}: {error}")
+    return tuple(r for r in usables if r.reads is not Reads.ONNX), Timed(caveats=(caveat,))
+
+
+def _accuracies(
+    candidates: Candidates, dense: Checkpoint, data: Data | None, *, say: Say
+) -> dict[str, dict[str, object]]:
+    """Each candidate's accuracy on the test split, or, without labels, its agreement with the dense network."""
+    if data is None:
+        return {}
+    data = with_labels_of(data, dense.classes)
+    split = next(name for name in (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN) if getattr(data, name) is not None)
+    images = data.split(split)
+    options: dict[str, Any] = {"split": str(split), "preprocessing": dense.preprocessing}
+    labelled = images[0][1] != UNLABELLED
+    found: dict[str, dict[str, object]] = {}
+    for candidate in candidates.distinct:
+        say(f"evaluating {candidate.name}")
+        found[candidate.name] = (
+            evaluate(candidate.module, images, **options).to_json()
+            if labelled
+            else agreement(candidate.module, dense.module, images, **options).to_json()
+        )
+    return found | {CandidateName.DENSE_AGAIN: found[CandidateName.DENSE]}
+
+
+def _fill_memory_(
+    rows: Sequence[Row],
+    usables: Sequence[Runtime],
+    candidates: Candidates,
+    batch_inputs: Mapping[int, tuple[Tensor, ...]],
+    dense: Checkpoint,
+    *,
+    folder: Path,
+    threads: int,
+) -> Timed:
+    """Put each candidate's peak memory into its rows, and say how it was measured or why it was not."""
+    runtimes = {runtime.name: runtime for runtime in usables}
+    notes = []
+    for runtime in usables:
+        reason = unmeasurable() if runtime.memory.known else None
+        notes.append(f"peak memory on {runtime.name}: {'not measured: ' + reason if reason else runtime.memory}")
+    inputs = {batch: _saved(list(tensors), folder / f"inputs-{batch}.pt") for batch, tensors in batch_inputs.items()}
+    loads: list[tuple[Row, Load]] = []
+    for row in rows:
+        runtime = runtimes[row["runtime"]]
+        candidate = next((c for c in candidates.distinct if c.name == row["candidate"]), None)
+        if candidate is None or not runtime.memory.known or unmeasurable():
+            continue  # dense again has the dense network's own figure, measured once
+        model = _model_file(candidate, runtime, folder)
+        saved = inputs[row["batch"]]
+        if model is not None and saved is not None:
+            loads.append((row, Load(runtime=runtime.name, model=str(model), inputs=str(saved), threads=threads)))
+    own = dense.architecture
+    plain = {"ref": own.ref, "arguments": [list(pair) for pair in own.arguments], "sha256": own.sha256}
+    peaks = peak_memory([load for _, load in loads], architecture=None if own.ref == "pickle" else plain)
+    for (row, _), peak in zip(loads, peaks, strict=True):
+        row["peak_memory_bytes"] = peak
+    return Timed(notes=tuple(notes))
+
+
+def _model_file(candidate: Candidate, runtime: Runtime, folder: Path) -> Path | None:
+    """The candidate as a file for a process of its own; `None` where its module cannot be pickled."""
+    model = model_of(candidate, runtime)
+    if isinstance(model, Path):
+        return model
+    file = folder / f"{candidate.stem}.pt"
+    return file if file.exists() else _saved(model, file)
+
+
+def _saved(value: object, file: Path) -> Path | None:
+    try:
+        torch.save(value, file)
+    except Exception:
+        # a module may hold anything, and pickling that raises anything: its peak stays unknown
+        file.unlink(missing_ok=True)
+        return None
+    return file

@@ -1,0 +1,182 @@
+"""What a bench compares: the dense network twice, the same network with zeros in it, and the small one.
+
+Masked networks are counted by what is not zero, as papers count them: what a runtime that skips zeros would have to
+do. What skipping them is worth on a real one is for the clock to say.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.checkpoint import Checkpoint
+from compressor.costs import count, layer_costs
+from compressor.errors import PlanError
+from compressor.export import export_onnx
+from compressor.groups import ChannelGroup, trace
+from compressor.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
+from compressor.plan import PruningPlan, plan_from_json
+from compressor.shrink import silence
+
+
+class CandidateName(StrEnum):
+    """The candidates, in the order of the tables."""
+
+    DENSE = "dense"
+    DENSE_AGAIN = "dense again"
+    MASKED_WEIGHTS = "masked weights"
+    MASKED_CHANNELS = "masked channels"
+    SMALL = "small"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Onnx:
+    """A candidate's ONNX file; `batch` where it takes one size only."""
+
+    file: Path
+    batch: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A network, what it counts without its zeros, and its ONNX file once there is one."""
+
+    name: CandidateName
+    module: nn.Module
+    params: int
+    macs: int
+    onnx: Onnx | None = None
+
+    @property
+    def stem(self) -> str:
+        """Its name as part of a file's."""
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The candidates, the dense one first, and what there is to say about them."""
+
+    all: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def dense(self) -> Candidate:
+        """What the others are compared with."""
+        return self.all[0]
+
+    @property
+    def distinct(self) -> tuple[Candidate, ...]:
+        """Each network once."""
+        return tuple(c for c in self.all if c.name is not CandidateName.DENSE_AGAIN)
+
+
+def candidates_of(small: Checkpoint, dense: Checkpoint, *, mask: WeightMask | None = None) -> Candidates:
+    """The candidates for a small network, or, where `mask` says which weights `small` keeps, for a masked one."""
+    cost = count(dense.module, dense.example_inputs)
+    found = [
+        Candidate(name=name, module=dense.module, params=cost.params, macs=cost.macs)
+        for name in (CandidateName.DENSE, CandidateName.DENSE_AGAIN)
+    ]
+    notes = ["the MACs and parameters of masked networks are those that are not zero"]
+    if mask is not None:
+        found.append(_masked(small.module, mask, dense))
+        return Candidates(all=tuple(found), notes=tuple(notes))
+    small_cost = count(small.module, small.example_inputs)
+    try:
+        zeros = equal_mask(dense.module, params=small_cost.params)
+        module = copy.deepcopy(dense.module)
+        apply_mask_(module, zeros)
+        found.append(_masked(module, zeros, dense))
+    except PlanError as error:
+        notes.append(f"`{CandidateName.MASKED_WEIGHTS}` is left out: {error}")
+    silent = _silent(small, dense)
+    if silent is None:
+        notes.append(f"`{CandidateName.MASKED_CHANNELS}` is left out: the lineage names no channels that left")
+    else:
+        name = CandidateName.MASKED_CHANNELS
+        found.append(Candidate(name=name, module=silent, params=small_cost.params, macs=small_cost.macs))
+        rebuilt = sum(type(m) is not type(d) for m, d in _layers_by_name(silent, dense.module))
+        if rebuilt:
+            text = f"{rebuilt} norms see the surviving channels alone, which costs time of its own"
+            notes.append(f"`{name}`: {text}")
+    name = CandidateName.SMALL
+    found.append(Candidate(name=name, module=small.module, params=small_cost.params, macs=small_cost.macs))
+    return Candidates(all=tuple(found), notes=tuple(notes))
+
+
+def with_onnx(
+    candidates: Candidates, small: Checkpoint, dense: Checkpoint, folder: Path, *, say: Callable[[str], None]
+) -> Candidates:
+    """The candidates with their ONNX files in `folder`, all made by one function, whatever files there are already.
+
+    The dense network enters twice with one file. Refused: what `export_onnx` refuses.
+    """
+    files: dict[CandidateName, Onnx] = {}
+    for candidate in candidates.distinct:
+        say(f"exporting {candidate.name}")
+        origin = small if candidate.name is CandidateName.SMALL else dense
+        file = folder / f"{candidate.stem}.onnx"
+        parity = export_onnx(dataclasses.replace(origin, module=candidate.module), file)
+        files[candidate.name] = Onnx(file=file, batch=None if parity.dynamic_batch else 1)
+    files[CandidateName.DENSE_AGAIN] = files[CandidateName.DENSE]
+    exported = tuple(dataclasses.replace(c, onnx=files[c.name]) for c in candidates.all)
+    return dataclasses.replace(candidates, all=exported)
+
+
+def equal_mask(module: nn.Module, *, params: int) -> WeightMask:
+    """The mask that leaves the module as many parameters as `params`; refused where its weights do not suffice."""
+    leaving = sum(p.numel() for p in module.parameters()) - params
+    weights = sum(p.numel() for p in maskable(module).values())
+    return magnitude(module, sparsity=(leaving + 0.5) / weights, scope=MaskScope.GLOBAL)  # exactly `leaving` of them
+
+
+def _masked(module: nn.Module, mask: WeightMask, dense: Checkpoint) -> Candidate:
+    layers = layer_costs(module, dense.example_inputs)
+    cost = count(module, dense.example_inputs)
+    density = {name: float(kept.double().mean()) for name, kept in mask.kept.items()}
+    skipped = sum(layer.macs * (1 - density.get(f"{layer.layer}.weight", 1.0)) for layer in layers)
+    return Candidate(
+        name=CandidateName.MASKED_WEIGHTS,
+        module=module,
+        params=cost.params - mask.removed,
+        macs=round(cost.macs - skipped),
+    )
+
+
+def _silent(small: Checkpoint, dense: Checkpoint) -> nn.Module | None:
+    """The dense network with the channels zeroed that the small one lost since; `None` where nobody says which."""
+    steps = small.lineage[len(dense.lineage) :]
+    plans = [plan for step in steps for plan in _plans(step)]
+    if not plans:
+        return None
+    groups = trace(dense.module, dense.example_inputs).groups
+    return silence(dense.module, groups, composed(plans, groups))
+
+
+def _plans(step: Mapping[str, Any]) -> Sequence[PruningPlan]:
+    return [plan_from_json(plan) for plan in step.get("plans", ())]
+
+
+def composed(plans: Sequence[PruningPlan], groups: Sequence[ChannelGroup]) -> PruningPlan:
+    """One plan that does what these do one after the other; each counts the channels that the one before it left."""
+    removed: dict[str, tuple[int, ...]] = {}
+    for group in groups:
+        alive = list(range(group.channels))
+        for plan in plans:
+            gone = set(plan.removed.get(group.root, ()))
+            alive = [channel for position, channel in enumerate(alive) if position not in gone]
+        removed[group.root] = tuple(sorted(set(range(group.channels)) - set(alive)))
+    return PruningPlan(removed=removed)
+
+
+def _layers_by_name(module: nn.Module, other: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    mine = dict(module.named_modules())
+    return [(mine[name], layer) for name, layer in other.named_modules() if name in mine]

@@ -1,0 +1,160 @@
+"""Time dense, masked and small in turns on real runtimes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from compressor.cli.options import (
+    ArtifactArgument,
+    DataOption,
+    DataRootOption,
+    DenseOption,
+    DownloadOption,
+    ExitCode,
+    JsonOption,
+    SeedOption,
+    ThreadsOption,
+    TrustOption,
+    console,
+    load_data_option,
+    open_default,
+    print_json,
+    short,
+    status,
+    talk,
+)
+
+
+def command(
+    artifact: ArtifactArgument = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,64",
+    threads: ThreadsOption = None,
+    runtimes: Annotated[
+        str | None,
+        typer.Option(help="torch-eager, torch-compile, onnxruntime-cpu, …; all that can be used here by default."),
+    ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(help="Blocks of calls per candidate; as many as fit in some seconds by default.", min=8),
+    ] = None,
+    dense: DenseOption = None,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Exit with 3 unless the interval lies at this or above, in every setting.")
+    ] = None,
+    trust_pickle: TrustOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the dense, the masked and the small network in turns, with intervals, and the dense one against itself.
+
+    Example: `compress bench`, `compress bench --batch 1 --runtimes onnxruntime-cpu --threads 2 --min-speedup 1.5`
+    """
+    batches = _batches(batch)
+    from compressor.artifact import add_results
+    from compressor.bench import bench, missed
+
+    opened = open_default(artifact)
+    with status("loading") as say:
+        small, reference = opened.checkpoint(trust_pickle=trust_pickle), opened.dense(dense, trust_pickle=trust_pickle)
+        asked = data is not None
+        found = (
+            load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=small) if asked else None
+        )
+        names = None if runtimes is None else [name.strip() for name in runtimes.split(",") if name.strip()]
+        result = bench(
+            small, reference, mask=opened.mask(), runtimes=names, batches=batches, threads=threads, data=found,
+            blocks=blocks, seed=seed, say=say,
+        )  # fmt: skip
+    add_results(opened.folder, "bench", result)
+    print_json(result) if as_json else show(result)
+    for caveat in result["caveats"]:
+        talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
+    too_slow = [] if min_speedup is None else missed(result, at_least=min_speedup)
+    for setting in too_slow:
+        talk().print(f"not {min_speedup:g} times as fast as dense: {setting}", markup=False, soft_wrap=True)
+    if too_slow:
+        raise typer.Exit(ExitCode.GATE_MISSED)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"batch sizes are positive numbers, as in `1,64`: {text}", param_hint="--batch")
+    return tuple(map(int, parts))
+
+
+def show(result: dict[str, Any]) -> None:
+    """What each candidate counts, and then a table for every setting, on stdout."""
+    from rich.table import Table
+
+    rows, out = result["rows"], console()
+    table = Table(box=None, pad_edge=False)
+    accuracy = any(row["accuracy"] for row in rows)
+    for name in ("", "parameters", "MACs", "ONNX file", *(["accuracy"] if accuracy else [])):
+        table.add_column(name, justify="left" if not name else "right")
+    for candidate in dict.fromkeys(row["candidate"] for row in rows):
+        mine = [row for row in rows if row["candidate"] == candidate]
+        size = next((row["file_bytes"] for row in mine if row["file_bytes"] is not None), None)
+        cells = [
+            candidate,
+            short(mine[0]["params"]),
+            short(mine[0]["macs"]),
+            "–" if size is None else f"{short(size)}B",
+        ]
+        table.add_row(*cells, *([quality(mine[0]["accuracy"])] if accuracy else []))
+    out.print(table)
+    for runtime, batch in dict.fromkeys((row["runtime"], row["batch"]) for row in rows):
+        mine = [row for row in rows if (row["runtime"], row["batch"]) == (runtime, batch)]
+        out.print()
+        out.print(
+            f"[bold]{runtime}[/], batch {batch}, {result['threads']} threads, run by {mine[0]['provider']}, "
+            f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls"
+        )
+        out.print(timings(mine))
+    percent = f"{result['confidence']:.0%}"
+    out.print(
+        f"\nspeed-up: dense latency over the candidate's, with its {percent} interval; theoretical: by MACs alone"
+    )
+
+
+def timings(rows: list[dict[str, Any]]) -> Any:
+    """One setting as a table: latency in milliseconds, the theoretical speed-up beside the measured one."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "median ms", "p90 ms", "p99 ms", "samples/s", "peak memory", "theoretical", "speed-up"):
+        table.add_column(
+            name, justify="right" if name not in ("", "speed-up") else "left", no_wrap=name in ("", "speed-up")
+        )
+    for row in rows:
+        latencies = [f"{row[key]:.3g}" for key in ("median_ms", "p90_ms", "p99_ms")]
+        memory = "–" if row["peak_memory_bytes"] is None else f"{short(row['peak_memory_bytes'])}B"
+        theory = "–" if row["theoretical_speedup"] is None else f"{row['theoretical_speedup']:.2f}×"
+        table.add_row(row["candidate"], *latencies, short(round(row["throughput"])), memory, theory, measured(row))
+    return table
+
+
+def measured(row: dict[str, Any]) -> str:
+    """The measured speed-up, in words where no difference was found."""
+    found = row["speedup"]
+    if found is None:
+        return ""
+    places = 3 if any(f"{found[bound]:.2f}" == "1.00" for bound in ("low", "high")) else 2
+    told = f"{found['low']:.{places}f} to {found['high']:.{places}f}"
+    if found["low"] <= 1 <= found["high"]:
+        return f"no significant difference ({told})"
+    return f"{found['ratio']:.{places}f}× ({told})"
+
+
+def quality(reading: dict[str, Any] | None) -> str:
+    """Correct, or agreeing with the dense network, of all."""
+    if reading is None:
+        return "–"
+    if "correct" in reading:
+        return f"{reading['correct']:,}/{reading['total']:,} = {reading['correct'] / reading['total']:.2%}"
+    return f"{reading['agreeing']:,}/{reading['total']:,} as dense"

@@ -1,0 +1,46 @@
+"""What the torch runtimes share: a copy of the module, torch's threads for a while, and where the outputs lie."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor.outputs import tensors_in
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch computes with so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def own_copy(
+    model: nn.Module | Path, inputs: Sequence[Tensor], *, device: str = "cpu"
+) -> tuple[nn.Module, list[Tensor]]:
+    """The module in eval mode and its inputs, in memory of their own on `device`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"torch runs a module, not {model}")
+    return copy.deepcopy(model).to(device).eval(), [t.detach().clone().to(device) for t in inputs]
+
+
+def device_of(output: object) -> str:
+    """Where the outputs were computed; of a GPU, its name too."""
+    devices = sorted({t.device for t in tensors_in(output)}, key=str)
+    return ", ".join(f"{d} ({torch.cuda.get_device_name(d)})" if d.type == "cuda" else str(d) for d in devices)
+
+
+def no_gpu() -> str | None:
+    """Why torch cannot compute on a GPU here."""
+    if torch.version.cuda is None:
+        return "this build of torch has no CUDA"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
