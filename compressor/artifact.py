@@ -62,7 +62,7 @@ class Artifact:
 
     def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
         """The network that it was made from; refused where that file is gone or is another one by now."""
-        from compressor.architectures import build
+        from compressor.architectures import check_harmless
         from compressor.checkpoint import load
 
         source = self.recipe["source"]
@@ -72,7 +72,7 @@ class Artifact:
         architecture = self.recipe["architecture"]
         arch = None if architecture["ref"] == "pickle" else architecture["ref"]
         if arch is not None:  # a file that the recipe names is run only where the user has named it before
-            build(_architecture(architecture))
+            check_harmless(_architecture(architecture))
         inputs = tuple("x".join(map(str, shape)) for shape in self.recipe["input"])
         dense = load(
             found,
@@ -118,7 +118,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """The small network in `folder`; refused where a file is missing or is not the one that was written."""
     from safetensors.torch import load_file
 
-    from compressor.architectures import build
+    from compressor.architectures import build, check_harmless
     from compressor.checkpoint import Checkpoint, read_skeleton
     from compressor.data import Preprocessing
     from compressor.recipe import recipe_from_json
@@ -131,13 +131,17 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
             raise ArtifactError(f"{folder / name} is missing or was changed since it was written", hint="prune again")
     architecture = _architecture(recipe["architecture"])
     surgery = surgery_from_json(recipe["surgery"])
-    if architecture.ref == "pickle":
-        module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)
-    else:
-        module = build(architecture)
     masked = (folder / SPARSE).is_dir()
     state = read_sparse(folder / SPARSE).state if masked else load_file(folder / WEIGHTS)
-    module = reshaped(module, surgery, state).eval()
+    if architecture.ref == "pickle":
+        module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)  # in the small shapes already
+        module.load_state_dict(state, strict=True, assign=True)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+    else:
+        check_harmless(architecture)
+        module = reshaped(build(architecture), surgery, state)
+    module.eval()
     preprocessing = recipe["preprocessing"]
     return Checkpoint(
         module=module,

@@ -132,7 +132,6 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
     say("tracing the channel groups")
     dense_traced = traced = trace(dense, inputs, protect=request.protect)
     dense_cost = count(dense, inputs)
-    dense_channels = sum(g.channels for g in traced.groups)
     module, surgery, levels = dense, Surgery(), []
     for level in range(1, request.levels + 1):
         if level > 1:
@@ -140,9 +139,17 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
         while True:
             say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
             scores = score(module, traced.groups, request, data=data, checkpoint=checkpoint)
-            budget = _budget_at(request, level, module, traced.groups, inputs, dense_channels, dense_cost)
             say("planning")
-            plan = _plan(module, traced.groups, scores, budget, request, inputs)
+            budget = _budget_at(request, level, module, inputs, dense_cost)
+            dense_widths = {g.root: g.channels for g in dense_traced.groups}
+            options: dict[str, Any] = {
+                "scope": request.scope,
+                "align": request.multiple,
+                "min_channels": request.min_channels,
+                "dense_widths": dense_widths,
+                "may_be_empty": request.levels > 1 and (level < request.levels or bool(surgery.slices)),
+            }
+            plan = _plan(module, traced.groups, scores, budget, inputs, options)
             say("shrinking, and proving it")
             try:
                 small, cut = shrink(module, traced.groups, plan, inputs)
@@ -236,11 +243,10 @@ def _plan(
     groups: tuple[ChannelGroup, ...],
     scores: Scores,
     budget: Budget,
-    request: Request,
     inputs: tuple[Tensor, ...],
+    options: dict[str, Any],
 ) -> PruningPlan:
     """The plan within the budget; a cost budget is corrected by what the small network really costs."""
-    options: dict[str, Any] = {"scope": request.scope, "align": request.multiple, "min_channels": request.min_channels}
     if isinstance(budget, ChannelBudget):
         return plan_pruning(groups, scores, budget=budget, **options)
     model = CostModel(module, groups, inputs)
@@ -260,26 +266,21 @@ def _plan(
     return plan
 
 
-def _budget_at(
-    request: Request,
-    level: int,
-    module: nn.Module,
-    groups: tuple[ChannelGroup, ...],
-    inputs: tuple[Tensor, ...],
-    dense_channels: int,
-    dense_cost: Cost,
-) -> Budget:
-    """The level's budget relative to the network before it: the share that stays falls by the same factor each time."""
+def _budget_at(request: Request, level: int, module: nn.Module, inputs: tuple[Tensor, ...], dense_cost: Cost) -> Budget:
+    """The level's budget: what stays falls by the same factor each time.
+
+    Channels are counted from the dense network's, costs from those of the network before the level.
+    """
+    share = level / request.levels
+    if isinstance(request.budget, ChannelBudget):
+        return ChannelBudget(ratio=1 - (1 - request.budget.ratio) ** share)
     if request.levels == 1:
         return request.budget
-    if isinstance(request.budget, ChannelBudget):
-        stays = (1 - request.budget.ratio) ** (level / request.levels) * dense_channels
-        now = sum(g.channels for g in groups)
-        return ChannelBudget(ratio=max(1e-9, 1 - stays / now))
     counted = str(request.budget.counted)
-    stays = request.budget.stays ** (level / request.levels) * getattr(dense_cost, counted)
-    share = stays / getattr(count(module, inputs), counted)
-    return CostBudget(counted=request.budget.counted, stays=min(share, 0.9999))
+    stays = request.budget.stays**share * getattr(dense_cost, counted)
+    return CostBudget(
+        counted=request.budget.counted, stays=min(0.9999, stays / getattr(count(module, inputs), counted))
+    )
 
 
 def _only(traced: Traced, roots: set[str]) -> Traced:

@@ -144,21 +144,25 @@ def plan_pruning(
     align: int = 1,
     min_channels: int = 1,
     cost_of: CostOf | None = None,
+    dense_widths: Mapping[str, int] | None = None,
+    may_be_empty: bool = False,
 ) -> PruningPlan:
     """The plan that meets the budget; widths are rounded up to multiples of `align` where a group is wide enough.
 
-    `cost_of` gives what stays under a plan (a cost budget needs it). Refused: a budget that removes nothing, or that
-    cannot be met with `min_channels` left in every group.
+    `cost_of` gives what stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio is
+    still one of the dense network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a
+    budget that removes nothing, or that cannot be met with `min_channels` left in every group.
     """
     if align < 1 or min_channels < 1:
         raise PlanError(f"alignment {align} and least width {min_channels} must be at least 1")
-    ranking = _Ranking(groups, scores, scope=scope, align=align, min_channels=min_channels)
+    widths = dense_widths or {g.root: g.channels for g in groups}
+    ranking = _Ranking(groups, scores, dense_widths=widths, scope=scope, align=align, min_channels=min_channels)
     if isinstance(budget, ChannelBudget):
         plan = ranking.at(budget.ratio)
     else:
         assert cost_of is not None
         plan = _within_budget(ranking, budget, cost_of)
-    if not plan.count:
+    if not plan.count and not may_be_empty:
         widest = max(g.channels for g in groups)
         raise PlanError(
             "nothing would be removed: the budget rounds to no channel at all",
@@ -172,9 +176,17 @@ class _Ranking:
     """The order in which each group's units leave, and how many do at a ratio."""
 
     def __init__(
-        self, groups: Sequence[ChannelGroup], scores: Scores, *, scope: Scope, align: int, min_channels: int
+        self,
+        groups: Sequence[ChannelGroup],
+        scores: Scores,
+        *,
+        dense_widths: Mapping[str, int],
+        scope: Scope,
+        align: int,
+        min_channels: int,
     ) -> None:
-        self.groups, self.scope, self.align, self.min_channels = groups, scope, align, min_channels
+        self.groups, self.dense_widths = groups, dense_widths
+        self.scope, self.align, self.min_channels = scope, align, min_channels
         self.units: dict[str, Tensor] = {}  # root → channels [units, blocks], in the order they leave
         self.unit_scores: dict[str, Tensor] = {}  # root → [units], rising
         for group in groups:
@@ -210,7 +222,8 @@ class _Ranking:
     def at(self, ratio: float) -> PruningPlan:
         """The plan at a pruning ratio, shared by the scope."""
         if self.scope is Scope.UNIFORM:
-            shares = {g.root: ratio for g in self.groups}
+            stays = {g.root: self.dense_widths[g.root] * (1 - ratio) for g in self.groups}
+            shares = {g.root: max(0.0, 1 - stays[g.root] / g.channels) for g in self.groups}
         elif self.scope is Scope.GLOBAL:
             shares = self._ranked(self.groups, ratio)
         else:
@@ -226,7 +239,9 @@ class _Ranking:
 
     def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, float]:
         """The ratio of each group when the lowest units of all of them leave; exact, ties by position."""
-        wanted = math.floor(sum(g.channels for g in groups) * ratio + 1e-9)
+        dense = sum(self.dense_widths[g.root] for g in groups)
+        gone_already = dense - sum(g.channels for g in groups)
+        wanted = math.floor(dense * ratio + 1e-9) - gone_already
         candidates: list[tuple[float, int, int]] = []
         for index, group in enumerate(groups):
             least = max(group.blocks, min(self.min_channels, group.channels))

@@ -1,0 +1,252 @@
+"""How a module is built: `torchvision:NAME`, `timm:NAME`, `file.py:Net`, `package.module:factory`.
+
+A reference that the user gives is followed. One that a *file* names runs no code of that file's choosing: only
+torchvision, timm and the sample models are built from, and a Python file only where this user has named that very file
+(the same sha256) by `--arch` before.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from compressor.errors import ArchitectureError, unknown
+
+PICKLE = "pickle"  # the module itself was pickled: an artifact keeps its skeleton
+HARMLESS_PACKAGES = ("torchvision", "timm", "sample_models")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A reference, the arguments it is called with, and the sha256 of the Python file it names, if it names one."""
+
+    ref: str
+    arguments: tuple[tuple[str, object], ...] = ()
+    sha256: str | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """The Python file that the reference names."""
+        path, _, factory = self.ref.rpartition(":")
+        return Path(path) if path.endswith(".py") and factory else None
+
+
+def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] = ()) -> Architecture:
+    """What `--arch` says; a Python file that it names is remembered as one that the user trusts."""
+    architecture = Architecture(ref=ref, arguments=arguments)
+    if architecture.file is None:
+        if ":" not in ref:
+            hint = "write `torchvision:resnet18`, `timm:resnet18`, `net.py:Net` or `package.module:make`"
+            raise ArchitectureError(f"`{ref}` is not an architecture", hint=hint)
+        return architecture
+    if not architecture.file.is_file():
+        raise ArchitectureError(f"there is no file {architecture.file}", hint="check the path in `--arch`")
+    file = architecture.file.resolve()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    store = _trust_store()
+    store.mkdir(parents=True, exist_ok=True)
+    (store / digest).touch()
+    return Architecture(ref=f"{file}:{ref.rpartition(':')[2]}", arguments=arguments, sha256=digest)
+
+
+def _trust_store() -> Path:
+    state = os.environ.get("COMPRESS_STATE_DIR")
+    if state:
+        return Path(state) / "trusted"
+    return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "compress" / "trusted"
+
+
+def check_harmless(architecture: Architecture) -> None:
+    """Refuses a reference found in a file that would run code which the user has not named."""
+    source, _, _ = architecture.ref.partition(":")
+    if source.split(".")[0] in HARMLESS_PACKAGES and architecture.file is None:
+        return
+    file = architecture.file
+    if file is not None and architecture.sha256 and (_trust_store() / architecture.sha256).exists():
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == architecture.sha256:
+            return
+        raise ArchitectureError(
+            f"{file} is not the file that this was made with",
+            hint=f"if it is meant, say so: `--arch {architecture.ref}`",
+        )
+    raise ArchitectureError(
+        f"the file asks to be built by `{architecture.ref}`, which would run that code",
+        hint=f"if you trust it, say so yourself: `--arch {architecture.ref}`",
+    )
+
+
+def build(architecture: Architecture) -> nn.Module:
+    """A fresh module; torch's random state stays as it was. Refused: what is not there, or builds no module."""
+    source, _, name = architecture.ref.rpartition(":")
+    arguments = dict(architecture.arguments)
+    factory = _factory(architecture, source, name)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a factory's notices about its own defaults
+        try:
+            module = factory(**arguments)
+        except CONSTRUCTION_ERRORS as error:
+            given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+            raise ArchitectureError(
+                f"`{architecture.ref}({given})` failed: {type(error).__name__}: {error}",
+                hint="give what it needs: `--arch-arg k=v`",
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise ArchitectureError(f"`{architecture.ref}` gave a `{type(module).__name__}`, not a module")
+    return module
+
+
+CONSTRUCTION_ERRORS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError, NameError)
+
+
+def _factory(architecture: Architecture, source: str, name: str) -> Callable[..., Any]:
+    if architecture.file is not None:
+        return _from_file(architecture.file, name)
+    if source == "torchvision":
+        import torchvision
+
+        known = torchvision.models.list_models()
+        if name not in known:
+            raise ArchitectureError(f"torchvision has no `{name}`", hint=unknown("networks", name, known))
+        return lambda **arguments: torchvision.models.get_model(name, **{"weights": None, **arguments})
+    if source == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise ArchitectureError("timm is not installed", hint="`pip install compress[timm]`") from error
+        if not timm.is_model(name):
+            raise ArchitectureError(f"timm has no `{name}`", hint=unknown("networks", name, timm.list_models()))
+        return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+    try:
+        module = importlib.import_module(source)
+    except ImportError as error:
+        raise ArchitectureError(
+            f"cannot import `{source}`: {error}", hint="is it installed, or a path missing?"
+        ) from error
+    return _attribute(module, name, source)
+
+
+def _from_file(file: Path, name: str) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ArchitectureError(f"there is no file {file}", hint="check the path in `--arch`")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(file.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        # the user's own code may raise anything; the traceback stays attached
+        raise ArchitectureError(f"{file} does not run: {type(error).__name__}: {error}") from error
+    return _attribute(module, name, str(file))
+
+
+def _attribute(module: Any, name: str, where: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = [n for n, value in vars(module).items() if inspect.isclass(value) or inspect.isfunction(value)]
+        raise ArchitectureError(f"{where} has no `{name}`", hint=unknown("names", name, known))
+    return found  # type: ignore[no-any-return]  # callable, as checked
+
+
+def architecture_arguments(strings: Sequence[str]) -> tuple[tuple[str, object], ...]:
+    """`["width=64", "act=relu"]` as pairs; values are Python literals, or else text."""
+    pairs: list[tuple[str, object]] = []
+    for text in strings:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ArchitectureError(
+                f"`--arch-arg {text}` is not of the form k=v", hint="for example `--arch-arg classes=10`"
+            )
+        try:
+            pairs.append((name, ast.literal_eval(value)))
+        except (ValueError, SyntaxError):
+            pairs.append((name, value))
+    return tuple(pairs)
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Layers built under it have weights without memory: names and shapes only, and no time spent drawing them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (
+            func(*args, **{**(kwargs or {}), "device": "meta"}) if func is torch.empty else func(*args, **kwargs or {})
+        )
+
+
+def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors of what the reference builds."""
+    with _WithoutMemory():
+        return {k: tuple(t.shape) for k, t in build(architecture).state_dict().items()}
+
+
+def with_classes(architecture: Architecture, state: Mapping[str, Tensor]) -> Architecture:
+    """The architecture with as many classes as the state's head has, where a torchvision or timm network takes them."""
+    source = architecture.ref.partition(":")[0]
+    if source not in ("torchvision", "timm") or "num_classes" in dict(architecture.arguments):
+        return architecture
+    classes = _classes(_shapes(architecture), state)
+    if classes is None:
+        return architecture
+    return Architecture(ref=architecture.ref, arguments=(*architecture.arguments, ("num_classes", classes)))
+
+
+def _classes(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> int | None:
+    """The number of rows of the one kind of weight that differs from a network with 1000 classes in nothing else."""
+    rows = {
+        state[k].shape[0]
+        for k, shape in shapes.items()
+        if shape[:1] == (1000,) and k in state and tuple(state[k].shape[1:]) == shape[1:]
+    }
+    return rows.pop() if len(rows) == 1 else None
+
+
+def recognise(state: Mapping[str, Tensor]) -> Architecture | None:
+    """The torchvision classification network whose state this is, by keys and shapes, with any number of classes."""
+    import torchvision
+
+    families: dict[str, list[str]] = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        builder = inspect.unwrap(torchvision.models.get_model_builder(name))
+        families.setdefault(builder.__module__, []).append(name)
+    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    tops = {key.split(".")[0] for key in state} - AUXILIARY_HEADS
+    for names in families.values():
+        for name in sorted(names, key=len):
+            architecture = Architecture(ref=f"torchvision:{name}", arguments=_auxiliary(name, state))
+            shapes = _shapes(architecture)
+            if {key.split(".")[0] for key in shapes} - AUXILIARY_HEADS != tops:
+                break  # a family shares its top-level names
+            if shapes.keys() != found.keys():
+                continue
+            classes = _classes(shapes, state)
+            if classes not in (None, 1000):
+                architecture = Architecture(
+                    ref=architecture.ref, arguments=(*architecture.arguments, ("num_classes", classes))
+                )
+                shapes = _shapes(architecture)
+            if shapes == found:
+                return architecture
+    return None
+
+
+AUXILIARY_HEADS = {"AuxLogits", "aux1", "aux2"}
+
+
+def _auxiliary(name: str, state: Mapping[str, Tensor]) -> tuple[tuple[str, object], ...]:
+    """GoogLeNet and Inception have auxiliary heads that a state may lack."""
+    if name not in ("googlenet", "inception_v3"):
+        return ()
+    return (("aux_logits", any(k.split(".")[0] in AUXILIARY_HEADS for k in state)), ("init_weights", False))

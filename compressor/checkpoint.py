@@ -1,0 +1,302 @@
+"""A trained network with what is needed to run, rebuild and retrain it, from all the forms that people have."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor import architectures
+from compressor.architectures import PICKLE, Architecture, architecture_arguments
+from compressor.data import Preprocessing
+from compressor.errors import CheckpointError
+from compressor.inputs import example_inputs
+from compressor.recipe import Recipe, recipe_from_json
+from compressor.surgery import Surgery
+from compressor.unpickle import read_pickle
+
+__all__ = [
+    "Architecture",
+    "Checkpoint",
+    "architecture_arguments",
+    "load",
+    "read_skeleton",
+    "read_state",
+    "write_skeleton",
+]
+
+STATE_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "ema",
+    "state_dict_ema",
+    "model_ema",
+    "network",
+    "weights",
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+FOREIGN = {
+    ".onnx": "an ONNX file",
+    ".pt2": "an exported program",
+    ".tflite": "a TensorFlow Lite file",
+    ".h5": "a Keras file",
+    ".pb": "a TensorFlow graph",
+    ".engine": "a TensorRT engine",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A network in eval mode, inputs that it runs on, and how it can be rebuilt.
+
+    `surgery` and `lineage` say what was cut and trained since the dense network; `training` is the dense network's own
+    recipe, where it is known.
+    """
+
+    module: nn.Module
+    example_inputs: tuple[Tensor, ...]
+    architecture: Architecture
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+    name: str
+    path: str
+    sha256: str
+    lineage: tuple[dict[str, object], ...] = ()
+    training: Recipe | None = None
+    surgery: Surgery | None = None
+
+
+def load(
+    path: Path | str,
+    *,
+    arch: str | None = None,
+    arch_arguments: tuple[tuple[str, object], ...] = (),
+    inputs: Sequence[str] = (),
+    trust_pickle: bool = False,
+) -> Checkpoint:
+    """The network at `path`: a pickled module, a state in any of the usual wrappings, `.safetensors`, or an artifact.
+
+    `arch` says how the module is built, where the file does not. Refused: what is not there, broken or foreign; a
+    pickle that could run code; weights that do not fit or are not finite; a shape that the network does not run on.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from compressor.artifact import load_artifact
+
+        return load_artifact(path, trust_pickle=trust_pickle)
+    _refuse_foreign(path)
+    found = _read(path, trust_pickle=trust_pickle)
+    meta: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    if isinstance(found, nn.Module) and arch is None:
+        module = _plain(found)
+        architecture = _architecture_of(module)
+    else:
+        state = _state_of(found, path)
+        architecture = _architecture(state, arch, arch_arguments, meta, path)
+        module = architectures.build(architecture)
+        _fill(module, state, architecture)
+    module.eval()
+    _refuse_broken_weights(module)
+    shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
+    examples = example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
+    training = meta.get("training")
+    return Checkpoint(
+        module=module,
+        example_inputs=examples,
+        architecture=architecture,
+        preprocessing=_preprocessing(meta, architecture, examples),
+        classes=tuple(map(str, meta["classes"])) if isinstance(meta.get("classes"), (list, tuple)) else None,
+        name=path.stem,
+        path=str(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        training=recipe_from_json(dict(training)) if isinstance(training, Mapping) else None,
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint file, under the usual keys and prefixes; nothing that could run code is unpickled."""
+    _refuse_foreign(path)
+    return _state_of(_read(path, trust_pickle=False), path)
+
+
+def write_skeleton(module: nn.Module, file: Path) -> None:
+    """Pickle the module's structure without its weights: what rebuilds it, with the shapes that it has now."""
+    import copy
+
+    torch.save(copy.deepcopy(module).to("meta"), file)
+
+
+def read_skeleton(file: Path, *, trust_pickle: bool = False) -> nn.Module:
+    """The structure that `write_skeleton` wrote, with weights yet to be assigned; refused where it could run code."""
+    module = read_pickle(file, trust_pickle=trust_pickle)
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"{file} holds no module")
+    return module
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path} is not there", hint="check the path; an artifact is a folder `NAME.compressed`")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder", hint="give the checkpoint file inside it")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty", hint="the copy or download may have failed: fetch it again")
+    kind = FOREIGN.get(path.suffix.lower())
+    if kind is None and head.startswith(b"\x89HDF"):
+        kind = FOREIGN[".h5"]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any("/code/" in n or n.endswith("constants.pkl") for n in names):
+            kind = "a TorchScript program"
+        elif any(
+            n.endswith(("serialized_exported_program.json", "models/model.json", "archive_format")) for n in names
+        ):
+            kind = FOREIGN[".pt2"]
+    if kind is not None:
+        raise CheckpointError(
+            f"{path} is {kind}, not a checkpoint", hint="give the training checkpoint that it was made from"
+        )
+
+
+def _read(path: Path, *, trust_pickle: bool) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is not a complete safetensors file: {error}", hint="fetch it again"
+            ) from error
+    return read_pickle(path, trust_pickle=trust_pickle)
+
+
+def _state_of(found: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, out of their wrapping and without the prefixes that wrappers add."""
+    for _ in range(3):
+        if isinstance(found, nn.Module):
+            found = _plain(found).state_dict()
+        if isinstance(found, Mapping) and not _is_state(found):
+            key = next((k for k in STATE_KEYS if isinstance(found.get(k), (Mapping, nn.Module))), None)
+            if key is not None:
+                found = found[key]
+    if not isinstance(found, Mapping) or not _is_state(found):
+        keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, Mapping) else type(found).__name__
+        raise CheckpointError(
+            f"{path} holds no weights that can be found: {keys}", hint=f"looked under: {', '.join(STATE_KEYS)}"
+        )
+    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    for name, tensor in state.items():
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="give the float checkpoint")
+    changed = True
+    while changed:
+        changed = False
+        for prefix in PREFIXES:
+            if state and all(k.startswith(prefix) for k in state):
+                state, changed = {k.removeprefix(prefix): v for k, v in state.items()}, True
+    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", k): v for k, v in state.items() if k != "n_averaged"}
+
+
+def _is_state(found: Mapping[Any, Any]) -> bool:
+    tensors = [v for v in found.values() if isinstance(v, Tensor)]
+    return bool(tensors) and all(isinstance(v, (Tensor, int, float, str, type(None))) for v in found.values())
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module inside `DataParallel` and compiled wrappers."""
+    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
+        module = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+    return module
+
+
+def _architecture(
+    state: Mapping[str, Tensor],
+    arch: str | None,
+    arguments: tuple[tuple[str, object], ...],
+    meta: Mapping[str, Any],
+    path: Path,
+) -> Architecture:
+    if arch is not None:
+        return architectures.with_classes(architectures.architecture_from_user(arch, arguments), state)
+    if isinstance(meta.get("architecture"), str):
+        named = Architecture(ref=meta["architecture"])
+        architectures.check_harmless(named)
+        return named
+    found = architectures.recognise(state)
+    if found is None:
+        raise CheckpointError(
+            f"{path} holds {len(state)} tensors (`{next(iter(state))}` …), but not how the network is built",
+            hint="say it: `--arch net.py:Net`, `--arch torchvision:resnet18` or `--arch package.module:make`",
+        )
+    return found
+
+
+def _architecture_of(module: nn.Module) -> Architecture:
+    """What builds a module that came whole: torchvision's reference where it is exactly that network."""
+    found = architectures.recognise(module.state_dict())
+    if found is None:
+        return Architecture(ref=PICKLE)
+    same = [type(m) for m in architectures.build(found).modules()] == [type(m) for m in module.modules()]
+    return found if same else Architecture(ref=PICKLE)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """Load strictly, and say which names and shapes disagree where they do."""
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    differing = [
+        f"{k} (file {'x'.join(map(str, state[k].shape))}, network {'x'.join(map(str, own[k].shape))})"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{' …' * (len(names) > 4)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            f"the weights are not those of `{architecture.ref}`: {'; '.join(parts)}",
+            hint="check `--arch` and its `--arch-arg`s against the training code",
+        )
+    module.load_state_dict({**{k: v for k, v in own.items() if k not in state}, **state}, strict=True)
+
+
+def _refuse_broken_weights(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"`{name}` holds values that are not finite", hint="use an earlier checkpoint of the training"
+            )
+
+
+def _preprocessing(meta: Mapping[str, Any], architecture: Architecture, inputs: tuple[Tensor, ...]) -> Preprocessing:
+    first = inputs[0]
+    image = first.ndim == 4
+    stored = meta.get("preprocessing")
+    known: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+    imagenet = architecture.ref.startswith(("torchvision:", "timm:")) and image and first.shape[1] == 3
+    return Preprocessing(
+        mean=tuple(known.get("mean", (0.485, 0.456, 0.406) if imagenet else ())),  # of ImageNet, torchvision's own
+        std=tuple(known.get("std", (0.229, 0.224, 0.225) if imagenet else ())),
+        size=(int(first.shape[2]), int(first.shape[3])) if image else None,
+        channels=int(first.shape[1]) if image else None,
+    )

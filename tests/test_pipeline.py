@@ -1,0 +1,169 @@
+"""Pruning from checkpoint to small network: what was asked is what comes out, proved."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.checkpoint import Architecture, Checkpoint, load
+from compressor.data import Preprocessing
+from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
+from compressor.outputs import outputs_of
+from compressor.pipeline import Request, prune
+from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
+from compressor.sources import load_data
+from compressor.surgery import operate
+from tests.topologies import INPUT, alive, plain
+
+HALF = ChannelBudget(ratio=0.5)
+
+
+def checkpoint_of(module: nn.Module, shape: tuple[int, ...] = INPUT) -> Checkpoint:
+    return Checkpoint(
+        module=module,
+        example_inputs=(torch.randn(shape, generator=torch.Generator().manual_seed(0)),),
+        architecture=Architecture(ref="pickle"),
+        preprocessing=Preprocessing(),
+        classes=None,
+        name="net",
+        path="net.pt",
+        sha256="",
+    )
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vgg11", "mobilenet_v2"])
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
+def test_the_sample_models_are_proved(samples: Path, model: str, ratio: float) -> None:
+    pruned = prune(load(samples / f"fashion_{model}.pt"), Request(budget=ChannelBudget(ratio=ratio), align=1))
+    assert pruned.proof.dtype is torch.float64
+    assert pruned.proof.largest_relative_difference <= 1e-10
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+@pytest.mark.parametrize("counted", list(Countable))
+@pytest.mark.parametrize("stays", [0.3, 0.6])
+def test_a_cost_budget_is_met_within_one_per_cent(
+    samples: Path, scope: Scope, counted: Countable, stays: float
+) -> None:
+    request = Request(budget=CostBudget(counted=counted, stays=stays), scope=scope, align=1)
+    pruned = prune(load(samples / "fashion_resnet20.pt"), request)
+    share = getattr(pruned.small_cost, counted) / getattr(pruned.dense_cost, counted)
+    assert stays - 0.01 <= share <= stays
+
+
+@pytest.mark.parametrize("align", [1, 8])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_levels_reach_the_same_width_as_one_shot(samples: Path, scope: Scope, align: int) -> None:
+    dense = load(samples / "fashion_resnet20.pt")
+    once = prune(dense, Request(budget=HALF, align=align, scope=scope, criterion="random"))
+    thrice = prune(dense, Request(budget=HALF, align=align, scope=scope, criterion="random", levels=3))
+    assert len(thrice.levels) == 3
+    if scope is Scope.UNIFORM or align == 1:
+        assert thrice.levels[-1].channels[1] == once.levels[-1].channels[1]
+    assert all(a.channels[1] >= b.channels[1] for a, b in zip(thrice.levels, thrice.levels[1:], strict=False))
+    again = operate(dense.module, thrice.checkpoint.surgery)
+    for a, b in zip(
+        outputs_of(again, dense.example_inputs), outputs_of(thrice.checkpoint.module, dense.example_inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_same_request_gives_the_same_bytes(samples: Path) -> None:
+    dense = load(samples / "fashion_mobilenet_v2.pt")
+    states = [
+        prune(dense, Request(budget=HALF, criterion="random", seed=3)).checkpoint.module.state_dict() for _ in range(2)
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    other = prune(dense, Request(budget=HALF, criterion="random", seed=4)).checkpoint.module.state_dict()
+    assert any(not torch.equal(states[0][k], other[k]) for k in other)
+
+
+def test_largest_turns_a_criterion_round(samples: Path) -> None:
+    dense = load(samples / "fashion_vgg11.pt")
+    low = prune(dense, Request(budget=HALF)).levels[0].plan.removed
+    high = prune(dense, Request(budget=HALF, largest=True)).levels[0].plan.removed
+    assert all(not set(low[root]) & set(high[root]) for root in low)
+
+
+def test_a_criterion_that_needs_data_says_so(samples: Path) -> None:
+    dense = load(samples / "fashion_resnet20.pt")
+    with pytest.raises(CalibrationError, match="needs images"):
+        prune(dense, Request(budget=HALF, criterion="taylor"))
+    data = load_data(str(samples / "fashion_sample.npz"))
+    pruned = prune(dense, Request(budget=HALF, criterion="taylor", images=64), data=data)
+    assert pruned.proof.holds
+
+
+def test_a_frozen_network_gives_the_same_plan(samples: Path) -> None:
+    dense = load(samples / "fashion_resnet20.pt")
+    live = prune(dense, Request(budget=HALF)).levels[0].plan
+    dense.module.requires_grad_(False)
+    assert prune(dense, Request(budget=HALF)).levels[0].plan == live
+
+
+def test_a_group_that_cannot_be_proved_is_left_alone_and_the_others_go() -> None:
+    class Softmaxed(nn.Module):
+        """A softmax over channels: silencing the reader is not the same as the channel not being there."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixed, self.read = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1)
+            self.out = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.read(self.mixed(x).softmax(1))).mean((2, 3)))
+
+    pruned = prune(checkpoint_of(alive(Softmaxed())), Request(budget=HALF))
+    assert set(pruned.levels[0].plan.removed) == {"read"}
+    assert any(a.layer == "mixed" and "cannot be proved" in a.reason for a in pruned.traced.left_alone)
+    assert pruned.proof.holds
+
+
+def test_nothing_provable_is_an_error() -> None:
+    class OnlySoftmaxed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixed, self.out = nn.Conv2d(3, 16, 1), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.mixed(x).softmax(1).mean((2, 3)))
+
+    with pytest.raises(GroupError, match="nothing in this network can be pruned"):
+        prune(checkpoint_of(alive(OnlySoftmaxed())), Request(budget=HALF))
+
+
+def test_a_ratio_that_rounds_to_nothing_is_an_error() -> None:
+    with pytest.raises(PlanError, match="nothing would be removed"):
+        prune(checkpoint_of(alive(plain())), Request(budget=ChannelBudget(ratio=0.05)))
+
+
+def test_what_is_said_is_what_was_done(samples: Path) -> None:
+    dense = load(samples / "fashion_resnet20.pt")
+    pruned = prune(dense, Request(budget=HALF))
+    said = pruned.to_json()
+    assert said["achieved"]["params"][1] == sum(p.numel() for p in pruned.checkpoint.module.parameters())
+    assert said["achieved"]["channels"][0] - said["achieved"]["channels"][1] == pruned.levels[0].plan.count
+    assert {w["layer"]: w["out"][1] for w in said["widths"]}["conv1"] == pruned.checkpoint.module.conv1.out_channels
+    assert pruned.checkpoint.lineage[-1]["step"] == "prune"
+
+
+def test_pruning_a_pruned_checkpoint_composes(samples: Path) -> None:
+    dense = load(samples / "fashion_resnet20.pt")
+    first = prune(dense, Request(budget=ChannelBudget(ratio=0.25), align=1)).checkpoint
+    second = prune(first, Request(budget=ChannelBudget(ratio=0.25), align=1)).checkpoint
+    assert second.surgery is not None
+    again = operate(dense.module, second.surgery)
+    torch.testing.assert_close(
+        outputs_of(again, dense.example_inputs)[0], outputs_of(second.module, dense.example_inputs)[0]
+    )
+    assert len(second.lineage) == len(dense.lineage) + 2
+
+
+@pytest.mark.parametrize("change", [{"levels": 0}, {"min_channels": 0}, {"align": 0}])
+def test_a_request_out_of_range_is_refused(samples: Path, change: dict[str, int]) -> None:
+    with pytest.raises(CompressError):
+        prune(load(samples / "fashion_resnet20.pt"), dataclasses.replace(Request(budget=HALF), **change))
