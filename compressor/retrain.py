@@ -43,6 +43,7 @@ def starting_module(
                 "rewinding weights takes an early checkpoint of the dense network", hint="give it: `--rewind-to FILE`"
             )
         try:
+            early_state = _named_as(module, early_state)
             cut = checkpoint.surgery.cut_state(early_state) if checkpoint.surgery else dict(early_state)
             module.load_state_dict(cut, strict=True)
         except (RuntimeError, IndexError) as error:
@@ -52,6 +53,14 @@ def starting_module(
                 hint="it must hold the dense network's weights at an earlier time",
             ) from error
     return module
+
+
+def _named_as(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state under the module's own names: reading it may have taken its first child's for a wrapper's prefix."""
+    own = set(module.state_dict())
+    prefix = f"{next(iter(own)).partition('.')[0]}." if own else ""
+    restored = {prefix + name: tensor for name, tensor in state.items()}
+    return restored if set(restored) == own else state
 
 
 def _draw_afresh_(module: nn.Module, *, seed: int) -> None:
@@ -91,12 +100,17 @@ def retrain(
     state_file: Path | None = None,
     mask: WeightMask | None = None,
     early_state: Mapping[str, Tensor] | None = None,
+    device: str | None = None,
 ) -> Checkpoint:
     """The checkpoint's network, retrained by `recipe`, with what was done as a new lineage entry.
 
+    It is trained on `device`, where that is given, and comes back to where it was.
+
     With `mask`, its removed weights stay zero. A network that is frozen throughout is trained throughout, and comes
-    back frozen. Refused: what `starting_module` and `train` refuse, a mask on a scratch arm.
+    back frozen. Refused: what `starting_module` and `train` refuse, a mask on a scratch arm, a device that is not here.
     """
+    home = next((p.device for p in checkpoint.module.parameters()), torch.device("cpu"))
+    place = home if device is None else device_named(device)
     how = recipe.how or How.FINE_TUNE
     if mask is not None and how in SCRATCH:
         raise RetrainError(
@@ -113,17 +127,18 @@ def retrain(
             apply_mask_(trained, mask)
 
     trained = train(
-        module,
+        module.to(place),
         data,
         recipe=recipe,
         preprocessing=checkpoint.preprocessing,
-        teacher=teacher,
+        teacher=None if teacher is None else copy.deepcopy(teacher).to(place),
         callbacks=callbacks,
         after_step=(masked,) if mask is not None else (),
         state_file=state_file,
     )
+    retrained = trained.module.to(home)
     if frozen:
-        trained.module.requires_grad_(False)
+        retrained.requires_grad_(False)
     entry: dict[str, object] = {
         "step": "retrain",
         "how": str(how),
@@ -135,7 +150,22 @@ def retrain(
         "splits": data.to_json(),
         "history": [dataclasses.asdict(record) for record in trained.history],
     }
-    return dataclasses.replace(checkpoint, module=trained.module, lineage=(*checkpoint.lineage, entry))
+    return dataclasses.replace(checkpoint, module=retrained, lineage=(*checkpoint.lineage, entry))
+
+
+def device_named(name: str) -> torch.device:
+    """The device called `name`; `auto` is a GPU where there is one. Refused: one that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        said = str(error).splitlines()[0]
+        raise RuntimeUnavailable(
+            f"cannot train on `{name}`: {said}", hint="train on the CPU: `--device cpu`"
+        ) from error
+    return device
 
 
 def read_early_state(file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,76 @@
+"""Write a network as ONNX, checked and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compressor.cli.options import (
+    ArchArgOption,
+    ArchOption,
+    InputOption,
+    JsonOption,
+    TrustOption,
+    console,
+    load_model,
+    open_default,
+    print_json,
+    short,
+    status,
+    talk,
+)
+
+
+def command(
+    model: Annotated[
+        Path | None, typer.Argument(help="An artifact's folder or a checkpoint; the newest artifact by default.")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="The format; ONNX is the one there is.")] = True,
+    opset: Annotated[int | None, typer.Option(help="The version of ONNX's operators to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; `model.onnx` in the artifact.")] = None,
+    arch: ArchOption = None,
+    arch_arg: ArchArgOption = None,
+    input_shape: InputOption = None,
+    trust_pickle: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a network as ONNX, run it in onnxruntime, and compare every output with the network's.
+
+    Example: `compress export --onnx`, `compress export model.pt --out model.onnx --opset 20`
+    """
+    from compressor import exporting as work
+
+    assert onnx
+    artifact = open_default(model) if model is None or model.is_dir() else None
+    with status("loading") as say:
+        if artifact is not None:
+            checkpoint = artifact.checkpoint(trust_pickle=trust_pickle)
+        else:
+            assert model is not None
+            checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
+        say("exporting, and comparing in onnxruntime")
+        file, results = work.export_to(out, checkpoint, artifact=artifact, opset=opset)
+    if as_json:
+        print_json({"file": str(file), **results})
+    else:
+        show(file, results)
+
+
+def show(file: Path, results: dict[str, Any]) -> None:
+    """Where the file is and how well it agrees, on stdout."""
+    out = console()
+    sizes = " and ".join(map(str, results["batch_sizes"]))
+    out.print(
+        f"parity: {results['largest_relative_difference']:.1e} relative, the largest of {results['outputs']} outputs "
+        f"over {results['batches']} batches of {sizes}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    batch = "any batch size" if results["dynamic_batch"] else "batches of one"
+    out.print(f"wrote [bold]{file}[/]: {short(results['bytes'])}B, opset {results['opset']}, {batch}", soft_wrap=True)
+    if results["note"]:
+        talk().print(results["note"], style="yellow", markup=False, soft_wrap=True)
+    if "sparse" in results:
+        out.print(f"wrote [bold]{results['sparse']['file']}[/]: {short(results['sparse']['bytes'])}B", soft_wrap=True)
+        talk().print(results["sparse"]["statement"], style="dim", markup=False, soft_wrap=True)

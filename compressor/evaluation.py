@@ -1,0 +1,164 @@
+"""What `compress evaluate` does, for the library's users too: any network, any data, the quality that they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.artifact import RECIPE, Artifact, add_results, open_artifact
+from compressor.checkpoint import Checkpoint
+from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName
+from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
+from compressor.evaluate import Accuracy, Agreement, OnnxNetwork, agreement, evaluate, load_onnx
+from compressor.labels import with_labels_of
+from compressor.sources import FORMS, default_data, load_data
+
+WHOLE = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A network to judge: what it is called in the results, and how it sees images."""
+
+    model: str
+    name: str
+    network: nn.Module | OnnxNetwork
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """How good one network is on one split of some data."""
+
+    model: str
+    data: str
+    quality: Accuracy | Agreement
+
+    def to_json(self) -> dict[str, object]:
+        """One entry of the `evaluate` section of an artifact's results."""
+        return {"model": self.model, "data": self.data, **self.quality.to_json()}
+
+
+def subject_of(checkpoint: Checkpoint, *, model: str) -> Subject:
+    """A checkpoint as a network to judge."""
+    return Subject(
+        model=model,
+        name=checkpoint.name,
+        network=checkpoint.module,
+        preprocessing=checkpoint.preprocessing,
+        classes=checkpoint.classes,
+    )
+
+
+def subject_of_onnx(file: Path, *, threads: int | None = None) -> Subject:
+    """An ONNX file as a network to judge, by the preprocessing and classes in its metadata."""
+    network = load_onnx(file, threads=threads)
+    return Subject(
+        model="onnx", name=network.name, network=network, preprocessing=network.preprocessing, classes=network.classes
+    )
+
+
+def normalised(subject: Subject, mean: str | None, std: str | None) -> Subject:
+    """The subject with another normalisation, given as `0.5,0.5,0.5`; refused where those are no numbers."""
+    if mean is None and std is None:
+        return subject
+    if mean is None or std is None:
+        raise DataError("a mean without a deviation, or the other way round", hint="give both: `--mean` and `--std`")
+    try:
+        numbers = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
+    except ValueError:
+        raise DataError(f"not numbers: `{mean}`, `{std}`", hint="for example `--mean 0.5 --std 0.25`") from None
+    preprocessing = replace(subject.preprocessing, mean=numbers[0], std=numbers[1])
+    return replace(subject, preprocessing=preprocessing)
+
+
+def dense_of(artifact: Artifact | None, path: Path | None, *, trust_pickle: bool) -> tuple[Subject | None, str | None]:
+    """The dense network to compare with, or why there is none."""
+    if artifact is None:
+        if path is None:
+            return None, None
+        from compressor.checkpoint import load
+
+        return subject_of(load(path, trust_pickle=trust_pickle), model="dense"), None
+    try:
+        return subject_of(artifact.dense(path, trust_pickle=trust_pickle), model="dense"), None
+    except (ArtifactError, CheckpointError) as error:
+        if path is not None:
+            raise
+        return None, str(error)
+
+
+def data_of(
+    subject: Subject,
+    source: str | None,
+    *,
+    checkpoint: Checkpoint | None,
+    root: Path | None,
+    download: bool,
+    seed: int,
+) -> Data:
+    """The data to judge on, with the labels that the subject's classes mean; a sample model brings its own."""
+    if source is None:
+        if checkpoint is None:
+            raise DataError(f"{subject.name} comes without data", hint=f"say where it is: `--data`, with {FORMS}")
+        return default_data(checkpoint)
+    return with_labels_of(load_data(source, root=root, download=download, seed=seed), subject.classes)
+
+
+def artifact_around(file: Path) -> Artifact | None:
+    """The artifact that an ONNX file lies in, if it does."""
+    return open_artifact(file.parent) if (file.parent / RECIPE).is_file() else None
+
+
+def chosen_split(data: Data, name: str | None) -> tuple[str, ImageSet]:
+    """The split called `name`, or `all`; by default the test split, or where there is none the next one."""
+    if name is None:
+        name = next(str(s) for s in (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN) if str(s) in data.sizes)
+    if name == WHOLE:
+        return WHOLE, data.whole
+    if name not in list(SplitName):
+        raise DataError(f"there is no split called `{name}`", hint=unknown("splits", name, [*SplitName, WHOLE]))
+    return name, data.split(SplitName(name))
+
+
+def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | None = None) -> tuple[Judgement, ...]:
+    """Accuracy of the subject, and of the dense network beside it; without labels, the agreement of the two.
+
+    Refused: images without labels where there is no dense network to agree with.
+    """
+    name, images = chosen_split(data, split)
+    if images[0][1] == UNLABELLED:
+        if dense is None:
+            raise DataError(
+                f"{data.name} has no labels, and there is no dense network to agree with",
+                hint="give the dense network, `--dense PATH`, or images in class folders",
+            )
+        found = agreement(subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing)
+        return (Judgement(model=subject.model, data=data.name, quality=found),)
+    return tuple(
+        Judgement(
+            model=one.model,
+            data=data.name,
+            quality=evaluate(one.network, images, split=name, preprocessing=one.preprocessing),
+        )
+        for one in (subject, dense)
+        if one is not None
+    )
+
+
+def record(artifact: Artifact, judgements: tuple[Judgement, ...]) -> None:
+    """Put the judgements among the artifact's results; one of the same network, data and split gives way."""
+    entries: list[Mapping[str, Any]] = [judgement.to_json() for judgement in judgements]
+    places = {(e["model"], e["data"], e["split"]) for e in entries}
+    old = [e for e in artifact.results().get("evaluate", []) if (e["model"], e["data"], e["split"]) not in places]
+    add_results(artifact.folder, "evaluate", [*old, *entries])
+
+
+def is_onnx(path: Path | None) -> bool:
+    """Whether the path names an ONNX file."""
+    return path is not None and path.suffix.lower() == ".onnx"

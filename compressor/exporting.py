@@ -1,0 +1,42 @@
+"""What `compress export` does, for the library's users too: the ONNX file of an artifact or of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import Artifact, add_results
+from compressor.checkpoint import Checkpoint
+from compressor.errors import ExportError
+from compressor.export import export_onnx
+from compressor.sparse import SAVES_NO_TIME, onnx_sparse
+
+
+def export_to(
+    file: Path | None, checkpoint: Checkpoint, *, artifact: Artifact | None = None, opset: int | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Export to `file`, or into the artifact, or else to `NAME.onnx` here; the `export` section of its results.
+
+    A masked artifact gets a second file beside it whose mostly-zero weights are stored sparse, where that is smaller.
+    """
+    target = file or (artifact.onnx if artifact is not None else Path(f"{checkpoint.name}.onnx"))
+    if target.is_dir():
+        raise ExportError(f"{target} is a folder", hint="give a file: `--out model.onnx`")
+    parity = export_onnx(checkpoint, target, opset=opset)
+    results = parity.to_json()
+    if artifact is not None and artifact.mask() is not None:
+        sparse = target.with_suffix(".sparse.onnx")
+        try:
+            table = onnx_sparse(target, sparse)
+        except ExportError as error:
+            results["note"] = "; ".join(filter(None, [parity.note, f"no sparse file: {error}"]))
+        else:
+            results["sparse"] = {
+                "file": str(sparse),
+                "bytes": sparse.stat().st_size,
+                "statement": SAVES_NO_TIME,
+                "table": table.to_json(),
+            }
+    if artifact is not None and target == artifact.onnx:
+        add_results(artifact.folder, "export", results)
+    return target, results

@@ -1,0 +1,153 @@
+"""What `compress retrain` does, for the library's users too: an artifact in, a retrained artifact out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.arms import Wishes, recipe_for
+from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
+from compressor.checkpoint import Checkpoint
+from compressor.costs import Cost, count
+from compressor.data import Data
+from compressor.errors import RetrainError
+from compressor.recipe import How, Recipe
+from compressor.retrain import retrain
+from compressor.train import Callback
+
+STATE = "train.state"
+OF_THE_OLD_WEIGHTS = ("export", "bench", "evaluate")  # sections of the results that speak of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraining:
+    """One run, decided before it starts: what is retrained, how, and where it goes and is kept meanwhile."""
+
+    artifact: Artifact
+    checkpoint: Checkpoint
+    recipe: Recipe
+    folder: Path
+    teacher: nn.Module | None = None
+    early_state: Mapping[str, Tensor] | None = None
+    device: str | None = None
+
+    @property
+    def state_file(self) -> Path:
+        """What an interrupted run goes on from."""
+        return self.folder.with_name(f"{self.folder.name}.partial") / STATE
+
+
+def prepare(
+    artifact: Artifact,
+    how: How,
+    *,
+    wishes: Wishes,
+    folder: Path | None = None,
+    dense: Path | None = None,
+    taught: bool = False,
+    early_state: Mapping[str, Tensor] | None = None,
+    device: str | None = None,
+    force: bool = False,
+    trust_pickle: bool = False,
+) -> Retraining:
+    """Everything decided and checked before the first step: the recipe, the place, the teacher.
+
+    Refused: what `recipe_for` refuses, a place that is taken, a teacher that is gone.
+    """
+    folder = folder or default_folder(artifact, how)
+    check_free(folder, force=force)
+    checkpoint = artifact.checkpoint(trust_pickle=trust_pickle)
+    teacher = artifact.dense(dense, trust_pickle=trust_pickle).module if taught else None
+    small_cost = count(checkpoint.module, checkpoint.example_inputs)
+    recipe = recipe_for(
+        how,
+        dense_recipe=checkpoint.training,
+        dense_cost=_dense_cost(artifact, small_cost, dense, trust_pickle=trust_pickle),
+        small_cost=small_cost,
+        wishes=wishes,
+    )
+    return Retraining(
+        artifact=artifact,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        folder=folder,
+        teacher=teacher,
+        early_state=early_state,
+        device=device,
+    )
+
+
+def wants_teacher(teacher: str | None) -> bool:
+    """Whether `--teacher` names one; the dense network is the only one there is."""
+    if teacher not in (None, "dense"):
+        raise RetrainError(
+            f"there is no teacher called `{teacher}`", hint="follow the dense network: `--teacher dense`"
+        )
+    return teacher is not None
+
+
+def default_folder(artifact: Artifact, how: How) -> Path:
+    """Beside the artifact: `NAME.HOW.compressed`."""
+    stem = artifact.folder.resolve().name.removesuffix(SUFFIX)
+    return (
+        artifact.folder.with_name(f"{stem}.{how}{SUFFIX}") if artifact.folder.name else Path(f"../{stem}.{how}{SUFFIX}")
+    )
+
+
+def _dense_cost(artifact: Artifact, small: Cost, dense: Path | None, *, trust_pickle: bool) -> Cost:
+    """As it was counted when the artifact was made; a masked network costs what the dense one does."""
+    results = artifact.results()
+    if "prune" in results:
+        achieved = results["prune"]["achieved"]
+        return Cost(params=achieved["params"][0], macs=achieved["macs"][0], bytes=small.bytes)
+    if "mask" in results:
+        return small
+    found = artifact.dense(dense, trust_pickle=trust_pickle)
+    return count(found.module, found.example_inputs)
+
+
+def run(
+    retraining: Retraining,
+    data: Data,
+    *,
+    callbacks: tuple[Callback, ...] = (),
+    command: str = "",
+    force: bool = False,
+    trust_pickle: bool = False,
+) -> dict[str, Any]:
+    """Train, and write the artifact; the entry that its results got. The kept state goes once it is written.
+
+    What the results said of the old weights (export, bench, evaluate) is left behind, for it would be untrue.
+    """
+    mask = retraining.artifact.mask()
+    retrained = retrain(
+        retraining.checkpoint,
+        data,
+        recipe=retraining.recipe,
+        teacher=retraining.teacher,
+        callbacks=callbacks,
+        state_file=retraining.state_file,
+        mask=mask,
+        early_state=retraining.early_state,
+        device=retraining.device,
+    )
+    entry: dict[str, Any] = {**retrained.lineage[-1], "notes": list(retraining.recipe.notes), "command": command}
+    old = {k: v for k, v in retraining.artifact.results().items() if k not in OF_THE_OLD_WEIGHTS}
+    results = {**old, "retrain": [*old.get("retrain", []), entry], "lineage": list(retrained.lineage)}
+    write_artifact(
+        retraining.folder,
+        dataclasses.replace(retrained, name=retraining.checkpoint.name),
+        source=retraining.artifact.recipe["source"],
+        results=results,
+        force=force,
+        trust_pickle=trust_pickle,
+        mask=mask,
+    )
+    shutil.rmtree(retraining.state_file.parent, ignore_errors=True)
+    return entry
