@@ -192,6 +192,11 @@ def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         return {k: tuple(t.shape) for k, t in build(architecture).state_dict().items()}
 
 
+def names_of(architecture: Architecture) -> set[str]:
+    """The names of the tensors of what the reference builds."""
+    return set(_shapes(architecture))
+
+
 def with_classes(architecture: Architecture, state: Mapping[str, Tensor]) -> Architecture:
     """The architecture with as many classes as the state's head has, where a torchvision or timm network takes them."""
     source = architecture.ref.partition(":")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ STATE_KEYS = (
     "network",
     "weights",
 )
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's: never a network's own
+OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")  # a training class's name for its network, or its own
 FOREIGN = {
     ".onnx": "an ONNX file",
     ".pt2": "an exported program",
@@ -100,8 +101,7 @@ def load(
         module = _plain(found)
         architecture = _architecture_of(module)
     else:
-        state = _state_of(found, path)
-        architecture = _architecture(state, arch, arch_arguments, meta, path)
+        architecture, state = _architecture(_state_of(found, path), arch, arch_arguments, meta, path)
         module = architectures.build(architecture)
         _fill(module, state, architecture)
     module.eval()
@@ -205,13 +205,17 @@ def _state_of(found: Any, path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if tensor.is_quantized or tensor.layout is not torch.strided:
             raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="give the float checkpoint")
-    changed = True
-    while changed:
-        changed = False
-        for prefix in PREFIXES:
-            if state and all(k.startswith(prefix) for k in state):
-                state, changed = {k.removeprefix(prefix): v for k, v in state.items()}, True
+    while any(all(k.startswith(wrapper) for k in state) for wrapper in WRAPPERS):
+        state = {k.partition(".")[2]: v for k, v in state.items()}
     return {re.sub(r"(^|\.)_orig_mod\.", r"\1", k): v for k, v in state.items() if k != "n_averaged"}
+
+
+def _unowned(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state as it is, then without each name that all of it may stand under."""
+    yield state
+    for owner in OWNERS:
+        if all(k.startswith(owner) for k in state):
+            yield from _unowned({k.removeprefix(owner): v for k, v in state.items()})
 
 
 def _is_state(found: Mapping[Any, Any]) -> bool:
@@ -222,30 +226,37 @@ def _is_state(found: Mapping[Any, Any]) -> bool:
 def _plain(module: nn.Module) -> nn.Module:
     """The module inside `DataParallel` and compiled wrappers."""
     while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        module = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+        assert isinstance(inner, nn.Module)
+        module = inner
     return module
 
 
 def _architecture(
-    state: Mapping[str, Tensor],
+    state: dict[str, Tensor],
     arch: str | None,
     arguments: tuple[tuple[str, object], ...],
     meta: Mapping[str, Any],
     path: Path,
-) -> Architecture:
-    if arch is not None:
-        return architectures.with_classes(architectures.architecture_from_user(arch, arguments), state)
-    if isinstance(meta.get("architecture"), str):
-        named = Architecture(ref=meta["architecture"])
-        architectures.check_harmless(named)
-        return named
-    found = architectures.recognise(state)
-    if found is None:
-        raise CheckpointError(
-            f"{path} holds {len(state)} tensors (`{next(iter(state))}` …), but not how the network is built",
-            hint="say it: `--arch net.py:Net`, `--arch torchvision:resnet18` or `--arch package.module:make`",
-        )
-    return found
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """How the network is built, and the state under the names that it has there."""
+    if arch is not None or isinstance(meta.get("architecture"), str):
+        if arch is not None:
+            named = architectures.architecture_from_user(arch, arguments)
+        else:
+            named = Architecture(ref=meta["architecture"])
+            architectures.check_harmless(named)
+        own = architectures.names_of(named)
+        fitting = next((s for s in _unowned(state) if s.keys() & own), state)
+        return architectures.with_classes(named, fitting), fitting
+    for candidate in _unowned(state):
+        found = architectures.recognise(candidate)
+        if found is not None:
+            return found, candidate
+    raise CheckpointError(
+        f"{path} holds {len(state)} tensors (`{next(iter(state))}` …), but not how the network is built",
+        hint="say it: `--arch net.py:Net`, `--arch torchvision:resnet18` or `--arch package.module:make`",
+    )
 
 
 def _architecture_of(module: nn.Module) -> Architecture:

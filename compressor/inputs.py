@@ -59,7 +59,7 @@ def example_inputs(
 def _fitting(module: nn.Module) -> Tensor:
     first = _first_layer(module)
     if isinstance(first, nn.Linear):
-        candidates = [(1, first.in_features)]
+        candidates: list[tuple[int, ...]] = [(1, first.in_features)]
     elif isinstance(first, CONVOLUTIONS):
         dimensions = len(first.kernel_size)
         candidates = [(1, first.in_channels, *[size] * dimensions) for size in SIZES]

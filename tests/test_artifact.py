@@ -94,7 +94,7 @@ def test_a_folder_in_the_way_is_left_as_it_is(workdir: Path, small: Checkpoint) 
 def test_an_artifact_is_replaced_only_by_force(workdir: Path, small: Checkpoint) -> None:
     folder = write(workdir / "a.compressed", small, verify=False).folder
     add_results(folder, "note", 1)
-    with pytest.raises(ArtifactError, match="--force|there already"):
+    with pytest.raises(ArtifactError, match="there already"):
         write(workdir / "a.compressed", small)
     assert open_artifact(folder).results()["note"] == 1
     write(workdir / "a.compressed", small, force=True, verify=False)

@@ -134,15 +134,16 @@ def load_data_option(
 ) -> Data | None:
     """The data that `--data` names, or what ships with a sample model; `None` where there is neither."""
     from compressor.errors import DataError
-    from compressor.sources import default_data, load_data
+    from compressor.sources import data_for
 
-    if data is not None:
-        return load_data(data, root=root, download=download, seed=seed)
     try:
-        found = default_data(checkpoint)
+        found = data_for(checkpoint, data, root=root, download=download, seed=seed)
     except DataError:
+        if data is not None:
+            raise
         return None
-    talk().print(f"data: {found.name}, the sample that ships with the sample models", style="dim")
+    if data is None:
+        talk().print(f"data: {found.name}, the sample that ships with the sample models", style="dim")
     return found
 
 
