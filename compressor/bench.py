@@ -166,13 +166,19 @@ def _fill_memory_(
             continue  # dense again has the dense network's own figure, measured once
         model = _model_file(candidate, runtime, folder)
         saved = inputs[row["batch"]]
-        if model is not None and saved is not None:
-            loads.append((row, Load(runtime=runtime.name, model=str(model), inputs=str(saved), threads=threads)))
+        if model is None or saved is None:
+            notes.append(
+                f"peak memory on {runtime.name}: `{candidate.name}` cannot be pickled for a process of its own"
+            )
+            continue
+        loads.append((row, Load(runtime=runtime.name, model=str(model), inputs=str(saved), threads=threads)))
     own = dense.architecture
     plain = {"ref": own.ref, "arguments": [list(pair) for pair in own.arguments], "sha256": own.sha256}
     peaks = peak_memory([load for _, load in loads], architecture=None if own.ref == "pickle" else plain)
-    for (row, _), peak in zip(loads, peaks, strict=True):
+    for (row, load), peak in zip(loads, peaks, strict=True):
         row["peak_memory_bytes"] = peak
+        if peak is None:
+            notes.append(f"peak memory on {load.runtime}: `{row['candidate']}` did not run in a process of its own")
     return Timed(notes=tuple(notes))
 
 

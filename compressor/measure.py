@@ -273,7 +273,7 @@ def caveats_of(measurements: Sequence[Measurement], *, null: Speedup | None, whe
 def caveats_of_machine(seen: Sequence[Conditions]) -> tuple[Caveat, ...]:
     """What the machine's state, looked at before and after, says against any timing on it."""
     found = []
-    worst = max(seen, key=lambda c: c.busy_cores or 0.0)
+    worst = max(seen, key=lambda c: (c.busy_cores or 0.0, c.load_average or 0.0))
     if worst.busy_cores is not None and worst.busy_cores > LOADED_CORES:
         text = f"other processes took {worst.busy_cores:.1f} of {worst.cores} cores while nothing was timed"
         found.append(Caveat(kind=CaveatKind.LOADED_MACHINE, text=text))

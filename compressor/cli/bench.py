@@ -113,7 +113,7 @@ def show(result: dict[str, Any]) -> None:
         out.print()
         out.print(
             f"[bold]{runtime}[/], batch {batch}, {result['threads']} threads, run by {mine[0]['provider']}, "
-            f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls"
+            f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls; milliseconds:"
         )
         out.print(timings(mine))
     percent = f"{result['confidence']:.0%}"
@@ -123,20 +123,25 @@ def show(result: dict[str, Any]) -> None:
 
 
 def timings(rows: list[dict[str, Any]]) -> Any:
-    """One setting as a table: latency in milliseconds, the theoretical speed-up beside the measured one."""
+    """One setting as a table: latencies, peak memory, and the theoretical speed-up beside the measured one."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("", "median ms", "p90 ms", "p99 ms", "samples/s", "peak memory", "theoretical", "speed-up"):
+    for name in ("", "median", "p90", "p99", "samples/s", "memory", "theoretical", "speed-up"):
         table.add_column(
             name, justify="right" if name not in ("", "speed-up") else "left", no_wrap=name in ("", "speed-up")
         )
     for row in rows:
-        latencies = [f"{row[key]:.3g}" for key in ("median_ms", "p90_ms", "p99_ms")]
+        latencies = [digits(row[key]) for key in ("median_ms", "p90_ms", "p99_ms")]
         memory = "–" if row["peak_memory_bytes"] is None else f"{short(row['peak_memory_bytes'])}B"
         theory = "–" if row["theoretical_speedup"] is None else f"{row['theoretical_speedup']:.2f}×"
         table.add_row(row["candidate"], *latencies, short(round(row["throughput"])), memory, theory, measured(row))
     return table
+
+
+def digits(value: float) -> str:
+    """Three significant digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def measured(row: dict[str, Any]) -> str:
