@@ -8,6 +8,7 @@ torchvision, timm and the sample models are built from, and a Python file only w
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -231,7 +232,7 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture | None:
     for names in families.values():
         for name in sorted(names, key=len):
             architecture = Architecture(ref=f"torchvision:{name}", arguments=_auxiliary(name, state))
-            shapes = _shapes(architecture)
+            shapes = _torchvision_shapes(architecture)
             if {key.split(".")[0] for key in shapes} - AUXILIARY_HEADS != tops:
                 break  # a family shares its top-level names
             if shapes.keys() != found.keys():
@@ -245,6 +246,11 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture | None:
             if shapes == found:
                 return architecture
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def _torchvision_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    return _shapes(architecture)
 
 
 AUXILIARY_HEADS = {"AuxLogits", "aux1", "aux2"}

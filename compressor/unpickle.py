@@ -11,6 +11,7 @@ import collections
 import functools
 import importlib
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from compressor.errors import CheckpointError, UntrustedPickle
 
 PACKAGES = (
     "torch.nn.modules.",
+    "torch.nn.parallel.data_parallel.",
     "torchvision.models.",
     "torchvision.ops.",
     "timm.models.",
@@ -47,7 +49,9 @@ HELPERS = {
 def read_pickle(file: Path, *, trust_pickle: bool = False) -> Any:
     """The object in a torch file; refused where building it could run code, unless the user trusts it."""
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's notice about pickle protocols: the refusal below says more
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         pass  # it asks for classes: which ones is found out below
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError, UnicodeDecodeError) as error:
