@@ -1,0 +1,75 @@
+"""Is the small network faster, where masked weights are not? `python -m benchmarks.latency [--threads 2]`.
+
+The three sample models, pruned by l1-norm, uniformly, widths aligned to 8, at ratios 0.3, 0.5 and 0.7, on
+onnxruntime-cpu at batch 1 and 64: dense, dense again (the null check), masked weights (as many parameters as the small
+network), masked channels (the same channels, zeroed), small, in turns. One JSON file per model and ratio in
+`benchmarks/latency/`, with every sample; one that is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.provenance import provenance
+from compressor.bench import bench
+from compressor.checkpoint import load
+from compressor.pipeline import Request, prune
+from compressor.plan import ChannelBudget
+
+FOLDER = Path(__file__).parent / "latency"
+SAMPLES = Path(__file__).parent.parent / "sample_models"
+MODELS = ("resnet20", "vgg11", "mobilenet_v2")
+RATIOS = (0.5, 0.3, 0.7)
+
+
+def cell(model: str, ratio: float, *, threads: int) -> dict[str, Any]:
+    """One model at one ratio: the bench's own result."""
+    dense = load(SAMPLES / f"fashion_{model}.pt")
+    small = prune(dense, Request(budget=ChannelBudget(ratio=ratio))).checkpoint
+    result = bench(small, dense, runtimes=("onnxruntime-cpu",), batches=(1, 64), threads=threads)
+    return {"model": model, "ratio": ratio, **result, "provenance": provenance()}
+
+
+def interval(speedup: dict[str, Any]) -> str:
+    """A speed-up as text: the ratio with its interval."""
+    return f"{speedup['ratio']:.2f} ({speedup['low']:.2f} to {speedup['high']:.2f})"
+
+
+def table() -> str:
+    """Speed-ups over dense with their intervals, as Markdown."""
+    lines = [
+        "| model | ratio | batch | MACs ratio | dense again | masked weights | masked channels | small |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(FOLDER.glob("*.json")):
+        found = json.loads(path.read_text())
+        for batch in sorted({row["batch"] for row in found["rows"]}):
+            rows = {row["candidate"]: row for row in found["rows"] if row["batch"] == batch}
+            names = ("dense again", "masked weights", "masked channels", "small")
+            cells = [interval(rows[name]["speedup"]) for name in names]
+            theory = rows["small"]["theoretical_speedup"]
+            lines.append(f"| {found['model']} | {found['ratio']} | {batch} | {theory:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure what has no result yet, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    for ratio in RATIOS:
+        for model in MODELS:
+            path = FOLDER / f"{model}-{ratio}.json"
+            if not path.exists():
+                result = cell(model, ratio, threads=arguments.threads)
+                path.write_text(json.dumps(result, separators=(",", ":")) + "\n")
+                print(path.stem, [(r["batch"], r["candidate"], r["speedup"]) for r in result["rows"]], flush=True)
+    (FOLDER / "README.md").write_text(f"# Latency\n\n{__doc__}\n\n{table()}")
+
+
+if __name__ == "__main__":
+    main()
