@@ -427,12 +427,12 @@ class TestCommand:
         asked = done.calls[0]
         assert asked["batches"] == (1, 8)
         assert (asked["threads"], asked["blocks"]) == (2, 20)
-        assert asked["runtimes"] == ["onnxruntime-cpu", "torch-eager"]
+        assert asked["runtimes"] == ("onnxruntime-cpu", "torch-eager")
         assert asked["data"] is None
 
     def test_the_tables_and_not_the_caveats_go_to_stdout(self, run: Any, result: dict[str, Any]) -> None:
         done = run()
-        for text in ("onnxruntime-cpu, batch 3, 1 threads", "dense again", "masked channels", "theoretical"):
+        for text in ("onnxruntime-cpu, batch 3, threads: 1", "dense again", "masked channels", "theoretical"):
             assert text in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 120
         assert not [caveat for caveat in result["caveats"] if caveat in done.stdout]
@@ -451,7 +451,17 @@ class TestCommand:
         assert "not 1000 times as fast as dense: onnxruntime-cpu, batch 1" in done.stderr
         assert run("--min-speedup", "0.0001").exit_code == 0
 
-    @pytest.mark.parametrize("wrong", [("--batch", "0"), ("--batch", "a"), ("--batch", "1,,2"), ("--blocks", "7")])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            ("--batch", "0"),
+            ("--batch", "a"),
+            ("--batch", "1,,2"),
+            ("--blocks", "7"),
+            ("--runtimes", ""),
+            ("--runtimes", "a,"),
+        ],
+    )
     def test_wrong_numbers_are_usage_errors(self, run: Any, wrong: tuple[str, str]) -> None:
         done = run(*wrong)
         assert done.exit_code == 2

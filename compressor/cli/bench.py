@@ -54,7 +54,7 @@ def command(
 
     Example: `compress bench`, `compress bench --batch 1 --runtimes onnxruntime-cpu --threads 2 --min-speedup 1.5`
     """
-    batches = _batches(batch)
+    batches, names = _batches(batch), None if runtimes is None else _names(runtimes)
     from compressor.artifact import add_results
     from compressor.bench import bench, missed
 
@@ -65,7 +65,6 @@ def command(
         found = (
             load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=small) if asked else None
         )
-        names = None if runtimes is None else [name.strip() for name in runtimes.split(",") if name.strip()]
         result = bench(
             small, reference, mask=opened.mask(), runtimes=names, batches=batches, threads=threads, data=found,
             blocks=blocks, seed=seed, say=say,
@@ -86,6 +85,13 @@ def _batches(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"batch sizes are positive numbers, as in `1,64`: {text}", param_hint="--batch")
     return tuple(map(int, parts))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise typer.BadParameter(f"runtimes are names with commas between them: {text!r}", param_hint="--runtimes")
+    return names
 
 
 def show(result: dict[str, Any]) -> None:
@@ -112,7 +118,7 @@ def show(result: dict[str, Any]) -> None:
         mine = [row for row in rows if (row["runtime"], row["batch"]) == (runtime, batch)]
         out.print()
         out.print(
-            f"[bold]{runtime}[/], batch {batch}, {result['threads']} threads, run by {mine[0]['provider']}, "
+            f"[bold]{runtime}[/], batch {batch}, threads: {result['threads']}, run by {mine[0]['provider']}, "
             f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls; milliseconds:"
         )
         out.print(timings(mine))
