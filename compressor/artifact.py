@@ -248,9 +248,9 @@ def write_artifact(
 
     Refused: a folder in the way, a full disk, an artifact that does not come back as it was written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from compressor.checkpoint import write_skeleton
     from compressor.sparse import write_sparse
 
     check_free(folder, force=force)
@@ -265,7 +265,7 @@ def write_artifact(
             (part / SPARSE).mkdir()
             measured["mask"] = {**measured.get("mask", {}), **write_sparse(part / SPARSE, state, mask).to_json()}
         if checkpoint.architecture.ref == "pickle":
-            write_skeleton(checkpoint.module, part / SKELETON)
+            _write_skeleton(checkpoint, part / SKELETON)
         recipe = recipe_of(checkpoint, source=source)
         recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
         write_json(part / RECIPE, recipe)
@@ -275,18 +275,30 @@ def write_artifact(
         if folder.exists():
             old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
             folder.rename(old)
-            part.rename(folder)
+            try:
+                part.rename(folder)
+            except BaseException:  # an interruption too: what was there stays
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             part.rename(folder)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {folder}: {error.strerror or error}", hint="free some space, or `--out DIR`"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        why = error.strerror if isinstance(error, OSError) else None
+        raise ArtifactError(f"cannot write {folder}: {why or error}", hint="free some space, or `--out DIR`") from error
     finally:
         if part.exists():
             shutil.rmtree(part, ignore_errors=True)
     return open_artifact(folder)
+
+
+def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
+    from compressor.checkpoint import write_skeleton
+
+    try:
+        write_skeleton(checkpoint.module, file)
+    except RuntimeError as error:  # torch raises it where a disk is full
+        raise OSError(str(error)) from error
 
 
 def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> None:
@@ -359,7 +371,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         part.replace(path)
     except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror or error}", hint="free some space and repeat the command"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
