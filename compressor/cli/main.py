@@ -68,19 +68,24 @@ def commands() -> dict[str, Callable[..., None]]:
     return {n.replace("_", "-"): importlib.import_module(f"compressor.cli.{n}").command for n in names}
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version as version_of
+
+        sys.stdout.write(f"compress {version_of('compress')}\n")
+        raise typer.Exit(ExitCode.DONE)
+
+
 @app.callback()
 def compress(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Make a trained PyTorch network smaller and really faster, with proof.
 
     Start with `compress demo`, or: `compress prune model.pt --ratio 0.5`
     """
-    if version:
-        from importlib.metadata import version as version_of
-
-        sys.stdout.write(f"compress {version_of('compress')}\n")
-        raise typer.Exit(ExitCode.DONE)
 
 
 for _name, _command in commands().items():
