@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision.transforms import v2
 
-from compressor.errors import DataError
+from compressor.errors import DataError, unknown
 
 UNLABELLED = -1
 TUNE_SHARE, TUNE_AT_MOST = 0.1, 5000  # as in Frankle & Carbin 2019: 5,000 of 60,000
@@ -222,7 +222,10 @@ def augmentation_named(names: Sequence[str], *, size: tuple[int, int]) -> Augmen
     }
     unknown_names = [n for n in names if n not in known]
     if unknown_names:
-        raise DataError(f"there is no augmentation called `{unknown_names[0]}`", hint=f"known: {', '.join(known)}")
+        raise DataError(
+            f"there is no augmentation called `{unknown_names[0]}`",
+            hint=unknown("augmentations", unknown_names[0], known),
+        )
     return v2.Compose([known[n] for n in names]) if names else None
 
 

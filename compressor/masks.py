@@ -104,7 +104,9 @@ def magnitude(
     """
     scope = _scope_named(scope)
     if not 0 < sparsity < 1:
-        raise PlanError(f"sparsity must lie between 0 and 1, not {sparsity}", hint="0.9 removes nine weights of ten")
+        raise PlanError(
+            f"sparsity must lie between 0 and 1, not {sparsity}", hint="`--sparsity 0.9` removes nine weights of ten"
+        )
     weights = maskable(module, protect=protect)
     if within is not None and within.kept.keys() != weights.keys():
         raise PlanError("the earlier mask covers other weights", hint="protect the same layers at every level")
