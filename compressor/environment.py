@@ -23,7 +23,7 @@ def environment() -> dict[str, object]:
         "torch": version("torch"),
         "onnxruntime": version(*ONNXRUNTIMES),
         "onnx": version("onnx"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.machine()}",
         "cpu": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
