@@ -533,6 +533,28 @@ class TestFromPruneToReport:
         assert zeros >= masked["zeros"]
 
 
+def interrupted(arguments: list[str], *, when: str, then: float) -> str:
+    """What a process said after Ctrl-C, pressed `then` seconds after a line that begins with `when`."""
+    command = [str(Path(sys.executable).parent / "compress"), *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as going:
+        assert going.stderr is not None
+        said = ""
+        for line in going.stderr:
+            said += line
+            if line.startswith(when):
+                break
+        time.sleep(then)
+        going.send_signal(signal.SIGINT)
+        printed, rest = going.communicate(timeout=60)
+    assert going.returncode == INTERRUPTED, said + rest
+    assert "Traceback" not in rest
+    assert printed == ""
+    return rest
+
+
 class TestInterruption:
     @pytest.mark.parametrize(
         ("command", "place"),
@@ -564,24 +586,10 @@ class TestInterruption:
         shutil.rmtree(pruned / "state")
         before = snapshot(pruned / "tiny.compressed")
         ask = ["retrain", "tiny.compressed", "--data", "data.npz", "--epochs", "4", "--batch-size", "8"]
-        environment = {**os.environ, "COMPRESS_STATE_DIR": str(pruned / "state"), "OMP_NUM_THREADS": "1"}
         done("inspect", "tiny.pt", *ARCH)  # names net.py, and so trusts it
-        command = [str(Path(sys.executable).parent / "compress"), *ask]
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        ) as run_:
-            assert run_.stderr is not None
-            said = []
-            for line in run_.stderr:
-                said.append(line)
-                if line.startswith("epoch 1/"):
-                    break
-            time.sleep(0.1)  # into the second epoch
-            run_.send_signal(signal.SIGINT)
-            _, rest = run_.communicate(timeout=60)
-        assert run_.returncode == INTERRUPTED, "".join(said) + rest
-        assert "Traceback" not in rest
-        assert "go on with the same command: compress retrain" in rest
+        told = interrupted(ask, when="epoch 1/", then=0.1)  # in the second epoch
+        assert "kept after its last whole epoch" in told
+        assert "go on with the same command: compress retrain" in told
         assert snapshot(pruned / "tiny.compressed") == before
         assert not (pruned / "tiny.fine-tune.compressed").exists()
         finished = done(*ask)
@@ -589,3 +597,13 @@ class TestInterruption:
         assert "epoch 1/" not in finished.stderr
         assert (pruned / "tiny.fine-tune.compressed").is_dir()
         assert not list(pruned.glob("*.partial"))
+
+    @pytest.mark.slow
+    def test_a_sample_model_that_is_interrupted_in_its_first_epoch_stays_as_it_was(
+        self, samples: Path, workdir: Path
+    ) -> None:
+        done("prune", samples / "fashion_mobilenet_v2.pt", "--ratio", 0.75)
+        before = snapshot(workdir)
+        told = interrupted(["retrain", "--epochs", "3"], when="fine-tune on", then=3)
+        assert "go on with the same command: compress retrain --epochs 3" in told
+        assert snapshot(workdir) == before
