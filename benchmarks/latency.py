@@ -1,4 +1,4 @@
-"""Is the small network faster, where masked weights are not? `python -m benchmarks.latency [--threads 2]`.
+"""Is the small network faster, where masked weights are not? `python -m benchmarks.latency [--threads 1]`.
 
 The three sample models, pruned by l1-norm, uniformly, widths aligned to 8, at ratios 0.3, 0.5 and 0.7, on
 onnxruntime-cpu at batch 1 and 64: dense, dense again (the null check), masked weights (as many parameters as the small
@@ -41,8 +41,8 @@ def interval(speedup: dict[str, Any]) -> str:
 def table() -> str:
     """Speed-ups over dense with their intervals, as Markdown."""
     lines = [
-        "| model | ratio | batch | MACs ratio | dense again | masked weights | masked channels | small |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | ratio | threads | batch | MACs ratio | dense again | masked weights | masked channels | small |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(FOLDER.glob("*.json")):
         found = json.loads(path.read_text())
@@ -51,19 +51,22 @@ def table() -> str:
             names = ("dense again", "masked weights", "masked channels", "small")
             cells = [interval(rows[name]["speedup"]) for name in names]
             theory = rows["small"]["theoretical_speedup"]
-            lines.append(f"| {found['model']} | {found['ratio']} | {batch} | {theory:.2f} | {' | '.join(cells)} |")
+            setting = f"{found['model']} | {found['ratio']} | {found['threads']} | {batch}"
+            lines.append(f"| {setting} | {theory:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure what has no result yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     arguments = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for ratio in RATIOS:
-        for model in MODELS:
-            path = FOLDER / f"{model}-{ratio}.json"
+    for ratio in map(float, arguments.ratios.split(",")):
+        for model in arguments.models.split(","):
+            path = FOLDER / f"{model}-{ratio}-threads{arguments.threads}.json"
             if not path.exists():
                 result = cell(model, ratio, threads=arguments.threads)
                 path.write_text(json.dumps(result, separators=(",", ":")) + "\n")

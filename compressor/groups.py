@@ -194,6 +194,7 @@ class _Graph:
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             shared[id(parameter)].append(name)
         self.tied = {name: group for group in shared.values() if len(group) > 1 for name in group}
+        self.tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers())
         outputs: list[Any] = []
 
         def forward(model: nn.Module, inputs: Any) -> Any:
@@ -374,17 +375,16 @@ class _Graph:
         self, layer: str, tensors: dict[str, tuple[int, Role]], by_position: dict[int, int], blocks: int = 1
     ) -> list[Member]:
         """Members for those of `tensors` that the layer has."""
-        state = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers())
-        own = {t: spec for t, spec in tensors.items() if t in state}
-        if not own and layer and any(".parametrizations." in f".{t}" for t in state if t.startswith(f"{layer}.")):
+        own = {t: spec for t, spec in tensors.items() if t in self.tensors}
+        if not own and layer and torch.nn.utils.parametrize.is_parametrized(self.module.get_submodule(layer)):
             raise _Ungroupable(f"`{layer}` has a parametrised weight")
         members = []
         positions = torch.tensor(sorted(by_position), dtype=torch.int64)
-        channels = torch.tensor([by_position[int(p)] for p in positions], dtype=torch.int64)
+        channels = torch.tensor([by_position[p] for p in sorted(by_position)], dtype=torch.int64)
         for tensor, (dim, role) in own.items():
             if tensor in self.tied:
                 raise _Ungroupable(f"`{tensor}` is shared: {', '.join(self.tied[tensor])}")
-            length = state[tensor].shape[dim] * (blocks if role is Role.CONSUMES and dim == 1 else 1)
+            length = self.tensors[tensor].shape[dim] * (blocks if role is Role.CONSUMES and dim == 1 else 1)
             if positions[-1] >= length:
                 raise _Ungroupable(f"position {int(positions[-1])} of `{tensor}` is outside its {length}")
             members.append(
