@@ -23,13 +23,14 @@ FOLDER = Path(__file__).parent / "latency"
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 MODELS = ("resnet20", "vgg11", "mobilenet_v2")
 RATIOS = (0.5, 0.3, 0.7)
+BLOCKS = 30
 
 
 def cell(model: str, ratio: float, *, threads: int) -> dict[str, Any]:
     """One model at one ratio: the bench's own result."""
     dense = load(SAMPLES / f"fashion_{model}.pt")
     small = prune(dense, Request(budget=ChannelBudget(ratio=ratio))).checkpoint
-    result = bench(small, dense, runtimes=("onnxruntime-cpu",), batches=(1, 64), threads=threads)
+    result = bench(small, dense, runtimes=("onnxruntime-cpu",), batches=(1, 64), threads=threads, blocks=BLOCKS)
     return {"model": model, "ratio": ratio, **result, "provenance": provenance()}
 
 
