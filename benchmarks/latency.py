@@ -36,7 +36,7 @@ def cell(model: str, ratio: float, *, threads: int) -> dict[str, Any]:
 
 def interval(speedup: dict[str, Any]) -> str:
     """A speed-up as text: the ratio with its interval."""
-    return f"{speedup['ratio']:.2f} ({speedup['low']:.2f} to {speedup['high']:.2f})"
+    return f"{speedup['ratio']:.2f} ({speedup['low']:.3f} to {speedup['high']:.3f})"
 
 
 def table() -> str:

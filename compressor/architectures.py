@@ -82,11 +82,11 @@ def check_harmless(architecture: Architecture) -> None:
             return
         raise ArchitectureError(
             f"{file} is not the file that this was made with",
-            hint=f"if it is meant, say so: `--arch {architecture.ref}`",
+            hint=f"restore it, or prune again with `--arch {architecture.ref}`",
         )
     raise ArchitectureError(
         f"the file asks to be built by `{architecture.ref}`, which would run that code",
-        hint=f"if you trust it, say so yourself: `--arch {architecture.ref}`",
+        hint=f"if you trust it, say so once: `compress inspect MODEL --arch {architecture.ref}`",
     )
 
 

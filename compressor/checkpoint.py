@@ -93,6 +93,8 @@ def load(
     if path.is_dir():
         from compressor.artifact import load_artifact
 
+        if arch is not None:  # an artifact knows how it is built: this says that the user trusts that code
+            architectures.architecture_from_user(arch, arch_arguments)
         return load_artifact(path, trust_pickle=trust_pickle)
     _refuse_foreign(path)
     found = _read(path, trust_pickle=trust_pickle)

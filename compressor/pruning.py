@@ -83,6 +83,11 @@ def request_from(
     )
 
 
+def needs_data(request: Request | MaskRequest) -> bool:
+    """Whether the request's criterion judges channels by images."""
+    return isinstance(request, Request) and criteria.load(request.criterion).needs is not Needs.NOTHING
+
+
 def default_folder(checkpoint: Checkpoint) -> Path:
     """Where an artifact goes when nobody says: `NAME.compressed` in the working folder."""
     return Path(f"{checkpoint.name}{SUFFIX}")
@@ -111,7 +116,7 @@ def prune_to(
     else:
         pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
-        if data is not None and criteria.load(request.criterion).needs is not Needs.NOTHING:
+        if data is not None and needs_data(request):
             results["prune"]["data"] = {"name": data.name, "images": request.images}
     results["lineage"] = list(small.lineage)
     if folder is not None:

@@ -65,7 +65,7 @@ def command(
 
     Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --macs 0.5 --scope global`
     """
-    from compressor.pruning import default_folder, prune_to, request_from
+    from compressor.pruning import default_folder, needs_data, prune_to, request_from
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, criterion=criterion, scope=scope, align=align,
@@ -73,7 +73,9 @@ def command(
     )  # fmt: skip
     with status("loading") as say:
         checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
-        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
+        found = None
+        if data is not None or needs_data(request):
+            found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
         folder = out or default_folder(checkpoint)
         results = prune_to(
             None if dry_run else folder, checkpoint, request, data=found, command=command_line(), force=force,
