@@ -452,7 +452,16 @@ class TestRetrainAndBenchRequests:
 class TestOutput:
     @pytest.mark.usefixtures("workdir")
     def test_json_is_alone_on_stdout(self, samples: Path) -> None:
-        result = done("prune", samples / "fashion_mobilenet_v2.pt", "--ratio", 0.5, "--dry-run", "--json")
+        result = done(
+            "prune",
+            samples / "fashion_mobilenet_v2.pt",
+            "--ratio",
+            0.5,
+            "--criterion",
+            "activation",
+            "--dry-run",
+            "--json",
+        )
         found = json.loads(result.stdout)
         assert found["prune"]["requested"] == {"ratio": 0.5}
         assert "the sample that ships" in result.stderr

@@ -27,13 +27,13 @@ def command(
 
     model = Path(sample_models.__file__).parent / "fashion_resnet20.pt"
     out.mkdir(parents=True, exist_ok=True)
-    small = f"fashion_resnet20{'.fine-tune'}.compressed"
+    small = "fashion_resnet20.fine-tune.compressed"
     steps = (
         f"inspect {shlex.quote(str(model))}",
         f"prune {shlex.quote(str(model))} --ratio 0.5 --force",
         f"retrain fashion_resnet20.compressed --how fine-tune --epochs {epochs} --force",
         f"export {small} --onnx",
-        f"bench {small} --batch 1,64 --runtimes onnxruntime-cpu",
+        f"bench {small} --batch 1,64 --threads 1 --runtimes onnxruntime-cpu",
         f"evaluate {small}",
         f"report {small}",
     )
