@@ -95,3 +95,7 @@ for _name, _command in commands().items():
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()
