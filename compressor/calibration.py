@@ -14,6 +14,9 @@ Gradients. The mean over images of ∂loss/∂parameter, where the loss of an im
                                     the gradient is zero by definition)
     any other output                ½ Σ output² (a squared error needs targets; this asks what carries the energy)
 
+Second moments. Of what every consumer of a group reads, window by window (`compressor.elimination`); batches of the
+first one's size count, a smaller last one does not.
+
 Squared gradients. The mean over images of (∂loss/∂parameter)², image by image: the diagonal of the empirical Fisher
 matrix with labels. Without them the target is drawn from the network's own distribution, which makes the mean the
 Gauss-Newton diagonal in expectation (Kunstner et al. 2019, arXiv:1905.12558, sec. 2): a drawn class, or, for any other
@@ -33,8 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.data import UNLABELLED
+from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
 from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Member, Role
+from compressor.program import program_of
 
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]
@@ -48,6 +53,7 @@ class Needs(enum.StrEnum):
     ACTIVATIONS = "activations"
     GRADIENTS = "gradients"
     SQUARED_GRADIENTS = "squared-gradients"  # one backward pass per image, not per batch
+    SECOND_MOMENTS = "second-moments"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +61,7 @@ class Calibration:
     """A network's weights and what was gathered of it, on the CPU; what was not asked for is `None`.
 
     `weights` and the gradients go by the tensor's name in `state_dict()`; `mean_absolute` and `zero_share` by a group's
-    root, float64 `[channels]`. `labelled` says whether the gradients used labels.
+    root, float64 `[channels]`; `readings` by the name of the reading layer's weight. `labelled` says whether the gradients used labels.
     """
 
     module: nn.Module
@@ -65,6 +71,7 @@ class Calibration:
     squared_gradients: Mapping[str, Tensor] | None = None
     mean_absolute: Mapping[str, Tensor] | None = None
     zero_share: Mapping[str, Tensor] | None = None
+    readings: Mapping[str, Reading] | None = None
     images: int = 0
     labelled: bool = False
 
@@ -121,6 +128,9 @@ def gather(
     if needs is Needs.NOTHING:
         return Calibration(module=module, weights=weights, generator=generator)
     data = required(batches, needs)
+    if needs is Needs.SECOND_MOMENTS:
+        readings, images = _second_moments(module, groups, data, seed=seed)
+        return Calibration(module=module, weights=weights, generator=generator, readings=readings, images=images)
     with _lent(module, seed=seed, gradients=needs is not Needs.ACTIVATIONS):
         if needs is Needs.ACTIVATIONS:
             mean_absolute, zero_share, images = _activations(module, groups, data)
@@ -299,6 +309,18 @@ def _gradients(
     if broken:
         raise CalibrationError(f"the gradient of `{broken[0]}` is not finite", hint="check the data's normalisation")
     return gradients, images, labelled
+
+
+def _second_moments(
+    module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int
+) -> tuple[dict[str, Reading], int]:
+    """What the groups' consumers read, by their weights' names, and the number of images."""
+    given = [[inputs] if isinstance(inputs, Tensor) else list(inputs) for inputs, _ in batches]
+    whole = [tensors for tensors in given if len(tensors[0]) == len(given[0][0])]
+    _refuse_none(len(whole))
+    names = {m.tensor for g in groups for m in g.members if m.role is Role.CONSUMES}
+    program = program_of(module, whole[0], batch=len(whole[0][0]))
+    return readings_of(program, whole, names, seed=seed), sum(len(tensors[0]) for tensors in whole)
 
 
 def _single(batches: Batches) -> Iterator[tuple[Inputs, Tensor | None]]:

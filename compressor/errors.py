@@ -9,6 +9,7 @@ CompressError
 ├── PlanError              a budget, ratio or width that cannot be met
 ├── SurgeryError           the small network does not agree with the silenced dense one
 ├── CalibrationError       a criterion or a repair lacks the data it needs
+├── RepairError            the small network cannot be followed, or not beside the dense one
 ├── RetrainError           training cannot start, or its loss is no longer finite
 ├── ExportError            the ONNX file does not say what the network says
 ├── RuntimeUnavailable     a runtime or device that is not here
@@ -65,6 +66,10 @@ class SurgeryError(CompressError):
 
 class CalibrationError(CompressError):
     """A criterion or a repair lacks the data it needs."""
+
+
+class RepairError(CompressError):
+    """The small network cannot be followed step by step, or not beside the dense one."""
 
 
 class RetrainError(CompressError):

@@ -1,4 +1,4 @@
-"""From a checkpoint to an artifact: trace, score, plan, shrink, prove, write."""
+"""From a checkpoint to a small network: trace, score, plan, shrink, prove, repair."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from compressor import criteria
-from compressor.calibration import Needs, gather
+from compressor.allocate import allocate, orders_from, widths_to_probe
+from compressor.calibration import Calibration, Needs, gather
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
-from compressor.data import Data, SplitName, batches, first
+from compressor.data import Data, ImageSet, Preprocessing, SplitName, batches, first
+from compressor.elimination import consumers
 from compressor.errors import CalibrationError, PlanError, SurgeryError
-from compressor.groups import ChannelGroup, Traced, trace, without
+from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.program import Program, program_of, readers
+from compressor.reconstruct import residual_sum
+from compressor.repair import Repair, Repaired, affordable, emptied, repair
+from compressor.sensitivity import Curve, sensitivity
 from compressor.shrink import Proof, prove, shrink
+from compressor.silent import can_be_silent
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
 FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
+CALIBRATION_IMAGES, CALIBRATION_BATCH, LEAST_BATCHES = 512, 64, 8
+PROBE_IMAGES = 128
+MEMORY_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +49,12 @@ class Request:
     largest: bool = False
     seed: int = 0
     images: int = CALIBRATION_IMAGES
+    repair: Repair = Repair.NONE
+    memory_bytes: int = MEMORY_BYTES  # for what repair holds of both networks at once
 
     def __post_init__(self) -> None:
+        if self.images < 1:
+            raise PlanError(f"{self.images} calibration images", hint="for example `--calibration 512`")
         if self.levels < 1:
             raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
 
@@ -58,6 +71,9 @@ class Level:
     plan: PruningPlan
     proof: Proof
     channels: tuple[int, int]  # before, after
+    curves: tuple[Curve, ...] = ()  # where widths were allocated by measurement
+    emptied: tuple[str, ...] = ()  # groups of which nothing stays
+    repaired: Repaired | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +96,10 @@ class Pruned:
 
     def to_json(self) -> dict[str, Any]:
         """The `prune` section of an artifact's results."""
-        request = dataclasses.asdict(self.request)
-        request["budget"] = budget_to_json(self.request.budget)
-        after = {layer.layer: layer for layer in self.small_layers}
+        after = {layer.layer: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
+        gone = (0, 0, 0)  # a layer that is left with its bias alone
         return {
-            "requested": request["budget"],
+            "requested": budget_to_json(self.request.budget),
             "achieved": {
                 "channels": [self.levels[0].channels[0], self.levels[-1].channels[1]],
                 "params": [self.dense_cost.params, self.small_cost.params],
@@ -106,14 +121,25 @@ class Pruned:
                 {
                     "layer": layer.layer,
                     "kind": layer.kind,
-                    "in": [layer.inputs, after[layer.layer].inputs],
-                    "out": [layer.outputs, after[layer.layer].outputs],
-                    "macs": [layer.macs, after[layer.layer].macs],
+                    "in": [layer.inputs, after.get(layer.layer, gone)[0]],
+                    "out": [layer.outputs, after.get(layer.layer, gone)[1]],
+                    "macs": [layer.macs, after.get(layer.layer, gone)[2]],
                 }
                 for layer in self.dense_layers
             ],
             "left_alone": [{"layer": a.layer, "reason": a.reason} for a in self.traced.left_alone],
+            "emptied": [root for level in self.levels for root in level.emptied],
+            "curves": [
+                {"root": c.root, "widths": list(c.widths), "rises": list(c.measured)}
+                for level in self.levels[:1]
+                for c in level.curves
+            ],
         }
+
+    def repair_to_json(self) -> dict[str, Any] | None:
+        """The `repair` section of an artifact's results: the last level's repair; `None` where nothing was repaired."""
+        found = self.levels[-1].repaired
+        return None if found is None else found.to_json()
 
 
 def budget_to_json(budget: Budget) -> dict[str, float]:
@@ -132,24 +158,31 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
     say("tracing the channel groups")
     dense_traced = traced = trace(dense, inputs, protect=request.protect)
     dense_cost = count(dense, inputs)
+    images = _calibration(checkpoint, request, data, say=say)
     module, surgery, levels = dense, Surgery(), []
+    silent: frozenset[str] = frozenset()
     for level in range(1, request.levels + 1):
         if level > 1:
             traced = _only(trace(module, inputs, protect=request.protect), {g.root for g in dense_traced.groups})
         while True:
             say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
-            scores = score(module, traced.groups, request, data=data, checkpoint=checkpoint)
-            say("planning")
+            scores, calibration = score(module, traced.groups, request, data=data, checkpoint=checkpoint)
             budget = _budget_at(request, level, module, inputs, dense_cost)
-            dense_widths = {g.root: g.channels for g in dense_traced.groups}
-            options: dict[str, Any] = {
-                "scope": request.scope,
-                "align": request.multiple,
-                "min_channels": request.min_channels,
-                "dense_widths": dense_widths,
-                "may_be_empty": request.levels > 1 and (level < request.levels or bool(surgery.slices)),
-            }
-            plan = _plan(module, traced.groups, scores, budget, inputs, options)
+            say("planning")
+            chosen = _Chosen()
+            if request.scope is Scope.MEASURED:
+                chosen = _allocated(module, traced.groups, scores, calibration, budget, request, inputs, images, say)
+            else:
+                dense_widths = {g.root: g.channels for g in dense_traced.groups}
+                options: dict[str, Any] = {
+                    "scope": request.scope,
+                    "align": request.multiple,
+                    "min_channels": request.min_channels,
+                    "dense_widths": dense_widths,
+                    "may_be_empty": request.levels > 1 and (level < request.levels or bool(surgery.slices)),
+                }
+                chosen.plan = _plan(module, traced.groups, scores, budget, inputs, options)
+            plan = chosen.plan
             say("shrinking, and proving it")
             try:
                 small, cut = shrink(module, traced.groups, plan, inputs)
@@ -162,25 +195,56 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
                 traced = without(traced, reasons)
                 if level == 1:
                     dense_traced = traced
+        silent |= {m.tensor for m in _consumers_of(traced.groups, chosen.emptied)}
+        surgery = surgery.then(cut)
+        repaired = None
+        if request.repair is not Repair.NONE:
+            last = level == request.levels
+            how = request.repair if last or request.repair is not Repair.DISTILL else Repair.LEAST_SQUARES
+            repaired = repair(dense, small, surgery, images, how=how, silent=silent, seed=request.seed, say=say)
+            small = repaired.module
         before = sum(g.channels for g in traced.groups)
-        levels.append(Level(plan=plan, proof=proof, channels=(before, before - plan.count)))
-        module, surgery = small, surgery.then(cut)
-    entry = {
-        "step": "prune",
-        "requested": budget_to_json(request.budget),
-        "criterion": request.criterion,
-        "scope": str(request.scope),
-        "align": request.multiple,
-        "seed": request.seed,
-        "plans": [level.plan.to_json() for level in levels],
-    }
+        after = before - plan.count - sum(g.blocks for g in traced.groups if g.root in chosen.emptied)
+        levels.append(
+            Level(
+                plan=plan,
+                proof=proof,
+                channels=(before, after),
+                curves=chosen.curves,
+                emptied=chosen.emptied,
+                repaired=repaired,
+            )
+        )
+        module = small
+    gone = [root for level in levels for root in level.emptied]
+    if gone:
+        say("taking out the empty branches")
+        members = [m for g in dense_traced.groups if g.root in gone for m in g.members]
+        layers = [m.layer for m in members if m.role in (Role.PRODUCES, Role.CONSUMES)]
+        module, cut = emptied(module, list(dict.fromkeys(layers)), inputs)
+        surgery = surgery.then(cut)
+    entries: list[dict[str, object]] = [
+        {
+            "step": "prune",
+            "requested": budget_to_json(request.budget),
+            "criterion": request.criterion,
+            "scope": str(request.scope),
+            "align": request.multiple,
+            "seed": request.seed,
+            "plans": [level.plan.to_json() for level in levels],
+            "emptied": gone,
+        }
+    ]
+    if levels[-1].repaired is not None:
+        found = levels[-1].repaired
+        entries.append({"step": "repair", "how": str(found.how), "images": found.images, "seed": request.seed})
     already = checkpoint.surgery or Surgery()
     return Pruned(
         checkpoint=dataclasses.replace(
             checkpoint,
             module=module,
             surgery=already.then(surgery),
-            lineage=(*checkpoint.lineage, entry),
+            lineage=(*checkpoint.lineage, *entries),
         ),
         request=request,
         dense_cost=dense_cost,
@@ -192,10 +256,138 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
     )
 
 
+class _Chosen:
+    """What a level decided: the plan, and where it was measured the curves and the groups to empty."""
+
+    plan: PruningPlan
+    curves: tuple[Curve, ...] = ()
+    emptied: tuple[str, ...] = ()
+
+
+def calibration_batches(
+    images: ImageSet, count: int, *, preprocessing: Preprocessing, seed: int
+) -> list[tuple[Tensor, ...]]:
+    """Up to `count` images drawn by `seed`, as inputs in batches of one size: at least eight where there are enough."""
+    drawn = first(images, count, seed=seed)
+    size = max(1, min(CALIBRATION_BATCH, len(drawn) // LEAST_BATCHES))
+    stream = batches(drawn, batch_size=size, preprocessing=preprocessing)
+    return [(inputs,) for inputs, _ in stream if len(inputs) == size]
+
+
+def calibration_split(data: Data) -> ImageSet:
+    """Where images without a look at their labels come from: the training split, or what there is instead."""
+    return next(s for s in (data.train, data.tune, data.test) if s is not None)
+
+
+def _calibration(
+    checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say
+) -> list[tuple[Tensor, ...]]:
+    """What repair and allocation look at; empty where neither is asked for. Refused: images that are not there."""
+    asked = request.repair is not Repair.NONE or request.scope is Scope.MEASURED
+    if not asked:
+        return []
+    if data is None:
+        what = f"repair by {request.repair}" if request.repair is not Repair.NONE else "measuring widths"
+        raise CalibrationError(f"{what} needs images", hint="give some, labels are not needed: `--data DIR`")
+    options: dict[str, Any] = {"preprocessing": checkpoint.preprocessing, "seed": request.seed}
+    images = calibration_split(data)
+    found = calibration_batches(images, request.images, **options)
+    if request.repair in (Repair.MEAN, Repair.LEAST_SQUARES, Repair.DISTILL):
+        say("seeing how many images fit")
+        fits = affordable(checkpoint.module, found[0], images=len(found) * len(found[0][0]), memory_bytes=request.memory_bytes)
+        found = found[: max(1, fits // len(found[0][0]))]
+    return found
+
+
+def _consumers_of(groups: tuple[ChannelGroup, ...], roots: tuple[str, ...]) -> list[Any]:
+    return [m for g in groups if g.root in roots for m in g.members if m.role is Role.CONSUMES]
+
+
+def _allocated(
+    module: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    scores: Scores,
+    calibration: Calibration,
+    budget: Budget,
+    request: Request,
+    inputs: tuple[Tensor, ...],
+    images: list[tuple[Tensor, ...]],
+    say: Say,
+) -> _Chosen:
+    """The plan by measured curves: second moments from most of the images, the output's rise on the others."""
+    chosen = _Chosen()
+    held = max(1, min(len(images) // 4, -(-PROBE_IMAGES // len(images[0][0]))))
+    curves = measured_curves(
+        module, groups, scores, calibration, request, inputs, images[:-held] or images, images[-held:], say
+    )
+    allocation = allocate(
+        groups,
+        orders_from(groups, scores),
+        curves,
+        budget=budget,
+        costs=CostModel(module, groups, inputs),
+        align=request.multiple,
+        min_channels=request.min_channels,
+    )
+    chosen.plan, chosen.curves, chosen.emptied = allocation.plan, curves, allocation.emptied
+    return chosen
+
+
+def measured_curves(
+    module: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    scores: Scores,
+    calibration: Calibration,
+    request: Request,
+    inputs: tuple[Tensor, ...],
+    fitted: list[tuple[Tensor, ...]],
+    probed: list[tuple[Tensor, ...]],
+    say: Say,
+) -> tuple[Curve, ...]:
+    """How the output suffers from each group at a few widths: readers fitted on `fitted`, judged on `probed` images."""
+    readings = calibration.readings
+    if readings is None:
+        stream = [(batch, None) for batch in fitted]
+        readings = gather(module, groups, needs=Needs.SECOND_MOMENTS, batches=stream, seed=request.seed).readings
+        assert readings is not None
+    program = program_of(module, probed[0], batch=len(probed[0][0]))
+    del inputs
+    may_empty = request.min_channels == 1 and request.repair not in (Repair.NONE, Repair.BATCH_NORM)
+    widths = {
+        g.root: widths_to_probe(
+            g,
+            align=request.multiple,
+            min_channels=request.min_channels,
+            may_empty=may_empty and _emptiable(module, program, g),
+        )
+        for g in groups
+    }
+    known = [g for g in groups if consumers(g, readings)]
+    return sensitivity(program, known, readings, orders_from(groups, scores), widths, probed, say=say)
+
+
+def _emptiable(module: nn.Module, program: Program, group: ChannelGroup) -> bool:
+    """Whether the network stays whole without the group: all that reads it ends in a sum with something else."""
+    nodes = {program.tensor_name(node.args[1]): node for _, node in readers(program)}
+    for member in group.members:
+        if member.role is Role.NORMALISES:
+            return False
+        if member.role is Role.CARRIES:
+            continue
+        if not can_be_silent(module.get_submodule(member.layer)):
+            return False
+        if member.role is Role.CONSUMES:
+            node = nodes.get(member.tensor)
+            whole = dict(module.named_parameters())[member.tensor].shape[member.dim] * member.blocks
+            if node is None or len(member.positions) != whole or residual_sum(program, node) is None:
+                return False
+    return True
+
+
 def score(
     module: nn.Module, groups: tuple[ChannelGroup, ...], request: Request, *, data: Data | None, checkpoint: Checkpoint
-) -> Scores:
-    """Every group's scores by the requested criterion; refused where it needs data and there is none."""
+) -> tuple[Scores, Calibration]:
+    """Every group's scores by the requested criterion, and what it knew; refused where it needs data that is missing."""
     criterion = criteria.load(request.criterion)
     stream: Iterable[tuple[Tensor, Tensor]] | None = None
     if criterion.needs is not Needs.NOTHING:
@@ -203,12 +395,20 @@ def score(
             raise CalibrationError(
                 f"the criterion `{request.criterion}` needs images", hint="give some: `--data DIR`, or use `l1-norm`"
             )
-        images = first(data.split(SplitName.TRAIN if data.train else SplitName.TUNE), request.images, seed=request.seed)
-        stream = batches(images, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
+        if criterion.needs is Needs.SECOND_MOMENTS:
+            held = calibration_batches(
+                calibration_split(data), request.images, preprocessing=checkpoint.preprocessing, seed=request.seed
+            )
+            stream = [(*inputs, None) for inputs in held]  # type: ignore[misc]  # one input, no labels
+        else:
+            images = first(
+                data.split(SplitName.TRAIN if data.train else SplitName.TUNE), request.images, seed=request.seed
+            )
+            stream = batches(images, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
     calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
     by_root = {group.root: criterion.score(group, calibration=calibration) for group in groups}
     scores = Scores(by_root=by_root, comparable=criterion.comparable)
-    return scores.reversed() if request.largest else scores
+    return (scores.reversed() if request.largest else scores), calibration
 
 
 def proved(

@@ -2,7 +2,8 @@
 
 The unit that leaves is one channel of every block of a group (one channel, where there are no blocks): the units of a
 group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks
-the units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616).
+the units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616); `measured` is
+`compressor.allocate`'s.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Scope(enum.StrEnum):
     UNIFORM = "uniform"
     GLOBAL = "global"
     ISOMORPHIC = "isomorphic"
+    MEASURED = "measured"  # by what the output loses: `compressor.allocate`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,12 @@ def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> in
     return min(channels, math.ceil(wanted / multiple) * multiple)
 
 
+def multiple_of(group: ChannelGroup, align: int) -> int:
+    """What a group's width is rounded up to: the alignment in every block, where the group is wide enough."""
+    aligned = math.lcm(group.blocks, align)
+    return aligned if aligned < group.channels else group.blocks
+
+
 CostOf = Callable[[PruningPlan], Mapping[Countable, float]]
 
 
@@ -203,9 +211,8 @@ class _Ranking:
             self.unit_scores[group.root] = ordered.mean(dim=0)
 
     def multiple(self, group: ChannelGroup) -> int:
-        """What the group's width is rounded up to: the alignment in every block, where the block is wide enough."""
-        aligned = math.lcm(group.blocks, self.align)
-        return aligned if aligned < group.channels else group.blocks
+        """What the group's width is rounded up to."""
+        return multiple_of(group, self.align)
 
     def plan(self, widths: Mapping[str, int]) -> PruningPlan:
         """The plan that leaves each group the width given for it."""

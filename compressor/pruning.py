@@ -17,8 +17,9 @@ from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import PlanError, unknown
 from compressor.masks import MaskScope, apply_mask_, magnitude
-from compressor.pipeline import Request, Say, prune
+from compressor.pipeline import CALIBRATION_IMAGES, MEMORY_BYTES, Request, Say, calibration_split, prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
+from compressor.repair import Repair, repair_named
 from compressor.sparse import SAVES_NO_TIME
 
 
@@ -37,16 +38,25 @@ def request_from(
     macs: float | None = None,
     params: float | None = None,
     sparsity: float | None = None,
-    criterion: str = "l1-norm",
-    scope: str = "uniform",
+    criterion: str = "auto",
+    scope: str = "auto",
+    repair: str = "auto",
+    calibration: int = CALIBRATION_IMAGES,
+    memory_gb: float = MEMORY_BYTES / 2**30,
     align: str = "auto",
     min_channels: int = 1,
     protect: Sequence[str] = (),
     levels: int = 1,
     largest: bool = False,
     seed: int = 0,
+    data_given: bool = False,
 ) -> Request | MaskRequest:
-    """The request that a command line's plain values make; refused where they are not one budget, or name nothing."""
+    """The request that a command line's plain values make; refused where they are not one budget, or name nothing.
+
+    What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left,
+    and a budget of MACs or parameters is shared by measurement; without it `l1-norm` judges, uniformly, and nothing is
+    repaired.
+    """
     given = {"--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
@@ -54,12 +64,23 @@ def request_from(
         raise PlanError(
             f"{what} given", hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5` or `--sparsity 0.9`"
         )
+    if scope == "auto":
+        scope = Scope.MEASURED if data_given and ratio is None and sparsity is None else Scope.UNIFORM
+        if sparsity is not None:
+            scope = Scope.GLOBAL
     if scope not in list(Scope):
         raise PlanError(f"there is no scope called `{scope}`", hint=unknown("scopes", scope, map(str, Scope)))
     if sparsity is not None:
+        if repair not in ("auto", Repair.NONE):
+            raise PlanError("masked weights are not repaired", hint="retrain them: `compress retrain`")
         kind = MaskScope.UNIFORM if scope == Scope.UNIFORM else MaskScope.GLOBAL
         return MaskRequest(sparsity=sparsity, scope=kind, protect=tuple(protect))
+    if criterion == "auto":
+        criterion = "obs" if data_given else "l1-norm"
     criteria.load(criterion)
+    how = (Repair.LEAST_SQUARES if data_given else Repair.NONE) if repair == "auto" else repair_named(repair)
+    if not memory_gb > 0:
+        raise PlanError(f"a memory budget must be positive: {memory_gb:g}", hint="in GB: `--memory 4`")
     if align != "auto" and not (align.isdecimal() and int(align) > 0):
         raise PlanError(f"an alignment is a positive number or `auto`, not `{align}`", hint="for example `--align 8`")
     budget: Budget
@@ -80,12 +101,18 @@ def request_from(
         levels=levels,
         largest=largest,
         seed=seed,
+        images=calibration,
+        repair=how,
+        memory_bytes=round(memory_gb * 2**30),
     )
 
 
 def needs_data(request: Request | MaskRequest) -> bool:
-    """Whether the request's criterion judges channels by images."""
-    return isinstance(request, Request) and criteria.load(request.criterion).needs is not Needs.NOTHING
+    """Whether the request's criterion, scope or repair looks at images."""
+    if not isinstance(request, Request):
+        return False
+    judged = criteria.load(request.criterion).needs is not Needs.NOTHING
+    return judged or request.scope is Scope.MEASURED or request.repair is not Repair.NONE
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:
@@ -117,7 +144,11 @@ def prune_to(
         pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
         if data is not None and needs_data(request):
-            results["prune"]["data"] = {"name": data.name, "images": request.images}
+            there = len(calibration_split(data))
+            results["prune"]["data"] = {"name": data.name, "images": min(request.images, there)}
+        repaired = pruned.repair_to_json()
+        if repaired is not None and data is not None:
+            results["repair"] = {"data": data.name, **repaired}
     results["lineage"] = list(small.lineage)
     if folder is not None:
         say("writing, and reading it back in a fresh process")

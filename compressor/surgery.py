@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
+from compressor.silent import silent_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,13 @@ class Surgery:
     `slices`: tensor name → dimension → kept indices, int64 `[kept]`, or `[blocks, kept / blocks]` for the input
     dimension of a grouped convolution, where every block of rows keeps columns of its own. `attributes`: layer → what
     to set on it. `factors`: tensor → (rows, factor): the first rows are multiplied, so that attention keeps its scale.
+    `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
     """
 
     slices: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     factors: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    emptied: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for tensor, dims in self.slices.items():
@@ -51,7 +54,8 @@ class Surgery:
 
     def cut_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state of the dense network, cut to the small one."""
-        return {name: self.cut(name, tensor) for name, tensor in state.items()}
+        gone = {f"{layer}.weight" for layer in self.emptied}
+        return {name: self.cut(name, tensor) for name, tensor in state.items() if name not in gone}
 
     def then(self, second: Surgery) -> Surgery:
         """One surgery that does what this one and then `second` (relative to the smaller network) do."""
@@ -67,7 +71,8 @@ class Surgery:
         factors = dict(self.factors)
         for name, (rows, factor) in second.factors.items():
             factors[name] = (rows, factor * factors.get(name, (rows, 1.0))[1])
-        return Surgery(slices=slices, attributes=attributes, factors=factors)
+        emptied = tuple(dict.fromkeys((*self.emptied, *second.emptied)))
+        return Surgery(slices=slices, attributes=attributes, factors=factors, emptied=emptied)
 
     def to_json(self) -> dict[str, object]:
         """Plain values only; `surgery_from_json` is the way back."""
@@ -75,6 +80,7 @@ class Surgery:
             "slices": {n: {str(d): k.tolist() for d, k in dims.items()} for n, dims in self.slices.items()},
             "attributes": {layer: dict(values) for layer, values in self.attributes.items()},
             "factors": {n: list(value) for n, value in self.factors.items()},
+            "emptied": list(self.emptied),
         }
 
 
@@ -88,6 +94,7 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
             slices={n: {int(d): torch.tensor(k, dtype=torch.int64) for d, k in ds.items()} for n, ds in slices.items()},
             attributes={layer: dict(values) for layer, values in attributes.items()},
             factors={n: (int(rows), float(factor)) for n, (rows, factor) in factors.items()},
+            emptied=tuple(plain.get("emptied", ())),  # type: ignore[arg-type]  # a list of names
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SurgeryError(f"not a record of a surgery: {error}") from error
@@ -105,7 +112,11 @@ def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
             setattr(layer, leaf, nn.Parameter(cut, requires_grad=tensor.requires_grad))
         else:
             setattr(layer, leaf, cut.clone())
-    return set_attributes_(small, surgery)
+    set_attributes_(small, surgery)
+    for name in surgery.emptied:
+        owner, _, leaf = name.rpartition(".")
+        setattr(small.get_submodule(owner), leaf, silent_from(small.get_submodule(name)))
+    return small
 
 
 def set_attributes_(module: nn.Module, surgery: Surgery) -> nn.Module:

@@ -37,8 +37,19 @@ def command(
     macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters that may stay.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of the weights to zero in place, instead.")] = None,
-    criterion: Annotated[str, typer.Option(help="How a channel is judged: l1-norm, bn-scale, taylor, …")] = "l1-norm",
-    scope: Annotated[str, typer.Option(help="How the ratio is shared: uniform, global or isomorphic.")] = "uniform",
+    criterion: Annotated[
+        str, typer.Option(help="How a channel is judged: l1-norm, taylor, …; obs where there is data.")
+    ] = "auto",
+    scope: Annotated[
+        str,
+        typer.Option(help="How the budget is shared: uniform, global, isomorphic, or measured (with data)."),
+    ] = "auto",
+    repair: Annotated[
+        str,
+        typer.Option(help="none, mean, batch-norm, least-squares or distill; least-squares where there is data."),
+    ] = "auto",
+    calibration: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=1)] = 512,
+    memory: Annotated[float, typer.Option(help="GB that repair may hold; it looks at fewer images to fit.")] = 4.0,
     align: Annotated[str, typer.Option(help="Widths are rounded up to multiples of this number.")] = "auto",
     min_channels: Annotated[int, typer.Option(help="What every group keeps at least.", min=1)] = 1,
     protect: Annotated[
@@ -63,13 +74,16 @@ def command(
 ) -> None:
     """Remove channels and write a physically smaller network, with the proof that the surgery was right.
 
-    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --macs 0.5 --scope global`
+    With images (`--data`, labels are not needed) the network is repaired before any retraining.
+
+    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --macs 0.5 --data images/`
     """
     from compressor.pruning import default_folder, needs_data, prune_to, request_from
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, criterion=criterion, scope=scope, align=align,
-        min_channels=min_channels, protect=protect or (), levels=levels, largest=largest, seed=seed,
+        min_channels=min_channels, protect=protect or (), levels=levels, largest=largest, seed=seed, repair=repair,
+        calibration=calibration, memory_gb=memory, data_given=data is not None,
     )  # fmt: skip
     with status("loading") as say:
         checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
@@ -112,9 +126,22 @@ def show(results: dict[str, Any]) -> None:
     out.print(table)
     proof = prune["proof"]
     out.print(f"\nsurgery proof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}")
+    show_repair(results.get("repair"))
+    if prune["emptied"]:
+        out.print(f"branches taken out: {', '.join(prune['emptied'])}", markup=False)
     for layer in prune["left_alone"]:
         out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
     return None
+
+
+def show_repair(repair: dict[str, Any] | None) -> None:
+    """How far the output is from the dense network's, before and after the repair."""
+    if repair is None:
+        return
+    before, after = repair["rise"]
+    told = f"output error {before:.3g} before, {after:.3g} after"
+    text = f"repair: {repair['how']} on {repair['images']:,} images of {repair['data']}; {told}"
+    console().print(text if repair["kept"] else f"{text}; made worse by it, left as it was", markup=False)
 
 
 def show_mask(mask: dict[str, Any]) -> None:

@@ -1,0 +1,210 @@
+"""Optimal brain surgeon on channels: what the readers of a group lose with each channel, everything else making up for it.
+
+With H the covariance of what a reader reads and W its weights, taking channel c out and letting the others make up for
+it costs tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of its output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al.
+2022, arXiv:2203.07259). Channels leave one by one, the cheapest first; after each, W and H⁻¹ are down-dated, so that one
+pass backwards gives the whole curve from all channels to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.groups import ChannelGroup, Member, Role
+from compressor.moments import WIDEST, Moments, Reader, drawn_positions, features, reader_of, wanted_rows
+from compressor.program import Program, Walk, readers
+
+RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels repeat each other
+TURNS = 256  # of down-dating; a wider group loses several channels in each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A layer that reads, its weight in matrix form, and the second moments of what it reads.
+
+    Where it reads more than `WIDEST` features, `moments.xx` has the diagonals alone, `[groups, features]`.
+    """
+
+    reader: Reader
+    matrix: Tensor  # [groups, outputs / groups, features], float64
+    moments: Moments
+
+    @property
+    def wide(self) -> bool:
+        """Whether only the diagonal of the second moments is known."""
+        return self.moments.xx.ndim == 2
+
+    def covariance(self) -> Tensor:
+        """`[groups, features, features]`, or its diagonals `[groups, features]`; float64."""
+        mean = self.moments.x / self.moments.rows
+        outer = mean.square() if self.wide else mean.unsqueeze(2) * mean.unsqueeze(1)
+        return self.moments.xx / self.moments.rows - outer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elimination:
+    """The order in which a group's channels leave, and the share of its readers' variance that is lost by then."""
+
+    order: tuple[int, ...]  # every channel, the first to leave first
+    lost: tuple[float, ...]  # after each, summed over the readers
+
+
+def readings_of(
+    program: Program, batches: Sequence[Sequence[Tensor]], names: set[str], *, seed: int = 0
+) -> dict[str, Reading]:
+    """Second moments of what the layers with the weights `names` read, gathered batch by batch in one pass."""
+    found: dict[str, Reading] = {}
+    generator = torch.Generator().manual_seed(seed)
+    at = {i: node for i, node in readers(program) if program.tensor_name(node.args[1]) in names}
+    with torch.no_grad():
+        for batch in batches:
+            walk = Walk(program, [[t] for t in batch])
+            while walk.at < len(program.nodes):
+                i, node = walk.at, program.nodes[walk.at]
+                source = walk.argument(node.args[0], 0) if i in at else None  # type: ignore[arg-type]
+                walk.step()
+                if source is not None:
+                    weight = walk.constant(node.args[1])  # type: ignore[arg-type]  # a reader's weight is a node
+                    _add(found, program, node, weight, source, walk.values[node][0], len(batches), generator)
+    return found
+
+
+def _add(
+    found: dict[str, Reading],
+    program: Program,
+    node: torch.fx.Node,
+    weight: Tensor,
+    x: Tensor,
+    output: Tensor,
+    batches: int,
+    generator: torch.Generator,
+) -> None:
+    name = program.tensor_name(node.args[1])
+    assert name is not None
+    if name not in found:
+        reader = reader_of(program, node, weight)
+        found[name] = Reading(reader=reader, matrix=reader.matrix(weight).double(), moments=Moments())
+    reading = found[name]
+    wanted = -(-wanted_rows(reading.reader, weight) // batches)
+    positions = drawn_positions(reading.reader, output, wanted=wanted, generator=generator)
+    rows = features(reading.reader, x, positions)
+    if rows.shape[-1] <= WIDEST:
+        reading.moments.add(rows)
+    else:
+        reading.moments.rows += rows.shape[1]
+        reading.moments.x = reading.moments.x + rows.sum(dim=1, dtype=torch.float64)
+        reading.moments.xx = reading.moments.xx + rows.square().sum(dim=1, dtype=torch.float64)
+
+
+def consumers(group: ChannelGroup, readings: Mapping[str, Reading]) -> list[tuple[Member, Reading]]:
+    """The members that read the group's channels in a layer whose input is known."""
+    known = []
+    for member in group.members:
+        reading = readings.get(member.tensor)
+        if member.role is Role.CONSUMES and reading is not None and member.dim == _input_dim(reading.reader):
+            known.append((member, reading))
+    return known
+
+
+def _input_dim(reader: Reader) -> int:
+    return 0 if reader.spread is not None else 1
+
+
+def features_of(member: Member, reading: Reading) -> Tensor:
+    """Where the member's positions stand in the matrix form: int64 `[positions, 2]`, of group and first feature."""
+    window = reading.reader.window
+    per_group = reading.matrix.shape[-1] // window
+    return torch.stack([member.positions // per_group, member.positions % per_group * window], dim=1)
+
+
+class _Downdating:
+    """One group of one reader: H⁻¹ and W, and which features are which channel's."""
+
+    def __init__(self, covariance: Tensor, weight: Tensor, channels: Tensor, indices: Tensor) -> None:
+        self.channels, self.indices = channels, indices  # [present], [present, features of one]
+        self.weight = weight.clone()
+        self.static = covariance.ndim == 1
+        mean = covariance.mean() if self.static else covariance.diagonal().mean()
+        ridge = RIDGE * mean.clamp(min=1e-30)
+        if self.static:
+            self.inverse = covariance + ridge
+            self.variance = float((weight.square() * covariance).sum())
+        else:
+            eye = torch.eye(len(covariance), dtype=covariance.dtype)
+            self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge * eye))
+            self.variance = float(((weight @ covariance) * weight).sum())
+
+    def costs(self, channels: int) -> Tensor:
+        """What each channel costs now, over the variance of the output: `[channels]`."""
+        by_channel = self.weight[:, self.indices]  # [out, present, features]
+        if self.static:
+            cost = (by_channel.square() * self.inverse[self.indices]).sum(dim=(0, 2))
+        else:
+            blocks = self.inverse[self.indices.unsqueeze(2), self.indices.unsqueeze(1)]  # [present, f, f]
+            solved = torch.linalg.solve(blocks, by_channel.permute(1, 2, 0))  # [present, f, out]
+            cost = (solved * by_channel.permute(1, 2, 0)).sum(dim=(1, 2))
+        total = torch.zeros(channels, dtype=torch.float64)
+        total.index_add_(0, self.channels, cost.clamp(min=0) / max(self.variance, 1e-30))
+        return total
+
+    def remove(self, gone: Tensor) -> None:
+        """Take out the channels marked in `gone` `[channels]`."""
+        leaving = gone[self.channels]
+        if not bool(leaving.any()):
+            return
+        index = self.indices[leaving].flatten()
+        if not self.static:
+            block = self.inverse[index][:, index]
+            rows = torch.linalg.solve(block, self.inverse[index])
+            self.weight -= self.weight[:, index] @ rows
+            self.inverse -= self.inverse[:, index] @ rows
+        self.weight[:, index] = 0
+        self.channels, self.indices = self.channels[~leaving], self.indices[~leaving]
+
+
+def eliminate(group: ChannelGroup, readings: Mapping[str, Reading]) -> Elimination | None:
+    """The group's whole curve; `None` where no reader of its channels is known."""
+    parts = [p for member, reading in consumers(group, readings) for p in _parts(member, reading)]
+    if not parts:
+        return None
+    alive = torch.ones(group.channels, dtype=torch.bool)
+    order: list[int] = []
+    lost: list[float] = []
+    total = 0.0
+    at_once = max(1, group.channels // TURNS)
+    while len(order) < group.channels:
+        costs = torch.stack([part.costs(group.channels) for part in parts]).sum(dim=0)
+        costs[~alive] = torch.inf
+        leaving = costs.sort(stable=True).indices[: min(at_once, group.channels - len(order))]
+        gone = torch.zeros_like(alive)
+        gone[leaving] = True
+        for part in parts:
+            part.remove(gone)
+        alive &= ~gone
+        for channel in leaving.tolist():
+            total += float(costs[channel])
+            order.append(channel)
+            lost.append(total)
+    return Elimination(order=tuple(order), lost=tuple(lost))
+
+
+def _parts(member: Member, reading: Reading) -> list[_Downdating]:
+    at = features_of(member, reading)
+    covariance = reading.covariance()
+    parts = []
+    for block in at[:, 0].unique().tolist():
+        here = at[:, 0] == block
+        channels, starts = member.channels[here], at[here, 1]
+        present, counts = channels.unique(return_counts=True)
+        if int(counts.min()) != int(counts.max()):  # positions that some channels lack: judged position by position
+            window = starts.unsqueeze(1) + torch.arange(reading.reader.window)
+            parts.append(_Downdating(covariance[block], reading.matrix[block], channels, window))
+            continue
+        order = channels.sort(stable=True).indices
+        window = starts[order].view(len(present), -1, 1) + torch.arange(reading.reader.window)
+        parts.append(_Downdating(covariance[block], reading.matrix[block], present, window.flatten(1)))
+    return parts

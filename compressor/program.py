@@ -1,0 +1,248 @@
+"""A network's forward pass as a flat list of operators, run one by one on many batches at once.
+
+`torch.export` writes the list; the weights stay outside it, so that the same operators can run with other weights of
+the same shapes. The dense and the small network come from the same code: their lists match step by step, which is how
+repair compares the two inside (`compressor.repair`).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.errors import RepairError
+from compressor.outputs import outputs_of, relative_difference, tensors_in
+
+aten = torch.ops.aten
+CONVOLVING = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+CONVOLVING_PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+TRANSPOSING = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+READING = (*CONVOLVING, *CONVOLVING_PADDED, *TRANSPOSING, aten.linear.default)
+NORMALISING = (aten.batch_norm.default,)
+
+Values = list[Any]  # what a node gave, batch by batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """The operators of a forward pass on batches of exactly `batch` images.
+
+    `constants` are the tensors that the operators take beside their inputs, by the node that stands for them;
+    `names` says which of those are parameters or buffers, by their names in the module.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    constants: Mapping[fx.Node, Tensor]
+    names: Mapping[fx.Node, str]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    batch: int
+
+    @property
+    def index(self) -> dict[fx.Node, int]:
+        """Where each operator stands in the list."""
+        return {node: i for i, node in enumerate(self.nodes)}
+
+    def tensor_name(self, argument: object) -> str | None:
+        """The name of the parameter or buffer that an operator's argument is; `None` where it is another value."""
+        return self.names.get(argument) if isinstance(argument, fx.Node) else None
+
+    def last_uses(self) -> dict[fx.Node, int]:
+        """The index of the last operator that reads each value; the network's outputs are read at the very end."""
+        last: dict[fx.Node, int] = {}
+        for i, node in enumerate(self.nodes):
+            for argument in node.all_input_nodes:
+                last[argument] = i
+        last.update(dict.fromkeys(self.outputs, len(self.nodes)))
+        return last
+
+
+def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: int) -> Program:
+    """The module's forward pass in eval mode on `batch` images; the module stays as it was.
+
+    Refused: a network that `torch.export` does not take, or whose operators, run one by one, say something else than
+    the network does.
+    """
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    inputs = tuple(_batch_of(t, batch) for t in example_inputs)
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel hides the projections
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # what the exporter says of itself
+            exported = torch.export.export(module, inputs)
+    except Exception as error:
+        # the exporter raises whatever the network's code made it stumble over
+        raise RepairError(
+            f"the network cannot be followed: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+            hint="repair it by `--repair batch-norm`, which runs it as it is, or `--repair none`",
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    signature = exported.graph_signature
+    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    constants: dict[fx.Node, Tensor] = {}
+    names: dict[fx.Node, str] = {}
+    given: list[fx.Node] = []
+    calls: list[fx.Node] = []
+    outputs: tuple[fx.Node, ...] = ()
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and node.name in lifted:
+            names[node] = lifted[node.name]
+            constants[node] = held[lifted[node.name]].detach()
+        elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
+            constants[node] = exported.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
+        elif node.op == "placeholder":
+            given.append(node)
+        elif node.op == "call_function":
+            calls.append(node)
+        elif node.op == "output":
+            outputs = tuple(n for n in node.all_input_nodes if n.name in signature.user_outputs)
+        else:
+            raise RepairError(f"the network cannot be followed: it has a step `{node.op}`")
+    program = Program(
+        nodes=tuple(calls),
+        constants=constants,
+        names=names,
+        inputs=tuple(given),
+        outputs=outputs,
+        batch=batch,
+    )
+    said = [t for value in run(program, [[t] for t in inputs]) for t in tensors_in(value[0])]
+    expected = outputs_of(module, list(inputs))
+    worst = max((relative_difference(a, b) for a, b in zip(said, expected, strict=False)), default=1.0)
+    if len(said) != len(expected) or worst > 1e-4:
+        raise RepairError(
+            f"the network's operators, run one by one, differ from it by {worst:.2g}",
+            hint="repair it by `--repair batch-norm`, which runs it as it is, or `--repair none`",
+        )
+    return program
+
+
+def _batch_of(example: Tensor, batch: int) -> Tensor:
+    repeats = -(-batch // len(example))
+    return torch.cat([example] * repeats)[:batch].clone()
+
+
+def call(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+    """What the operator gives for the values of its arguments, which stay as they were."""
+    args = fx.map_arg(node.args, value_of)
+    kwargs = fx.map_arg(node.kwargs, value_of)
+    return _functional(node.target)(*args, **kwargs)
+
+
+def _functional(target: Any) -> Any:
+    """The operator that gives a new value where `target` writes into its first argument."""
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    if str(target).startswith("aten.") and name.endswith("_") and not name.endswith("__"):
+        return getattr(getattr(aten, name[:-1]), overload)
+    return target
+
+
+def operator(node: fx.Node) -> Any:
+    """Which operator the node is; one that writes in place counts as the one that does not."""
+    return _functional(node.target)
+
+
+class Walk:
+    """A program half-way: values batch by batch, each kept until the last operator that reads it (and `keep` lets go).
+
+    `weights` replace the program's constants by name.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Sequence[Values],
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.program = program
+        self.weights = dict(weights or {})
+        self.values: dict[fx.Node, Values] = dict(zip(program.inputs, inputs, strict=True))
+        self.at = 0  # the next operator
+        self._leaving: dict[int, list[fx.Node]] = {}
+        for node, last in program.last_uses().items():
+            if node not in program.constants:
+                self._leaving.setdefault(last, []).append(node)
+
+    @property
+    def batches(self) -> int:
+        """How many batches are under way."""
+        return len(next(iter(self.values.values())))
+
+    def constant(self, node: fx.Node) -> Tensor:
+        """The tensor that a node stands for, as it is now."""
+        name = self.program.names.get(node)
+        replaced = None if name is None else self.weights.get(name)
+        return self.program.constants[node] if replaced is None else replaced
+
+    def argument(self, node: fx.Node, batch: int) -> Any:
+        """The value of an operator's argument in one batch."""
+        return self.constant(node) if node in self.program.constants else self.values[node][batch]
+
+    def step(self, *, free: bool = True) -> None:
+        """Run the next operator on every batch."""
+        node = self.program.nodes[self.at]
+        self.values[node] = [
+            call(node, lambda argument, i=i: self.argument(argument, i))  # type: ignore[misc]  # bound at once
+            for i in range(self.batches)
+        ]
+        if free:
+            self.free(self.at)
+        self.at += 1
+
+    def free(self, index: int) -> None:
+        """Let go of what the operator at `index` was the last to read."""
+        for node in self._leaving.get(index, ()):
+            self.values.pop(node, None)
+
+    def fork(self, weights: Mapping[str, Tensor]) -> Walk:
+        """The same state with other weights from here on; values are shared, for no operator writes into them."""
+        other = object.__new__(Walk)
+        other.program, other.at, other._leaving = self.program, self.at, self._leaving
+        other.weights = {**self.weights, **weights}
+        other.values = dict(self.values)
+        return other
+
+    def finish(self) -> list[Values]:
+        """Run to the end: the network's outputs, batch by batch."""
+        while self.at < len(self.program.nodes):
+            self.step()
+        return [self.values.get(n) or [self.constant(n)] * self.batches for n in self.program.outputs]
+
+
+def run(
+    program: Program, inputs: Sequence[Values], *, weights: Mapping[str, Tensor] | None = None
+) -> list[Values]:
+    """The network's outputs, each batch by batch, for inputs given batch by batch."""
+    with torch.no_grad():
+        return Walk(program, inputs, weights=weights).finish()
+
+
+def in_step(dense: Program, small: Program) -> None:
+    """Refuses two programs that do not take the same steps."""
+    same = len(dense.nodes) == len(small.nodes) and all(
+        operator(a) == operator(b) for a, b in zip(dense.nodes, small.nodes, strict=True)
+    )
+    if not same:
+        raise RepairError(
+            "the small network takes other steps than the dense one",
+            hint="repair it by `--repair batch-norm`, which runs it as it is, or `--repair none`",
+        )
+
+
+def readers(program: Program) -> Iterator[tuple[int, fx.Node]]:
+    """The convolutions and linear layers whose weight is a parameter that no other operator takes, with their index."""
+    for i, node in enumerate(program.nodes):
+        weight = node.args[1] if len(node.args) > 1 else None
+        if operator(node) in READING and isinstance(weight, fx.Node) and program.tensor_name(weight):
+            if len(weight.users) == 1:
+                yield i, node

@@ -1,0 +1,331 @@
+"""Least-squares reconstruction: every layer behind the cut gives again what the dense network's gives, as well as it can.
+
+The dense and the small network walk through their operators side by side, on the same images. At each convolution or
+linear layer whose input is no longer the dense network's, the small network's weights are fitted: X is what the layer
+reads behind the *already repaired* prefix, T what the dense network's layer gives (He et al. 2017, arXiv:1707.06168,
+sec. 3; the sequential form). Where the layer's output is added to a stream, as at the end of a residual branch, T also
+makes up for what the stream is off by: the sum is to be the dense network's.
+
+A new bias goes into the layer's own, or into the running mean of the batch norm behind it; the network's shape stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.moments import (
+    WIDEST,
+    Fit,
+    Moments,
+    Reader,
+    drawn_positions,
+    features,
+    fit,
+    reader_of,
+    targets,
+    wanted_rows,
+)
+from compressor.program import NORMALISING, Program, Walk, aten, call, in_step, operator, program_of, readers
+from compressor.surgery import Surgery
+
+Say = Callable[[str], None]
+HELD_OUT = 4  # every so many batches, one judges the ridge
+LAYOUTS = {
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int, aten.contiguous.default,
+    aten.clone.default, aten.dropout.default, aten.alias.default,
+}  # fmt: skip
+SUMS = (aten.add.Tensor,)
+SCALINGS = (aten.mul.Tensor, aten.add.Tensor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFit:
+    """How well one layer says what the dense network's says, on images that it was not fitted on.
+
+    `before` and `after` are mean squared errors over the variance of the dense network's output.
+    """
+
+    layer: str
+    before: float
+    after: float
+    ridge: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """A repaired copy of the small network, and what each fit did, in the order of the forward pass."""
+
+    module: nn.Module
+    layers: tuple[LayerFit, ...]
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """The way from a layer to the sum that its output goes into: operators that move values or scale them."""
+
+    chain: tuple[fx.Node, ...]
+    total: int  # the sum's index
+    other: fx.Node  # what it is added to
+
+
+def reconstruct(
+    dense: nn.Module,
+    small: nn.Module,
+    surgery: Surgery,
+    batches: Sequence[Sequence[Tensor]],
+    *,
+    mean_only: bool = False,
+    silent: frozenset[str] = frozenset(),
+    seed: int = 0,
+    say: Say | None = None,
+) -> Reconstruction:
+    """A copy of `small`, which `surgery` cut from `dense`, fitted layer by layer on `batches` of inputs.
+
+    Every batch has the same number of images. With `mean_only` no weight moves: the mean of what left goes into the
+    biases. The layers whose weights are named in `silent` read nothing any more: their weights become zero, their biases
+    the mean of what they are to give. Refused: networks that cannot be followed (`compressor.program`).
+    """
+    size = len(batches[0][0])
+    programs = [program_of(m, batches[0], batch=size) for m in (dense, small)]
+    in_step(*programs)
+    module = copy.deepcopy(small)
+    given = [list(column) for column in zip(*batches, strict=True)]
+    with torch.no_grad():
+        walk = _SideBySide(programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, seed=seed)
+        layers = walk.through(say or (lambda _: None))
+        state = dict(module.named_parameters()) | dict(module.named_buffers())
+        for name, tensor in walk.small.weights.items():
+            state[name].copy_(tensor)
+    return Reconstruction(module=module, layers=layers, images=size * len(batches))
+
+
+def residual_sum(program: Program, node: fx.Node) -> Branch | None:
+    """The sum with another value that an operator's output goes into, moved and scaled at most; `None` if in none."""
+    chain: list[fx.Node] = []
+    at = node
+    while len(at.users) == 1:
+        user = next(iter(at.users))
+        kind = operator(user)
+        others = [a for a in user.all_input_nodes if a is not at]
+        norm = kind in NORMALISING and user.args[0] is at and user.args[5] is False
+        scaled = kind in SCALINGS and bool(others) and all(o in program.constants for o in others)
+        if kind in LAYOUTS or norm or scaled:
+            chain.append(user)
+            at = user
+        elif kind in SUMS and len(others) == 1 and not user.kwargs and len(user.args) == 2:
+            return Branch(chain=tuple(chain), total=program.index[user], other=others[0])
+        else:
+            break
+    return None
+
+
+class _SideBySide:
+    """Both programs on the same batches: the dense one runs ahead as far as the small one needs to look."""
+
+    def __init__(
+        self,
+        dense: Program,
+        small: Program,
+        inputs: Sequence[list[Tensor]],
+        surgery: Surgery,
+        *,
+        mean_only: bool,
+        silent: frozenset[str],
+        seed: int,
+    ) -> None:
+        self.dense, self.small = Walk(dense, inputs), Walk(small, inputs)
+        self.surgery, self.mean_only, self.silent = surgery, mean_only, silent
+        self.generator = torch.Generator().manual_seed(seed)
+        self.readers = dict(readers(small))
+        self.index = small.index
+        self.changed: set[fx.Node] = set()
+        dense_tensors = {name: dense.constants[node] for node, name in dense.names.items()}
+        self.different = {
+            node
+            for node, name in small.names.items()
+            if not torch.equal(small.constants[node], dense_tensors[name])
+        }
+        self.dense_last = dense.last_uses()
+        self.dense_index = dense.index
+
+    def through(self, say: Say) -> tuple[LayerFit, ...]:
+        """Fit every layer whose input changed, in order."""
+        done: list[LayerFit] = []
+        for i, node in enumerate(self.small.program.nodes):
+            source = node.args[0] if node.args else None
+            if i in self.readers and source in self.changed:
+                assert isinstance(source, fx.Node)
+                say(f"repairing {self.small.program.tensor_name(node.args[1])}")
+                done += self._fit(i, node, source)
+            self._advance_dense(i)
+            if any(a in self.changed or a in self.different for a in node.all_input_nodes):
+                self.changed.add(node)
+            self.small.step()
+            self._free_dense(i)
+        return tuple(done)
+
+    def _advance_dense(self, index: int) -> None:
+        while self.dense.at <= index:
+            self.dense.step(free=False)
+
+    def _free_dense(self, passed: int) -> None:
+        for node in list(self.dense.values):
+            if self.dense_index.get(node, -1) <= passed and self.dense_last.get(node, -1) < self.dense.at:
+                del self.dense.values[node]
+
+    def _fit(self, index: int, node: fx.Node, source: fx.Node) -> list[LayerFit]:
+        """Fit one layer; an empty list where there is nothing that may move."""
+        program = self.small.program
+        weight_node = node.args[1]
+        assert isinstance(weight_node, fx.Node)
+        weight = self.small.constant(weight_node)
+        reader = reader_of(program, node, weight)
+        norm = None if reader.bias else _norm_behind(program, node)
+        matrix = reader.matrix(weight)
+        if reader.weight in self.silent:
+            matrix = torch.zeros_like(matrix)
+        mean_only = self.mean_only or reader.weight in self.silent or matrix.shape[-1] > WIDEST
+        intercept = reader.bias is not None or norm is not None
+        if mean_only and not intercept and reader.weight not in self.silent:
+            return []
+        branch = self._branch(index, node)
+        self._advance_dense(index if branch is None else branch.total)
+        fitted, held_out = self._moments(index, node, source, reader, matrix, branch)
+        name_of_shift = reader.bias or norm
+        shift = torch.zeros(matrix.shape[:2])
+        if reader.bias is not None:
+            shift = _of(program, self.small, reader.bias).reshape(matrix.shape[:2])
+        found = fit(fitted, held_out, matrix, shift, intercept=intercept, mean_only=mean_only)
+        self._set(weight_node, name_of_shift, norm is not None, reader, found, weight)
+        layer = reader.weight.rpartition(".")[0] or reader.weight
+        return [LayerFit(layer=layer, before=found.before, after=found.after, ridge=found.ridge)]
+
+    def _moments(
+        self, index: int, node: fx.Node, source: fx.Node, reader: Reader, matrix: Tensor, branch: Branch | None
+    ) -> tuple[Moments, Moments]:
+        small, dense_node = self.small, self.dense.program.nodes[index]
+        parts = Moments(), Moments()
+        each = -(-wanted_rows(reader, reader.tensor(matrix)) // small.batches)
+        undo = None if branch is None else _Undo(small, node, branch, self.dense.values[dense_node][0])
+        for b in range(small.batches):
+            output = self._like_small(self.dense.values[dense_node][b], node, reader, matrix)
+            if branch is not None and undo is not None:
+                total = self.dense.values[self.dense.program.nodes[branch.total]][b]
+                other = small.argument(branch.other, b)
+                total = self._kept(total, other.shape, reader)
+                output = undo.target(total - other, output)
+            positions = drawn_positions(reader, output, wanted=each, generator=self.generator)
+            x = features(reader, small.argument(source, b), positions)
+            t = targets(reader, output, positions)
+            if small.batches == 1:  # rows stand in for batches
+                cut = x.shape[1] * (HELD_OUT - 1) // HELD_OUT
+                parts[0].add(x[:, :cut], t[:, :cut])
+                parts[1].add(x[:, cut:], t[:, cut:])
+            else:
+                parts[b % HELD_OUT == HELD_OUT - 1 or b == small.batches - 1 < HELD_OUT - 1].add(x, t)
+        return parts
+
+    def _like_small(self, output: Tensor, node: fx.Node, reader: Reader, matrix: Tensor) -> Tensor:
+        """The dense layer's output at the channels that the small one still has, scaled as its weight was."""
+        channels = matrix.shape[0] * matrix.shape[1]
+        dim = output.ndim - 1 if not reader.dims else output.ndim - reader.dims - 1
+        shape = list(output.shape)
+        shape[dim] = channels
+        output = self._kept(output, torch.Size(shape), reader)
+        factor = self.surgery.factors.get(reader.weight)
+        if factor is None:
+            return output
+        scale = torch.ones(channels, dtype=output.dtype, device=output.device)
+        scale[: factor[0]] = factor[1]
+        return output * scale.view([-1 if d == dim else 1 for d in range(output.ndim)])
+
+    def _kept(self, value: Tensor, shape: torch.Size, reader: Reader) -> Tensor:
+        """The dense value at the channels that stay; itself where none left."""
+        if value.shape == shape:
+            return value
+        out_dim = 1 if reader.spread is not None else 0
+        kept = self.surgery.slices[reader.weight][out_dim].to(value.device)
+        dims = [d for d, (a, b) in enumerate(zip(value.shape, shape, strict=True)) if a != b]
+        assert len(dims) == 1, (value.shape, shape)
+        return value.index_select(dims[0], kept)
+
+    def _set(
+        self, weight_node: fx.Node, shift_name: str | None, in_norm: bool, reader: Reader, found: Fit, weight: Tensor
+    ) -> None:
+        names = self.small.program.names
+        self.small.weights[names[weight_node]] = reader.tensor(found.weight).to(weight.dtype).contiguous()
+        if shift_name is not None:
+            before = _of(self.small.program, self.small, shift_name)
+            shift = found.shift.flatten().to(before.dtype)
+            self.small.weights[shift_name] = before - shift if in_norm else shift
+
+    def _branch(self, index: int, node: fx.Node) -> Branch | None:
+        """The sum that the layer's output goes into unbent, where what it is added to is there already."""
+        found = residual_sum(self.small.program, node)
+        if found is None or self.index.get(found.other, -1) >= index or found.other not in self.small.values:
+            return None
+        return found
+
+
+class _Undo:
+    """From what a sum is to be back to what the layer should give: the chain between them turned round.
+
+    The chain moves values and scales them; where it puts them is read off by sending positions through it, how it
+    scales them by sending zeros and ones.
+    """
+
+    def __init__(self, walk: Walk, node: fx.Node, branch: Branch, dense_output: Tensor) -> None:
+        del dense_output
+        small_shape = call(node, lambda a: walk.argument(a, 0)).shape
+        ones = torch.ones(small_shape)
+
+        def through(value: Tensor, only_layout: bool) -> Tensor:
+            at, values = node, {node: value}
+            for step in branch.chain:
+                if operator(step) in LAYOUTS or not only_layout:
+                    values[step] = call(step, lambda a, v=values: v[a] if a in v else walk.constant(a))  # type: ignore[misc]
+                else:
+                    values[step] = values[at]
+                at = step
+            return values[at]
+
+        self.offset = through(torch.zeros(small_shape), False)
+        self.scale = through(ones, False) - self.offset
+        self.places = through(torch.arange(ones.numel()).reshape(small_shape), True).flatten()
+        size = self.scale.abs()
+        self.usable = size > 1e-3 * size.mean()
+
+    def target(self, total: Tensor, plain: Tensor) -> Tensor:
+        """What the layer should give, so that the sum is right; `plain` where the chain lets nothing through."""
+        if total.shape != self.offset.shape:
+            return plain
+        usable = self.usable
+        wanted = (total - self.offset) / torch.where(usable, self.scale, torch.ones_like(self.scale))
+        flat = plain.flatten().clone()
+        flat[self.places] = torch.where(usable.flatten(), wanted.flatten(), flat[self.places])
+        return flat.view_as(plain)
+
+
+def _norm_behind(program: Program, node: fx.Node) -> str | None:
+    """The running mean of the batch norm that alone reads the layer's output."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if operator(user) not in NORMALISING or user.args[0] is not node or user.args[5] is not False:
+        return None
+    mean = user.args[3]
+    return program.tensor_name(mean) if isinstance(mean, fx.Node) and len(mean.users) == 1 else None
+
+
+def _of(program: Program, walk: Walk, name: str) -> Tensor:
+    """The parameter or buffer called `name`, as it is now."""
+    node = next(n for n, found in program.names.items() if found == name)
+    return walk.constant(node)
+

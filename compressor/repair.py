@@ -1,0 +1,213 @@
+"""Accuracy back before any retraining: what is left of a network is fitted to say what the dense one says.
+
+No labels are used. From the cheapest to the strongest:
+
+    mean            what the removed channels gave on average goes into the biases of their readers
+    batch-norm      the batch norms' statistics are taken again from the small network
+    least-squares   every layer behind the cut is fitted to the dense network's (`compressor.reconstruct`)
+    distill         then all weights together follow the dense network (`compressor.distil`)
+
+Without images, `mean` takes the expected values from the batch norms (a channel behind a norm with scale γ and shift β
+is N(β, γ²) there), and the others take synthetic images (`compressor.synthetic`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.distil import distil
+from compressor.errors import RepairError, unknown
+from compressor.groups import BATCH_NORMS
+from compressor.outputs import outputs_of, relative_difference
+from compressor.program import Walk, program_of
+from compressor.reconstruct import LayerFit, reconstruct
+from compressor.sensitivity import rise
+from compressor.surgery import Surgery, operate
+
+Say = Callable[[str], None]
+DISTIL_EPOCHS = 20
+HELD_OUT_SHARE = 8  # of the batches, one in so many judges
+
+
+class Repair(enum.StrEnum):
+    """How a small network is repaired before any retraining."""
+
+    NONE = "none"
+    MEAN = "mean"
+    BATCH_NORM = "batch-norm"
+    LEAST_SQUARES = "least-squares"
+    DISTILL = "distill"
+
+
+def repair_named(name: str) -> Repair:
+    """The repair called `name`."""
+    try:
+        return Repair(name)
+    except ValueError:
+        known = [str(r) for r in Repair]
+        raise RepairError(f"there is no repair called `{name}`", hint=unknown("repairs", name, known)) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """A repaired copy of the small network, how it was made, and how far its output is from the dense network's.
+
+    `before` and `after` are `compressor.sensitivity.rise` on `judged` images; `images` were looked at in all.
+    """
+
+    module: nn.Module
+    how: Repair
+    images: int
+    judged: int
+    before: float
+    after: float
+    layers: tuple[LayerFit, ...] = ()
+    distilled: tuple[float, ...] = ()
+    kept: bool = True  # False where the repair made things worse, and the network stays as it was
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "how": str(self.how),
+            "images": self.images,
+            "judged": self.judged,
+            "rise": [self.before, self.after],
+            "kept": self.kept,
+            "layers": [dataclasses.asdict(layer) | {"ridge": _finite(layer.ridge)} for layer in self.layers],
+            "distilled": list(self.distilled),
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None
+
+
+def repair(
+    dense: nn.Module,
+    small: nn.Module,
+    surgery: Surgery,
+    batches: Sequence[Sequence[Tensor]],
+    *,
+    how: Repair,
+    silent: frozenset[str] = frozenset(),
+    epochs: int = DISTIL_EPOCHS,
+    seed: int = 0,
+    say: Say | None = None,
+) -> Repaired:
+    """A repaired copy of `small`, which `surgery` cut from `dense`; both stay as they were.
+
+    `batches` are inputs `[images, ...]`, every batch of one size; `silent` names the weights of layers that read
+    nothing any more. A repair whose output on held-out images is further from the dense network's than the network
+    was before it is not kept. Refused: no images, networks that cannot be followed where that is needed.
+    """
+    if not batches:
+        raise RepairError("no images to repair with", hint="give at least a few: `--data DIR`")
+    judges = batches[-max(1, len(batches) // HELD_OUT_SHARE) :]
+    reference = _outputs(dense, judges)
+    before = rise(reference, _outputs(small, judges))
+    layers: tuple[LayerFit, ...] = ()
+    distilled: tuple[float, ...] = ()
+    repaired = small
+    if how is Repair.BATCH_NORM:
+        repaired = renormed(small, batches)
+    elif how is not Repair.NONE:
+        found = reconstruct(
+            dense, small, surgery, batches, mean_only=how is Repair.MEAN, silent=silent, seed=seed, say=say
+        )
+        repaired, layers = found.module, found.layers
+        if how is Repair.DISTILL:
+            followed = distil(
+                dense, repaired, surgery, batches[: -len(judges)] or batches, judges, epochs=epochs, seed=seed, say=say
+            )
+            repaired, distilled = followed.module, followed.errors
+    after = rise(reference, _outputs(repaired, judges))
+    kept = how is Repair.NONE or bool(silent) or after <= before
+    return Repaired(
+        module=repaired if kept else copy.deepcopy(small),
+        how=how,
+        images=sum(len(b[0]) for b in batches),
+        judged=sum(len(b[0]) for b in judges),
+        before=before,
+        after=after if kept else before,
+        layers=layers,
+        distilled=distilled,
+        kept=kept,
+    )
+
+
+def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> Tensor:
+    modes = [(m, m.training) for m in module.modules()]
+    try:
+        module.eval()
+        return torch.cat([outputs_of(module, list(batch))[0] for batch in batches])
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module:
+    """A copy whose batch norms have the statistics of the batches (a plain mean over them; EagleEye's adaptive norm).
+
+    Li et al. 2020, arXiv:2007.02491, sec. 3.3. Refused: a network without batch norms.
+    """
+    module = copy.deepcopy(small)
+    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    if not norms:
+        raise RepairError("there is no batch norm in this network", hint="use `--repair least-squares` or `mean`")
+    module.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            if len(batch[0]) > 1:
+                module(*batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for layer, original in zip(module.modules(), small.modules(), strict=True):
+        layer.training = original.training
+    return module
+
+
+def emptied(module: nn.Module, layers: Sequence[str], example_inputs: Sequence[Tensor]) -> tuple[nn.Module, Surgery]:
+    """A copy in which the layers, whose weights say nothing any more, give their bias alone; and the surgery for it.
+
+    Refused: a copy that says anything else than the module.
+    """
+    cut = Surgery(emptied=tuple(layers))
+    lighter = operate(module, cut).eval()
+    inputs = list(example_inputs)
+    pairs = zip(outputs_of(lighter, inputs), outputs_of(module.eval(), inputs), strict=True)
+    worst = max(relative_difference(a, b) for a, b in pairs)
+    if worst > 1e-5:
+        raise RepairError(f"the network without its empty branches differs by {worst:.2g}", hint="use `--min-channels 1`")
+    return lighter, cut
+
+
+def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memory_bytes: int) -> int:
+    """How many of `images` can be held at once: two networks' live values, within `memory_bytes`; at least one batch.
+
+    Every value that some later operator still reads is counted, batch by batch, as the walk holds them.
+    """
+    size = len(batch[0])
+    program = program_of(module, batch, batch=size)
+    peak = 0
+    with torch.no_grad():
+        walk = Walk(program, [[t] for t in batch])
+        while walk.at < len(program.nodes):
+            walk.step()
+            held = [v[0] for v in walk.values.values() if isinstance(v[0], Tensor)]
+            unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+            peak = max(peak, sum(unique.values()))
+    per_image = 2.5 * peak / size  # two networks, and the dense one a block ahead
+    return max(size, min(images, int(memory_bytes / max(1.0, per_image)) // size * size))
