@@ -131,10 +131,15 @@ def _batch_of(example: Tensor, batch: int) -> Tensor:
     return torch.cat([example] * repeats)[:batch].clone()
 
 
-def call(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
-    """What the operator gives for the values of its arguments, which stay as they were."""
+def call(node: fx.Node, value_of: Callable[[fx.Node], Any], *, training: bool = False) -> Any:
+    """What the operator gives for the values of its arguments, which stay as they were.
+
+    A batch norm that is `training` uses the batch's statistics, and moves the running ones that it is given.
+    """
     args = fx.map_arg(node.args, value_of)
     kwargs = fx.map_arg(node.kwargs, value_of)
+    if training:
+        args = (*args[:5], True, *args[6:])
     return _functional(node.target)(*args, **kwargs)
 
 
@@ -154,7 +159,7 @@ def operator(node: fx.Node) -> Any:
 class Walk:
     """A program half-way: values batch by batch, each kept until the last operator that reads it (and `keep` lets go).
 
-    `weights` replace the program's constants by name.
+    `weights` replace the program's constants by name. While `training`, batch norms use the batch's statistics.
     """
 
     def __init__(
@@ -163,8 +168,9 @@ class Walk:
         inputs: Sequence[Values],
         *,
         weights: Mapping[str, Tensor] | None = None,
+        training: bool = False,
     ) -> None:
-        self.program = program
+        self.program, self.training = program, training
         self.weights = dict(weights or {})
         self.values: dict[fx.Node, Values] = dict(zip(program.inputs, inputs, strict=True))
         self.at = 0  # the next operator
@@ -191,8 +197,9 @@ class Walk:
     def step(self, *, free: bool = True) -> None:
         """Run the next operator on every batch."""
         node = self.program.nodes[self.at]
+        training = self.training and operator(node) in NORMALISING
         self.values[node] = [
-            call(node, lambda argument, i=i: self.argument(argument, i))  # type: ignore[misc]  # bound at once
+            call(node, lambda argument, i=i: self.argument(argument, i), training=training)  # type: ignore[misc]
             for i in range(self.batches)
         ]
         if free:
@@ -208,6 +215,7 @@ class Walk:
         """The same state with other weights from here on; values are shared, for no operator writes into them."""
         other = object.__new__(Walk)
         other.program, other.at, other._leaving = self.program, self.at, self._leaving
+        other.training = self.training
         other.weights = {**self.weights, **weights}
         other.values = dict(self.values)
         return other

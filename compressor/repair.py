@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.distil import distil
+from compressor.distil import STEPS, distil
 from compressor.errors import RepairError, unknown
 from compressor.groups import BATCH_NORMS
 from compressor.outputs import outputs_of, relative_difference
@@ -33,7 +33,6 @@ from compressor.sensitivity import rise
 from compressor.surgery import Surgery, operate
 
 Say = Callable[[str], None]
-DISTIL_EPOCHS = 20
 HELD_OUT_SHARE = 8  # of the batches, one in so many judges
 
 
@@ -98,7 +97,7 @@ def repair(
     *,
     how: Repair,
     silent: frozenset[str] = frozenset(),
-    epochs: int = DISTIL_EPOCHS,
+    steps: int = STEPS,
     seed: int = 0,
     say: Say | None = None,
 ) -> Repaired:
@@ -125,8 +124,9 @@ def repair(
         repaired, layers = found.module, found.layers
         if how is Repair.DISTILL:
             followed = distil(
-                dense, repaired, surgery, batches[: -len(judges)] or batches, judges, epochs=epochs, seed=seed, say=say
-            )
+                dense, repaired, surgery, batches[: -len(judges)] or batches, judges,
+                steps=steps, frozen=silent, seed=seed, say=say,
+            )  # fmt: skip
             repaired, distilled = followed.module, followed.errors
     after = rise(reference, _outputs(repaired, judges))
     kept = how is Repair.NONE or bool(silent) or after <= before

@@ -5,20 +5,21 @@ read first, the walk forks: once for every width that is tried, with the readers
 stay (least squares on the dense network's own second moments, which for a group alone is exact), and on to the end.
 What comes before is never computed twice.
 
-The rise is the mean over images of KL(dense ‖ narrowed) for class scores `[batch, classes]`, else the squared error over
-the variance of the dense output. Curves are made monotone and convex: what a width costs beyond its neighbours' line is
-taken to be noise.
+The rise is the squared error of the output over the dense output's variance, for class scores as for any other output:
+the errors that groups add are nearly independent, so that the rises add up (Kullback and Leibler's divergence of
+saturated class probabilities hangs on a few images, and made worse allocations). Curves are made monotone and convex:
+what a width costs beyond its neighbours' line is taken to be noise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compressor.elimination import RIDGE, Reading, consumers, features_of
 from compressor.groups import ChannelGroup
@@ -171,13 +172,14 @@ def _outputs(values: Sequence[Sequence[Any]]) -> Tensor:
     return torch.cat([next(iter(tensors_in(value))) for value in values[0]])
 
 
-def rise(dense: Tensor, narrowed_output: Tensor) -> float:
-    """How far the narrowed network's output lies from the dense one's, a mean over images."""
+def rise(dense: Tensor, other: Tensor) -> float:
+    """The squared error of an output against the dense network's, over that one's variance; infinite where not finite.
+
+    Class scores `[images, classes]` are centred image by image first: a shift of all of them says nothing.
+    """
+    dense, other = dense.double(), other.double()
     if dense.ndim == 2 and dense.shape[1] > 1:
-        reference = functional.log_softmax(dense.double(), dim=1)
-        found = functional.log_softmax(narrowed_output.double(), dim=1)
-        return max(0.0, float((reference.exp() * (reference - found)).sum(dim=1).mean()))
-    variance = float(dense.double().var(unbiased=False)) or 1.0
-    return float((narrowed_output.double() - dense.double()).square().mean()) / variance
-
-
+        dense, other = (t - t.mean(dim=1, keepdim=True) for t in (dense, other))
+    variance = float((dense - dense.mean(dim=0)).square().mean()) or 1.0
+    error = float((other - dense).square().mean()) / variance
+    return error if math.isfinite(error) else math.inf
