@@ -73,9 +73,7 @@ def resnet56() -> nn.Module:
 def cifar10(folder: Path, *, seed: int = 0) -> Data:
     """The images in three disjoint splits: train and tune drawn by `seed` from the training set, test as it is."""
     train, tune = hold_out(_sheets(folder, "train"), share=0.1, seed=seed)
-    return Data(
-        name="cifar10", source="cifar10", train=train, tune=tune, test=_sheets(folder, "test"), split_seed=seed
-    )
+    return Data(name="cifar10", source="cifar10", train=train, tune=tune, test=_sheets(folder, "test"), split_seed=seed)
 
 
 def _sheets(folder: Path, split: str) -> Images:

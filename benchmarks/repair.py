@@ -203,8 +203,7 @@ def table() -> str:
         "| dense | " + " | ".join(_dense(found[c]) for c in columns) + " |",
     ]
     order = list(arms_of(sample_case("resnet20")))
-    for arm in order:
-        lines.append(f"| {arm} | " + " | ".join(_accuracy(found[c].get(arm, [])) for c in columns) + " |")
+    lines += [f"| {arm} | " + " | ".join(_accuracy(found[c].get(arm, [])) for c in columns) + " |" for arm in order]
     return "\n".join(lines) + "\n"
 
 

@@ -116,9 +116,5 @@ def _next(group: ChannelGroup, width: int, curve: Curve, *, align: int, min_chan
 def _plan(
     by_root: Mapping[str, ChannelGroup], orders: Mapping[str, Sequence[int]], widths: Mapping[str, int]
 ) -> PruningPlan:
-    removed = {
-        root: tuple(sorted(orders[root][: by_root[root].channels - width])) for root, width in widths.items()
-    }
+    removed = {root: tuple(sorted(orders[root][: by_root[root].channels - width])) for root, width in widths.items()}
     return PruningPlan(removed=removed)
-
-

@@ -61,7 +61,8 @@ class Calibration:
     """A network's weights and what was gathered of it, on the CPU; what was not asked for is `None`.
 
     `weights` and the gradients go by the tensor's name in `state_dict()`; `mean_absolute` and `zero_share` by a group's
-    root, float64 `[channels]`; `readings` by the name of the reading layer's weight. `labelled` says whether the gradients used labels.
+    root, float64 `[channels]`; `readings` by the name of the reading layer's weight. `labelled` says whether the
+    gradients used labels.
     """
 
     module: nn.Module

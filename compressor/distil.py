@@ -29,7 +29,7 @@ from compressor.sensitivity import rise
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
-STEPS, JUDGED_EVERY, PATIENCE = 600, 50, 4  # optimiser steps; between judgements; judgements without a better one
+STEPS, JUDGED_EVERY, PATIENCE = 600, 50, 8  # steps; between judgements; judgements in a row that found none better
 RATE, WARMUP = 1e-3, 20  # Adam's; 1e-4 to 3e-4 were too slow, 3e-3 undid the start
 
 
@@ -69,7 +69,7 @@ def distil(
     student = copy.deepcopy(small)
     programs = [program_of(m, batches[0], batch=size) for m in (dense, small)]
     in_step(*programs)
-    points = _points(*programs, surgery)
+    points = _points(programs[1], surgery)
     held = {n: _layout(t.detach().clone()) for n, t in (*student.named_parameters(), *student.named_buffers())}
     learning = {n: held[n] for n, p in student.named_parameters() if p.is_floating_point() and n not in frozen}
     for tensor in learning.values():
@@ -113,7 +113,7 @@ def _layout(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _points(dense: Program, small: Program, surgery: Surgery) -> list[tuple[int, Tensor | None]]:
+def _points(small: Program, surgery: Surgery) -> list[tuple[int, Tensor | None]]:
     """Where the two are compared inside: an operator's index, and the dense channels that are left there."""
     kept_of: dict[int, Tensor | None] = {}
     sums: dict[int, Tensor | None] = {}

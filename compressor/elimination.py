@@ -1,8 +1,8 @@
-"""Optimal brain surgeon on channels: what the readers of a group lose with each channel, everything else making up for it.
+"""Optimal brain surgeon on channels: what a group's readers lose with each channel, the others making up for it.
 
 With H the covariance of what a reader reads and W its weights, taking channel c out and letting the others make up for
-it costs tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of its output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al.
-2022, arXiv:2203.07259). Channels leave one by one, the cheapest first; after each, W and H⁻¹ are down-dated, so that one
+it costs tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of its output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al. 2022,
+ arXiv:2203.07259). Channels leave one by one, the cheapest first; after each, W and H⁻¹ are down-dated, so that one
 pass backwards gives the whole curve from all channels to one.
 """
 
@@ -196,11 +196,14 @@ def _parts(member: Member, reading: Reading) -> list[_Downdating]:
     at = features_of(member, reading)
     covariance = reading.covariance()
     parts = []
-    for block in at[:, 0].unique().tolist():
+    for block in sorted(set(at[:, 0].tolist())):
         here = at[:, 0] == block
         channels, starts = member.channels[here], at[here, 1]
-        present, counts = channels.unique(return_counts=True)
-        if int(counts.min()) != int(counts.max()):  # positions that some channels lack: judged position by position
+        counts = channels.bincount()
+        present = counts.nonzero().flatten()
+        if int(counts[present].min()) != int(
+            counts.max()
+        ):  # positions that some channels lack: judged position by position
             window = starts.unsqueeze(1) + torch.arange(reading.reader.window)
             parts.append(_Downdating(covariance[block], reading.matrix[block], channels, window))
             continue

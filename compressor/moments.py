@@ -120,15 +120,16 @@ def features(reader: Reader, x: Tensor, positions: Tensor) -> Tensor:
     if reader.spread is not None:
         sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], reader.spread, strict=True)]
         spread = x.new_zeros(*x.shape[:2], *sizes)
-        spread[(..., *(slice(None, None, s) for s in reader.spread))] = x
+        at: Any = (..., *(slice(None, None, s) for s in reader.spread))
+        spread[at] = x
         x = spread
     pads = [p for pair in zip(reversed(reader.before), reversed(reader.after), strict=True) for p in pair]
     x = functional.pad(x, pads)
     for dim, (kernel, stride, dilation) in enumerate(zip(reader.kernel, reader.stride, reader.dilation, strict=True)):
         x = x.unfold(dim + 2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]  # a view: [n, in, *out, *kernel]
     out = x.shape[2 : 2 + reader.dims]
-    at = torch.unravel_index(positions, out)
-    windows = x[(slice(None), slice(None), *at)]  # [n, in, positions, *kernel]
+    chosen: Any = (slice(None), slice(None), *torch.unravel_index(positions, out))
+    windows = x[chosen]  # [n, in, positions, *kernel]
     n, channels = windows.shape[:2]
     by_group = windows.reshape(n, reader.groups, channels // reader.groups, len(positions), reader.window)
     return by_group.permute(1, 0, 3, 2, 4).reshape(reader.groups, n * len(positions), -1).float()
@@ -251,7 +252,7 @@ def fit(fitted: Moments, held_out: Moments, weight: Tensor, shift: Tensor, *, in
     part, judge = fitted.centred(intercept=intercept), held_out.centred(intercept=intercept)
     variance = max(float(judge.tt.sum()), 1e-30)
     before = judge.error(weight, shift)
-    best = (before, None)
+    best: tuple[float, float | None] = (before, None)
     for ridge, candidate in _path(part, weight, mean_only=mean_only):
         error = judge.error(candidate, part.shift(candidate))
         if math.isfinite(error) and error < best[0]:
@@ -275,9 +276,11 @@ def _path(part: Covariances, weight: Tensor, *, mean_only: bool) -> list[tuple[f
     values, vectors = torch.linalg.eigh(part.xx)
     residual = (part.tx - weight @ part.xx) @ vectors
     scale = _scale(part.xx)
-    for ridge in RIDGES:
-        path.append((ridge, weight + (residual / (values.clamp(min=0) + ridge * scale).unsqueeze(1)) @ vectors.mT))
-    return path
+
+    def at(ridge: float) -> Tensor:
+        return weight + (residual / (values.clamp(min=0) + ridge * scale).unsqueeze(1)) @ vectors.mT
+
+    return path + [(ridge, at(ridge)) for ridge in RIDGES]
 
 
 def solve(covariances: Covariances, weight: Tensor, *, ridge: float) -> Tensor:
@@ -296,4 +299,3 @@ def _scale(xx: Tensor) -> Tensor:
     """The mean of each group's diagonal, `[groups, 1]`; one where the layer reads nothing but zeros."""
     mean = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
     return torch.where(mean > 1e-30, mean, torch.ones_like(mean))
-

@@ -279,9 +279,7 @@ def calibration_split(data: Data) -> ImageSet:
     return next(s for s in (data.train, data.tune, data.test) if s is not None)
 
 
-def _calibration(
-    checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say
-) -> list[tuple[Tensor, ...]]:
+def _calibration(checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say) -> list[tuple[Tensor, ...]]:
     """What repair and allocation look at; empty where neither is asked for. Refused: images that are not there."""
     asked = request.repair is not Repair.NONE or request.scope is Scope.MEASURED
     if not asked:
@@ -294,7 +292,9 @@ def _calibration(
     found = calibration_batches(images, request.images, **options)
     if request.repair in (Repair.MEAN, Repair.LEAST_SQUARES, Repair.DISTILL):
         say("seeing how many images fit")
-        fits = affordable(checkpoint.module, found[0], images=len(found) * len(found[0][0]), memory_bytes=request.memory_bytes)
+        fits = affordable(
+            checkpoint.module, found[0], images=len(found) * len(found[0][0]), memory_bytes=request.memory_bytes
+        )
         found = found[: max(1, fits // len(found[0][0]))]
     return found
 
@@ -387,7 +387,7 @@ def _emptiable(module: nn.Module, program: Program, group: ChannelGroup) -> bool
 def score(
     module: nn.Module, groups: tuple[ChannelGroup, ...], request: Request, *, data: Data | None, checkpoint: Checkpoint
 ) -> tuple[Scores, Calibration]:
-    """Every group's scores by the requested criterion, and what it knew; refused where it needs data that is missing."""
+    """Every group's scores by the requested criterion, and what it knew; refused where its data is missing."""
     criterion = criteria.load(request.criterion)
     stream: Iterable[tuple[Tensor, Tensor]] | None = None
     if criterion.needs is not Needs.NOTHING:

@@ -2,8 +2,8 @@
 
 The unit that leaves is one channel of every block of a group (one channel, where there are no blocks): the units of a
 group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks
-the units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616); `measured` is
-`compressor.allocate`'s.
+the units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616);
+`measured` is `compressor.allocate`'s.
 """
 
 from __future__ import annotations

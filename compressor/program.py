@@ -227,9 +227,7 @@ class Walk:
         return [self.values.get(n) or [self.constant(n)] * self.batches for n in self.program.outputs]
 
 
-def run(
-    program: Program, inputs: Sequence[Values], *, weights: Mapping[str, Tensor] | None = None
-) -> list[Values]:
+def run(program: Program, inputs: Sequence[Values], *, weights: Mapping[str, Tensor] | None = None) -> list[Values]:
     """The network's outputs, each batch by batch, for inputs given batch by batch."""
     with torch.no_grad():
         return Walk(program, inputs, weights=weights).finish()
@@ -251,6 +249,6 @@ def readers(program: Program) -> Iterator[tuple[int, fx.Node]]:
     """The convolutions and linear layers whose weight is a parameter that no other operator takes, with their index."""
     for i, node in enumerate(program.nodes):
         weight = node.args[1] if len(node.args) > 1 else None
-        if operator(node) in READING and isinstance(weight, fx.Node) and program.tensor_name(weight):
-            if len(weight.users) == 1:
-                yield i, node
+        known = isinstance(weight, fx.Node) and program.tensor_name(weight) is not None
+        if operator(node) in READING and known and len(weight.users) == 1:  # type: ignore[union-attr]  # it is a node
+            yield i, node

@@ -1,4 +1,4 @@
-"""Least-squares reconstruction: every layer behind the cut gives again what the dense network's gives, as well as it can.
+"""Least-squares reconstruction: every layer behind the cut is fitted to give what the dense network's gives.
 
 The dense and the small network walk through their operators side by side, on the same images. At each convolution or
 linear layer whose input is no longer the dense network's, the small network's weights are fitted: X is what the layer
@@ -89,7 +89,7 @@ def reconstruct(
     """A copy of `small`, which `surgery` cut from `dense`, fitted layer by layer on `batches` of inputs.
 
     Every batch has the same number of images. With `mean_only` no weight moves: the mean of what left goes into the
-    biases. The layers whose weights are named in `silent` read nothing any more: their weights become zero, their biases
+    biases. Layers whose weights are named in `silent` read nothing any more: their weights become zero, their biases
     the mean of what they are to give. Refused: networks that cannot be followed (`compressor.program`).
     """
     size = len(batches[0][0])
@@ -148,9 +148,7 @@ class _SideBySide:
         self.changed: set[fx.Node] = set()
         dense_tensors = {name: dense.constants[node] for node, name in dense.names.items()}
         self.different = {
-            node
-            for node, name in small.names.items()
-            if not torch.equal(small.constants[node], dense_tensors[name])
+            node for node, name in small.names.items() if not torch.equal(small.constants[node], dense_tensors[name])
         }
         self.dense_last = dense.last_uses()
         self.dense_index = dense.index
@@ -213,9 +211,9 @@ class _SideBySide:
         small, dense_node = self.small, self.dense.program.nodes[index]
         parts = Moments(), Moments()
         each = -(-wanted_rows(reader, reader.tensor(matrix)) // small.batches)
-        undo = None if branch is None else _Undo(small, node, branch, self.dense.values[dense_node][0])
+        undo = None if branch is None else _Undo(small, node, branch)
         for b in range(small.batches):
-            output = self._like_small(self.dense.values[dense_node][b], node, reader, matrix)
+            output = self._like_small(self.dense.values[dense_node][b], reader, matrix)
             if branch is not None and undo is not None:
                 total = self.dense.values[self.dense.program.nodes[branch.total]][b]
                 other = small.argument(branch.other, b)
@@ -232,7 +230,7 @@ class _SideBySide:
                 parts[b % HELD_OUT == HELD_OUT - 1 or b == small.batches - 1 < HELD_OUT - 1].add(x, t)
         return parts
 
-    def _like_small(self, output: Tensor, node: fx.Node, reader: Reader, matrix: Tensor) -> Tensor:
+    def _like_small(self, output: Tensor, reader: Reader, matrix: Tensor) -> Tensor:
         """The dense layer's output at the channels that the small one still has, scaled as its weight was."""
         channels = matrix.shape[0] * matrix.shape[1]
         dim = output.ndim - 1 if not reader.dims else output.ndim - reader.dims - 1
@@ -281,8 +279,7 @@ class _Undo:
     scales them by sending zeros and ones.
     """
 
-    def __init__(self, walk: Walk, node: fx.Node, branch: Branch, dense_output: Tensor) -> None:
-        del dense_output
+    def __init__(self, walk: Walk, node: fx.Node, branch: Branch) -> None:
         small_shape = call(node, lambda a: walk.argument(a, 0)).shape
         ones = torch.ones(small_shape)
 
@@ -328,4 +325,3 @@ def _of(program: Program, walk: Walk, name: str) -> Tensor:
     """The parameter or buffer called `name`, as it is now."""
     node = next(n for n, found in program.names.items() if found == name)
     return walk.constant(node)
-

@@ -190,7 +190,9 @@ def emptied(module: nn.Module, layers: Sequence[str], example_inputs: Sequence[T
     pairs = zip(outputs_of(lighter, inputs), outputs_of(module.eval(), inputs), strict=True)
     worst = max(relative_difference(a, b) for a, b in pairs)
     if worst > 1e-5:
-        raise RepairError(f"the network without its empty branches differs by {worst:.2g}", hint="use `--min-channels 1`")
+        raise RepairError(
+            f"the network without its empty branches differs by {worst:.2g}", hint="use `--min-channels 1`"
+        )
     return lighter, cut
 
 

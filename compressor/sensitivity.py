@@ -133,7 +133,7 @@ def narrowed(
         moments = reading.moments
         mean = moments.x / moments.rows
         covariance = reading.covariance()
-        for block in at[:, 0].unique().tolist():
+        for block in sorted(set(at[:, 0].tolist())):
             starts = at[(at[:, 0] == block) & gone[member.channels], 1]
             lost = (starts.unsqueeze(1) + torch.arange(reading.reader.window)).flatten()
             keep = torch.ones(matrix.shape[2], dtype=torch.bool)

@@ -44,9 +44,7 @@ class Silent(nn.Module):
             return given if self.bias is None else given + self.bias
         sizes = [
             (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
+            for size, k, s, p, d in zip(x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         ]
         given = x.new_zeros(x.shape[0], self.channels, *sizes)
         return given if self.bias is None else given + self.bias.view(1, -1, *[1] * len(sizes))

@@ -1,7 +1,7 @@
-"""Optimal brain surgeon on channels: what readers lose when all else makes up for a channel (Hassibi & Stork 1992).
+"""Optimal brain surgeon on channels: what is lost when the others make up for one (Hassibi & Stork 1992).
 
-Channels are taken out one by one, the one that costs least first (`compressor.elimination`, with the formula). The score
-of a channel is what it cost when it went, over the variance of what its readers give, summed over them; never less than
+Channels are taken out one by one, the cheapest first (`compressor.elimination`, with the formula). The score of
+a channel is what it cost when it went, over the variance of what its readers give, summed over them; never less than
 that of the channel before it, so that the order of the scores is the order of the elimination.
 """
 
