@@ -21,8 +21,9 @@ from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.export import export_onnx
 from compressor.groups import trace
-from compressor.pipeline import Request, prune
+from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.request import Request
 from compressor.shrink import prove
 
 FOLDER = Path(__file__).parent / "surgery"

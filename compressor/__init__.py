@@ -21,7 +21,7 @@ _HOMES = {
     "load": "checkpoint",
     "load_data": "sources",
     "trace": "groups",
-    "Request": "pipeline",
+    "Request": "request",
     "prune": "pipeline",
     "ChannelBudget": "plan",
     "CostBudget": "plan",

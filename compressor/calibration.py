@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data import UNLABELLED
+from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, batches, first
 from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
 from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Member, Role
@@ -44,6 +44,8 @@ from compressor.program import program_of
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]
 Batches = Iterable[tuple[Inputs, Tensor | None]]
+
+CALIBRATION_BATCH, LEAST_BATCHES = 64, 8
 
 
 class Needs(enum.StrEnum):
@@ -75,6 +77,21 @@ class Calibration:
     readings: Mapping[str, Reading] | None = None
     images: int = 0
     labelled: bool = False
+
+
+def calibration_batches(
+    images: ImageSet, count: int, *, preprocessing: Preprocessing, seed: int
+) -> list[tuple[Tensor, ...]]:
+    """Up to `count` images drawn by `seed`, as inputs in batches of one size: at least eight where there are enough."""
+    drawn = first(images, count, seed=seed)
+    size = max(1, min(CALIBRATION_BATCH, len(drawn) // LEAST_BATCHES))
+    stream = batches(drawn, batch_size=size, preprocessing=preprocessing)
+    return [(inputs,) for inputs, _ in stream if len(inputs) == size]
+
+
+def calibration_split(data: Data) -> ImageSet:
+    """Where images without a look at their labels come from: the training split, or what there is instead."""
+    return next(s for s in (data.train, data.tune, data.test) if s is not None)
 
 
 def required(gathered: T | None, needs: Needs) -> T:

@@ -1,9 +1,9 @@
 """Optimal brain surgeon on channels: what a group's readers lose with each channel, the others making up for it.
 
 With H the covariance of what a reader reads and W its weights, taking channel c out and letting the others make up for
-it costs tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of its output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al. 2022,
- arXiv:2203.07259). Channels leave one by one, the cheapest first; after each, W and H⁻¹ are down-dated, so that one
-pass backwards gives the whole curve from all channels to one.
+it costs tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of its output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al.
+2022, arXiv:2203.07259). Channels leave one by one, the cheapest first; after each, W and H⁻¹ are down-dated, so that
+one pass backwards gives the whole curve from all channels to one.
 """
 
 from __future__ import annotations

@@ -278,7 +278,8 @@ def _path(part: Covariances, weight: Tensor, *, mean_only: bool) -> list[tuple[f
     scale = _scale(part.xx)
 
     def at(ridge: float) -> Tensor:
-        return weight + (residual / (values.clamp(min=0) + ridge * scale).unsqueeze(1)) @ vectors.mT
+        moved: Tensor = (residual / (values.clamp(min=0) + ridge * scale).unsqueeze(1)) @ vectors.mT
+        return weight + moved
 
     return path + [(ridge, at(ridge)) for ridge in RIDGES]
 

@@ -11,57 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from compressor import criteria
-from compressor.allocate import allocate, orders_from, widths_to_probe
-from compressor.calibration import Calibration, Needs, gather
+from compressor.calibration import (
+    CALIBRATION_BATCH,
+    Calibration,
+    Needs,
+    calibration_batches,
+    calibration_split,
+    gather,
+)
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
-from compressor.data import Data, ImageSet, Preprocessing, SplitName, batches, first
-from compressor.elimination import consumers
-from compressor.errors import CalibrationError, PlanError, SurgeryError
+from compressor.data import Data, SplitName, batches, first
+from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
-from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
-from compressor.program import Program, program_of, readers
-from compressor.reconstruct import residual_sum
+from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.probing import Probing, allocated, fitted_and_probed
 from compressor.repair import Repair, Repaired, affordable, emptied, repair
-from compressor.sensitivity import Curve, sensitivity
+from compressor.request import Request, budget_to_json
+from compressor.sensitivity import Curve
 from compressor.shrink import Proof, prove, shrink
-from compressor.silent import can_be_silent
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
 FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
-CALIBRATION_IMAGES, CALIBRATION_BATCH, LEAST_BATCHES = 512, 64, 8
-PROBE_IMAGES = 128
-MEMORY_BYTES = 4 * 2**30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is asked of a pruning run."""
-
-    budget: Budget
-    criterion: str = "l1-norm"
-    scope: Scope = Scope.UNIFORM
-    align: int | None = None  # None: as wide as the runtime's blocks
-    min_channels: int = 1
-    protect: tuple[str, ...] = ()
-    levels: int = 1
-    largest: bool = False
-    seed: int = 0
-    images: int = CALIBRATION_IMAGES
-    repair: Repair = Repair.NONE
-    memory_bytes: int = MEMORY_BYTES  # for what repair holds of both networks at once
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise PlanError(f"{self.images} calibration images", hint="for example `--calibration 512`")
-        if self.levels < 1:
-            raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
-
-    @property
-    def multiple(self) -> int:
-        """What widths are rounded up to."""
-        return AUTO_ALIGN if self.align is None else self.align
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +114,6 @@ class Pruned:
         return None if found is None else found.to_json()
 
 
-def budget_to_json(budget: Budget) -> dict[str, float]:
-    """What was asked for, under the name of its option."""
-    return {"ratio": budget.ratio} if isinstance(budget, ChannelBudget) else {str(budget.counted): budget.stays}
-
-
 def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None, say: Say | None = None) -> Pruned:
     """The small network that `request` asks for, proved; the checkpoint stays as it was.
 
@@ -169,9 +136,20 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
             scores, calibration = score(module, traced.groups, request, data=data, checkpoint=checkpoint)
             budget = _budget_at(request, level, module, inputs, dense_cost)
             say("planning")
-            chosen = _Chosen()
+            curves: tuple[Curve, ...] = ()
+            empty: tuple[str, ...] = ()
             if request.scope is Scope.MEASURED:
-                chosen = _allocated(module, traced.groups, scores, calibration, budget, request, inputs, images, say)
+                fitted, probed = fitted_and_probed(images)
+                probing = Probing(
+                    module=module,
+                    groups=traced.groups,
+                    scores=scores,
+                    readings=calibration.readings,
+                    fitted=fitted,
+                    probed=probed,
+                )
+                allocation, curves = allocated(probing, budget, request, inputs, say=say)
+                plan, empty = allocation.plan, allocation.emptied
             else:
                 dense_widths = {g.root: g.channels for g in dense_traced.groups}
                 options: dict[str, Any] = {
@@ -181,8 +159,7 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
                     "dense_widths": dense_widths,
                     "may_be_empty": request.levels > 1 and (level < request.levels or bool(surgery.slices)),
                 }
-                chosen.plan = _plan(module, traced.groups, scores, budget, inputs, options)
-            plan = chosen.plan
+                plan = _plan(module, traced.groups, scores, budget, inputs, options)
             say("shrinking, and proving it")
             try:
                 small, cut = shrink(module, traced.groups, plan, inputs)
@@ -195,7 +172,7 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
                 traced = without(traced, reasons)
                 if level == 1:
                     dense_traced = traced
-        silent |= {m.tensor for m in _consumers_of(traced.groups, chosen.emptied)}
+        silent |= {m.tensor for m in _consumers_of(traced.groups, empty)}
         surgery = surgery.then(cut)
         repaired = None
         if request.repair is not Repair.NONE:
@@ -204,14 +181,14 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
             repaired = repair(dense, small, surgery, images, how=how, silent=silent, seed=request.seed, say=say)
             small = repaired.module
         before = sum(g.channels for g in traced.groups)
-        after = before - plan.count - sum(g.blocks for g in traced.groups if g.root in chosen.emptied)
+        after = before - plan.count - sum(g.blocks for g in traced.groups if g.root in empty)
         levels.append(
             Level(
                 plan=plan,
                 proof=proof,
                 channels=(before, after),
-                curves=chosen.curves,
-                emptied=chosen.emptied,
+                curves=curves,
+                emptied=empty,
                 repaired=repaired,
             )
         )
@@ -256,29 +233,6 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
     )
 
 
-class _Chosen:
-    """What a level decided: the plan, and where it was measured the curves and the groups to empty."""
-
-    plan: PruningPlan
-    curves: tuple[Curve, ...] = ()
-    emptied: tuple[str, ...] = ()
-
-
-def calibration_batches(
-    images: ImageSet, count: int, *, preprocessing: Preprocessing, seed: int
-) -> list[tuple[Tensor, ...]]:
-    """Up to `count` images drawn by `seed`, as inputs in batches of one size: at least eight where there are enough."""
-    drawn = first(images, count, seed=seed)
-    size = max(1, min(CALIBRATION_BATCH, len(drawn) // LEAST_BATCHES))
-    stream = batches(drawn, batch_size=size, preprocessing=preprocessing)
-    return [(inputs,) for inputs, _ in stream if len(inputs) == size]
-
-
-def calibration_split(data: Data) -> ImageSet:
-    """Where images without a look at their labels come from: the training split, or what there is instead."""
-    return next(s for s in (data.train, data.tune, data.test) if s is not None)
-
-
 def _calibration(checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say) -> list[tuple[Tensor, ...]]:
     """What repair and allocation look at; empty where neither is asked for. Refused: images that are not there."""
     asked = request.repair is not Repair.NONE or request.scope is Scope.MEASURED
@@ -303,93 +257,12 @@ def _consumers_of(groups: tuple[ChannelGroup, ...], roots: tuple[str, ...]) -> l
     return [m for g in groups if g.root in roots for m in g.members if m.role is Role.CONSUMES]
 
 
-def _allocated(
-    module: nn.Module,
-    groups: tuple[ChannelGroup, ...],
-    scores: Scores,
-    calibration: Calibration,
-    budget: Budget,
-    request: Request,
-    inputs: tuple[Tensor, ...],
-    images: list[tuple[Tensor, ...]],
-    say: Say,
-) -> _Chosen:
-    """The plan by measured curves: second moments from most of the images, the output's rise on the others."""
-    chosen = _Chosen()
-    held = max(1, min(len(images) // 4, -(-PROBE_IMAGES // len(images[0][0]))))
-    curves = measured_curves(
-        module, groups, scores, calibration, request, inputs, images[:-held] or images, images[-held:], say
-    )
-    allocation = allocate(
-        groups,
-        orders_from(groups, scores),
-        curves,
-        budget=budget,
-        costs=CostModel(module, groups, inputs),
-        align=request.multiple,
-        min_channels=request.min_channels,
-    )
-    chosen.plan, chosen.curves, chosen.emptied = allocation.plan, curves, allocation.emptied
-    return chosen
-
-
-def measured_curves(
-    module: nn.Module,
-    groups: tuple[ChannelGroup, ...],
-    scores: Scores,
-    calibration: Calibration,
-    request: Request,
-    inputs: tuple[Tensor, ...],
-    fitted: list[tuple[Tensor, ...]],
-    probed: list[tuple[Tensor, ...]],
-    say: Say,
-) -> tuple[Curve, ...]:
-    """How the output suffers from each group at a few widths: readers fitted on `fitted`, judged on `probed` images."""
-    readings = calibration.readings
-    if readings is None:
-        stream = [(batch, None) for batch in fitted]
-        readings = gather(module, groups, needs=Needs.SECOND_MOMENTS, batches=stream, seed=request.seed).readings
-        assert readings is not None
-    program = program_of(module, probed[0], batch=len(probed[0][0]))
-    del inputs
-    may_empty = request.min_channels == 1 and request.repair not in (Repair.NONE, Repair.BATCH_NORM)
-    widths = {
-        g.root: widths_to_probe(
-            g,
-            align=request.multiple,
-            min_channels=request.min_channels,
-            may_empty=may_empty and _emptiable(module, program, g),
-        )
-        for g in groups
-    }
-    known = [g for g in groups if consumers(g, readings)]
-    return sensitivity(program, known, readings, orders_from(groups, scores), widths, probed, say=say)
-
-
-def _emptiable(module: nn.Module, program: Program, group: ChannelGroup) -> bool:
-    """Whether the network stays whole without the group: all that reads it ends in a sum with something else."""
-    nodes = {program.tensor_name(node.args[1]): node for _, node in readers(program)}
-    for member in group.members:
-        if member.role is Role.NORMALISES:
-            return False
-        if member.role is Role.CARRIES:
-            continue
-        if not can_be_silent(module.get_submodule(member.layer)):
-            return False
-        if member.role is Role.CONSUMES:
-            node = nodes.get(member.tensor)
-            whole = dict(module.named_parameters())[member.tensor].shape[member.dim] * member.blocks
-            if node is None or len(member.positions) != whole or residual_sum(program, node) is None:
-                return False
-    return True
-
-
 def score(
     module: nn.Module, groups: tuple[ChannelGroup, ...], request: Request, *, data: Data | None, checkpoint: Checkpoint
 ) -> tuple[Scores, Calibration]:
     """Every group's scores by the requested criterion, and what it knew; refused where its data is missing."""
     criterion = criteria.load(request.criterion)
-    stream: Iterable[tuple[Tensor, Tensor]] | None = None
+    stream: Iterable[tuple[Tensor, Tensor | None]] | None = None
     if criterion.needs is not Needs.NOTHING:
         if data is None:
             raise CalibrationError(
@@ -399,7 +272,7 @@ def score(
             held = calibration_batches(
                 calibration_split(data), request.images, preprocessing=checkpoint.preprocessing, seed=request.seed
             )
-            stream = [(*inputs, None) for inputs in held]  # type: ignore[misc]  # one input, no labels
+            stream = [(inputs, None) for (inputs,) in fitted_and_probed(held)[0]]  # no labels
         else:
             images = first(
                 data.split(SplitName.TRAIN if data.train else SplitName.TUNE), request.images, seed=request.seed

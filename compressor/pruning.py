@@ -11,15 +11,16 @@ from typing import Any
 
 from compressor import criteria
 from compressor.artifact import SUFFIX, check_free, write_artifact
-from compressor.calibration import Needs
+from compressor.calibration import Needs, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import PlanError, unknown
 from compressor.masks import MaskScope, apply_mask_, magnitude
-from compressor.pipeline import CALIBRATION_IMAGES, MEMORY_BYTES, Request, Say, calibration_split, prune
+from compressor.pipeline import Say, prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
 from compressor.repair import Repair, repair_named
+from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, Request
 from compressor.sparse import SAVES_NO_TIME
 
 

@@ -16,9 +16,10 @@ from compressor.artifact import add_results, load_artifact, open_artifact, write
 from compressor.checkpoint import Checkpoint, load
 from compressor.errors import ArtifactError
 from compressor.outputs import outputs_of
-from compressor.pipeline import Request, prune
+from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.pruning import MaskRequest, prune_to
+from compressor.request import Request
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from compressor.checkpoint import Architecture, Checkpoint, load
 from compressor.data import Preprocessing
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.outputs import outputs_of
-from compressor.pipeline import Request, prune
+from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
+from compressor.request import Request
 from compressor.sources import load_data
 from compressor.surgery import operate
 from tests.topologies import INPUT, alive, plain

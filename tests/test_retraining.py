@@ -20,9 +20,10 @@ from compressor.cli import retrain as command_file
 from compressor.cli.main import app
 from compressor.errors import ArtifactError, RetrainError
 from compressor.masks import apply_mask_, magnitude
-from compressor.pipeline import Request, prune
+from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.recipe import How
+from compressor.request import Request
 from compressor.sources import load_data
 from compressor.train import Progress
 

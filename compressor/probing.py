@@ -1,0 +1,102 @@
+"""Widths by measurement, from a request: second moments, curves of error against width, an allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from compressor.allocate import Allocation, allocate, orders_from, widths_to_probe
+from compressor.calibration import Needs, gather
+from compressor.costs import CostModel
+from compressor.elimination import Reading, consumers
+from compressor.groups import ChannelGroup, Role
+from compressor.plan import Budget, Scores
+from compressor.program import Program, program_of, readers
+from compressor.reconstruct import residual_sum
+from compressor.repair import Repair
+from compressor.request import Request
+from compressor.sensitivity import Curve, sensitivity
+from compressor.silent import can_be_silent
+
+Say = Callable[[str], None]
+Batches = list[tuple[Tensor, ...]]
+PROBE_IMAGES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """What measuring takes: the network with its groups and their scores, and images to fit and to judge on."""
+
+    module: nn.Module
+    groups: tuple[ChannelGroup, ...]
+    scores: Scores
+    readings: Mapping[str, Reading] | None  # what the criterion gathered of the consumers, where it did
+    fitted: Batches
+    probed: Batches
+
+
+def fitted_and_probed(images: Batches) -> tuple[Batches, Batches]:
+    """Images to fit readers on, and others to judge by: at most a quarter, about `PROBE_IMAGES`."""
+    held = max(1, min(len(images) // 4, -(-PROBE_IMAGES // len(images[0][0]))))
+    return images[:-held] or images, images[-held:]
+
+
+def allocated(
+    probing: Probing, budget: Budget, request: Request, example_inputs: tuple[Tensor, ...], *, say: Say
+) -> tuple[Allocation, tuple[Curve, ...]]:
+    """The widths within the budget at the least measured rise, and the curves that decided."""
+    curves = measured_curves(probing, request, say=say)
+    allocation = allocate(
+        probing.groups,
+        orders_from(probing.groups, probing.scores),
+        curves,
+        budget=budget,
+        costs=CostModel(probing.module, probing.groups, example_inputs),
+        align=request.multiple,
+        min_channels=request.min_channels,
+    )
+    return allocation, curves
+
+
+def measured_curves(probing: Probing, request: Request, *, say: Say) -> tuple[Curve, ...]:
+    """How the output suffers from each group alone at a few widths, where the group's readers can be seen."""
+    module, groups, probed = probing.module, probing.groups, probing.probed
+    readings = probing.readings
+    if readings is None:
+        say("gathering second moments")
+        stream = [(batch, None) for batch in probing.fitted]
+        readings = gather(module, groups, needs=Needs.SECOND_MOMENTS, batches=stream, seed=request.seed).readings
+        assert readings is not None
+    program = program_of(module, probed[0], batch=len(probed[0][0]))
+    may_empty = request.min_channels == 1 and request.repair not in (Repair.NONE, Repair.BATCH_NORM)
+    widths = {
+        g.root: widths_to_probe(
+            g,
+            align=request.multiple,
+            min_channels=request.min_channels,
+            may_empty=may_empty and _emptiable(module, program, g),
+        )
+        for g in groups
+    }
+    known = [g for g in groups if consumers(g, readings)]
+    return sensitivity(program, known, readings, orders_from(groups, probing.scores), widths, probed, say=say)
+
+
+def _emptiable(module: nn.Module, program: Program, group: ChannelGroup) -> bool:
+    """Whether the network stays whole without the group: all that reads it ends in a sum with something else."""
+    nodes = {program.tensor_name(node.args[1]): node for _, node in readers(program)}
+    for member in group.members:
+        if member.role is Role.NORMALISES:
+            return False
+        if member.role is Role.CARRIES:
+            continue
+        if not can_be_silent(module.get_submodule(member.layer)):
+            return False
+        if member.role is Role.CONSUMES:
+            node = nodes.get(member.tensor)
+            whole = dict(module.named_parameters())[member.tensor].shape[member.dim] * member.blocks
+            if node is None or len(member.positions) != whole or residual_sum(program, node) is None:
+                return False
+    return True

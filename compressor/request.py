@@ -1,0 +1,46 @@
+"""What is asked of a pruning run, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.errors import PlanError
+from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, Scope
+from compressor.repair import Repair
+
+CALIBRATION_IMAGES = 512
+MEMORY_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a pruning run."""
+
+    budget: Budget
+    criterion: str = "l1-norm"
+    scope: Scope = Scope.UNIFORM
+    align: int | None = None  # None: as wide as the runtime's blocks
+    min_channels: int = 1
+    protect: tuple[str, ...] = ()
+    levels: int = 1
+    largest: bool = False
+    seed: int = 0
+    images: int = CALIBRATION_IMAGES
+    repair: Repair = Repair.NONE
+    memory_bytes: int = MEMORY_BYTES  # for what repair holds of both networks at once
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise PlanError(f"{self.images} calibration images", hint="for example `--calibration 512`")
+        if self.levels < 1:
+            raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
+
+    @property
+    def multiple(self) -> int:
+        """What widths are rounded up to."""
+        return AUTO_ALIGN if self.align is None else self.align
+
+
+def budget_to_json(budget: Budget) -> dict[str, float]:
+    """What was asked for, under the name of its option."""
+    return {"ratio": budget.ratio} if isinstance(budget, ChannelBudget) else {str(budget.counted): budget.stays}
