@@ -193,11 +193,16 @@ def _lent(module: nn.Module, *, seed: int, gradients: bool) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """An input where the parameter is, of its type where both are floats."""
+    return tensor.to(parameter.device, parameter.dtype) if tensor.is_floating_point() else tensor.to(parameter.device)
+
+
 def _forward(module: nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
     """The first tensor of the network's output, and how many images went in."""
     first = next(module.parameters())
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    tensors = [t.to(first.device, first.dtype) if t.is_floating_point() else t.to(first.device) for t in tensors]
+    tensors = [_like(t, first) for t in tensors]
     try:
         output: Any = module(*tensors)
     except torch.OutOfMemoryError:
@@ -333,7 +338,8 @@ def _second_moments(
     module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int
 ) -> tuple[dict[str, Reading], int]:
     """What the groups' consumers read, by their weights' names, and the number of images."""
-    given = [[inputs] if isinstance(inputs, Tensor) else list(inputs) for inputs, _ in batches]
+    first = next(module.parameters())
+    given = [[_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)] for inputs, _ in batches]
     whole = [tensors for tensors in given if len(tensors[0]) == len(given[0][0])]
     _refuse_none(len(whole))
     names = {m.tensor for g in groups for m in g.members if m.role is Role.CONSUMES}

@@ -24,7 +24,17 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from compressor.outputs import tensors_in
-from compressor.program import NORMALISING, Program, Walk, aten, in_step, operator, program_of, readers
+from compressor.program import (
+    NORMALISING,
+    TRANSPOSING,
+    Program,
+    Walk,
+    aten,
+    in_step,
+    operator,
+    program_of,
+    readers,
+)
 from compressor.sensitivity import rise
 from compressor.surgery import Surgery
 
@@ -120,7 +130,7 @@ def _points(small: Program, surgery: Surgery) -> list[tuple[int, Tensor | None]]
     for i, node in readers(small):
         name = small.tensor_name(node.args[1])
         assert name is not None
-        kept = surgery.slices.get(name, {}).get(0)
+        kept = surgery.slices.get(name, {}).get(1 if operator(node) in TRANSPOSING else 0)
         at: fx.Node = node
         while True:
             users = list(at.users)

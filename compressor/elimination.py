@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.moments import WIDEST, Moments, Reader, drawn_positions, features, reader_of, wanted_rows
 from compressor.program import Program, Walk, readers
@@ -40,9 +41,10 @@ class Reading:
 
     def covariance(self) -> Tensor:
         """`[groups, features, features]`, or its diagonals `[groups, features]`; float64."""
-        mean = self.moments.x / self.moments.rows
-        outer = mean.square() if self.wide else mean.unsqueeze(2) * mean.unsqueeze(1)
-        return self.moments.xx / self.moments.rows - outer
+        if not self.wide:
+            return self.moments.covariance()
+        found: Tensor = self.moments.xx / self.moments.rows - (self.moments.x / self.moments.rows).square()
+        return found.clamp(min=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,16 @@ def features_of(member: Member, reading: Reading) -> Tensor:
     return torch.stack([member.positions // per_group, member.positions % per_group * window], dim=1)
 
 
+def _inverse(covariance: Tensor, ridge: Tensor) -> Tensor:
+    """(C + λ I)⁻¹ by Cholesky; a larger λ where that is not positive definite."""
+    eye = torch.eye(len(covariance), dtype=covariance.dtype)
+    for power in range(8):
+        factor, failed = torch.linalg.cholesky_ex(covariance + ridge * 10.0**power * eye)
+        if not bool(failed):
+            return torch.cholesky_inverse(factor)
+    raise CalibrationError("what a layer reads is not finite", hint="check the data's normalisation")
+
+
 class _Downdating:
     """One group of one reader: H⁻¹ and W, and which features are which channel's."""
 
@@ -134,12 +146,14 @@ class _Downdating:
             self.inverse = covariance + ridge
             self.variance = float((weight.square() * covariance).sum())
         else:
-            eye = torch.eye(len(covariance), dtype=covariance.dtype)
-            self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge * eye))
+            self.inverse = _inverse(covariance, ridge)
             self.variance = float(((weight @ covariance) * weight).sum())
 
     def costs(self, channels: int) -> Tensor:
         """What each channel costs now, over the variance of the output: `[channels]`."""
+        total = torch.zeros(channels, dtype=torch.float64)
+        if self.variance <= 1e-30:
+            return total  # what gives the same for every image loses nothing
         by_channel = self.weight[:, self.indices]  # [out, present, features]
         if self.static:
             cost = (by_channel.square() * self.inverse[self.indices]).sum(dim=(0, 2))
@@ -147,9 +161,7 @@ class _Downdating:
             blocks = self.inverse[self.indices.unsqueeze(2), self.indices.unsqueeze(1)]  # [present, f, f]
             solved = torch.linalg.solve(blocks, by_channel.permute(1, 2, 0))  # [present, f, out]
             cost = (solved * by_channel.permute(1, 2, 0)).sum(dim=(1, 2))
-        total = torch.zeros(channels, dtype=torch.float64)
-        total.index_add_(0, self.channels, cost.clamp(min=0) / max(self.variance, 1e-30))
-        return total
+        return total.index_add_(0, self.channels, cost.clamp(min=0) / self.variance)
 
     def remove(self, gone: Tensor) -> None:
         """Take out the channels marked in `gone` `[channels]`."""

@@ -2,7 +2,8 @@
 
 A convolution is a linear layer over its windows (im2col, with the true padding); a transposed one is a convolution over
 its input spread out by the stride. Rows are the windows of many images at many output positions: where there are more
-than are needed, positions are drawn. Products are taken in float32, batch by batch, and added up in float64.
+than are needed, positions are drawn. Products are taken in float32, batch by batch about the batch's mean, and added up
+in float64: about zero, rounding would drown the variance of what hardly varies.
 
 With X what the layer reads, T what it should give, C the covariances, W₀ the weights it has and λ = ρ · mean diag C_XX:
 
@@ -25,6 +26,7 @@ from compressor.program import CONVOLVING, CONVOLVING_PADDED, TRANSPOSING, Progr
 
 ROWS_PER_FEATURE, LEAST_ROWS = 24, 16_384  # of windows, over all batches
 WIDEST = 6_000  # features; above it a covariance takes more than 300 MB and minutes: only the bias is fitted
+ROUNDING = 1e-12  # of a second moment: a variance below it is a constant's
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RIDGES_WIDE = (1e-4, 1e-2)  # each takes a Cholesky factorisation of its own
 EIGEN_AT_MOST = 1_500  # features; below it one eigendecomposition serves every ridge
@@ -179,10 +181,10 @@ class Moments:
         """Add rows: `x` `[groups, rows, features]`, `t` `[groups, rows, outputs]`."""
         self.rows += x.shape[1]
         self.x = self.x + x.sum(dim=1, dtype=torch.float64)
-        self.xx = self.xx + (x.mT @ x).double()
+        self.xx = self.xx + _product(x, x)
         if t is not None:
             self.t = self.t + t.sum(dim=1, dtype=torch.float64)
-            self.tx = self.tx + (t.mT @ x).double()
+            self.tx = self.tx + _product(t, x)
             self.tt = self.tt + t.double().square().sum(dim=1)
 
     def __add__(self, other: Moments) -> Moments:
@@ -191,15 +193,35 @@ class Moments:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
+    def covariance(self) -> Tensor:
+        """The covariance of X, exactly zero for what is constant: `[groups, features, features]`, float64."""
+        mean = self.x / self.rows
+        xx: Tensor = self.xx / self.rows - mean.unsqueeze(2) * mean.unsqueeze(1)
+        varies = self._varies(xx)
+        return xx * varies.unsqueeze(2) * varies.unsqueeze(1)
+
+    def _varies(self, covariance: Tensor) -> Tensor:
+        return covariance.diagonal(dim1=1, dim2=2) > ROUNDING * self.xx.diagonal(dim1=1, dim2=2) / self.rows
+
     def centred(self, *, intercept: bool = True) -> Covariances:
         """Means and covariances; about zero instead of the means where there is no intercept."""
         mean_x, mean_t = self.x / self.rows, self.t / self.rows
         xx, tx, tt = self.xx / self.rows, self.tx / self.rows, self.tt / self.rows
         if intercept:
-            xx = xx - mean_x.unsqueeze(2) * mean_x.unsqueeze(1)
-            tx = tx - mean_t.unsqueeze(2) * mean_x.unsqueeze(1)
+            xx = self.covariance()
+            tx = (tx - mean_t.unsqueeze(2) * mean_x.unsqueeze(1)) * self._varies(xx).unsqueeze(1)
             tt = tt - mean_t.square()
         return Covariances(mean_x=mean_x, mean_t=mean_t, xx=xx, tx=tx, tt=tt, intercept=intercept)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The sum over rows of a bᵀ, `[groups, a's, b's]` in float64, from float32 products about the means."""
+    mean_a, mean_b = a.mean(dim=1, keepdim=True), b.mean(dim=1, keepdim=True)
+    off_a, off_b = a - mean_a, b - mean_b
+    rest_a, rest_b = (t.sum(dim=1, keepdim=True, dtype=torch.float64) for t in (off_a, off_b))
+    mean_a, mean_b = mean_a.double(), mean_b.double()
+    about_means = (off_a.mT @ off_b).double()
+    return about_means + mean_a.mT @ (rest_b + a.shape[1] * mean_b) + rest_a.mT @ mean_b
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +241,7 @@ class Covariances:
         if self.intercept:
             off = self.mean_t - (weight @ self.mean_x.unsqueeze(2)).squeeze(2) - shift
             spread = spread + off.square().sum()
-        return float(spread)
+        return float(spread.clamp(min=0))  # rounding
 
     def shift(self, weight: Tensor) -> Tensor:
         """The bias that makes the means agree: `[groups, outputs]`; zero without an intercept."""
@@ -269,7 +291,7 @@ def fit(fitted: Moments, held_out: Moments, weight: Tensor, shift: Tensor, *, in
 def _path(part: Covariances, weight: Tensor, *, mean_only: bool) -> list[tuple[float, Tensor]]:
     """The weights at each ridge, the unmoved ones at an infinite one."""
     path = [(math.inf, weight)]
-    if mean_only:
+    if mean_only or not bool(part.xx.isfinite().all()):
         return path
     if part.xx.shape[-1] > EIGEN_AT_MOST:
         return path + [(ridge, solve(part, weight, ridge=ridge)) for ridge in RIDGES_WIDE]

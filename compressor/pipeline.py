@@ -28,7 +28,7 @@ from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scop
 from compressor.probing import Probing, allocated, fitted_and_probed
 from compressor.repair import Repair, Repaired, affordable, emptied, repair
 from compressor.request import Request, budget_to_json
-from compressor.sensitivity import Curve
+from compressor.sensitivity import Curve, writable
 from compressor.shrink import Proof, prove, shrink
 from compressor.surgery import Surgery
 
@@ -102,7 +102,7 @@ class Pruned:
             "left_alone": [{"layer": a.layer, "reason": a.reason} for a in self.traced.left_alone],
             "emptied": [root for level in self.levels for root in level.emptied],
             "curves": [
-                {"root": c.root, "widths": list(c.widths), "rises": list(c.measured)}
+                {"root": c.root, "widths": list(c.widths), "rises": [writable(r) for r in c.measured]}
                 for level in self.levels[:1]
                 for c in level.curves
             ],

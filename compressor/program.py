@@ -104,7 +104,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
         elif node.op == "call_function":
             calls.append(node)
         elif node.op == "output":
-            outputs = tuple(n for n in node.all_input_nodes if n.name in signature.user_outputs)
+            outputs = tuple(n for n in node.args[0] if isinstance(n, fx.Node) and n.name in signature.user_outputs)
         else:
             raise RepairError(f"the network cannot be followed: it has a step `{node.op}`")
     program = Program(

@@ -212,6 +212,8 @@ class _SideBySide:
         parts = Moments(), Moments()
         each = -(-wanted_rows(reader, reader.tensor(matrix)) // small.batches)
         undo = None if branch is None else _Undo(small, node, branch)
+        if undo is not None and branch is not None and not undo.one_by_one(small.argument(branch.other, 0)):
+            undo = None
         for b in range(small.batches):
             output = self._like_small(self.dense.values[dense_node][b], reader, matrix)
             if branch is not None and undo is not None:
@@ -222,8 +224,12 @@ class _SideBySide:
             positions = drawn_positions(reader, output, wanted=each, generator=self.generator)
             x = features(reader, small.argument(source, b), positions)
             t = targets(reader, output, positions)
-            if small.batches == 1:  # rows stand in for batches
-                cut = x.shape[1] * (HELD_OUT - 1) // HELD_OUT
+            if small.batches == 1 and x.shape[1] == 1:  # too little to judge anything but the mean
+                parts[0].add(x, t)
+                parts[1].add(x, t)
+            elif small.batches == 1:  # rows stand in for batches
+                cut = -(-x.shape[1] * (HELD_OUT - 1) // HELD_OUT)
+                cut = min(cut, x.shape[1] - 1)
                 parts[0].add(x[:, :cut], t[:, :cut])
                 parts[1].add(x[:, cut:], t[:, cut:])
             else:
@@ -298,6 +304,10 @@ class _Undo:
         self.places = through(torch.arange(ones.numel()).reshape(small_shape), True).flatten()
         size = self.scale.abs()
         self.usable = size > 1e-3 * size.mean()
+
+    def one_by_one(self, other: Tensor) -> bool:
+        """Whether every value goes into a sum of its own: nothing is spread over the other side, or over a constant."""
+        return other.shape == self.offset.shape and self.places.numel() == self.offset.numel()
 
     def target(self, total: Tensor, plain: Tensor) -> Tensor:
         """What the layer should give, so that the sum is right; `plain` where the chain lets nothing through."""

@@ -29,7 +29,7 @@ from compressor.groups import BATCH_NORMS
 from compressor.outputs import outputs_of, relative_difference
 from compressor.program import Walk, program_of
 from compressor.reconstruct import LayerFit, reconstruct
-from compressor.sensitivity import rise
+from compressor.sensitivity import rise, writable
 from compressor.surgery import Surgery, operate
 
 Say = Callable[[str], None]
@@ -78,10 +78,14 @@ class Repaired:
             "how": str(self.how),
             "images": self.images,
             "judged": self.judged,
-            "rise": [self.before, self.after],
+            "rise": [writable(self.before), writable(self.after)],
             "kept": self.kept,
-            "layers": [dataclasses.asdict(layer) | {"ridge": _finite(layer.ridge)} for layer in self.layers],
-            "distilled": list(self.distilled),
+            "layers": [
+                dataclasses.asdict(layer)
+                | {"before": writable(layer.before), "after": writable(layer.after), "ridge": _finite(layer.ridge)}
+                for layer in self.layers
+            ],
+            "distilled": [writable(error) for error in self.distilled],
         }
 
 
@@ -185,9 +189,9 @@ def emptied(module: nn.Module, layers: Sequence[str], example_inputs: Sequence[T
     Refused: a copy that says anything else than the module.
     """
     cut = Surgery(emptied=tuple(layers))
-    lighter = operate(module, cut).eval()
+    lighter = operate(module, cut)
     inputs = list(example_inputs)
-    pairs = zip(outputs_of(lighter, inputs), outputs_of(module.eval(), inputs), strict=True)
+    pairs = zip(*(outputs_of(copy.deepcopy(m).eval(), inputs) for m in (lighter, module)), strict=True)
     worst = max(relative_difference(a, b) for a, b in pairs)
     if worst > 1e-5:
         raise RepairError(

@@ -14,6 +14,7 @@ what a width costs beyond its neighbours' line is taken to be noise.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,3 +184,8 @@ def rise(dense: Tensor, other: Tensor) -> float:
     variance = float((dense - dense.mean(dim=0)).square().mean()) or 1.0
     error = float((other - dense).square().mean()) / variance
     return error if math.isfinite(error) else math.inf
+
+
+def writable(rise: float) -> float:
+    """The rise as a number that JSON has: the largest one for what is infinite."""
+    return min(rise, sys.float_info.max) if not math.isnan(rise) else sys.float_info.max

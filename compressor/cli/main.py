@@ -20,7 +20,7 @@ from compressor.cli.options import ExitCode, command_line, talk
 from compressor.errors import CompressError, UntrustedPickle
 
 NOT_COMMANDS = {"main", "options"}
-ORDER = ("inspect", "prune", "retrain", "export", "bench", "report", "evaluate", "demo")
+ORDER = ("inspect", "sensitivity", "prune", "retrain", "export", "bench", "report", "evaluate", "demo")
 
 app = typer.Typer(
     name="compress",

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import ArtifactError
-from compressor.report.changes import left_alone_section, masked_section, proof_section, widths_section
+from compressor.report.changes import (
+    left_alone_section,
+    masked_section,
+    proof_section,
+    repair_section,
+    widths_section,
+)
 from compressor.report.document import Code, Document, Section, Text
 from compressor.report.findings import Findings, findings_from_results
 from compressor.report.headline import result_section
@@ -68,6 +74,7 @@ def compose(findings: Findings, commands: Commands) -> Document:
         accuracy_section(findings, commands),
         *changes,
         proof_section(findings, commands),
+        *((repair_section(findings.repairing),) if findings.repairing else ()),
         retraining_section(findings, commands),
         lineage_section(findings, commands),
         environment_section(findings, commands),

@@ -9,6 +9,7 @@ from compressor.report.document import (
     Code,
     Column,
     Facts,
+    Folded,
     Paragraph,
     Section,
     Strong,
@@ -16,7 +17,7 @@ from compressor.report.document import (
     Table,
     Text,
 )
-from compressor.report.findings import Findings, Masking, Pair, Pruning, Width
+from compressor.report.findings import Findings, Masking, Pair, Pruning, Repairing, Width
 from compressor.report.missing import Commands
 from compressor.report.wording import (
     count,
@@ -127,6 +128,33 @@ def masked_section(masking: Masking) -> Section:
         )
         blocks.append(Table(columns=columns, rows=tuple(rows), caption="Tensor by tensor"))
     return Section(anchor="masked", title="Masked weights on disk", blocks=tuple(blocks))
+
+
+def repair_section(repairing: Repairing) -> Section:
+    """What was fitted before any retraining, and how near the output came to the dense network's."""
+    blocks: list[Block] = []
+    if repairing.rise is not None:
+        before, after = repairing.rise
+        told: Text = (
+            "By ",
+            Strong(content=repairing.how),
+            f": the output's squared error over its variance went from {before:.3g} to {after:.3g}, "
+            "on images that judged it. No labels were used.",
+        )
+        blocks.append(Paragraph(text=told))
+    blocks.append(listed(repairing.facts))
+    if repairing.layers:
+        rows: list[tuple[Cell, ...]] = [
+            ((Code(content=layer),), (f"{before:.3g}",), (f"{after:.3g}",)) for layer, before, after in repairing.layers
+        ]
+        columns = (Column(name="layer"), Column(name="before", numeric=True), Column(name="after", numeric=True))
+        table = Table(columns=columns, rows=tuple(rows), caption="")
+        blocks.append(Folded(summary=f"Layer by layer: {len(rows)} fits", blocks=(table,)))
+    note: Text = (
+        "A layer's error is that of its output against the dense network's, over its variance, on images that it was "
+        "not fitted on.",
+    )
+    return Section(anchor="repair", title="Repair before any retraining", blocks=tuple(blocks), note=note)
 
 
 def left_alone_section(findings: Findings, commands: Commands) -> Section:

@@ -125,6 +125,19 @@ class Masking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repairing:
+    """What was fitted before any retraining, and how far from the dense network that leaves the output.
+
+    `rise` is the output's squared error over its variance before and after, `layers` each layer's likewise.
+    """
+
+    how: str
+    rise: tuple[float, float] | None
+    layers: tuple[tuple[str, float, float], ...]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
     """What one epoch of retraining did."""
 
@@ -162,6 +175,7 @@ class Findings:
     environment: Facts
     pruning: Pruning | None
     masking: Masking | None
+    repairing: Repairing | None
     retrainings: tuple[Retraining, ...]
     export: Facts
     bench: Bench | None
@@ -185,12 +199,14 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         )
     environment, bench = top.entry("environment"), top.entry("bench")
     pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
+    repairing = top.entry("repair")
     return Findings(
         name=top.text("name") or "unnamed network",
         command=top.text("command"),
         environment=environment.facts() if environment else (),
         pruning=_pruning(pruning) if pruning else None,
         masking=_masking(masking) if masking else None,
+        repairing=_repairing(repairing) if repairing else None,
         retrainings=tuple(_retraining(entry) for entry in top.entries("retrain")),
         export=export.facts() if export else (),
         bench=_bench(bench) if bench else None,
@@ -209,6 +225,7 @@ def _pruning(entry: Entry) -> Pruning:
         (_required(left.text("layer"), "layer"), left.text("reason") or "no reason was recorded")
         for left in entry.entries("left_alone")
     )
+    entry.list("curves")  # `compress sensitivity` draws them
     return Pruning(
         requested=requested.facts() if requested else (),
         achieved=pairs,
@@ -216,6 +233,24 @@ def _pruning(entry: Entry) -> Pruning:
         proof=proof.facts() if proof else (),
         widths=widths,
         left_alone=left_alone,
+    )
+
+
+def _repairing(entry: Entry) -> Repairing:
+    layers = tuple(
+        (
+            _required(layer.text("layer"), "layer"),
+            _required(layer.number("before"), "before"),
+            _required(layer.number("after"), "after"),
+        )
+        for layer in entry.entries("layers")
+    )
+    rise = [value for value in entry.list("rise") if isinstance(value, (int, float))]
+    return Repairing(
+        how=entry.text("how") or "repair",
+        rise=(float(rise[0]), float(rise[1])) if len(rise) == 2 else None,
+        layers=layers,
+        facts=entry.rest(),
     )
 
 

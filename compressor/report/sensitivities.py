@@ -1,0 +1,79 @@
+"""The picture of `compress sensitivity`: one small chart per channel group, all on the same axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ArtifactError
+from compressor.report.drawing import drawing, line, text
+from compressor.report.markup import Markup, tag
+from compressor.report.wording import plain
+
+COLUMNS, WIDTH, PANEL, GAP, PLOT = 4, 720, 168, 16, 74
+FLOOR, CEILING = 1e-4, 1.0  # of the error axis, logarithmic: below it a group is free, above it the output is noise
+LOOK = """
+svg { background: #fdfdfb; font: 11px system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
+text { fill: #1b1c1e; } .title { font-size: 15px; font-weight: 600; } .quiet { fill: #63656a; }
+.grid { stroke: #ecece7; } .curve { fill: none; stroke: #1c5fa8; stroke-width: 1.6; } .dot { fill: #1c5fa8; }
+"""
+
+
+def picture(found: Mapping[str, Any]) -> str:
+    """A whole SVG file that shows what `Sensitivities.to_json` holds."""
+    groups: Sequence[Mapping[str, Any]] = found["groups"]
+    rows = -(-len(groups) // COLUMNS)
+    top, step = 64, PLOT + 52
+    parts: list[str] = [
+        tag("style", Markup(LOOK)),
+        text(0, 18, f"{found['name']}: what the output loses when one group is narrowed", class_="title"),
+        text(
+            0, 36, f"squared error over the variance, {FLOOR:g} to {CEILING:g}, logarithmic, against the share "
+            f"of channels that stay; the others repaired", class_="quiet",
+        ),
+    ]  # fmt: skip
+    for i, group in enumerate(groups):
+        parts += _panel(group, left=(i % COLUMNS) * (PANEL + GAP), top=top + (i // COLUMNS) * step)
+    said = f"Error against width of {len(groups)} channel groups of {found['name']}"
+    svg = drawing(WIDTH, top + rows * step, said, *parts)
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+def write_picture(file: Path, content: str) -> None:
+    """Write the picture whole or not at all; refused where the file cannot be written."""
+    part = file.with_name(f"{file.name}.part")
+    try:
+        part.write_text(content, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {file}: {error.strerror or error}", hint="choose another place: `--out FILE`"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _panel(group: Mapping[str, Any], *, left: float, top: float) -> list[str]:
+    channels = group["widths"][0]
+    parts: list[str] = [
+        text(left, top, group["root"], class_="name"),
+        text(left + PANEL, top, plain(channels, key="channels"), class_="quiet", text_anchor="end"),
+    ]
+    for power in range(5):
+        y = top + 8 + PLOT * power / 4
+        parts.append(line(left, y, left + PANEL, y, class_="grid"))
+    places = []
+    for width, error in zip(group["widths"], group["errors"], strict=True):
+        height = (math.log10(max(FLOOR, min(CEILING, error))) - math.log10(FLOOR)) / -math.log10(FLOOR)
+        places.append((left + PANEL * (1 - width / channels), top + 8 + PLOT * (1 - height), width, error))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+    parts.append(tag("polyline", points=path, class_="curve"))
+    parts += [
+        tag("circle", tag("title", f"{width} channels: {error:.3g}"), cx=x, cy=y, r=2.6, class_="dot")
+        for x, y, width, error in places
+    ]
+    parts.append(text(left, top + PLOT + 22, "all stay", class_="quiet"))
+    parts.append(text(left + PANEL, top + PLOT + 22, "none", class_="quiet", text_anchor="end"))
+    return parts
