@@ -26,7 +26,7 @@ from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import Probing, allocated, fitted_and_probed
-from compressor.repair import Repair, Repaired, affordable, emptied, repair
+from compressor.repair import Repair, Repaired, affordable, emptied, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.sensitivity import Curve, writable
 from compressor.shrink import Proof, prove, shrink
@@ -178,7 +178,10 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
         if request.repair is not Repair.NONE:
             last = level == request.levels
             how = request.repair if last or request.repair is not Repair.DISTILL else Repair.LEAST_SQUARES
-            repaired = repair(dense, small, surgery, images, how=how, silent=silent, seed=request.seed, say=say)
+            if images:
+                repaired = repair(dense, small, surgery, images, how=how, silent=silent, seed=request.seed, say=say)
+            else:
+                repaired = repair_blind(dense, small, surgery, inputs)
             small = repaired.module
         before = sum(g.channels for g in traced.groups)
         after = before - plan.count - sum(g.blocks for g in traced.groups if g.root in empty)
@@ -238,6 +241,8 @@ def _calibration(checkpoint: Checkpoint, request: Request, data: Data | None, *,
     asked = request.repair is not Repair.NONE or request.scope is Scope.MEASURED
     if not asked:
         return []
+    if data is None and request.repair is Repair.MEAN and request.scope is not Scope.MEASURED:
+        return []  # the batch norms know
     if data is None:
         what = f"repair by {request.repair}" if request.repair is not Repair.NONE else "measuring widths"
         raise CalibrationError(f"{what} needs images", hint="give some, labels are not needed: `--data DIR`")

@@ -22,6 +22,7 @@ from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
 from compressor.repair import Repair, repair_named
 from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, Request
 from compressor.sparse import SAVES_NO_TIME
+from compressor.synthetic import synthetic_data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +143,16 @@ def prune_to(
         small, mask, section = _masked(checkpoint, request)
         results["mask"] = section
     else:
+        if data is None and request.repair not in (Repair.NONE, Repair.MEAN):
+            data = synthetic_data(checkpoint, count=request.images, seed=request.seed)
         pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
         if data is not None and needs_data(request):
             there = len(calibration_split(data))
             results["prune"]["data"] = {"name": data.name, "images": min(request.images, there)}
         repaired = pruned.repair_to_json()
-        if repaired is not None and data is not None:
-            results["repair"] = {"data": data.name, **repaired}
+        if repaired is not None:
+            results["repair"] = {"data": "the batch norms" if data is None else data.name, **repaired}
     results["lineage"] = list(small.lineage)
     if folder is not None:
         say("writing, and reading it back in a fresh process")

@@ -185,7 +185,7 @@ class _SideBySide:
         assert isinstance(weight_node, fx.Node)
         weight = self.small.constant(weight_node)
         reader = reader_of(program, node, weight)
-        norm = None if reader.bias else _norm_behind(program, node)
+        norm = None if reader.bias else norm_behind(program, node)
         matrix = reader.matrix(weight)
         if reader.weight in self.silent:
             matrix = torch.zeros_like(matrix)
@@ -320,7 +320,7 @@ class _Undo:
         return flat.view_as(plain)
 
 
-def _norm_behind(program: Program, node: fx.Node) -> str | None:
+def norm_behind(program: Program, node: fx.Node) -> str | None:
     """The running mean of the batch norm that alone reads the layer's output."""
     if len(node.users) != 1:
         return None

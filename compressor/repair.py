@@ -7,8 +7,8 @@ No labels are used. From the cheapest to the strongest:
     least-squares   every layer behind the cut is fitted to the dense network's (`compressor.reconstruct`)
     distill         then all weights together follow the dense network (`compressor.distil`)
 
-Without images, `mean` takes the expected values from the batch norms (a channel behind a norm with scale γ and shift β
-is N(β, γ²) there), and the others take synthetic images (`compressor.synthetic`).
+Without images, `mean` takes the expected values from the batch norms (`compressor.expected`), and the others take
+synthetic images (`compressor.synthetic`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from compressor.distil import STEPS, distil
 from compressor.errors import RepairError, unknown
+from compressor.expected import compensated
 from compressor.groups import BATCH_NORMS
 from compressor.outputs import outputs_of, relative_difference
 from compressor.program import Walk, program_of
@@ -66,8 +67,8 @@ class Repaired:
     how: Repair
     images: int
     judged: int
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     layers: tuple[LayerFit, ...] = ()
     distilled: tuple[float, ...] = ()
     kept: bool = True  # False where the repair made things worse, and the network stays as it was
@@ -78,7 +79,7 @@ class Repaired:
             "how": str(self.how),
             "images": self.images,
             "judged": self.judged,
-            "rise": [writable(self.before), writable(self.after)],
+            "rise": [None if error is None else writable(error) for error in (self.before, self.after)],
             "kept": self.kept,
             "layers": [
                 dataclasses.asdict(layer)
@@ -145,6 +146,20 @@ def repair(
         distilled=distilled,
         kept=kept,
     )
+
+
+def repair_blind(dense: nn.Module, small: nn.Module, surgery: Surgery, example_inputs: Sequence[Tensor]) -> Repaired:
+    """Mean compensation without images, from the batch norms; how far the output is from the dense one's is not known.
+
+    Refused: a network in which no layer reads what a batch norm made.
+    """
+    found = compensated(dense, small, surgery, example_inputs)
+    if not found.layers:
+        raise RepairError(
+            "no removed channel comes from a batch norm, which alone says what it gave",
+            hint="give images: `--data DIR`, or use `--repair least-squares`, which draws synthetic ones",
+        )
+    return Repaired(module=found.module, how=Repair.MEAN, images=0, judged=0, before=None, after=None)
 
 
 def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> Tensor:

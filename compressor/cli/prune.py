@@ -139,6 +139,9 @@ def show_repair(repair: dict[str, Any] | None) -> None:
     if repair is None:
         return
     before, after = repair["rise"]
+    if before is None:
+        console().print(f"repair: {repair['how']}, by {repair['data']}", markup=False)
+        return
     told = f"output error {before:.3g} before, {after:.3g} after"
     text = f"repair: {repair['how']} on {repair['images']:,} images of {repair['data']}; {told}"
     console().print(text if repair["kept"] else f"{text}; made worse by it, left as it was", markup=False)

@@ -12,7 +12,8 @@ from compressor.report.drawing import drawing, line, text
 from compressor.report.markup import Markup, tag
 from compressor.report.wording import plain
 
-COLUMNS, WIDTH, PANEL, GAP, PLOT = 4, 720, 168, 16, 74
+COLUMNS, LEFT, PANEL, GAP, PLOT = 4, 44, 160, 16, 74
+WIDTH = LEFT + COLUMNS * (PANEL + GAP)
 FLOOR, CEILING = 1e-4, 1.0  # of the error axis, logarithmic: below it a group is free, above it the output is noise
 LOOK = """
 svg { background: #fdfdfb; font: 11px system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
@@ -28,14 +29,14 @@ def picture(found: Mapping[str, Any]) -> str:
     top, step = 64, PLOT + 52
     parts: list[str] = [
         tag("style", Markup(LOOK)),
-        text(0, 18, f"{found['name']}: what the output loses when one group is narrowed", class_="title"),
+        text(8, 20, f"{found['name']}: what the output loses when one group is narrowed", class_="title"),
         text(
-            0, 36, f"squared error over the variance, {FLOOR:g} to {CEILING:g}, logarithmic, against the share "
+            8, 38, f"squared error over the variance, {FLOOR:g} to {CEILING:g}, logarithmic, against the share "
             f"of channels that stay; the others repaired", class_="quiet",
         ),
     ]  # fmt: skip
     for i, group in enumerate(groups):
-        parts += _panel(group, left=(i % COLUMNS) * (PANEL + GAP), top=top + (i // COLUMNS) * step)
+        parts += _panel(group, left=LEFT + (i % COLUMNS) * (PANEL + GAP), top=top + (i // COLUMNS) * step)
     said = f"Error against width of {len(groups)} channel groups of {found['name']}"
     svg = drawing(WIDTH, top + rows * step, said, *parts)
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
@@ -64,6 +65,8 @@ def _panel(group: Mapping[str, Any], *, left: float, top: float) -> list[str]:
     for power in range(5):
         y = top + 8 + PLOT * power / 4
         parts.append(line(left, y, left + PANEL, y, class_="grid"))
+        if left == LEFT and power % 2 == 0:
+            parts.append(text(left - 5, y + 4, f"{CEILING / 10**power:g}", class_="quiet", text_anchor="end"))
     places = []
     for width, error in zip(group["widths"], group["errors"], strict=True):
         height = (math.log10(max(FLOOR, min(CEILING, error))) - math.log10(FLOOR)) / -math.log10(FLOOR)

@@ -1,0 +1,101 @@
+"""Mean compensation without any data: what a removed channel gave on average, from its batch norm alone.
+
+Behind a batch norm with scale γ and shift β a channel is taken to be N(β, γ²), which is what training made it. The mean
+of what an activation makes of that, by Gauss and Hermite's quadrature through the network's own operators, times the
+weights that read the channel, goes into the reader's bias (or into the running mean of the norm behind it).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.moments import reader_of
+from compressor.program import NORMALISING, Program, Walk, aten, call, in_step, operator, program_of, readers
+from compressor.reconstruct import norm_behind
+from compressor.surgery import Surgery
+
+POINTS = 64
+POINTWISE = {
+    aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.silu.default, aten.gelu.default,
+    aten.hardswish.default, aten.leaky_relu.default, aten.elu.default, aten.sigmoid.default, aten.tanh.default,
+    aten.hardsigmoid.default, aten.mish.default, aten.softplus.default, aten.dropout.default, aten.clone.default,
+}  # fmt: skip
+POOLING = {  # a mean stays, a maximum is at least the mean
+    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.max_pool2d.default, aten.flatten.using_ints,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compensation:
+    """A copy of the small network with the expected values in its biases, and the layers that took them."""
+
+    module: nn.Module
+    layers: tuple[str, ...]
+
+
+def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_inputs: Sequence[Tensor]) -> Compensation:
+    """The small network with the expected values of what `surgery` removed; layers that read no batch norm stay.
+
+    Refused: networks that cannot be followed (`compressor.program`).
+    """
+    programs = [program_of(m, example_inputs, batch=len(example_inputs[0])) for m in (dense, small)]
+    in_step(*programs)
+    module = copy.deepcopy(small)
+    state = dict(module.named_parameters()) | dict(module.named_buffers())
+    walk = Walk(programs[0], [[t] for t in example_inputs])
+    done = []
+    with torch.no_grad():
+        for i, node in readers(programs[1]):
+            name = programs[1].tensor_name(node.args[1])
+            assert name is not None
+            kept = surgery.slices.get(name, {}).get(1)
+            dense_node = programs[0].nodes[i]
+            weight = walk.constant(dense_node.args[1])  # type: ignore[arg-type]  # a reader's weight is a node
+            means = _means(programs[0], walk, dense_node.args[0])
+            reader = reader_of(programs[0], dense_node, weight)
+            simple = kept is not None and kept.ndim == 1 and reader.groups == 1 and reader.spread is None
+            if not simple or means is None or weight.shape[1] % len(means):
+                continue
+            assert kept is not None
+            gone = torch.ones(weight.shape[1], dtype=torch.bool)
+            gone[kept] = False
+            means = means.repeat_interleave(weight.shape[1] // len(means))  # behind a flattening
+            given = weight.flatten(2).sum(dim=2) if weight.ndim > 2 else weight
+            shift = given[:, gone] @ means[gone].to(given.dtype)
+            rows = surgery.slices[name].get(0)
+            shift = shift if rows is None else shift[rows]
+            bias, norm = reader.bias, norm_behind(programs[1], node)
+            if bias is not None:
+                state[bias].add_(shift)
+            elif norm is not None:
+                state[norm].sub_(shift)
+            else:
+                continue
+            done.append(name.rpartition(".")[0])
+    return Compensation(module=module, layers=tuple(done))
+
+
+def _means(program: Program, walk: Walk, source: object) -> Tensor | None:
+    """The expected value of every channel of an operator's input, where that comes from a batch norm: `[channels]`."""
+    chain: list[fx.Node] = []
+    at = source
+    while isinstance(at, fx.Node) and operator(at) in POINTWISE | POOLING:
+        if operator(at) in POINTWISE:
+            chain.append(at)
+        at = at.args[0]
+    if not isinstance(at, fx.Node) or at in program.constants or operator(at) not in NORMALISING:
+        return None
+    scale, shift = at.args[1], at.args[2]
+    if not isinstance(scale, fx.Node) or not isinstance(shift, fx.Node):
+        return None
+    points, weights = (torch.from_numpy(v).float() for v in np.polynomial.hermite_e.hermegauss(POINTS))
+    value = walk.constant(shift) + walk.constant(scale).abs() * points.unsqueeze(1)  # [points, channels]
+    for node in reversed(chain):
+        value = call(node, lambda _, v=value: v)  # type: ignore[misc]  # its only value is the one before
+    return (value * (weights / weights.sum()).unsqueeze(1)).sum(dim=0)
