@@ -174,6 +174,31 @@ class Gated(nn.Module):
         return self.head(self.out(x * self.squeeze(x)))
 
 
+class Idle(nn.Module):
+    """Two residual branches, of which `idle()` makes the second one say next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)
+        self.conv3, self.conv4 = nn.Conv2d(8, 12, 3, padding=1, stride=2), nn.Conv2d(12, 8, 1, bias=False)
+        self.bn1, self.bn3, self.bn4 = nn.BatchNorm2d(12), nn.BatchNorm2d(12), nn.BatchNorm2d(8)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        y = self.bn4(self.conv4(torch.relu(self.bn3(self.conv3(x)))))
+        return self.head(torch.relu(x[:, :, ::2, ::2] + y))
+
+
+def idle() -> nn.Module:
+    net = alive(Idle())
+    with torch.no_grad():
+        net.get_parameter("conv4.weight").mul_(1e-4)
+    return net
+
+
 TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {
     "plain": plain,
     "norm after activation": norm_after_activation,
