@@ -228,6 +228,8 @@ class _Ranking:
 
     def at(self, ratio: float) -> PruningPlan:
         """The plan at a pruning ratio, shared by the scope."""
+        if self.scope is Scope.MEASURED:
+            raise PlanError("measured widths do not come from scores", hint="`compressor.allocate` takes the curves")
         if self.scope is Scope.UNIFORM:
             stays = {g.root: self.dense_widths[g.root] * (1 - ratio) for g in self.groups}
             shares = {g.root: max(0.0, 1 - stays[g.root] / g.channels) for g in self.groups}

@@ -109,28 +109,29 @@ def repair(
     """A repaired copy of `small`, which `surgery` cut from `dense`; both stay as they were.
 
     `batches` are inputs `[images, ...]`, every batch of one size; `silent` names the weights of layers that read
-    nothing any more. A repair whose output on held-out images is further from the dense network's than the network
-    was before it is not kept. Refused: no images, networks that cannot be followed where that is needed.
+    nothing any more. An eighth of the batches (one at least) is not fitted on, and judges: a repair whose output there
+    is further from the dense network's than the network's was before it is not kept. Refused: no images, networks that
+    cannot be followed where that is needed.
     """
     if not batches:
         raise RepairError("no images to repair with", hint="give at least a few: `--data DIR`")
     judges = batches[-max(1, len(batches) // HELD_OUT_SHARE) :]
+    fitted = batches[: -len(judges)] or batches
     reference = _outputs(dense, judges)
     before = rise(reference, _outputs(small, judges))
     layers: tuple[LayerFit, ...] = ()
     distilled: tuple[float, ...] = ()
     repaired = small
     if how is Repair.BATCH_NORM:
-        repaired = renormed(small, batches)
+        repaired = renormed(small, fitted)
     elif how is not Repair.NONE:
         found = reconstruct(
-            dense, small, surgery, batches, mean_only=how is Repair.MEAN, silent=silent, seed=seed, say=say
+            dense, small, surgery, fitted, mean_only=how is Repair.MEAN, silent=silent, seed=seed, say=say
         )
         repaired, layers = found.module, found.layers
         if how is Repair.DISTILL:
             followed = distil(
-                dense, repaired, surgery, batches[: -len(judges)] or batches, judges,
-                steps=steps, frozen=silent, seed=seed, say=say,
+                dense, repaired, surgery, fitted, judges, steps=steps, frozen=silent, seed=seed, say=say,
             )  # fmt: skip
             repaired, distilled = followed.module, followed.errors
     after = rise(reference, _outputs(repaired, judges))
