@@ -2,9 +2,9 @@
 
 Half to four fifths of the neurons of both hidden layers leave. Five networks, each trained here (10 epochs of SGD on
 the 55,000 training images that are not for tuning); the whole test set. Arms: the published selection (l1-norm,
-uniform) alone, repaired without data (least squares on 4,096 synthetic images) and with 512 unlabelled training images;
-the same with channels chosen by obs on the same images. Published figures, of another dense network (89.80): Kim et al.
-2020, github.com/friendshipkim/neuron-merging, for l1 alone and Neuron Merging, which uses no data. One JSON file.
+uniform) alone, repaired without data (least squares on 4,096 synthetic images) and with 512 unlabelled training
+images; the same with channels chosen by obs on the same images. Published figures, for l1 alone and for Neuron Merging
+(which uses no data) on another dense network (89.80): Kim et al. 2020, github.com/friendshipkim/neuron-merging.
 """
 
 from __future__ import annotations
