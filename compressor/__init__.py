@@ -1,19 +1,23 @@
 """From a trained checkpoint to a smaller network that is really faster.
 
-    Checkpoint ─trace→ ChannelGroup* ─score→ Scores ─plan→ PruningPlan ─shrink→ Checkpoint ─retrain→ Checkpoint
-                            ↑ Calibration                 ↑ Cost                                  │
-                                    report ←─ Accuracy, Cost, Speedup ←─ bench ←─ Artifact ←─export┘
+    Checkpoint ─trace→ ChannelGroup* ─score→ Scores ─plan→ PruningPlan ─shrink→ module ─repair→ ─retrain→ Checkpoint
+                            ↑ Calibration        ↑ Cost, Curve*                                              │
+                                     report ←─ Accuracy, Cost, Speedup ←─ bench ←─ Artifact ←─export─────────┘
 
     from compressor import ChannelBudget, Request, load, prune
 
     small = prune(load("model.pt"), Request(budget=ChannelBudget(ratio=0.5))).checkpoint.module
 
-Everything below is imported when it is first asked for: `import compressor` costs nothing.
+Everything below is imported when it is first asked for: `import compressor` costs nothing. Where a module and its
+function share a name (`retrain`, say), the package's attribute is the function; `from compressor.retrain import ...`
+reads the module.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 _HOMES = {
@@ -25,6 +29,8 @@ _HOMES = {
     "prune": "pipeline",
     "ChannelBudget": "plan",
     "CostBudget": "plan",
+    "Scope": "plan",
+    "Repair": "repair",
     "shrink": "shrink",
     "prove": "shrink",
     "retrain": "retrain",
@@ -45,3 +51,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """The package itself: importing a module must not hide the function of the same name behind it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
 import math
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from compressor import bench as bench_module
 from compressor import candidates as candidates_module
 from compressor import memory
 from compressor.artifact import open_artifact
@@ -40,6 +40,8 @@ from tests.topologies import INPUT, alive, plain
 
 NAMES = [str(name) for name in CandidateName]
 CALM = Conditions(cores=2, busy_cores=0.0, load_average=0.0, governor=None)
+
+bench_module = importlib.import_module("compressor.bench")  # the package has the function under that name
 
 
 def checkpoint_of(module: nn.Module) -> Checkpoint:

@@ -76,10 +76,11 @@ def command(
     """
     import torch
 
-    from compressor import retrain as ways
     from compressor import retraining as work
     from compressor.arms import wishes_from
     from compressor.recipe import how_named
+    from compressor.retrain import read_early_state
+    from compressor.retrain import tensorboard as streaming
     from compressor.sources import data_for
 
     way = how_named(how)
@@ -91,7 +92,7 @@ def command(
         torch.set_num_threads(threads)
     planned = work.prepare(
         open_default(artifact), way, wishes=wishes, folder=out, dense=dense, taught=work.wants_teacher(teacher),
-        early_state=None if rewind_to is None else ways.read_early_state(rewind_to), device=device, force=force,
+        early_state=None if rewind_to is None else read_early_state(rewind_to), device=device, force=force,
         trust_pickle=trust_pickle,
     )  # fmt: skip
     found = data_for(planned.checkpoint, data, root=data_root, download=download, seed=seed)
@@ -99,7 +100,7 @@ def command(
     with contextlib.ExitStack() as stack:
         callbacks = [stack.enter_context(progress_bar())]
         if tensorboard is not None:
-            callbacks.append(stack.enter_context(ways.tensorboard(tensorboard)))
+            callbacks.append(stack.enter_context(streaming(tensorboard)))
         try:
             entry = work.run(
                 planned,
