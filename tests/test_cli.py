@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -581,7 +582,8 @@ class TestInterruption:
         def stop(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(place, stop)
+        owner, _, name = place.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(owner), name, stop)
         if command[0] == "prune":
             command = [*command, "--force"]
         before = snapshot(pruned)
