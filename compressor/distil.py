@@ -20,21 +20,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.outputs import tensors_in
 from compressor.program import (
-    NORMALISING,
     TRANSPOSING,
     Program,
     Walk,
-    aten,
     in_step,
     operator,
     program_of,
     readers,
 )
+from compressor.residual import residual_sum
 from compressor.sensitivity import rise
 from compressor.surgery import Surgery
 
@@ -124,28 +123,20 @@ def _layout(tensor: Tensor) -> Tensor:
 
 
 def _points(small: Program, surgery: Surgery) -> list[tuple[int, Tensor | None]]:
-    """Where the two are compared inside: an operator's index, and the dense channels that are left there."""
-    kept_of: dict[int, Tensor | None] = {}
+    """Where the two are compared inside: an operator's index, and the dense channels that are left there.
+
+    The sums that end residual branches; where there are none, what the layers give.
+    """
+    layers: dict[int, Tensor | None] = {}
     sums: dict[int, Tensor | None] = {}
     for i, node in readers(small):
         name = small.tensor_name(node.args[1])
         assert name is not None
-        kept = surgery.slices.get(name, {}).get(1 if operator(node) in TRANSPOSING else 0)
-        at: fx.Node = node
-        while True:
-            users = list(at.users)
-            if len(users) != 1:
-                break
-            at = users[0]
-            others = [a for a in at.all_input_nodes if a not in small.constants]
-            if operator(at) is aten.add.Tensor and len(others) == 2:
-                sums[small.index[at]] = kept
-                break
-            if operator(at) not in (*NORMALISING, aten.dropout.default):
-                break
-        kept_of[i] = kept
-    chosen = sums or kept_of
-    return sorted(chosen.items())
+        layers[i] = surgery.slices.get(name, {}).get(1 if operator(node) in TRANSPOSING else 0)
+        branch = residual_sum(small, node)
+        if branch is not None:
+            sums[branch.total] = layers[i]
+    return sorted((sums or layers).items())
 
 
 def _loss(

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from compressor.moments import reader_of
 from compressor.program import NORMALISING, Program, Walk, aten, call, in_step, operator, program_of, readers
-from compressor.reconstruct import norm_behind
+from compressor.residual import norm_behind
 from compressor.surgery import Surgery
 
 POINTS = 64

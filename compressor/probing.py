@@ -14,9 +14,9 @@ from compressor.elimination import Reading, consumers
 from compressor.groups import ChannelGroup, Role
 from compressor.plan import Budget, Scores
 from compressor.program import Program, program_of, readers
-from compressor.reconstruct import residual_sum
 from compressor.repair import Repair
 from compressor.request import Request
+from compressor.residual import residual_sum
 from compressor.sensitivity import Curve, sensitivity
 from compressor.silent import can_be_silent
 

@@ -190,6 +190,10 @@ class Walk:
         replaced = None if name is None else self.weights.get(name)
         return self.program.constants[node] if replaced is None else replaced
 
+    def named(self, name: str) -> Tensor:
+        """The parameter or buffer called `name`, as it is now."""
+        return self.constant(next(node for node, found in self.program.names.items() if found == name))
+
     def argument(self, node: fx.Node, batch: int) -> Any:
         """The value of an operator's argument in one batch."""
         return self.constant(node) if node in self.program.constants else self.values[node][batch]

@@ -30,18 +30,12 @@ from compressor.moments import (
     targets,
     wanted_rows,
 )
-from compressor.program import NORMALISING, Program, Walk, aten, call, in_step, operator, program_of, readers
+from compressor.program import Program, Walk, call, in_step, operator, program_of, readers
+from compressor.residual import LAYOUTS, Branch, norm_behind, residual_sum
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
 HELD_OUT = 4  # every so many batches, one judges the ridge
-LAYOUTS = {
-    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.unsqueeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.flatten.using_ints, aten.unflatten.int, aten.contiguous.default,
-    aten.clone.default, aten.dropout.default, aten.alias.default,
-}  # fmt: skip
-SUMS = (aten.add.Tensor,)
-SCALINGS = (aten.mul.Tensor, aten.add.Tensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +58,6 @@ class Reconstruction:
     module: nn.Module
     layers: tuple[LayerFit, ...]
     images: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
-    """The way from a layer to the sum that its output goes into: operators that move values or scale them."""
-
-    chain: tuple[fx.Node, ...]
-    total: int  # the sum's index
-    other: fx.Node  # what it is added to
 
 
 def reconstruct(
@@ -104,26 +89,6 @@ def reconstruct(
         for name, tensor in walk.small.weights.items():
             state[name].copy_(tensor)
     return Reconstruction(module=module, layers=layers, images=size * len(batches))
-
-
-def residual_sum(program: Program, node: fx.Node) -> Branch | None:
-    """The sum with another value that an operator's output goes into, moved and scaled at most; `None` if in none."""
-    chain: list[fx.Node] = []
-    at = node
-    while len(at.users) == 1:
-        user = next(iter(at.users))
-        kind = operator(user)
-        others = [a for a in user.all_input_nodes if a is not at]
-        norm = kind in NORMALISING and user.args[0] is at and user.args[5] is False
-        scaled = kind in SCALINGS and bool(others) and all(o in program.constants for o in others)
-        if kind in LAYOUTS or norm or scaled:
-            chain.append(user)
-            at = user
-        elif kind in SUMS and len(others) == 1 and not user.kwargs and len(user.args) == 2:
-            return Branch(chain=tuple(chain), total=program.index[user], other=others[0])
-        else:
-            break
-    return None
 
 
 class _SideBySide:
@@ -199,7 +164,7 @@ class _SideBySide:
         name_of_shift = reader.bias or norm
         shift = torch.zeros(matrix.shape[:2])
         if reader.bias is not None:
-            shift = _of(program, self.small, reader.bias).reshape(matrix.shape[:2])
+            shift = self.small.named(reader.bias).reshape(matrix.shape[:2])
         found = fit(fitted, held_out, matrix, shift, intercept=intercept, mean_only=mean_only)
         self._set(weight_node, name_of_shift, norm is not None, reader, found, weight)
         layer = reader.weight.rpartition(".")[0] or reader.weight
@@ -266,7 +231,7 @@ class _SideBySide:
         names = self.small.program.names
         self.small.weights[names[weight_node]] = reader.tensor(found.weight).to(weight.dtype).contiguous()
         if shift_name is not None:
-            before = _of(self.small.program, self.small, shift_name)
+            before = self.small.named(shift_name)
             shift = found.shift.flatten().to(before.dtype)
             self.small.weights[shift_name] = before - shift if in_norm else shift
 
@@ -318,20 +283,3 @@ class _Undo:
         flat = plain.flatten().clone()
         flat[self.places] = torch.where(usable.flatten(), wanted.flatten(), flat[self.places])
         return flat.view_as(plain)
-
-
-def norm_behind(program: Program, node: fx.Node) -> str | None:
-    """The running mean of the batch norm that alone reads the layer's output."""
-    if len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    if operator(user) not in NORMALISING or user.args[0] is not node or user.args[5] is not False:
-        return None
-    mean = user.args[3]
-    return program.tensor_name(mean) if isinstance(mean, fx.Node) and len(mean.users) == 1 else None
-
-
-def _of(program: Program, walk: Walk, name: str) -> Tensor:
-    """The parameter or buffer called `name`, as it is now."""
-    node = next(n for n, found in program.names.items() if found == name)
-    return walk.constant(node)

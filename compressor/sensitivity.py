@@ -26,7 +26,8 @@ from compressor.elimination import RIDGE, Reading, consumers, features_of
 from compressor.groups import ChannelGroup
 from compressor.moments import Covariances, solve
 from compressor.outputs import tensors_in
-from compressor.program import NORMALISING, Program, Walk, operator, readers
+from compressor.program import Program, Walk, readers
+from compressor.residual import norm_behind
 
 Say = Callable[[str], None]
 Orders = Mapping[str, Sequence[int]]  # root → channels, the first to leave first
@@ -87,7 +88,7 @@ def sensitivity(
         known = consumers(group, readings)
         if known:
             first.setdefault(min(reader_nodes[m.tensor][0] for m, _ in known), []).append(group)
-    norms = {name: _norm_mean(program, node) for name, (_, node) in reader_nodes.items() if name is not None}
+    norms = {name: norm_behind(program, node) for name, (_, node) in reader_nodes.items() if name is not None}
     curves: dict[str, Curve] = {}
     inputs = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
@@ -109,13 +110,6 @@ def sensitivity(
                 )
             walk.step()
     return tuple(curves[g.root] for g in groups if g.root in curves)
-
-
-def _norm_mean(program: Program, node: torch.fx.Node) -> str | None:
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    if user is None or operator(user) not in NORMALISING:
-        return None
-    return program.tensor_name(user.args[3])
 
 
 def narrowed(

@@ -20,8 +20,8 @@ from compressor import memory
 from compressor.artifact import open_artifact
 from compressor.bench import bench, missed
 from compressor.candidates import CandidateName, Candidates, Onnx, candidates_of, composed, equal_mask, with_onnx
-from compressor.checkpoint import Architecture, Checkpoint, load
-from compressor.data import Data, Images, Preprocessing
+from compressor.checkpoint import Checkpoint, load
+from compressor.data import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import trace
 from compressor.machine import Conditions
@@ -36,25 +36,12 @@ from compressor.report.findings import findings_from_results
 from compressor.request import Request
 from compressor.runtimes import Memory, Prepared, Reads, Runtime
 from compressor.shrink import random_like
-from tests.topologies import INPUT, alive, plain
+from tests.topologies import alive, checkpoint_of, plain
 
 NAMES = [str(name) for name in CandidateName]
 CALM = Conditions(cores=2, busy_cores=0.0, load_average=0.0, governor=None)
 
 bench_module = importlib.import_module("compressor.bench")  # the package has the function under that name
-
-
-def checkpoint_of(module: nn.Module) -> Checkpoint:
-    return Checkpoint(
-        module=module,
-        example_inputs=(torch.randn(INPUT, generator=torch.Generator().manual_seed(0)),),
-        architecture=Architecture(ref="pickle"),
-        preprocessing=Preprocessing(),
-        classes=None,
-        name="net",
-        path="net.pt",
-        sha256="",
-    )
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint, load
-from compressor.data import Preprocessing
+from compressor.checkpoint import load
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
@@ -18,23 +17,10 @@ from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.request import Request
 from compressor.sources import load_data
 from compressor.surgery import operate
-from tests.topologies import INPUT, alive, plain
+from tests.topologies import alive, checkpoint_of, plain
 
 HALF = ChannelBudget(ratio=0.5)
 SHARED = [Scope.UNIFORM, Scope.GLOBAL, Scope.ISOMORPHIC]  # `measured` takes data: tests/test_repair.py
-
-
-def checkpoint_of(module: nn.Module, shape: tuple[int, ...] = INPUT) -> Checkpoint:
-    return Checkpoint(
-        module=module,
-        example_inputs=(torch.randn(shape, generator=torch.Generator().manual_seed(0)),),
-        architecture=Architecture(ref="pickle"),
-        preprocessing=Preprocessing(),
-        classes=None,
-        name="net",
-        path="net.pt",
-        sha256="",
-    )
 
 
 @pytest.mark.parametrize("model", ["resnet20", "vgg11", "mobilenet_v2"])

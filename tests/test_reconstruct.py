@@ -14,7 +14,8 @@ from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.program import program_of, readers
-from compressor.reconstruct import Reconstruction, residual_sum
+from compressor.reconstruct import Reconstruction
+from compressor.residual import residual_sum
 from compressor.sensitivity import rise
 from compressor.shrink import shrink
 from compressor.surgery import Surgery

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import compressor
 from compressor import repair as module_repair
 from compressor.artifact import load_artifact, write_artifact
-from compressor.checkpoint import Architecture, Checkpoint
-from compressor.data import Data, Images, Preprocessing
+from compressor.data import Data, Images
 from compressor.errors import CalibrationError, RepairError
 from compressor.export import export_onnx
 from compressor.groups import trace
@@ -32,7 +31,7 @@ from compressor.sensitivity import rise
 from compressor.shrink import shrink
 from compressor.silent import Silent
 from compressor.surgery import Surgery, operate
-from tests.topologies import INPUT, Residual, alive, head, idle, plain
+from tests.topologies import INPUT, Residual, alive, checkpoint_of, head, idle, plain
 
 EXAMPLE = (torch.zeros(INPUT),)
 
@@ -207,19 +206,6 @@ def test_a_layer_that_still_says_something_cannot_be_emptied() -> None:
 
 
 # From checkpoint to artifact
-
-
-def checkpoint_of(module: nn.Module) -> Checkpoint:
-    return Checkpoint(
-        module=module,
-        example_inputs=(torch.randn(INPUT, generator=torch.Generator().manual_seed(0)),),
-        architecture=Architecture(ref="pickle"),
-        preprocessing=Preprocessing(),
-        classes=None,
-        name="net",
-        path="net.pt",
-        sha256="",
-    )
 
 
 def data(count: int = 96) -> Data:

@@ -7,7 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint import Architecture, Checkpoint
+from compressor.data import Preprocessing
+
 INPUT = (1, 3, 12, 12)
+
+
+def checkpoint_of(module: nn.Module, shape: tuple[int, ...] = INPUT) -> Checkpoint:
+    """The module as a checkpoint that came as a pickle, with inputs of the shape."""
+    return Checkpoint(
+        module=module,
+        example_inputs=(torch.randn(shape, generator=torch.Generator().manual_seed(0)),),
+        architecture=Architecture(ref="pickle"),
+        preprocessing=Preprocessing(),
+        classes=None,
+        name="net",
+        path="net.pt",
+        sha256="",
+    )
 
 
 def alive(module: nn.Module, *, seed: int = 0) -> nn.Module:
