@@ -7,7 +7,6 @@ is read back in a fresh process before success is claimed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import ArtifactError, CheckpointError
+from compressor.files import whole
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Architecture, Checkpoint
@@ -365,18 +365,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write canonical JSON through a neighbour file, so that the name never shows half of it."""
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    """Write canonical JSON, whole or not at all."""
     try:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        part.replace(path)
+        with whole(path) as part:
+            part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}", hint="free some space and repeat the command"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

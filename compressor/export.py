@@ -9,7 +9,6 @@ import inspect
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
+from compressor.files import whole
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.shrink import random_like
 
@@ -46,29 +46,23 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     if size > PROTOBUF_BYTES:
         raise ExportError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file", hint="2 GB is its limit")
-    part = file.with_name(f".{file.name}.part-{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        note = None
-        try:
-            parity = _written(checkpoint, module, examples, part, opset=opset, sizes=BATCH_SIZES)
-        except BatchIsFixedError as reason:
-            note = str(reason)
-            parity = _written(checkpoint, module, examples, part, opset=opset, sizes=(1,), note=note)
-        worst = parity.largest_relative_difference
-        if not worst <= TOLERANCE:
-            raise ExportError(
-                f"the ONNX file differs from the network by {worst:.2g}, more than {TOLERANCE:g}",
-                hint="try another `--opset`; if it stays so, please report it with the network",
-            )
-        part.replace(file)
+        with whole(file) as part:
+            try:
+                parity = _written(checkpoint, module, examples, part, opset=opset, sizes=BATCH_SIZES)
+            except BatchIsFixedError as reason:
+                parity = _written(checkpoint, module, examples, part, opset=opset, sizes=(1,), note=str(reason))
+            worst = parity.largest_relative_difference
+            if not worst <= TOLERANCE:
+                raise ExportError(
+                    f"the ONNX file differs from the network by {worst:.2g}, more than {TOLERANCE:g}",
+                    hint="try another `--opset`; if it stays so, please report it with the network",
+                )
     except OSError as error:
         raise ExportError(
             f"cannot write {file}: {error.strerror or error}", hint="free some space, or give another place"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return parity
 
 

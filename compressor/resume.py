@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import pickle
@@ -15,6 +14,7 @@ from torch import nn
 
 from compressor.data import Data
 from compressor.errors import RetrainError
+from compressor.files import whole
 from compressor.recipe import Recipe
 
 
@@ -64,19 +64,15 @@ def save(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: R
 
 def write(state: dict[str, Any], file: Path) -> None:
     """Save whole or not at all."""
-    part = file.with_name(file.name + ".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, part)
-        part.replace(file)
+        with whole(file) as part:
+            torch.save(state, part)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
         raise RetrainError(
             f"cannot write {file}: {error}",
             hint="free some space and repeat the command: it goes on from the last epoch",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: Run) -> list[EpochRecord]:

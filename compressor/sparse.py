@@ -14,7 +14,6 @@ is the smaller one below about one kept weight in 8 (at most 256 columns) or in 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ArtifactError, ExportError, PlanError
+from compressor.files import whole
 from compressor.masks import WeightMask
 
 FILE_NAME = "sparse.safetensors"
@@ -192,14 +192,11 @@ def _pattern(name: str, stored: Mapping[str, Any], pieces: Mapping[str, Tensor])
 
 
 def _write_whole(file: Path, data: bytes) -> None:
-    part = file.with_name(file.name + ".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(file)
+        with whole(file) as part:
+            part.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            part.unlink(missing_ok=True)
         raise ArtifactError(f"cannot write {file}: {error}", hint="check the folder and the disk's space") from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import ArtifactError
+from compressor.files import whole
 from compressor.report.changes import (
     left_alone_section,
     masked_section,
@@ -91,6 +92,5 @@ def _holds(file: Path, results: Mapping[str, object]) -> bool:
 
 
 def _write(file: Path, content: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(file)
+    with whole(file) as part:
+        part.write_text(content, encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ArtifactError
+from compressor.files import whole
 from compressor.report.drawing import drawing, line, text
 from compressor.report.markup import Markup, tag
 from compressor.report.wording import plain
@@ -44,16 +45,13 @@ def picture(found: Mapping[str, Any]) -> str:
 
 def write_picture(file: Path, content: str) -> None:
     """Write the picture whole or not at all; refused where the file cannot be written."""
-    part = file.with_name(f"{file.name}.part")
     try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(file)
+        with whole(file) as part:
+            part.write_text(content, encoding="utf-8")
     except OSError as error:
         raise ArtifactError(
             f"cannot write {file}: {error.strerror or error}", hint="choose another place: `--out FILE`"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _panel(group: Mapping[str, Any], *, left: float, top: float) -> list[str]:
