@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.calibration import calibration_batches, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.groups import Traced, trace
-from compressor.pipeline import score
-from compressor.probing import Probing, fitted_and_probed, measured_curves
+from compressor.pipeline import calibration_images, score
+from compressor.probing import measured_curves, probing_of
 from compressor.request import Request
 from compressor.sensitivity import Curve
 
@@ -57,25 +56,17 @@ def measure_curves(
     say("tracing the channel groups")
     traced = trace(checkpoint.module, checkpoint.example_inputs, protect=request.protect)
     say(f"scoring by {request.criterion}")
-    scores, calibration = score(checkpoint.module, traced.groups, request, data=data, checkpoint=checkpoint)
-    images = calibration_batches(
-        calibration_split(data), request.images, preprocessing=checkpoint.preprocessing, seed=request.seed
+    images = calibration_images(checkpoint, request, data, say=say)
+    scores, calibration = score(
+        checkpoint.module, traced.groups, request, data=data, images=images, checkpoint=checkpoint
     )
-    fitted, probed = fitted_and_probed(images)
-    probing = Probing(
-        module=checkpoint.module,
-        groups=traced.groups,
-        scores=scores,
-        readings=calibration.readings,
-        fitted=fitted,
-        probed=probed,
-    )
+    probing = probing_of(checkpoint.module, traced.groups, scores, calibration, images)
     return Sensitivities(
         checkpoint=checkpoint,
         request=request,
         traced=traced,
         curves=measured_curves(probing, request, say=say),
         data=data.name,
-        fitted=sum(len(b[0]) for b in fitted),
-        probed=sum(len(b[0]) for b in probed),
+        fitted=sum(len(b[0]) for b in probing.fitted),
+        probed=sum(len(b[0]) for b in probing.probed),
     )

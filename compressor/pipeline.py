@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from compressor.data import Data, SplitName, batches, first
 from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
-from compressor.probing import Probing, allocated, fitted_and_probed
+from compressor.probing import allocated, fitted_and_probed, probing_of
 from compressor.repair import Repair, Repaired, affordable, emptied, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.sensitivity import Curve, writable
@@ -120,89 +120,164 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
     Groups whose removal cannot be proved are left alone with their reason, and the plan is made again without them.
     Refused: nothing prunable, a budget that cannot be met or removes nothing, a criterion without the data it needs.
     """
-    say = say or (lambda _: None)
+    job = _Job(
+        checkpoint=checkpoint,
+        request=request,
+        data=data,
+        images=calibration_images(checkpoint, request, data, say=say or _silence),
+        dense_cost=count(checkpoint.module, checkpoint.example_inputs),
+        say=say or _silence,
+    )
     dense, inputs = checkpoint.module, checkpoint.example_inputs
-    say("tracing the channel groups")
-    dense_traced = traced = trace(dense, inputs, protect=request.protect)
-    dense_cost = count(dense, inputs)
-    images = _calibration(checkpoint, request, data, say=say)
+    job.say("tracing the channel groups")
+    dense_traced = trace(dense, inputs, protect=request.protect)
     module, surgery, levels = dense, Surgery(), []
     silent: frozenset[str] = frozenset()
-    for level in range(1, request.levels + 1):
-        if level > 1:
+    for number in range(1, request.levels + 1):
+        traced = dense_traced
+        if number > 1:
             traced = _only(trace(module, inputs, protect=request.protect), {g.root for g in dense_traced.groups})
-        while True:
-            say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
-            scores, calibration = score(module, traced.groups, request, data=data, checkpoint=checkpoint)
-            budget = _budget_at(request, level, module, inputs, dense_cost)
-            say("planning")
-            curves: tuple[Curve, ...] = ()
-            empty: tuple[str, ...] = ()
-            if request.scope is Scope.MEASURED:
-                fitted, probed = fitted_and_probed(images)
-                probing = Probing(
-                    module=module,
-                    groups=traced.groups,
-                    scores=scores,
-                    readings=calibration.readings,
-                    fitted=fitted,
-                    probed=probed,
-                )
-                allocation, curves = allocated(probing, budget, request, inputs, say=say)
-                plan, empty = allocation.plan, allocation.emptied
-            else:
-                dense_widths = {g.root: g.channels for g in dense_traced.groups}
-                options: dict[str, Any] = {
-                    "scope": request.scope,
-                    "align": request.multiple,
-                    "min_channels": request.min_channels,
-                    "dense_widths": dense_widths,
-                    "may_be_empty": request.levels > 1 and (level < request.levels or bool(surgery.slices)),
-                }
-                plan = _plan(module, traced.groups, scores, budget, inputs, options)
-            say("shrinking, and proving it")
-            try:
-                small, cut = shrink(module, traced.groups, plan, inputs)
-                proof = proved(module, cut, traced.groups, plan, inputs)
-                break
-            except SurgeryError:
-                reasons = _unprovable(module, traced.groups, plan, inputs)
-                if not reasons:
-                    raise
-                traced = without(traced, reasons)
-                if level == 1:
-                    dense_traced = traced
-        silent |= {m.tensor for m in _consumers_of(traced.groups, empty)}
-        surgery = surgery.then(cut)
-        repaired = None
-        if request.repair is not Repair.NONE:
-            last = level == request.levels
-            how = request.repair if last or request.repair is not Repair.DISTILL else Repair.LEAST_SQUARES
-            if images:
-                repaired = repair(dense, small, surgery, images, how=how, silent=silent, seed=request.seed, say=say)
-            else:
-                repaired = repair_blind(dense, small, surgery, inputs)
-            small = repaired.module
-        before = sum(g.channels for g in traced.groups)
-        after = before - plan.count - sum(g.blocks for g in traced.groups if g.root in empty)
+        cut = _cut(job, module, traced, dense_traced, number)
+        if number == 1:
+            dense_traced = cut.traced  # what could not be proved is left alone from now on
+        emptied_groups = [g for g in cut.traced.groups if g.root in cut.emptied]
+        silent |= {m.tensor for g in emptied_groups for m in g.members if m.role is Role.CONSUMES}
+        surgery = surgery.then(cut.surgery)
+        repaired = _repaired(job, cut.module, surgery, silent, last=number == request.levels)
+        module = cut.module if repaired is None else repaired.module
+        before = sum(g.channels for g in cut.traced.groups)
         levels.append(
             Level(
-                plan=plan,
-                proof=proof,
-                channels=(before, after),
-                curves=curves,
-                emptied=empty,
+                plan=cut.plan,
+                proof=cut.proof,
+                channels=(before, before - cut.plan.count - sum(g.blocks for g in emptied_groups)),
+                curves=cut.curves,
+                emptied=cut.emptied,
                 repaired=repaired,
             )
         )
-        module = small
-    gone = [root for level in levels for root in level.emptied]
-    if gone:
-        say("taking out the empty branches")
-        members = [m for g in dense_traced.groups if g.root in gone for m in g.members]
-        layers = [m.layer for m in members if m.role in (Role.PRODUCES, Role.CONSUMES)]
-        module, cut = emptied(module, list(dict.fromkeys(layers)), inputs)
-        surgery = surgery.then(cut)
+    module, taken_out = _without_empty_branches(job, module, dense_traced, levels)
+    already = checkpoint.surgery or Surgery()
+    return Pruned(
+        checkpoint=dataclasses.replace(
+            checkpoint,
+            module=module,
+            surgery=already.then(surgery).then(taken_out),
+            lineage=(*checkpoint.lineage, *_lineage(request, levels)),
+        ),
+        request=request,
+        dense_cost=job.dense_cost,
+        small_cost=count(module, inputs),
+        dense_layers=layer_costs(dense, inputs),
+        small_layers=layer_costs(module, inputs),
+        levels=tuple(levels),
+        traced=dense_traced,
+    )
+
+
+def _silence(_: str) -> None:
+    """Says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What stays the same through all levels of a run."""
+
+    checkpoint: Checkpoint
+    request: Request
+    data: Data | None
+    images: list[tuple[Tensor, ...]]  # for second moments, measuring and repair; empty where nothing looks at them
+    dense_cost: Cost
+    say: Say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """One level's small network before any repair, and how it came about."""
+
+    module: nn.Module
+    surgery: Surgery
+    proof: Proof
+    traced: Traced
+    plan: PruningPlan
+    curves: tuple[Curve, ...]
+    emptied: tuple[str, ...]
+
+
+def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int) -> _Cut:
+    """Plan, shrink and prove; where a group cannot be proved, again without it."""
+    inputs = job.checkpoint.example_inputs
+    while True:
+        plan, curves, empty = _planned(job, module, traced, dense_traced, level)
+        job.say("shrinking, and proving it")
+        try:
+            small, surgery = shrink(module, traced.groups, plan, inputs)
+            proof = proved(module, surgery, traced.groups, plan, inputs)
+        except SurgeryError:
+            reasons = _unprovable(module, traced.groups, plan, inputs)
+            if not reasons:
+                raise
+            traced = without(traced, reasons)
+            if level == 1:
+                dense_traced = traced
+            continue
+        return _Cut(module=small, surgery=surgery, proof=proof, traced=traced, plan=plan, curves=curves, emptied=empty)
+
+
+def _planned(
+    job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int
+) -> tuple[PruningPlan, tuple[Curve, ...], tuple[str, ...]]:
+    """The level's plan; where widths are measured also the curves that decided, and the groups to empty."""
+    request, inputs = job.request, job.checkpoint.example_inputs
+    job.say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
+    scores, calibration = score(
+        module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint
+    )
+    budget = _budget_at(request, level, module, inputs, job.dense_cost)
+    job.say("planning")
+    if request.scope is Scope.MEASURED:
+        probing = probing_of(module, traced.groups, scores, calibration, job.images)
+        allocation, curves = allocated(probing, budget, request, inputs, say=job.say)
+        return allocation.plan, curves, allocation.emptied
+    already_smaller = sum(p.numel() for p in module.parameters()) < job.dense_cost.params
+    options: dict[str, Any] = {
+        "scope": request.scope,
+        "align": request.multiple,
+        "min_channels": request.min_channels,
+        "dense_widths": {g.root: g.channels for g in dense_traced.groups},
+        "may_be_empty": request.levels > 1 and (level < request.levels or already_smaller),
+    }
+    return _plan(module, traced.groups, scores, budget, inputs, options), (), ()
+
+
+def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[str], *, last: bool) -> Repaired | None:
+    """The level's repair, against the dense network; distillation waits for the last level."""
+    how = job.request.repair
+    if how is Repair.NONE:
+        return None
+    dense = job.checkpoint.module
+    if not job.images:
+        return repair_blind(dense, small, surgery, job.checkpoint.example_inputs)
+    if how is Repair.DISTILL and not last:
+        how = Repair.LEAST_SQUARES
+    return repair(dense, small, surgery, job.images, how=how, silent=silent, seed=job.request.seed, say=job.say)
+
+
+def _without_empty_branches(
+    job: _Job, module: nn.Module, dense_traced: Traced, levels: Sequence[Level]
+) -> tuple[nn.Module, Surgery]:
+    """The network without what reads nothing any more, and the surgery that took it out."""
+    gone = {root for level in levels for root in level.emptied}
+    if not gone:
+        return module, Surgery()
+    job.say("taking out the empty branches")
+    members = [m for g in dense_traced.groups if g.root in gone for m in g.members]
+    layers = dict.fromkeys(m.layer for m in members if m.role in (Role.PRODUCES, Role.CONSUMES))
+    return emptied(module, tuple(layers), job.checkpoint.example_inputs)
+
+
+def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object]]:
+    """What was done, as plain values: a step for the pruning, and one for the last level's repair."""
     entries: list[dict[str, object]] = [
         {
             "step": "prune",
@@ -212,77 +287,68 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
             "align": request.multiple,
             "seed": request.seed,
             "plans": [level.plan.to_json() for level in levels],
-            "emptied": gone,
+            "emptied": [root for level in levels for root in level.emptied],
         }
     ]
-    if levels[-1].repaired is not None:
-        found = levels[-1].repaired
-        entries.append({"step": "repair", "how": str(found.how), "images": found.images, "seed": request.seed})
-    already = checkpoint.surgery or Surgery()
-    return Pruned(
-        checkpoint=dataclasses.replace(
-            checkpoint,
-            module=module,
-            surgery=already.then(surgery),
-            lineage=(*checkpoint.lineage, *entries),
-        ),
-        request=request,
-        dense_cost=dense_cost,
-        small_cost=count(module, inputs),
-        dense_layers=layer_costs(dense, inputs),
-        small_layers=layer_costs(module, inputs),
-        levels=tuple(levels),
-        traced=dense_traced,
-    )
+    repaired = levels[-1].repaired
+    if repaired is not None:
+        entries.append({"step": "repair", "how": str(repaired.how), "images": repaired.images, "seed": request.seed})
+    return entries
 
 
-def _calibration(checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say) -> list[tuple[Tensor, ...]]:
-    """What repair and allocation look at; empty where neither is asked for. Refused: images that are not there."""
-    asked = request.repair is not Repair.NONE or request.scope is Scope.MEASURED
-    if not asked:
+def calibration_images(
+    checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say
+) -> list[tuple[Tensor, ...]]:
+    """What second moments, measuring and repair look at: inputs in batches of one size, as many as memory holds.
+
+    Empty where nothing looks at them. Refused: images that are asked for and not there.
+    """
+    moments = criteria.load(request.criterion).needs is Needs.SECOND_MOMENTS
+    measured = request.scope is Scope.MEASURED
+    if not (moments or measured or request.repair is not Repair.NONE):
         return []
-    if data is None and request.repair is Repair.MEAN and request.scope is not Scope.MEASURED:
+    if data is None and request.repair is Repair.MEAN and not (moments or measured):
         return []  # the batch norms know
     if data is None:
-        what = f"repair by {request.repair}" if request.repair is not Repair.NONE else "measuring widths"
+        what = f"the criterion `{request.criterion}`"
+        if measured or not moments:
+            what = "measuring widths" if measured else f"repair by {request.repair}"
         raise CalibrationError(f"{what} needs images", hint="give some, labels are not needed: `--data DIR`")
-    options: dict[str, Any] = {"preprocessing": checkpoint.preprocessing, "seed": request.seed}
-    images = calibration_split(data)
-    found = calibration_batches(images, request.images, **options)
+    found = calibration_batches(
+        calibration_split(data), request.images, preprocessing=checkpoint.preprocessing, seed=request.seed
+    )
     if request.repair in (Repair.MEAN, Repair.LEAST_SQUARES, Repair.DISTILL):
         say("seeing how many images fit")
-        fits = affordable(
-            checkpoint.module, found[0], images=len(found) * len(found[0][0]), memory_bytes=request.memory_bytes
-        )
-        found = found[: max(1, fits // len(found[0][0]))]
+        size = len(found[0][0])
+        fits = affordable(checkpoint.module, found[0], images=len(found) * size, memory_bytes=request.memory_bytes)
+        found = found[: max(1, fits // size)]
     return found
 
 
-def _consumers_of(groups: tuple[ChannelGroup, ...], roots: tuple[str, ...]) -> list[Any]:
-    return [m for g in groups if g.root in roots for m in g.members if m.role is Role.CONSUMES]
-
-
 def score(
-    module: nn.Module, groups: tuple[ChannelGroup, ...], request: Request, *, data: Data | None, checkpoint: Checkpoint
+    module: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    request: Request,
+    *,
+    data: Data | None,
+    images: list[tuple[Tensor, ...]],
+    checkpoint: Checkpoint,
 ) -> tuple[Scores, Calibration]:
-    """Every group's scores by the requested criterion, and what it knew; refused where its data is missing."""
+    """Every group's scores by the requested criterion, and what it knew; refused where its data is missing.
+
+    Second moments come from those of `images` that nothing is judged on; other criteria draw theirs, with labels.
+    """
     criterion = criteria.load(request.criterion)
     stream: Iterable[tuple[Tensor, Tensor | None]] | None = None
-    if criterion.needs is not Needs.NOTHING:
+    if criterion.needs is Needs.SECOND_MOMENTS:
+        stream = [(inputs, None) for (inputs,) in fitted_and_probed(images)[0]]
+    elif criterion.needs is not Needs.NOTHING:
         if data is None:
             raise CalibrationError(
                 f"the criterion `{request.criterion}` needs images", hint="give some: `--data DIR`, or use `l1-norm`"
             )
-        if criterion.needs is Needs.SECOND_MOMENTS:
-            held = calibration_batches(
-                calibration_split(data), request.images, preprocessing=checkpoint.preprocessing, seed=request.seed
-            )
-            stream = [(inputs, None) for (inputs,) in fitted_and_probed(held)[0]]  # no labels
-        else:
-            images = first(
-                data.split(SplitName.TRAIN if data.train else SplitName.TUNE), request.images, seed=request.seed
-            )
-            stream = batches(images, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
+        drawn = first(data.split(SplitName.TRAIN if data.train else SplitName.TUNE), request.images, seed=request.seed)
+        stream = batches(drawn, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
     calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
     by_root = {group.root: criterion.score(group, calibration=calibration) for group in groups}
     scores = Scores(by_root=by_root, comparable=criterion.comparable)

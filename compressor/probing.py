@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compressor.allocate import Allocation, allocate, orders_from, widths_to_probe
-from compressor.calibration import Needs, gather
+from compressor.calibration import Calibration, Needs, gather
 from compressor.costs import CostModel
 from compressor.elimination import Reading, consumers
 from compressor.groups import ChannelGroup, Role
@@ -41,6 +41,16 @@ def fitted_and_probed(images: Batches) -> tuple[Batches, Batches]:
     """Images to fit readers on, and others to judge by: at most a quarter, about `PROBE_IMAGES`."""
     held = max(1, min(len(images) // 4, -(-PROBE_IMAGES // len(images[0][0]))))
     return images[:-held] or images, images[-held:]
+
+
+def probing_of(
+    module: nn.Module, groups: tuple[ChannelGroup, ...], scores: Scores, calibration: Calibration, images: Batches
+) -> Probing:
+    """What measuring takes, with the images split in two."""
+    fitted, probed = fitted_and_probed(images)
+    return Probing(
+        module=module, groups=groups, scores=scores, readings=calibration.readings, fitted=fitted, probed=probed
+    )
 
 
 def allocated(
