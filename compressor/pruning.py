@@ -59,40 +59,25 @@ def request_from(
     and a budget of MACs or parameters is shared by measurement; without it `l1-norm` judges, uniformly, and nothing is
     repaired.
     """
-    given = {"--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        what = f"several budgets: {', '.join(named)}" if named else "no budget"
-        raise PlanError(
-            f"{what} given", hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5` or `--sparsity 0.9`"
-        )
+    budget = _budget(ratio=ratio, macs=macs, params=params, sparsity=sparsity)
     if scope == "auto":
-        scope = Scope.MEASURED if data_given and ratio is None and sparsity is None else Scope.UNIFORM
-        if sparsity is not None:
-            scope = Scope.GLOBAL
+        scope = Scope.MEASURED if data_given and isinstance(budget, CostBudget) else Scope.UNIFORM
     if scope not in list(Scope):
         raise PlanError(f"there is no scope called `{scope}`", hint=unknown("scopes", scope, map(str, Scope)))
-    if sparsity is not None:
+    if isinstance(budget, float):
         if repair not in ("auto", Repair.NONE):
             raise PlanError("masked weights are not repaired", hint="retrain them: `compress retrain`")
         kind = MaskScope.UNIFORM if scope == Scope.UNIFORM else MaskScope.GLOBAL
-        return MaskRequest(sparsity=sparsity, scope=kind, protect=tuple(protect))
+        return MaskRequest(sparsity=budget, scope=kind, protect=tuple(protect))
     if criterion == "auto":
         criterion = "obs" if data_given else "l1-norm"
+    if repair == "auto":
+        repair = Repair.LEAST_SQUARES if data_given else Repair.NONE
     criteria.load(criterion)
-    how = (Repair.LEAST_SQUARES if data_given else Repair.NONE) if repair == "auto" else repair_named(repair)
     if not memory_gb > 0:
         raise PlanError(f"a memory budget must be positive: {memory_gb:g}", hint="in GB: `--memory 4`")
     if align != "auto" and not (align.isdecimal() and int(align) > 0):
         raise PlanError(f"an alignment is a positive number or `auto`, not `{align}`", hint="for example `--align 8`")
-    budget: Budget
-    if ratio is not None:
-        budget = ChannelBudget(ratio=ratio)
-    elif macs is not None:
-        budget = CostBudget(counted=Countable.MACS, stays=macs)
-    else:
-        assert params is not None
-        budget = CostBudget(counted=Countable.PARAMS, stays=params)
     return Request(
         budget=budget,
         criterion=criterion,
@@ -104,9 +89,26 @@ def request_from(
         largest=largest,
         seed=seed,
         images=calibration,
-        repair=how,
+        repair=repair_named(repair),
         memory_bytes=round(memory_gb * 2**30),
     )
+
+
+def _budget(*, ratio: float | None, macs: float | None, params: float | None, sparsity: float | None) -> Budget | float:
+    """The one budget that is given, a sparsity as it is; refused where there is none or several."""
+    given = {"--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity}
+    named = [(name, value) for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        what = f"several budgets: {', '.join(name for name, _ in named)}" if named else "no budget"
+        raise PlanError(
+            f"{what} given", hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5` or `--sparsity 0.9`"
+        )
+    name, value = named[0]
+    if name == "--ratio":
+        return ChannelBudget(ratio=value)
+    if name == "--sparsity":
+        return float(value)
+    return CostBudget(counted=Countable(name.removeprefix("--")), stays=value)
 
 
 def needs_data(request: Request | MaskRequest) -> bool:

@@ -533,6 +533,7 @@ class TestFromPruneToReport:
 
     def test_a_masked_network_stays_masked(self, inputs: Path) -> None:
         masked = json.loads(done("prune", "tiny.pt", *ARCH, "--sparsity", 0.9, "--json").stdout)["mask"]
+        assert masked["scope"] == "uniform"  # unless it is asked for otherwise
         assert masked["zeros"] / masked["weights"] == pytest.approx(0.9, abs=1e-3)
         assert masked["stored_bytes"] < masked["dense_bytes"]
         done("retrain", "--data", "data.npz", "--epochs", 1)
