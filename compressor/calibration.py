@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, batches, first
+from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
 from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
 from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Member, Role
@@ -90,8 +90,13 @@ def calibration_batches(
 
 
 def calibration_split(data: Data) -> ImageSet:
-    """Where images without a look at their labels come from: the training split, or what there is instead."""
-    return next(s for s in (data.train, data.tune, data.test) if s is not None)
+    """Where images come from that decide something: the training split, else the tuning one, never the test split."""
+    if data.train is None and data.tune is None:
+        raise CalibrationError(
+            f"{data.name} has a test split alone, which decides nothing",
+            hint="give images for training or tuning too: a folder of at least three is split by itself",
+        )
+    return data.split(SplitName.TUNE if data.train is None else SplitName.TRAIN)
 
 
 def required(gathered: T | None, needs: Needs) -> T:

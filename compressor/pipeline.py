@@ -21,7 +21,7 @@ from compressor.calibration import (
 )
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
-from compressor.data import Data, SplitName, batches, first
+from compressor.data import Data, batches, first
 from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
@@ -347,7 +347,7 @@ def score(
             raise CalibrationError(
                 f"the criterion `{request.criterion}` needs images", hint="give some: `--data DIR`, or use `l1-norm`"
             )
-        drawn = first(data.split(SplitName.TRAIN if data.train else SplitName.TUNE), request.images, seed=request.seed)
+        drawn = first(calibration_split(data), request.images, seed=request.seed)
         stream = batches(drawn, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
     calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
     by_root = {group.root: criterion.score(group, calibration=calibration) for group in groups}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor.allocate import Allocation, allocate, orders_from, widths_to_probe
 from compressor.calibration import Calibration, Needs, gather
@@ -80,13 +80,12 @@ def measured_curves(probing: Probing, request: Request, *, say: Say) -> tuple[Cu
         readings = gather(module, groups, needs=Needs.SECOND_MOMENTS, batches=stream, seed=request.seed).readings
         assert readings is not None
     program = program_of(module, probed[0], batch=len(probed[0][0]))
-    may_empty = request.min_channels == 1 and request.repair not in (Repair.NONE, Repair.BATCH_NORM)
+    may_empty: frozenset[str] = frozenset()
+    if request.min_channels == 1 and request.repair not in (Repair.NONE, Repair.BATCH_NORM):
+        may_empty = emptiable(module, program, groups)
     widths = {
         g.root: widths_to_probe(
-            g,
-            align=request.multiple,
-            min_channels=request.min_channels,
-            may_empty=may_empty and _emptiable(module, program, g),
+            g, align=request.multiple, min_channels=request.min_channels, may_empty=g.root in may_empty
         )
         for g in groups
     }
@@ -94,19 +93,35 @@ def measured_curves(probing: Probing, request: Request, *, say: Say) -> tuple[Cu
     return sensitivity(program, known, readings, orders_from(groups, probing.scores), widths, probed, say=say)
 
 
-def _emptiable(module: nn.Module, program: Program, group: ChannelGroup) -> bool:
-    """Whether the network stays whole without the group: all that reads it ends in a sum with something else."""
+def emptiable(module: nn.Module, program: Program, groups: Sequence[ChannelGroup]) -> frozenset[str]:
+    """The groups without any of which the network stays whole: all that reads them ends in a sum with something else.
+
+    Of the branches of one sum only the first is among them: without both the sum would have nothing to give.
+    """
     nodes = {program.tensor_name(node.args[1]): node for _, node in readers(program)}
+    found: list[str] = []
+    sums: set[int] = set()
+    for group in groups:
+        ends = _ends(module, program, group, nodes)
+        if ends and not ends & sums:
+            found.append(group.root)
+            sums |= ends
+    return frozenset(found)
+
+
+def _ends(module: nn.Module, program: Program, group: ChannelGroup, nodes: Mapping[str | None, fx.Node]) -> set[int]:
+    """The sums that the group's readers end in; empty where one of them does not, or reads something else too."""
+    ends: set[int] = set()
+    weights = dict(module.named_parameters())
     for member in group.members:
-        if member.role is Role.NORMALISES:
-            return False
         if member.role is Role.CARRIES:
             continue
-        if not can_be_silent(module.get_submodule(member.layer)):
-            return False
+        if member.role is Role.NORMALISES or not can_be_silent(module.get_submodule(member.layer)):
+            return set()
         if member.role is Role.CONSUMES:
             node = nodes.get(member.tensor)
-            whole = dict(module.named_parameters())[member.tensor].shape[member.dim] * member.blocks
-            if node is None or len(member.positions) != whole or residual_sum(program, node) is None:
-                return False
-    return True
+            branch = None if node is None else residual_sum(program, node)
+            if branch is None or len(member.positions) != weights[member.tensor].shape[member.dim] * member.blocks:
+                return set()
+            ends.add(branch.total)
+    return ends

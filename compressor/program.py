@@ -26,6 +26,8 @@ TRANSPOSING = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 READING = (*CONVOLVING, *CONVOLVING_PADDED, *TRANSPOSING, aten.linear.default)
 NORMALISING = (aten.batch_norm.default,)
 
+AS_IT_IS = "`--criterion l1-norm --scope uniform --repair batch-norm` (or `--repair none`) runs it as it is"
+
 Values = list[Any]  # what a node gave, batch by batch
 
 
@@ -81,7 +83,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
         # the exporter raises whatever the network's code made it stumble over
         raise RepairError(
             f"the network cannot be followed: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-            hint="repair it by `--repair batch-norm`, which runs it as it is, or `--repair none`",
+            hint=AS_IT_IS,
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -121,7 +123,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
     if len(said) != len(expected) or worst > 1e-4:
         raise RepairError(
             f"the network's operators, run one by one, differ from it by {worst:.2g}",
-            hint="repair it by `--repair batch-norm`, which runs it as it is, or `--repair none`",
+            hint=AS_IT_IS,
         )
     return program
 
@@ -245,7 +247,7 @@ def in_step(dense: Program, small: Program) -> None:
     if not same:
         raise RepairError(
             "the small network takes other steps than the dense one",
-            hint="repair it by `--repair batch-norm`, which runs it as it is, or `--repair none`",
+            hint=AS_IT_IS,
         )
 
 
