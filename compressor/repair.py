@@ -182,8 +182,6 @@ def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module
     norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not norms:
         raise RepairError("there is no batch norm in this network", hint="use `--repair least-squares` or `mean`")
-    if len(batches[0][0]) < 2:
-        raise RepairError("batches of one image have no statistics", hint="give more images: 16 make batches of two")
     module.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -192,7 +190,8 @@ def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module
         norm.train()
     with torch.no_grad():
         for batch in batches:
-            module(*batch)
+            if len(batch[0]) > 1:  # one image has no variance
+                module(*batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for layer, original in zip(module.modules(), small.modules(), strict=True):

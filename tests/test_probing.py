@@ -16,7 +16,7 @@ from compressor.pipeline import prune
 from compressor.plan import CostBudget, Countable, Scope
 from compressor.probing import emptiable, fitted_and_probed
 from compressor.program import program_of
-from compressor.repair import Repair, renormed
+from compressor.repair import Repair
 from compressor.request import Request
 from tests.topologies import INPUT, Residual, alive, checkpoint_of, head
 
@@ -107,12 +107,6 @@ def test_the_network_that_is_pruned_measured_and_repaired_stays_as_it_was(how: R
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
     assert [m.training for m in net.modules()] == modes
     assert [p.requires_grad for p in net.parameters()] == wanted
-
-
-def test_batches_of_one_image_give_no_statistics() -> None:
-    with pytest.raises(RepairError, match="one image") as refusal:
-        renormed(alive(Residual()), [(torch.zeros(INPUT),)])
-    assert refusal.value.hint
 
 
 class Choosing(nn.Module):
