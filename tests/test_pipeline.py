@@ -155,3 +155,10 @@ def test_pruning_a_pruned_checkpoint_composes(samples: Path) -> None:
 def test_a_request_out_of_range_is_refused(samples: Path, change: dict[str, int]) -> None:
     with pytest.raises(CompressError):
         prune(load(samples / "fashion_resnet20.pt"), dataclasses.replace(Request(budget=HALF), **change))
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_ratio_that_rounds_to_nothing_is_refused_at_any_number_of_levels(levels: int) -> None:
+    request = Request(budget=ChannelBudget(ratio=0.01), align=1, levels=levels)
+    with pytest.raises(PlanError, match="nothing would be removed"):
+        prune(checkpoint_of(alive(plain())), request)

@@ -135,6 +135,20 @@ def test_a_repair_that_makes_things_worse_is_not_kept() -> None:
     assert found.to_json()["kept"] is False
 
 
+@pytest.mark.parametrize("how", [Repair.MEAN, Repair.BATCH_NORM, Repair.LEAST_SQUARES])
+def test_the_images_that_judge_are_not_fitted_on(how: Repair) -> None:
+    net = alive(normed())
+    small, surgery = cut(net)
+    given = batches()
+    others = [*given[:-1], tuple(torch.flip(t, [0, 2]) * 0.5 for t in given[-1])]
+    one, other = (repair(net, small, surgery, b, how=how) for b in (given, others))
+    assert one.judged == len(given[-1][0])
+    assert one.kept
+    assert other.kept
+    assert same_state(one.module, other.module)
+    assert one.after != other.after
+
+
 def test_without_a_repair_the_network_is_the_small_one() -> None:
     net = alive(plain())
     small, surgery = cut(net)
