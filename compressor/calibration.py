@@ -39,6 +39,7 @@ from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName
 from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
 from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Member, Role
+from compressor.lent import evaluating
 from compressor.program import program_of
 
 T = TypeVar("T")
@@ -181,19 +182,16 @@ def gather(
 @contextmanager
 def _lent(module: nn.Module, *, seed: int, gradients: bool) -> Iterator[None]:
     """Eval mode, gradients on or off, chance seeded; and all of it undone."""
-    modes = [(m, m.training) for m in module.modules()]
     wanted = [(p, p.requires_grad) for p in module.parameters()]
     devices = sorted({p.device.index for p, _ in wanted if p.device.type == "cuda"})
     try:
-        module.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(gradients and parameter.is_floating_point())
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        chance = torch.random.fork_rng(devices=devices)
+        with evaluating(module), chance, torch.inference_mode(False), torch.set_grad_enabled(gradients):
             torch.manual_seed(seed)
             yield
     finally:
-        for layer, mode in modes:
-            layer.training = mode
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
 

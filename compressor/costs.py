@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Role
+from compressor.lent import evaluating, plain_attention
 from compressor.plan import Countable, PruningPlan
 
 
@@ -36,17 +37,8 @@ def count(module: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
 
 def _macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     counter = FlopCounterMode(display=False)
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see inside its fused kernel
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), counter:
-            module(*[t[:1] for t in example_inputs])
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for layer, training in modes.items():
-            layer.training = training
+    with evaluating(module), plain_attention(), torch.no_grad(), counter:
+        module(*[t[:1] for t in example_inputs])
     return int(counter.get_total_flops()) // 2
 
 

@@ -21,7 +21,9 @@ Each carries what was found, what is allowed, and a `hint`: what to do next.
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable
+from typing import TypeVar
 
 
 class CompressError(Exception):
@@ -86,6 +88,17 @@ class RuntimeUnavailable(CompressError):
 
 class ArtifactError(CompressError):
     """An artifact is missing, incomplete, or in the way."""
+
+
+E = TypeVar("E", bound=enum.StrEnum)
+
+
+def named(kind: type[E], name: str, *, one: str, many: str, refusal: type[CompressError]) -> E:
+    """The member of `kind` called `name`; refused by `refusal` where there is none: `there is no ONE called ...`."""
+    try:
+        return kind(name)
+    except ValueError:
+        raise refusal(f"there is no {one} called `{name}`", hint=unknown(many, name, list(kind))) from None
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

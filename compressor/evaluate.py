@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.data import UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
+from compressor.lent import evaluating
 from compressor.train import EVALUATION_BATCH, class_scores
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
@@ -242,14 +243,8 @@ def scorer(network: nn.Module | OnnxNetwork) -> Iterator[Scorer]:
     first = next(network.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
     dtype = torch.float32 if first is None or not first.is_floating_point() else first.dtype
-    modes = {layer: layer.training for layer in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():  # and not inference_mode, whose tensors a network might keep
-            yield lambda inputs: class_scores(network(inputs.to(device, dtype))).float().cpu()
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
+    with evaluating(network), torch.no_grad():  # and not inference_mode, whose tensors a network might keep
+        yield lambda inputs: class_scores(network(inputs.to(device, dtype))).float().cpu()
 
 
 def _batches(images: ImageSet, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:

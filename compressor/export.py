@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from compressor.files import whole
+from compressor.lent import plain_attention
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.shrink import random_like
 
@@ -167,11 +168,11 @@ def _output_names(module: nn.Module, inputs: Sequence[Tensor]) -> list[str] | No
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporter's progress, warnings and logs to itself; attention takes its traceable path meanwhile."""
-    before, fastpath = logging.root.manager.disable, torch.backends.mha.get_fastpath_enabled()
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
+            plain_attention(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
@@ -180,7 +181,6 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 def _strip_(proto: Any) -> None:

@@ -22,6 +22,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from compressor.errors import GroupError
+from compressor.lent import plain_attention
 from compressor.outputs import tensors_in
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -203,10 +204,8 @@ class _Graph:
 
         self.graph = torch_pruning.DependencyGraph()
         inputs = [t.float() if t.is_floating_point() else t for t in example_inputs]
-        fastpath = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel has no autograd graph
         try:
-            with torch.enable_grad(), warnings.catch_warnings():
+            with plain_attention(), torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "unwrapped parameters": they are Members like any other
                 self.graph.build_dependency(self.module, inputs, forward_fn=forward, verbose=False)
         except Exception as error:
@@ -215,8 +214,6 @@ class _Graph:
                 f"torch-pruning cannot trace this network: {type(error).__name__}: {error}",
                 hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
             ) from error
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
         self.output_functions = {t.grad_fn for t in tensors_in(outputs[-1]) if t.grad_fn is not None}
 
     def producers(self) -> Iterator[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import RepairError
+from compressor.lent import plain_attention
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 
 aten = torch.ops.aten
@@ -73,20 +74,30 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
     """
     module = copy.deepcopy(module).eval().requires_grad_(False)
     inputs = tuple(_batch_of(t, batch) for t in example_inputs)
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel hides the projections
+    program = _read(_exported(module, inputs), module, batch=batch)
+    said = [t for value in run(program, [[t] for t in inputs]) for t in tensors_in(value[0])]
+    expected = outputs_of(module, list(inputs))
+    worst = max((relative_difference(a, b) for a, b in zip(said, expected, strict=False)), default=1.0)
+    if len(said) != len(expected) or worst > 1e-4:
+        raise RepairError(f"the network's operators, run one by one, differ from it by {worst:.2g}", hint=AS_IT_IS)
+    return program
+
+
+def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with plain_attention(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # what the exporter says of itself
-            exported = torch.export.export(module, inputs)
+            return torch.export.export(module, inputs)
     except Exception as error:
         # the exporter raises whatever the network's code made it stumble over
         raise RepairError(
             f"the network cannot be followed: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
             hint=AS_IT_IS,
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _read(exported: Any, module: nn.Module, *, batch: int) -> Program:
+    """The exported program's operators, with the module's own tensors behind the names of its parameters."""
     signature = exported.graph_signature
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
@@ -108,8 +119,8 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
         elif node.op == "output":
             outputs = tuple(n for n in node.args[0] if isinstance(n, fx.Node) and n.name in signature.user_outputs)
         else:
-            raise RepairError(f"the network cannot be followed: it has a step `{node.op}`")
-    program = Program(
+            raise RepairError(f"the network cannot be followed: it has a step `{node.op}`", hint=AS_IT_IS)
+    return Program(
         nodes=tuple(calls),
         constants=constants,
         names=names,
@@ -117,15 +128,6 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
         outputs=outputs,
         batch=batch,
     )
-    said = [t for value in run(program, [[t] for t in inputs]) for t in tensors_in(value[0])]
-    expected = outputs_of(module, list(inputs))
-    worst = max((relative_difference(a, b) for a, b in zip(said, expected, strict=False)), default=1.0)
-    if len(said) != len(expected) or worst > 1e-4:
-        raise RepairError(
-            f"the network's operators, run one by one, differ from it by {worst:.2g}",
-            hint=AS_IT_IS,
-        )
-    return program
 
 
 def _batch_of(example: Tensor, batch: int) -> Tensor:

@@ -15,7 +15,7 @@ from compressor.calibration import Needs, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
-from compressor.errors import PlanError, unknown
+from compressor.errors import PlanError, named
 from compressor.masks import MaskScope, apply_mask_, magnitude
 from compressor.pipeline import Say, prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
@@ -62,12 +62,11 @@ def request_from(
     budget = _budget(ratio=ratio, macs=macs, params=params, sparsity=sparsity)
     if scope == "auto":
         scope = Scope.MEASURED if data_given and isinstance(budget, CostBudget) else Scope.UNIFORM
-    if scope not in list(Scope):
-        raise PlanError(f"there is no scope called `{scope}`", hint=unknown("scopes", scope, map(str, Scope)))
+    shared = named(Scope, scope, one="scope", many="scopes", refusal=PlanError)
     if isinstance(budget, float):
         if repair not in ("auto", Repair.NONE):
             raise PlanError("masked weights are not repaired", hint="retrain them: `compress retrain`")
-        kind = MaskScope.UNIFORM if scope == Scope.UNIFORM else MaskScope.GLOBAL
+        kind = MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL
         return MaskRequest(sparsity=budget, scope=kind, protect=tuple(protect))
     if criterion == "auto":
         criterion = "obs" if data_given else "l1-norm"
@@ -81,7 +80,7 @@ def request_from(
     return Request(
         budget=budget,
         criterion=criterion,
-        scope=Scope(scope),
+        scope=shared,
         align=None if align == "auto" else int(align),
         min_channels=min_channels,
         protect=tuple(protect),
@@ -97,13 +96,13 @@ def request_from(
 def _budget(*, ratio: float | None, macs: float | None, params: float | None, sparsity: float | None) -> Budget | float:
     """The one budget that is given, a sparsity as it is; refused where there is none or several."""
     given = {"--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity}
-    named = [(name, value) for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        what = f"several budgets: {', '.join(name for name, _ in named)}" if named else "no budget"
+    budgets = [(name, value) for name, value in given.items() if value is not None]
+    if len(budgets) != 1:
+        what = f"several budgets: {', '.join(name for name, _ in budgets)}" if budgets else "no budget"
         raise PlanError(
             f"{what} given", hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5` or `--sparsity 0.9`"
         )
-    name, value = named[0]
+    name, value = budgets[0]
     if name == "--ratio":
         return ChannelBudget(ratio=value)
     if name == "--sparsity":

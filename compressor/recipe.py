@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compressor.errors import RetrainError, unknown
+from compressor.errors import RetrainError, named
 
 
 class How(enum.StrEnum):
@@ -152,8 +152,4 @@ def recipe_from_json(plain: dict[str, object]) -> Recipe:
 
 def how_named(name: str) -> How:
     """The way to retrain called `name`."""
-    try:
-        return How(name)
-    except ValueError:
-        known = [str(h) for h in How]
-        raise RetrainError(f"there is no way to retrain called `{name}`", hint=unknown("ways", name, known)) from None
+    return named(How, name, one="way to retrain", many="ways", refusal=RetrainError)

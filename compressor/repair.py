@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.distil import STEPS, distil
-from compressor.errors import RepairError, unknown
+from compressor.errors import RepairError, named
 from compressor.expected import compensated
 from compressor.groups import BATCH_NORMS
+from compressor.lent import evaluating
 from compressor.outputs import outputs_of, relative_difference
 from compressor.program import Walk, program_of
 from compressor.reconstruct import LayerFit, reconstruct
@@ -49,11 +50,7 @@ class Repair(enum.StrEnum):
 
 def repair_named(name: str) -> Repair:
     """The repair called `name`."""
-    try:
-        return Repair(name)
-    except ValueError:
-        known = [str(r) for r in Repair]
-        raise RepairError(f"there is no repair called `{name}`", hint=unknown("repairs", name, known)) from None
+    return named(Repair, name, one="repair", many="repairs", refusal=RepairError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +161,8 @@ def repair_blind(dense: nn.Module, small: nn.Module, surgery: Surgery, example_i
 
 
 def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> Tensor:
-    modes = [(m, m.training) for m in module.modules()]
-    try:
-        module.eval()
+    with evaluating(module):
         return torch.cat([outputs_of(module, list(batch))[0] for batch in batches])
-    finally:
-        for layer, training in modes:
-            layer.training = training
 
 
 def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module:

@@ -1,0 +1,5 @@
+"""Tests; those that several files share say what differed when they fail."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.command_line")

@@ -1,12 +1,14 @@
-"""What the tests share: the sample models, and a network of ours that no data set made."""
+"""What the tests share: the sample models, working folders, and a tiny network to run commands on."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import sample_models
+from tests.command_line import ARCH, done, make_inputs
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,29 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COMPRESS_STATE_DIR", str(tmp_path / "state"))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a tiny network was pruned once, for tests to copy."""
+    folder = tmp_path_factory.mktemp("made")
+    make_inputs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COMPRESS_STATE_DIR", str(folder / "state"))
+        done("prune", "tiny.pt", *ARCH, "--ratio", 0.5)
+    return folder
+
+
+@pytest.fixture
+def pruned(made: Path, workdir: Path) -> Path:
+    """The working folder with `tiny.compressed` in it."""
+    shutil.copytree(made, workdir, dirs_exist_ok=True)
+    return workdir
+
+
+@pytest.fixture
+def inputs(workdir: Path) -> Path:
+    """The working folder with a tiny network's weights, code and data in it."""
+    make_inputs(workdir)
+    return workdir

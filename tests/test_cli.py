@@ -2,135 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
-from compressor.cli.main import app
-
-DONE, REFUSED, USAGE, GATE_MISSED, INTERRUPTED = 0, 1, 2, 3, 130
-NET = """
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, width=16, classes=2):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
-        )
-
-    def forward(self, x):
-        return self.body(x)
-"""
-ARCH = ("--arch", "net.py:Net", "--input", "1x1x16x16")
-
-
-def make_inputs(folder: Path, *, images: int = 200) -> None:
-    """`net.py`, the weights of its `Net` in `tiny.pt`, and easy images of two classes in `data.npz`."""
-    (folder / "net.py").write_text(NET)
-    scope: dict[str, Any] = {}
-    exec(NET, scope)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(scope["Net"]().state_dict(), folder / "tiny.pt")
-    labels = np.arange(images) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (images, 16, 16))
-    np.savez(folder / "data.npz", images=(noise + 100 * labels[:, None, None]).astype(np.uint8), labels=labels)
-
-
-def run(*arguments: object) -> Any:
-    """The command in this process; anything but an exit is a bug and is raised."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert "Traceback" not in result.stderr
-    return result
-
-
-def done(*arguments: object) -> Any:
-    result = run(*arguments)
-    assert result.exit_code == DONE, result.stderr
-    return result
-
-
-def snapshot(folder: Path) -> dict[str, str]:
-    """Everything that lies below the folder, by content; which files are trusted does not count."""
-    files = (
-        p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] not in ("state", "__pycache__")
-    )
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def refused(*arguments: object, says: str, hints: str) -> Any:
-    """Exit 1 with one message and one hint on stderr, nothing on stdout, and nothing changed in the working folder."""
-    before = snapshot(Path.cwd())
-    result = run(*arguments)
-    assert result.exit_code == REFUSED, result.output
-    assert result.stdout == ""
-    assert len(re.findall(r"^error: ", result.stderr, flags=re.MULTILINE)) == 1
-    assert len(re.findall(r"^hint: ", result.stderr, flags=re.MULTILINE)) == 1
-    message, _, hint = result.stderr.partition("\nhint: ")
-    assert says in message.partition("error: ")[2]
-    assert hints in hint
-    assert snapshot(Path.cwd()) == before
-    return result
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a tiny network was pruned once, for tests to copy."""
-    folder = tmp_path_factory.mktemp("made")
-    make_inputs(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("COMPRESS_STATE_DIR", str(folder / "state"))
-        done("prune", "tiny.pt", *ARCH, "--ratio", 0.5)
-    return folder
-
-
-@pytest.fixture
-def pruned(made: Path, workdir: Path) -> Path:
-    """The working folder with `tiny.compressed` in it."""
-    shutil.copytree(made, workdir, dirs_exist_ok=True)
-    return workdir
-
-
-@pytest.fixture
-def inputs(workdir: Path) -> Path:
-    """The working folder with a tiny network's weights, code and data in it."""
-    make_inputs(workdir)
-    return workdir
-
-
-@contextmanager
-def full_disk(left: int) -> Iterator[None]:
-    """No file may grow beyond `left` bytes: writing fails as on a full disk, in Python and in the libraries."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.command_line import (
+    ARCH,
+    GATE_MISSED,
+    INTERRUPTED,
+    NET,
+    USAGE,
+    done,
+    full_disk,
+    make_inputs,
+    refused,
+    run,
+    snapshot,
+)
 
 
 class TestModelFile:
@@ -619,97 +519,3 @@ class TestInterruption:
         told = interrupted(["retrain", "--epochs", "3"], when="fine-tune on", then=3)
         assert "go on with the same command: compress retrain --epochs 3" in told
         assert snapshot(workdir) == before
-
-
-class TestRepair:
-    @pytest.mark.usefixtures("inputs")
-    def test_it_is_on_by_default_where_there_is_data_and_says_what_it_did(self) -> None:
-        result = done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--data", "data.npz", "--json")
-        results = json.loads(result.stdout)
-        assert results["prune"]["criterion"] == "obs"
-        assert results["repair"]["how"] == "least-squares"
-        assert results["repair"]["data"] == "data"
-        before, after = results["repair"]["rise"]
-        assert after < before
-        assert [step["step"] for step in results["lineage"]] == ["prune", "repair"]
-
-    @pytest.mark.usefixtures("inputs")
-    def test_without_data_nothing_is_repaired_and_l1_norm_judges(self) -> None:
-        results = json.loads(done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--json").stdout)
-        assert results["prune"]["criterion"] == "l1-norm"
-        assert "repair" not in results
-
-    @pytest.mark.usefixtures("inputs")
-    def test_a_budget_of_macs_is_shared_by_measurement_where_there_is_data(self) -> None:
-        result = done("prune", "tiny.pt", *ARCH, "--macs", 0.5, "--align", 1, "--data", "data.npz", "--json")
-        prune = json.loads(result.stdout)["prune"]
-        assert prune["scope"] == "measured"
-        dense, small = prune["achieved"]["macs"]
-        assert small <= 0.5 * dense
-        assert {curve["root"] for curve in prune["curves"]} == {"body.0", "body.3"}
-
-    @pytest.mark.usefixtures("inputs")
-    @pytest.mark.parametrize("how", ["mean", "batch-norm", "least-squares", "distill"])
-    def test_every_repair_writes_an_artifact_that_evaluates(self, how: str) -> None:
-        done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--data", "data.npz", "--repair", how, "--calibration", 64)
-        done("evaluate", "--data", "data.npz")
-        done("report")
-        assert "Repair before any retraining" in Path("tiny.compressed/report.html").read_text()
-
-    @pytest.mark.usefixtures("inputs")
-    def test_without_data_the_images_are_synthetic_and_the_results_say_so(self) -> None:
-        result = done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "least-squares", "--json")
-        assert json.loads(result.stdout)["repair"]["data"] == "synthetic images"
-
-    @pytest.mark.usefixtures("inputs")
-    def test_without_data_a_mean_comes_from_the_batch_norms(self) -> None:
-        result = done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "mean", "--json")
-        repair = json.loads(result.stdout)["repair"]
-        assert repair["data"] == "the batch norms"
-        assert repair["rise"] == [None, None]
-
-    @pytest.mark.usefixtures("inputs")
-    def test_a_misspelt_repair_is_refused(self) -> None:
-        refused(
-            "prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "least-square", says="no repair called",
-            hints="least-squares",
-        )  # fmt: skip
-
-    @pytest.mark.usefixtures("inputs")
-    def test_measuring_without_data_is_refused(self) -> None:
-        refused("prune", "tiny.pt", *ARCH, "--macs", 0.5, "--scope", "measured", says="needs images", hints="--data")
-
-    @pytest.mark.usefixtures("inputs")
-    def test_masked_weights_are_not_repaired(self) -> None:
-        refused("prune", "tiny.pt", *ARCH, "--sparsity", 0.5, "--repair", "mean", says="not repaired", hints="retrain")
-
-    @pytest.mark.usefixtures("inputs")
-    def test_a_memory_budget_of_nothing_is_refused(self) -> None:
-        refused("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--memory", 0, says="must be positive", hints="--memory")
-
-
-class TestSensitivity:
-    @pytest.mark.usefixtures("inputs")
-    def test_it_gives_a_table_a_picture_and_json_that_agree(self) -> None:
-        shown = done("sensitivity", "tiny.pt", *ARCH, "--data", "data.npz", "--align", 4).stdout
-        found = json.loads(done("sensitivity", "tiny.pt", *ARCH, "--data", "data.npz", "--align", 4, "--json").stdout)
-        picture = Path("tiny.sensitivity.svg").read_text()
-        assert picture.startswith("<svg xmlns=")
-        for group in found["groups"]:
-            assert group["root"] in shown
-            assert group["root"] in picture
-            assert group["errors"][0] == 0
-            assert len(group["errors"]) == len(group["widths"])
-            assert group["widths"] == sorted(group["widths"], reverse=True)
-        assert found["data"]["fitted"] > found["data"]["probed"] > 0
-
-    @pytest.mark.usefixtures("inputs")
-    def test_without_images_it_is_refused(self) -> None:
-        refused("sensitivity", "tiny.pt", *ARCH, says="takes images", hints="--data")
-
-    @pytest.mark.usefixtures("inputs")
-    def test_a_picture_that_cannot_be_written_is_refused(self) -> None:
-        refused(
-            "sensitivity", "tiny.pt", *ARCH, "--data", "data.npz", "--out", "gone/p.svg", says="cannot write",
-            hints="--out",
-        )  # fmt: skip

@@ -1,0 +1,104 @@
+"""The command line of repair and sensitivity: what is on by default, what the results say, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ARCH, done, refused
+
+
+class TestRepair:
+    @pytest.mark.usefixtures("inputs")
+    def test_it_is_on_by_default_where_there_is_data_and_says_what_it_did(self) -> None:
+        result = done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--data", "data.npz", "--json")
+        results = json.loads(result.stdout)
+        assert results["prune"]["criterion"] == "obs"
+        assert results["repair"]["how"] == "least-squares"
+        assert results["repair"]["data"] == "data"
+        before, after = results["repair"]["rise"]
+        assert after < before
+        assert [step["step"] for step in results["lineage"]] == ["prune", "repair"]
+
+    @pytest.mark.usefixtures("inputs")
+    def test_without_data_nothing_is_repaired_and_l1_norm_judges(self) -> None:
+        results = json.loads(done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--json").stdout)
+        assert results["prune"]["criterion"] == "l1-norm"
+        assert "repair" not in results
+
+    @pytest.mark.usefixtures("inputs")
+    def test_a_budget_of_macs_is_shared_by_measurement_where_there_is_data(self) -> None:
+        result = done("prune", "tiny.pt", *ARCH, "--macs", 0.5, "--align", 1, "--data", "data.npz", "--json")
+        prune = json.loads(result.stdout)["prune"]
+        assert prune["scope"] == "measured"
+        dense, small = prune["achieved"]["macs"]
+        assert small <= 0.5 * dense
+        assert {curve["root"] for curve in prune["curves"]} == {"body.0", "body.3"}
+
+    @pytest.mark.usefixtures("inputs")
+    @pytest.mark.parametrize("how", ["mean", "batch-norm", "least-squares", "distill"])
+    def test_every_repair_writes_an_artifact_that_evaluates(self, how: str) -> None:
+        done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--data", "data.npz", "--repair", how, "--calibration", 64)
+        done("evaluate", "--data", "data.npz")
+        done("report")
+        assert "Repair before any retraining" in Path("tiny.compressed/report.html").read_text()
+
+    @pytest.mark.usefixtures("inputs")
+    def test_without_data_the_images_are_synthetic_and_the_results_say_so(self) -> None:
+        result = done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "least-squares", "--json")
+        assert json.loads(result.stdout)["repair"]["data"] == "synthetic images"
+
+    @pytest.mark.usefixtures("inputs")
+    def test_without_data_a_mean_comes_from_the_batch_norms(self) -> None:
+        result = done("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "mean", "--json")
+        repair = json.loads(result.stdout)["repair"]
+        assert repair["data"] == "the batch norms"
+        assert repair["rise"] == [None, None]
+
+    @pytest.mark.usefixtures("inputs")
+    def test_a_misspelt_repair_is_refused(self) -> None:
+        refused(
+            "prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "least-square", says="no repair called",
+            hints="least-squares",
+        )  # fmt: skip
+
+    @pytest.mark.usefixtures("inputs")
+    def test_measuring_without_data_is_refused(self) -> None:
+        refused("prune", "tiny.pt", *ARCH, "--macs", 0.5, "--scope", "measured", says="needs images", hints="--data")
+
+    @pytest.mark.usefixtures("inputs")
+    def test_masked_weights_are_not_repaired(self) -> None:
+        refused("prune", "tiny.pt", *ARCH, "--sparsity", 0.5, "--repair", "mean", says="not repaired", hints="retrain")
+
+    @pytest.mark.usefixtures("inputs")
+    def test_a_memory_budget_of_nothing_is_refused(self) -> None:
+        refused("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--memory", 0, says="must be positive", hints="--memory")
+
+
+class TestSensitivity:
+    @pytest.mark.usefixtures("inputs")
+    def test_it_gives_a_table_a_picture_and_json_that_agree(self) -> None:
+        shown = done("sensitivity", "tiny.pt", *ARCH, "--data", "data.npz", "--align", 4).stdout
+        found = json.loads(done("sensitivity", "tiny.pt", *ARCH, "--data", "data.npz", "--align", 4, "--json").stdout)
+        picture = Path("tiny.sensitivity.svg").read_text()
+        assert picture.startswith("<svg xmlns=")
+        for group in found["groups"]:
+            assert group["root"] in shown
+            assert group["root"] in picture
+            assert group["errors"][0] == 0
+            assert len(group["errors"]) == len(group["widths"])
+            assert group["widths"] == sorted(group["widths"], reverse=True)
+        assert found["data"]["fitted"] > found["data"]["probed"] > 0
+
+    @pytest.mark.usefixtures("inputs")
+    def test_without_images_it_is_refused(self) -> None:
+        refused("sensitivity", "tiny.pt", *ARCH, says="takes images", hints="--data")
+
+    @pytest.mark.usefixtures("inputs")
+    def test_a_picture_that_cannot_be_written_is_refused(self) -> None:
+        refused(
+            "sensitivity", "tiny.pt", *ARCH, "--data", "data.npz", "--out", "gone/p.svg", says="cannot write",
+            hints="--out",
+        )  # fmt: skip
