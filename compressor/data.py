@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -115,6 +115,19 @@ class Preprocessing:
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(v, device=images.device).view(shape) for v in (self.mean, self.std))
         return (images - mean) / std
+
+
+def with_normalisation(preprocessing: Preprocessing, mean: str | None, std: str | None) -> Preprocessing:
+    """Another mean and deviation, given as `0.5,0.5,0.5`; as it was without them. Refused: no numbers, one alone."""
+    if mean is None and std is None:
+        return preprocessing
+    if mean is None or std is None:
+        raise DataError("a mean without a deviation, or the other way round", hint="give both: `--mean` and `--std`")
+    try:
+        numbers = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
+    except ValueError:
+        raise DataError(f"not numbers: `{mean}`, `{std}`", hint="for example `--mean 0.5 --std 0.25`") from None
+    return replace(preprocessing, mean=numbers[0], std=numbers[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.artifact import RECIPE, Artifact, add_results, open_artifact
 from compressor.checkpoint import Checkpoint
-from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName
+from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
 from compressor.evaluate import Accuracy, Agreement, OnnxNetwork, agreement, evaluate, load_onnx
 from compressor.labels import with_labels_of
@@ -65,16 +65,7 @@ def subject_of_onnx(file: Path, *, threads: int | None = None) -> Subject:
 
 def normalised(subject: Subject, mean: str | None, std: str | None) -> Subject:
     """The subject with another normalisation, given as `0.5,0.5,0.5`; refused where those are no numbers."""
-    if mean is None and std is None:
-        return subject
-    if mean is None or std is None:
-        raise DataError("a mean without a deviation, or the other way round", hint="give both: `--mean` and `--std`")
-    try:
-        numbers = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
-    except ValueError:
-        raise DataError(f"not numbers: `{mean}`, `{std}`", hint="for example `--mean 0.5 --std 0.25`") from None
-    preprocessing = replace(subject.preprocessing, mean=numbers[0], std=numbers[1])
-    return replace(subject, preprocessing=preprocessing)
+    return replace(subject, preprocessing=with_normalisation(subject.preprocessing, mean, std))
 
 
 def dense_of(artifact: Artifact | None, path: Path | None, *, trust_pickle: bool) -> tuple[Subject | None, str | None]:

@@ -58,6 +58,19 @@ class TestRepair:
         assert repair["rise"] == [None, None]
 
     @pytest.mark.usefixtures("inputs")
+    def test_a_normalisation_that_is_given_stays_with_the_network(self) -> None:
+        ask = ("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--data", "data.npz", "--json")
+        plain = json.loads(done(*ask, "--dry-run").stdout)["repair"]["rise"]
+        given = json.loads(done(*ask, "--mean", "0.5", "--std", "0.25").stdout)["repair"]["rise"]
+        assert given != plain
+        assert json.loads(Path("tiny.compressed/recipe.json").read_text())["preprocessing"]["mean"] == [0.5]
+
+    @pytest.mark.usefixtures("inputs")
+    def test_a_mean_alone_is_refused(self) -> None:
+        ask = ("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--data", "data.npz", "--mean", "0.5")
+        refused(*ask, says="a mean without a deviation", hints="--std")
+
+    @pytest.mark.usefixtures("inputs")
     def test_a_misspelt_repair_is_refused(self) -> None:
         refused(
             "prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--repair", "least-square", says="no repair called",

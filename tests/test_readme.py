@@ -117,6 +117,8 @@ def test_the_same_option_means_the_same_everywhere(name: str) -> None:
         "--arch",
         "--input",
         "--dense",
+        "--mean",
+        "--std",
     )
     for parameter in COMMANDS[name].params:
         for option in set(parameter.opts) & set(shared):

@@ -16,7 +16,9 @@ from compressor.cli.options import (
     DownloadOption,
     InputOption,
     JsonOption,
+    MeanOption,
     SeedOption,
+    StdOption,
     ThreadsOption,
     TrustOption,
     console,
@@ -42,10 +44,8 @@ def command(
         str | None, typer.Option(help="test, tune, train or all; by default test where there is one.")
     ] = None,
     dense: DenseOption = None,
-    mean: Annotated[
-        str | None, typer.Option(help="The mean of each channel, if the model does not know: 0.5,0.5,0.5.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="The deviation of each channel, likewise.")] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     arch: ArchOption = None,
     arch_arg: ArchArgOption = None,
     input_shape: InputOption = None,

@@ -60,6 +60,10 @@ DenseOption = Annotated[Path | None, typer.Option("--dense", help="The dense net
 OutOption = Annotated[Path | None, typer.Option("--out", help="Where to write; a folder.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and no tables.")]
+MeanOption = Annotated[
+    str | None, typer.Option("--mean", help="The mean of each channel, if the model does not know: 0.5,0.5,0.5.")
+]
+StdOption = Annotated[str | None, typer.Option("--std", help="The deviation of each channel, likewise.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="What every random choice is drawn from.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
 
@@ -106,17 +110,23 @@ def load_model(
     arch_args: Sequence[str] | None,
     inputs: Sequence[str] | None,
     trust_pickle: bool,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint or artifact at `model`."""
-    from compressor.checkpoint import architecture_arguments, load
+    """The checkpoint or artifact at `model`, normalising its inputs as it says, or by `mean` and `std`."""
+    from dataclasses import replace
 
-    return load(
+    from compressor.checkpoint import architecture_arguments, load
+    from compressor.data import with_normalisation
+
+    checkpoint = load(
         model,
         arch=arch,
         arch_arguments=architecture_arguments(arch_args or ()),
         inputs=tuple(inputs or ()),
         trust_pickle=trust_pickle,
     )
+    return replace(checkpoint, preprocessing=with_normalisation(checkpoint.preprocessing, mean, std))
 
 
 def open_default(path: Path | None) -> Artifact:

@@ -15,9 +15,11 @@ from compressor.cli.options import (
     ForceOption,
     InputOption,
     JsonOption,
+    MeanOption,
     ModelArgument,
     OutOption,
     SeedOption,
+    StdOption,
     TrustOption,
     command_line,
     console,
@@ -62,6 +64,8 @@ def command(
     data: DataOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
+    mean: MeanOption = None,
+    std: StdOption = None,
     arch: ArchOption = None,
     arch_arg: ArchArgOption = None,
     input_shape: InputOption = None,
@@ -86,7 +90,9 @@ def command(
         calibration=calibration, memory_gb=memory, data_given=data is not None,
     )  # fmt: skip
     with status("loading") as say:
-        checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
+        checkpoint = load_model(
+            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
+        )
         found = None
         if data is not None or needs_data(request):
             found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)

@@ -15,8 +15,10 @@ from compressor.cli.options import (
     DownloadOption,
     InputOption,
     JsonOption,
+    MeanOption,
     ModelArgument,
     SeedOption,
+    StdOption,
     TrustOption,
     console,
     load_data_option,
@@ -31,6 +33,8 @@ def command(
     data: DataOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
+    mean: MeanOption = None,
+    std: StdOption = None,
     criterion: Annotated[str, typer.Option(help="Which channels leave first: obs, l1-norm, taylor, …")] = "obs",
     align: Annotated[str, typer.Option(help="Widths that are tried are multiples of this number.")] = "auto",
     calibration: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=2)] = 512,
@@ -61,7 +65,9 @@ def command(
     )  # fmt: skip
     assert isinstance(request, Request)
     with status("loading") as say:
-        checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
+        checkpoint = load_model(
+            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
+        )
         found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
         if found is None:
             raise DataError("measuring takes images", hint="give some, labels are not needed: `--data DIR`")
