@@ -32,12 +32,10 @@ class Allocation:
 
 
 def orders_from(groups: Sequence[ChannelGroup], scores: Scores) -> dict[str, tuple[int, ...]]:
-    """The channels of each group in the order they leave: unit by unit, one channel of every block, ties by index."""
+    """The channels of each group in the order they leave, ties by index."""
     orders = {}
     for group in groups:
-        blocks = scores.by_root[group.root].double().view(group.blocks, -1)
-        order = blocks.sort(dim=1, stable=True).indices + torch.arange(group.blocks).unsqueeze(1) * blocks.shape[1]
-        orders[group.root] = tuple(order.T.flatten().tolist())
+        orders[group.root] = tuple(scores.by_root[group.root].double().sort(stable=True).indices.tolist())
     return orders
 
 
@@ -95,7 +93,7 @@ def allocate(
         widths[root] = narrower
         left = stays(widths)
     emptied = tuple(root for root, width in widths.items() if not width)
-    least = {root: max(width, by_root[root].blocks) for root, width in widths.items()}
+    least = {root: max(width, 1) for root, width in widths.items()}
     plan = _plan(by_root, orders, least)
     if not plan.count:
         raise PlanError("nothing would be removed: the budget is met as it is", hint="ask for less to stay")

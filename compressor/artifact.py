@@ -122,6 +122,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.checkpoint import Checkpoint, read_skeleton
     from compressor.data import Preprocessing
     from compressor.recipe import recipe_from_json
+    from compressor.mended import program_from
     from compressor.sparse import read_sparse
     from compressor.surgery import reshaped, surgery_from_json
 
@@ -133,7 +134,10 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     surgery = surgery_from_json(recipe["surgery"])
     masked = (folder / SPARSE).is_dir()
     state = read_sparse(folder / SPARSE).state if masked else load_file(folder / WEIGHTS)
-    if architecture.ref == "pickle":
+    if surgery.program is not None:
+        module: Any = program_from(surgery.program, state)
+        module.load_state_dict(state, strict=True)
+    elif architecture.ref == "pickle":
         module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)  # in the small shapes already
         module.load_state_dict(state, strict=True, assign=True)
         for parameter in module.parameters():
@@ -264,7 +268,7 @@ def write_artifact(
         else:
             (part / SPARSE).mkdir()
             measured["mask"] = {**measured.get("mask", {}), **write_sparse(part / SPARSE, state, mask).to_json()}
-        if checkpoint.architecture.ref == "pickle":
+        if checkpoint.architecture.ref == "pickle" and (checkpoint.surgery is None or checkpoint.surgery.program is None):
             _write_skeleton(checkpoint, part / SKELETON)
         recipe = recipe_of(checkpoint, source=source)
         recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}

@@ -113,12 +113,7 @@ def required(gathered: T | None, needs: Needs) -> T:
 def rows(member: Member, tensors: Mapping[str, Tensor]) -> Tensor:
     """The member's slice of its tensor at each of its positions: float64 `[positions, elements]`."""
     tensor = tensors[member.tensor].double()
-    if member.role is Role.CONSUMES and member.dim == 1 and member.blocks > 1:
-        blocks = tensor.reshape(member.blocks, -1, *tensor.shape[1:])  # [groups, out / groups, in / groups, ...]
-        by_position = blocks.transpose(1, 2).flatten(0, 1)
-    else:
-        by_position = tensor.movedim(member.dim, 0)
-    return by_position[member.positions].reshape(len(member.positions), -1)
+    return tensor.movedim(member.dim, 0)[member.positions].reshape(len(member.positions), -1)
 
 
 def over_channels(group: ChannelGroup, members: Iterable[Member], value: Callable[[Member], Tensor]) -> Tensor:

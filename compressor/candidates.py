@@ -142,7 +142,7 @@ def _masked(module: nn.Module, mask: WeightMask, dense: Checkpoint) -> Candidate
     layers = layer_costs(module, dense.example_inputs)
     cost = count(module, dense.example_inputs)
     density = {name: float(kept.double().mean()) for name, kept in mask.kept.items()}
-    skipped = sum(layer.macs * (1 - density.get(f"{layer.layer}.weight", 1.0)) for layer in layers)
+    skipped = sum(layer.macs * (1 - density.get(layer.weight, 1.0)) for layer in layers)
     return Candidate(
         name=CandidateName.MASKED_WEIGHTS,
         module=module,
@@ -157,7 +157,8 @@ def _silent(small: Checkpoint, dense: Checkpoint) -> nn.Module | None:
     plans = [plan for step in steps for plan in _plans(step)]
     if not plans:
         return None
-    groups = trace(dense.module, dense.example_inputs).groups
+    heads = all(step.get("heads", True) for step in steps)
+    groups = trace(dense.module, dense.example_inputs, heads=heads).groups
     return silence(dense.module, groups, composed(plans, groups))
 
 

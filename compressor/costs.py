@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Role
+from compressor.groups import ChannelGroup
 from compressor.lent import evaluating, plain_attention
 from compressor.plan import Countable, PruningPlan
 
@@ -44,9 +45,10 @@ def _macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """One convolution or linear layer: its widths and its MACs at batch size 1."""
+    """One weight that multiplies: its layer, what that does, its widths and its MACs at batch size 1."""
 
     layer: str
+    weight: str
     kind: str
     inputs: int
     outputs: int
@@ -54,35 +56,58 @@ class LayerCost:
 
 
 def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[LayerCost, ...]:
-    """The cost of every convolution, linear and attention layer that the forward pass runs, in its order."""
+    """The cost of every weight that the forward pass convolves or multiplies with, in its order.
+
+    The counts are torch's own (`torch.utils.flop_counter`), product by product.
+    """
     module = copy.deepcopy(module).eval()
-    found: dict[str, LayerCost] = {}
-    names = {layer: name for name, layer in module.named_modules()}
-
-    def record(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        name = names[layer]
-        if isinstance(layer, nn.MultiheadAttention):
-            tokens = inputs[0].numel() // layer.embed_dim
-            macs, width = 4 * tokens * layer.embed_dim**2, layer.embed_dim
-            ins, outs = width, width
-        elif isinstance(layer, nn.Linear):
-            macs = output.numel() // layer.out_features * layer.weight.numel()
-            ins, outs = layer.in_features, layer.out_features
-        else:
-            at, channels = (
-                (inputs[0], layer.in_channels) if isinstance(layer, TRANSPOSED) else (output, layer.out_channels)
-            )
-            macs = at.numel() // channels * layer.weight.numel()
-            ins, outs = layer.in_channels, layer.out_channels
-        before = found[name].macs if name in found else 0
-        found[name] = LayerCost(layer=name, kind=type(layer).__name__, inputs=ins, outputs=outs, macs=before + macs)
-
-    for layer in module.modules():
-        if isinstance(layer, (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)):
-            layer.register_forward_hook(record)
-    with torch.no_grad():
+    products = _Products({p.untyped_storage().data_ptr(): name for name, p in module.named_parameters()})
+    with plain_attention(), torch.no_grad(), products:
         module(*[t[:1] for t in example_inputs])
-    return tuple(found.values())
+    held = dict(module.named_parameters())
+    found = []
+    for name, (operation, groups, macs) in products.found.items():
+        weight = held[name]
+        swapped = operation.startswith("ConvTranspose")
+        outputs, inputs = (weight.shape[1] * groups, weight.shape[0]) if swapped else (weight.shape[0], weight.shape[1] * groups)
+        layer = name.rpartition(".")[0]
+        found.append(LayerCost(layer=layer, weight=name, kind=operation, inputs=inputs, outputs=outputs, macs=macs))
+    return tuple(found)
+
+
+class _Products(TorchDispatchMode):
+    """Counts the products with each parameter, known by its storage: name → operation, groups, MACs."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.found: dict[str, tuple[str, int, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        counter = flop_registry.get(func._overloadpacket)
+        if counter is None:
+            if func not in (torch.ops.aten.batch_norm.default,):
+                inner = func.decompose(*args, **kwargs)
+                if inner is not NotImplemented:
+                    return inner
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        owner = next((n for n in map(self._owner, args) if n is not None), None)
+        if owner is not None:
+            convolves = func._overloadpacket is torch.ops.aten.convolution
+            dims = args[1].ndim - 2 if convolves else 0
+            operation = ("ConvTranspose" if args[6] else "Conv") + f"{dims}d" if convolves else "Linear"
+            before = self.found.get(owner, ("", 1, 0))[2]
+            macs = before + int(counter(*args, **kwargs, out_val=out)) // 2
+            self.found[owner] = (operation, args[8] if convolves else 1, macs)
+        return out
+
+    def _owner(self, argument: Any) -> str | None:
+        if not isinstance(argument, Tensor) or argument.ndim < 2:
+            return None
+        return self.names.get(argument.untyped_storage().data_ptr())
 
 
 class CostModel:
@@ -99,29 +124,22 @@ class CostModel:
         self.dense = count(module, example_inputs)
         self.layer_macs: dict[str, int] = {}
         for layer in layer_costs(module, example_inputs):
-            if layer.kind == "MultiheadAttention":
-                self.layer_macs[f"{layer.layer}.in_proj_weight"] = layer.macs * 3 // 4
-                self.layer_macs[f"{layer.layer}.out_proj.weight"] = layer.macs // 4
-            else:
-                self.layer_macs[f"{layer.layer}.weight"] = layer.macs
+            self.layer_macs[layer.weight] = layer.macs
         self.other_macs = max(0, self.dense.macs - sum(self.layer_macs.values()))
 
     def stays(self, plan: PruningPlan) -> dict[Countable, float]:
         """The share of the dense network's MACs and parameters that the plan leaves."""
         share = dict.fromkeys(self.sizes, 1.0)
         gone: dict[tuple[str, int], int] = {}
-        total: dict[tuple[str, int], int] = {}
         for group in self.groups:
             mask = torch.zeros(group.channels, dtype=torch.bool)
             mask[list(plan.removed.get(group.root, ()))] = True
             for member in group.members:
                 key = (member.tensor, member.dim)
                 gone[key] = gone.get(key, 0) + int(mask[member.channels].sum())
-                grouped_columns = member.role is Role.CONSUMES and member.dim == 1
-                total[key] = member.blocks if grouped_columns else 1
         for (tensor, dim), count_gone in gone.items():
             if tensor in share:
-                share[tensor] *= 1 - count_gone / (self.shapes[tensor][dim] * total[tensor, dim])
+                share[tensor] *= 1 - count_gone / self.shapes[tensor][dim]
         params = sum(self.sizes[name] * s for name, s in share.items()) / self.dense.params
         macs = sum(m * share[name] for name, m in self.layer_macs.items()) + self.other_macs * params
         return {Countable.PARAMS: params, Countable.MACS: macs / self.dense.macs}

@@ -116,11 +116,19 @@ def _input_dim(reader: Reader) -> int:
     return 0 if reader.spread is not None else 1
 
 
-def features_of(member: Member, reading: Reading) -> Tensor:
-    """Where the member's positions stand in the matrix form: int64 `[positions, 2]`, of group and first feature."""
+def features_of(member: Member, reading: Reading) -> tuple[Tensor, Tensor]:
+    """Where the member's positions stand in the matrix form, and the channel at each.
+
+    int64 `[n, 2]`, of the layer's group and first feature, and `[n]`. A position of a grouped convolution's second
+    dimension stands in every group; a transposed one has a row for each.
+    """
     window = reading.reader.window
-    per_group = reading.matrix.shape[-1] // window
-    return torch.stack([member.positions // per_group, member.positions % per_group * window], dim=1)
+    groups, per_group = reading.matrix.shape[0], reading.matrix.shape[-1] // window
+    if reading.reader.spread is not None or groups == 1:
+        where = torch.stack([member.positions // per_group, member.positions % per_group * window], dim=1)
+        return where, member.channels
+    block = torch.arange(groups).repeat_interleave(len(member.positions))
+    return torch.stack([block, member.positions.repeat(groups) * window], dim=1), member.channels.repeat(groups)
 
 
 def _inverse(covariance: Tensor, ridge: Tensor) -> Tensor:
@@ -205,12 +213,12 @@ def eliminate(group: ChannelGroup, readings: Mapping[str, Reading]) -> Eliminati
 
 
 def _parts(member: Member, reading: Reading) -> list[_Downdating]:
-    at = features_of(member, reading)
+    at, every_channel = features_of(member, reading)
     covariance = reading.covariance()
     parts = []
     for block in sorted(set(at[:, 0].tolist())):
         here = at[:, 0] == block
-        channels, starts = member.channels[here], at[here, 1]
+        channels, starts = every_channel[here], at[here, 1]
         counts = channels.bincount()
         present = counts.nonzero().flatten()
         if int(counts[present].min()) != int(

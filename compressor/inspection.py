@@ -39,7 +39,8 @@ class Inspection:
                 {
                     "root": g.root,
                     "channels": g.channels,
-                    "blocks": g.blocks,
+                    "size": g.size,
+                    "heads": g.heads,
                     "layers": list(g.layers),
                     "params": self.held[g.root][0],
                     "macs": self.held[g.root][1],

@@ -68,7 +68,7 @@ class Pruned:
 
     def to_json(self) -> dict[str, Any]:
         """The `prune` section of an artifact's results."""
-        after = {layer.layer: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
+        after = {layer.weight: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
         gone = (0, 0, 0)  # a layer that is left with its bias alone
         return {
             "requested": budget_to_json(self.request.budget),
@@ -93,9 +93,9 @@ class Pruned:
                 {
                     "layer": layer.layer,
                     "kind": layer.kind,
-                    "in": [layer.inputs, after.get(layer.layer, gone)[0]],
-                    "out": [layer.outputs, after.get(layer.layer, gone)[1]],
-                    "macs": [layer.macs, after.get(layer.layer, gone)[2]],
+                    "in": [layer.inputs, after.get(layer.weight, gone)[0]],
+                    "out": [layer.outputs, after.get(layer.weight, gone)[1]],
+                    "macs": [layer.macs, after.get(layer.weight, gone)[2]],
                 }
                 for layer in self.dense_layers
             ],
@@ -130,13 +130,14 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
     )
     dense, inputs = checkpoint.module, checkpoint.example_inputs
     job.say("tracing the channel groups")
-    dense_traced = trace(dense, inputs, protect=request.protect)
+    dense_traced = trace(dense, inputs, protect=request.protect, heads=request.heads)
     module, surgery, levels = dense, Surgery(), []
     silent: frozenset[str] = frozenset()
     for number in range(1, request.levels + 1):
         traced = dense_traced
         if number > 1:
-            traced = _only(trace(module, inputs, protect=request.protect), {g.root for g in dense_traced.groups})
+            again = trace(module, inputs, protect=request.protect, heads=request.heads)
+            traced = _only(again, {g.root for g in dense_traced.groups})
         cut = _cut(job, module, traced, dense_traced, number)
         if number == 1:
             dense_traced = cut.traced  # what could not be proved is left alone from now on
@@ -150,7 +151,7 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
             Level(
                 plan=cut.plan,
                 proof=cut.proof,
-                channels=(before, before - cut.plan.count - sum(g.blocks for g in emptied_groups)),
+                channels=(before, before - cut.plan.count - len(emptied_groups)),
                 curves=cut.curves,
                 emptied=cut.emptied,
                 repaired=repaired,
@@ -211,10 +212,9 @@ def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, lev
         plan, curves, empty = _planned(job, module, traced, dense_traced, level)
         job.say("shrinking, and proving it")
         try:
-            small, surgery = shrink(module, traced.groups, plan, inputs)
-            proof = proved(module, surgery, traced.groups, plan, inputs)
+            small, surgery, proof = shrink_proved(module, traced, plan, inputs)
         except SurgeryError:
-            reasons = _unprovable(module, traced.groups, plan, inputs)
+            reasons = _unprovable(module, traced, plan, inputs)
             if not reasons:
                 raise
             traced = without(traced, reasons)
@@ -247,7 +247,7 @@ def _planned(
         "dense_widths": {g.root: g.channels for g in dense_traced.groups},
         "may_be_empty": request.levels > 1 and (level < request.levels or already_smaller),
     }
-    return _plan(module, traced.groups, scores, budget, inputs, options), (), ()
+    return _plan(module, traced, scores, budget, inputs, options), (), ()
 
 
 def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[str], *, last: bool) -> Repaired | None:
@@ -285,6 +285,7 @@ def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object
             "criterion": request.criterion,
             "scope": str(request.scope),
             "align": request.multiple,
+            "heads": request.heads,
             "seed": request.seed,
             "plans": [level.plan.to_json() for level in levels],
             "emptied": [root for level in levels for root in level.emptied],
@@ -355,12 +356,16 @@ def score(
     return (scores.reversed() if request.largest else scores), calibration
 
 
+def shrink_proved(
+    module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
+) -> tuple[nn.Module, Surgery, Proof]:
+    """The small network, its surgery and the proof; refused where there is none."""
+    small, surgery = shrink(module, traced, plan, example_inputs)
+    return small, surgery, proved(module, small, traced, plan, example_inputs)
+
+
 def proved(
-    module: nn.Module,
-    surgery: Surgery,
-    groups: tuple[ChannelGroup, ...],
-    plan: PruningPlan,
-    example_inputs: tuple[Tensor, ...],
+    module: nn.Module, small: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> Proof:
     """The surgery proof, in float64 where the network is small enough; refused where it does not hold."""
     small_enough = sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
@@ -368,7 +373,7 @@ def proved(
     proof: Proof | None = None
     for dtype in dtypes:
         try:
-            proof = prove(module, surgery, groups, plan, example_inputs, dtype=dtype)
+            proof = prove(module, small, traced, plan, example_inputs, dtype=dtype)
             break
         except SurgeryError:
             if dtype is dtypes[-1]:
@@ -384,13 +389,14 @@ def proved(
 
 def _plan(
     module: nn.Module,
-    groups: tuple[ChannelGroup, ...],
+    traced: Traced,
     scores: Scores,
     budget: Budget,
     inputs: tuple[Tensor, ...],
     options: dict[str, Any],
 ) -> PruningPlan:
     """The plan within the budget; a cost budget is corrected by what the small network really costs."""
+    groups = traced.groups
     if isinstance(budget, ChannelBudget):
         return plan_pruning(groups, scores, budget=budget, **options)
     model = CostModel(module, groups, inputs)
@@ -399,7 +405,7 @@ def _plan(
         aimed = dataclasses.replace(budget, stays=aim)
         plan = plan_pruning(groups, scores, budget=aimed, cost_of=model.stays, **options)
         try:
-            cost = count(shrink(module, groups, plan, inputs)[0], inputs)
+            cost = count(shrink(module, traced, plan, inputs)[0], inputs)
         except SurgeryError:
             break  # the caller finds out which group is at fault
         real = {"macs": cost.macs / model.dense.macs, "params": cost.params / model.dense.params}[str(budget.counted)]
@@ -429,21 +435,20 @@ def _budget_at(request: Request, level: int, module: nn.Module, inputs: tuple[Te
 
 def _only(traced: Traced, roots: set[str]) -> Traced:
     """The groups with those roots: what an earlier level left alone stays alone."""
-    return Traced(groups=tuple(g for g in traced.groups if g.root in roots), left_alone=traced.left_alone)
+    return dataclasses.replace(traced, groups=tuple(g for g in traced.groups if g.root in roots))
 
 
 def _unprovable(
-    module: nn.Module, groups: tuple[ChannelGroup, ...], plan: PruningPlan, inputs: tuple[Tensor, ...]
+    module: nn.Module, traced: Traced, plan: PruningPlan, inputs: tuple[Tensor, ...]
 ) -> dict[str, str]:
     """The groups whose removal, each alone, breaks the network or fails the proof: root → reason."""
     reasons: dict[str, str] = {}
-    for group in groups:
+    for group in traced.groups:
         if not plan.removed.get(group.root):
             continue
         alone = PruningPlan(removed={group.root: plan.removed[group.root]})
         try:
-            cut = shrink(module, groups, alone, inputs)[1]
-            proved(module, cut, groups, alone, inputs)
+            shrink_proved(module, traced, alone, inputs)
         except SurgeryError as error:
             reasons[group.root] = f"removing its channels cannot be proved safe: {error}"
     return reasons

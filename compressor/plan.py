@@ -1,8 +1,7 @@
 """Which channels leave: scores and a budget in, exact indices out.
 
-The unit that leaves is one channel of every block of a group (one channel, where there are no blocks): the units of a
-group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks
-the units of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616);
+The channels of a group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks
+the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616);
 `measured` is `compressor.allocate`'s.
 """
 
@@ -100,7 +99,7 @@ class PruningPlan:
                 raise PlanError(f"the removed channels of `{root}` are not sorted, unique and non-negative")
 
     def check(self, groups: Sequence[ChannelGroup]) -> None:
-        """Refuses a plan that does not belong to `groups`, empties one, or takes unequal numbers from its blocks."""
+        """Refuses a plan that does not belong to `groups`, or empties one."""
         by_root = {g.root: g for g in groups}
         for root, indices in self.removed.items():
             group = by_root.get(root)
@@ -108,10 +107,8 @@ class PruningPlan:
                 raise PlanError(f"the plan names a group `{root}` that this network does not have")
             if indices and indices[-1] >= group.channels:
                 raise PlanError(f"the plan removes channel {indices[-1]} of the {group.channels} of `{root}`")
-            size = group.channels // group.blocks
-            per_block = [sum(i // size == b for i in indices) for b in range(group.blocks)]
-            if len(set(per_block)) > 1 or per_block[0] >= size:
-                raise PlanError(f"the plan takes {per_block} of {size} channels from the blocks of `{root}`")
+            if len(indices) >= group.channels:
+                raise PlanError(f"the plan takes all {group.channels} channels of `{root}`")
 
     @property
     def count(self) -> int:
@@ -135,9 +132,12 @@ def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> in
 
 
 def multiple_of(group: ChannelGroup, align: int) -> int:
-    """What a group's width is rounded up to: the alignment in every block, where the group is wide enough."""
-    aligned = math.lcm(group.blocks, align)
-    return aligned if aligned < group.channels else group.blocks
+    """What a group's number of channels is rounded up to, where there are enough: `align` positions of its first layer.
+
+    A channel that is a head of 64 features, say, is aligned to 8 by itself.
+    """
+    aligned = math.lcm(group.size, align) // group.size
+    return aligned if aligned < group.channels else 1
 
 
 CostOf = Callable[[PruningPlan], Mapping[Countable, float]]
@@ -181,7 +181,7 @@ def plan_pruning(
 
 
 class _Ranking:
-    """The order in which each group's units leave, and how many do at a ratio."""
+    """The order in which each group's channels leave, and how many do at a ratio."""
 
     def __init__(
         self,
@@ -195,8 +195,8 @@ class _Ranking:
     ) -> None:
         self.groups, self.dense_widths = groups, dense_widths
         self.scope, self.align, self.min_channels = scope, align, min_channels
-        self.units: dict[str, Tensor] = {}  # root → channels [units, blocks], in the order they leave
-        self.unit_scores: dict[str, Tensor] = {}  # root → [units], rising
+        self.orders: dict[str, Tensor] = {}  # root → channels, in the order they leave
+        self.rising: dict[str, Tensor] = {}  # root → their scores
         for group in groups:
             of_group = scores.by_root[group.root].double()
             if of_group.shape != (group.channels,):
@@ -204,11 +204,7 @@ class _Ranking:
             mean = float(of_group.abs().mean())
             if not scores.comparable and mean > 0:
                 of_group = of_group / mean
-            blocks = of_group.view(group.blocks, -1)
-            ordered, order = blocks.sort(dim=1, stable=True)
-            offsets = torch.arange(group.blocks).unsqueeze(1) * blocks.shape[1]
-            self.units[group.root] = (order + offsets).T
-            self.unit_scores[group.root] = ordered.mean(dim=0)
+            self.rising[group.root], self.orders[group.root] = of_group.sort(stable=True)
 
     def multiple(self, group: ChannelGroup) -> int:
         """What the group's width is rounded up to."""
@@ -218,8 +214,8 @@ class _Ranking:
         """The plan that leaves each group the width given for it."""
         removed = {}
         for group in self.groups:
-            units = (group.channels - widths[group.root]) // group.blocks
-            removed[group.root] = tuple(sorted(self.units[group.root][:units].flatten().tolist()))
+            leaving = group.channels - widths[group.root]
+            removed[group.root] = tuple(sorted(self.orders[group.root][:leaving].tolist()))
         return PruningPlan(removed=removed)
 
     def least_width(self, group: ChannelGroup) -> int:
@@ -247,32 +243,25 @@ class _Ranking:
         return self.plan(widths)
 
     def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, float]:
-        """The ratio of each group when the lowest units of all of them leave; exact, ties by position."""
+        """The ratio of each group when the lowest channels of all of them leave; exact, ties by position."""
         dense = sum(self.dense_widths[g.root] for g in groups)
         gone_already = dense - sum(g.channels for g in groups)
         wanted = math.floor(dense * ratio + 1e-9) - gone_already
         candidates: list[tuple[float, int, int]] = []
         for index, group in enumerate(groups):
-            least = max(group.blocks, min(self.min_channels, group.channels))
-            free = (group.channels - -(-least // group.blocks) * group.blocks) // group.blocks
-            candidates += [(s, index, u) for u, s in enumerate(self.unit_scores[group.root][:free].tolist())]
+            free = group.channels - max(1, min(self.min_channels, group.channels))
+            candidates += [(s, index, c) for c, s in enumerate(self.rising[group.root][:free].tolist())]
         candidates.sort()
-        gone, taken = [0] * len(groups), 0
-        for _, index, _ in candidates:
-            size = groups[index].blocks
-            if taken + size > wanted:
-                if size == 1:
-                    break
-                continue
-            gone[index] += size
-            taken += size
+        gone = [0] * len(groups)
+        for _, index, _ in candidates[:wanted]:
+            gone[index] += 1
         return {g.root: gone[i] / g.channels for i, g in enumerate(groups)}
 
 
 def _structure(group: ChannelGroup) -> object:
     """What makes two groups isomorphic: their members' roles, dimensions and kinds of tensor, not their sizes."""
     return tuple(
-        (m.role, m.dim, m.tensor.rpartition(".")[2], m.blocks > 1) for m in group.members if m.role is not Role.CARRIES
+        (m.role, m.dim, m.tensor.rpartition(".")[2]) for m in group.members if m.role is not Role.CARRIES
     )
 
 

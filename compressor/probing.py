@@ -121,7 +121,7 @@ def _ends(module: nn.Module, program: Program, group: ChannelGroup, nodes: Mappi
         if member.role is Role.CONSUMES:
             node = nodes.get(member.tensor)
             branch = None if node is None else residual_sum(program, node)
-            if branch is None or len(member.positions) != weights[member.tensor].shape[member.dim] * member.blocks:
+            if branch is None or len(member.positions) != weights[member.tensor].shape[member.dim]:
                 return set()
             ends.add(branch.total)
     return ends

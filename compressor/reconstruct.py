@@ -202,18 +202,12 @@ class _SideBySide:
         return parts
 
     def _like_small(self, output: Tensor, reader: Reader, matrix: Tensor) -> Tensor:
-        """The dense layer's output at the channels that the small one still has, scaled as its weight was."""
+        """The dense layer's output at the channels that the small one still has."""
         channels = matrix.shape[0] * matrix.shape[1]
         dim = output.ndim - 1 if not reader.dims else output.ndim - reader.dims - 1
         shape = list(output.shape)
         shape[dim] = channels
-        output = self._kept(output, torch.Size(shape), reader)
-        factor = self.surgery.factors.get(reader.weight)
-        if factor is None:
-            return output
-        scale = torch.ones(channels, dtype=output.dtype, device=output.device)
-        scale[: factor[0]] = factor[1]
-        return output * scale.view([-1 if d == dim else 1 for d in range(output.ndim)])
+        return self._kept(output, torch.Size(shape), reader)
 
     def _kept(self, value: Tensor, shape: torch.Size, reader: Reader) -> Tensor:
         """The dense value at the channels that stay; itself where none left."""

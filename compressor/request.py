@@ -22,6 +22,7 @@ class Request:
     align: int | None = None  # None: as wide as the runtime's blocks
     min_channels: int = 1
     protect: tuple[str, ...] = ()
+    heads: bool = True  # attention loses whole heads; else the same features of every head
     levels: int = 1
     largest: bool = False
     seed: int = 0

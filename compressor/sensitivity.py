@@ -123,13 +123,13 @@ def narrowed(
     held = {name: program.constants[node] for node, name in program.names.items()}
     changed: dict[str, Tensor] = {}
     for member, reading in consumers(group, readings):
-        at = features_of(member, reading)
+        at, channels = features_of(member, reading)
         matrix, shift = reading.matrix.clone(), torch.zeros(reading.matrix.shape[:2], dtype=torch.float64)
         moments = reading.moments
         mean = moments.x / moments.rows
         covariance = reading.covariance()
         for block in sorted(set(at[:, 0].tolist())):
-            starts = at[(at[:, 0] == block) & gone[member.channels], 1]
+            starts = at[(at[:, 0] == block) & gone[channels], 1]
             lost = (starts.unsqueeze(1) + torch.arange(reading.reader.window)).flatten()
             keep = torch.ones(matrix.shape[2], dtype=torch.bool)
             keep[lost] = False

@@ -7,9 +7,9 @@ are *read*: a channel silenced where it is made can speak again behind a bias or
 from __future__ import annotations
 
 import copy
-import math
+import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
-from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Member, Role
+from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Role, Traced
+from compressor.mended import MendedProgram, mended
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import PruningPlan
+from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate
 
+CLOSE = 1e-3  # in float32, on the way; the proof is what counts
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -42,62 +45,91 @@ class Proof:
 
 def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> Surgery:
     """What the plan cuts from `module`, whose channel groups are `groups`."""
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in module.state_dict(keep_vars=True).items()}
     leaving: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    blocks: dict[tuple[str, int], int] = {}
+    attributes: dict[str, dict[str, int]] = {}
     for group in groups:
         if not plan.removed.get(group.root):
             continue
         gone = gone_mask(group, plan)
         for member in group.members:
             leaving[member.tensor, member.dim].append(member.positions[gone[member.channels]])
-            if _block_columns(module, member):
-                blocks[member.tensor, member.dim] = member.blocks
+        for norm in group.bare_norms:
+            attributes[norm] = {"num_features": group.channels - int(gone.sum())}
     slices: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for (tensor, dim), positions in leaving.items():
-        count = blocks.get((tensor, dim), 1)
-        keep = torch.ones(shapes[tensor][dim] * count, dtype=torch.bool)
+        keep = torch.ones(shapes[tensor][dim], dtype=torch.bool)
         keep[torch.cat(positions)] = False
-        if count > 1:
-            columns = keep.view(count, -1)
-            kept_columns = [row.nonzero().flatten() for row in columns]
-            slices[tensor][dim] = torch.stack(kept_columns)
-        else:
-            slices[tensor][dim] = keep.nonzero().flatten()
-    attributes, factors = _attributes(module, slices)
-    for group in groups:
-        for norm in group.bare_norms:
-            if plan.removed.get(group.root):
-                attributes[norm] = {"num_features": group.channels - len(plan.removed[group.root])}
-    return Surgery(slices=dict(slices), attributes=attributes, factors=factors)
+        slices[tensor][dim] = keep.nonzero().flatten()
+    return Surgery(slices=dict(slices), attributes={**attributes, **_attributes(module, slices)})
 
 
 def shrink(
-    module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan, example_inputs: Sequence[Tensor]
+    module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
 ) -> tuple[nn.Module, Surgery]:
-    """A smaller copy of `module` that runs, and the surgery that made it; the module stays as it was.
+    """A smaller copy of `module`, and the surgery that made it; the module stays as it was.
 
-    Where the forward pass breaks on a width kept as a plain integer (`hidden_dim` of a vision transformer, say), the
-    integers that equal a narrowed group's width are set to the new one; the proof judges whether that was right.
+    The first of `forms` that says what the dense network says with the removed channels silenced, up to rounding in
+    float32; `prove` says it exactly. Refused: a plan of which no form does.
     """
-    plan.check(groups)
-    surgery = surgery_of(module, groups, plan)
-    small = operate(module, surgery)
-    try:
-        outputs_of(small.eval(), random_like(example_inputs))
-    except (RuntimeError, IndexError, ValueError, AssertionError):
-        surgery = surgery.then(Surgery(attributes=_integers_to_mend(module, groups, plan)))
-        small = operate(module, surgery)
+    given = _random_for(traced, example_inputs)
+    reference = silenced_outputs(traced.ground, module, gone_labels(traced.groups, plan), given)
+    last: SurgeryError | None = None
+    for form in forms(module, traced, plan):
         try:
-            outputs_of(small.eval(), random_like(example_inputs))
-        except (RuntimeError, IndexError, ValueError, AssertionError) as error:
+            small, surgery = form()
+            answers = outputs_of(copy.deepcopy(small).eval(), given)
+            if [t.shape for t in answers] != [t.shape for t in reference]:
+                raise SurgeryError("the small network's outputs have another shape")
+            worst = max(map(relative_difference, answers, reference))
+            if worst < CLOSE:
+                return small, surgery
+            last = SurgeryError(
+                f"the small network differs from the silenced dense one by {worst:.2g}",
+                hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
+            )
+        except SurgeryError as error:
+            last = error
+        except (RuntimeError, IndexError, ValueError, AssertionError, TypeError) as error:
             # a forward pass that breaks on the new shapes raises whatever its code raises
-            raise SurgeryError(
-                f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`"
-            ) from error
-    for layer, original in zip(small.modules(), module.modules(), strict=True):
-        layer.training = original.training
-    return small, surgery
+            last = SurgeryError(f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`")
+    assert last is not None
+    raise last
+
+
+def forms(
+    module: nn.Module, traced: Traced, plan: PruningPlan
+) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
+    """The ways to build the small network, the plainest first; each builds when it is called.
+
+    The user's own class in the new shapes; the same with the integers mended that equal a narrowed width (`hidden_dim`,
+    say); the exported program with its numbers mended (`compressor.mended`).
+    """
+    plan.check(traced.groups)
+    cut = surgery_of(module, traced.groups, plan)
+
+    def of_class(surgery: Surgery) -> tuple[nn.Module, Surgery]:
+        small = operate(module, surgery)
+        for layer, original in zip(small.modules(), module.modules(), strict=True):
+            layer.training = original.training
+        return small, surgery
+
+    def of_program() -> tuple[nn.Module, Surgery]:
+        recorded = mended(traced.ground, module, gone_labels(traced.groups, plan))
+        surgery = dataclasses.replace(cut, attributes={}, program=recorded)
+        return operate(module, surgery).train(module.training), surgery
+
+    if not isinstance(module, MendedProgram):
+        yield lambda: of_class(cut)
+        integers = _integers_to_mend(module, traced.groups, plan)
+        if integers:
+            yield lambda: of_class(cut.then(Surgery(attributes=integers)))
+    yield of_program
+
+
+def _random_for(traced: Traced, example_inputs: Sequence[Tensor], *, seed: int = 0) -> list[Tensor]:
+    batch = 2 if traced.ground.exported.open else len(example_inputs[0])
+    return random_like(example_inputs, batch=batch, seed=seed)
 
 
 def _integers_to_mend(
@@ -123,32 +155,14 @@ def gone_mask(group: ChannelGroup, plan: PruningPlan) -> Tensor:
     return gone
 
 
-def _block_columns(module: nn.Module, member: Member) -> bool:
-    """Whether the member is the input dimension of a grouped convolution, where each block has columns of its own."""
-    layer = module.get_submodule(member.layer)
-    return isinstance(layer, CONVOLUTIONS) and member.role is Role.CONSUMES and member.blocks > 1
-
-
-def _attributes(
-    module: nn.Module, slices: dict[str, dict[int, Tensor]]
-) -> tuple[dict[str, dict[str, int]], dict[str, tuple[int, float]]]:
-    """The integer attributes that follow from the new shapes, and the factors that keep each attention's scale."""
+def _attributes(module: nn.Module, slices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[str, int]]:
+    """The integer attributes that follow from the new shapes."""
     attributes: dict[str, dict[str, int]] = {}
-    factors: dict[str, tuple[int, float]] = {}
     for name, layer in module.named_modules():
         prefix = f"{name}." if name else ""
         weight = slices.get(f"{prefix}weight", {})
         if isinstance(layer, nn.MultiheadAttention):
-            inner = slices.get(f"{prefix}in_proj_weight", {})
-            if 1 in inner:
-                width = len(inner[1])
-                attributes[name] = dict.fromkeys(("embed_dim", "kdim", "vdim"), width)
-                attributes[name]["head_dim"] = width // layer.num_heads
-                # scores are divided by sqrt(head_dim), which shrank: the query makes up for it
-                factor = math.sqrt(width / layer.embed_dim)
-                factors[f"{prefix}in_proj_weight"] = (width, factor)
-                if layer.in_proj_bias is not None:
-                    factors[f"{prefix}in_proj_bias"] = (width, factor)
+            attributes |= _attention_attributes(name, layer, slices)
         elif not weight and not slices.get(f"{prefix}running_mean"):
             continue
         elif isinstance(layer, CONVOLUTIONS):
@@ -162,24 +176,37 @@ def _attributes(
             kept = weight.get(0, slices.get(f"{prefix}running_mean", {}).get(0))
             assert kept is not None
             attributes[name] = {"num_features": len(kept)}
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             attributes[name] = {"normalized_shape": len(weight[0])}
         elif isinstance(layer, nn.GroupNorm):
             attributes[name] = {"num_channels": len(weight[0])}
+            if layer.num_groups == layer.num_channels:
+                attributes[name]["num_groups"] = len(weight[0])
         elif isinstance(layer, nn.PReLU):
             attributes[name] = {"num_parameters": len(weight[0])}
-    return attributes, factors
+    return attributes
 
 
-def _convolution_attributes(layer: Any, weight: dict[int, Tensor]) -> dict[str, int]:
-    if layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels:
-        return dict.fromkeys(("in_channels", "out_channels", "groups"), len(weight[0]))
+def _attention_attributes(
+    name: str, layer: nn.MultiheadAttention, slices: Mapping[str, Mapping[int, Tensor]]
+) -> dict[str, dict[str, int]]:
+    inner = slices.get(f"{name}.in_proj_weight" if name else "in_proj_weight", {})
+    if 1 not in inner:
+        return {}
+    width = len(inner[1])
+    return {name: {**dict.fromkeys(("embed_dim", "kdim", "vdim"), width), "head_dim": width // layer.num_heads}}
+
+
+def _convolution_attributes(layer: Any, weight: Mapping[int, Tensor]) -> dict[str, int]:
     out_dim, in_dim = (1, 0) if layer.transposed else (0, 1)
-    values = {}
-    if out_dim in weight:
-        values["out_channels"] = weight[out_dim].numel()
-    if in_dim in weight:
-        values["in_channels"] = weight[in_dim].numel()
+    shape = [len(weight[d]) if d in weight else n for d, n in enumerate(layer.weight.shape[:2])]
+    groups = layer.groups
+    if 0 in weight and groups > 1:  # a group is left where any of its rows is
+        groups = len(torch.unique(weight[0] // (layer.weight.shape[0] // groups)))
+    values = {"groups": groups} if groups != layer.groups else {}
+    per_group = {in_dim: "in_channels", out_dim: "out_channels"}
+    values[per_group[0]] = shape[0]
+    values[per_group[1]] = shape[1] * groups
     return values
 
 
@@ -203,13 +230,7 @@ def silence(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan
                 if member.role is not Role.CONSUMES:
                     continue
                 tensor = state[member.tensor]
-                if _block_columns(module, member):
-                    columns, rows = tensor.shape[1], tensor.shape[0] // member.blocks
-                    for position in positions.tolist():
-                        block = position // columns
-                        tensor[block * rows : (block + 1) * rows, position % columns] = 0
-                else:
-                    tensor.index_fill_(member.dim, positions.to(tensor.device), 0)
+                tensor.index_fill_(member.dim, positions.to(tensor.device), 0)
     for name, gone_positions in normed.items():
         owner, _, leaf = name.rpartition(".")
         norm = silent.get_submodule(name)
@@ -249,8 +270,8 @@ class _NormOfSurvivors(nn.Module):
 
 def prove(
     dense: nn.Module,
-    surgery: Surgery,
-    groups: Sequence[ChannelGroup],
+    small: nn.Module,
+    traced: Traced,
     plan: PruningPlan,
     example_inputs: Sequence[Tensor],
     *,
@@ -260,16 +281,15 @@ def prove(
 ) -> Proof:
     """The surgery proof in `dtype`, on `inputs` or on normal random ones shaped like the example, two of them.
 
-    Refused: a small network that does not run, or whose outputs have another shape. A difference is for the caller to
-    judge (`Proof.holds`), who knows what to do about it.
+    `small` holds the dense network's own weights at what the plan leaves. Refused: a small network that does not run,
+    or whose outputs have another shape. A difference is for the caller to judge (`Proof.holds`), who knows what to do
+    about it.
     """
-    dense = copy.deepcopy(dense).to(dtype).eval()
-    small = operate(dense, surgery)
-    silent = silence(dense, groups, plan)
-    given = random_like(example_inputs, seed=seed) if inputs is None else list(inputs)
+    small = copy.deepcopy(small).to(dtype).eval()
+    given = _random_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
     given = [t.to(dtype) if t.is_floating_point() else t for t in given]
     try:
-        reference = outputs_of(silent, given)
+        reference = silenced_outputs(traced.ground, dense, gone_labels(traced.groups, plan), given)
         answers = outputs_of(small, given)
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
         # in float64, too, a forward pass raises whatever its code raises
@@ -284,6 +304,11 @@ def prove(
         outputs=len(reference),
         inputs="random" if inputs is None else "data",
     )
+
+
+def gone_labels(groups: Sequence[ChannelGroup], plan: PruningPlan) -> set[int]:
+    """The labels of what leaves."""
+    return {group.labels[c] for group in groups for c in plan.removed.get(group.root, ())}
 
 
 def random_like(example_inputs: Sequence[Tensor], *, batch: int = 2, seed: int = 0) -> list[Tensor]:

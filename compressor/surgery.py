@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
+from compressor.mended import program_from
 from compressor.silent import silent_from
 
 
@@ -21,15 +23,13 @@ from compressor.silent import silent_from
 class Surgery:
     """A cut, relative to the dense network.
 
-    `slices`: tensor name → dimension → kept indices, int64 `[kept]`, or `[blocks, kept / blocks]` for the input
-    dimension of a grouped convolution, where every block of rows keeps columns of its own. `attributes`: layer → what
-    to set on it. `factors`: tensor → (rows, factor): the first rows are multiplied, so that attention keeps its scale.
-    `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
+    `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → what to set on it. `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
+    `program`: the whole small network as its exported program (`compressor.mended`), where attributes are not enough.
     """
 
     slices: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    program: Mapping[str, Any] | None = None
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    factors: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     emptied: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -41,15 +41,7 @@ class Surgery:
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         """What stays of the dense network's tensor called `name`; the tensor itself where nothing was cut."""
         for dim, kept in sorted(self.slices.get(name, {}).items(), reverse=True):
-            kept = kept.to(tensor.device)
-            if kept.ndim == 2:
-                blocks = tensor.chunk(len(kept))
-                tensor = torch.cat([b.index_select(dim, k) for b, k in zip(blocks, kept, strict=True)])
-            else:
-                tensor = tensor.index_select(dim, kept)
-        if name in self.factors:
-            rows, factor = self.factors[name]
-            tensor = torch.cat([tensor[:rows] * factor, tensor[rows:]])
+            tensor = tensor.index_select(dim, kept.to(tensor.device))
         return tensor
 
     def cut_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,23 +56,21 @@ class Surgery:
             mine = slices.setdefault(name, {})
             for dim, kept in dims.items():
                 before = mine.get(dim)
-                mine[dim] = kept if before is None else before.gather(-1, kept)
+                mine[dim] = kept if before is None else before[kept]
         attributes = {layer: dict(values) for layer, values in self.attributes.items()}
         for layer, values in second.attributes.items():
             attributes.setdefault(layer, {}).update(values)
-        factors = dict(self.factors)
-        for name, (rows, factor) in second.factors.items():
-            factors[name] = (rows, factor * factors.get(name, (rows, 1.0))[1])
         emptied = tuple(dict.fromkeys((*self.emptied, *second.emptied)))
-        return Surgery(slices=slices, attributes=attributes, factors=factors, emptied=emptied)
+        program = self.program if second.program is None else second.program
+        return Surgery(slices=slices, attributes=attributes, emptied=emptied, program=program)
 
     def to_json(self) -> dict[str, object]:
         """Plain values only; `surgery_from_json` is the way back."""
         return {
             "slices": {n: {str(d): k.tolist() for d, k in dims.items()} for n, dims in self.slices.items()},
             "attributes": {layer: dict(values) for layer, values in self.attributes.items()},
-            "factors": {n: list(value) for n, value in self.factors.items()},
             "emptied": list(self.emptied),
+            "program": self.program,
         }
 
 
@@ -89,11 +79,10 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
     try:
         slices: Mapping[str, Mapping[str, list[int]]] = plain["slices"]  # type: ignore[assignment]  # checked by use
         attributes: Mapping[str, Mapping[str, int]] = plain["attributes"]  # type: ignore[assignment]
-        factors: Mapping[str, list[float]] = plain["factors"]  # type: ignore[assignment]
         return Surgery(
             slices={n: {int(d): torch.tensor(k, dtype=torch.int64) for d, k in ds.items()} for n, ds in slices.items()},
             attributes={layer: dict(values) for layer, values in attributes.items()},
-            factors={n: (int(rows), float(factor)) for n, (rows, factor) in factors.items()},
+            program=plain.get("program"),  # type: ignore[arg-type]  # checked by use
             emptied=tuple(plain.get("emptied", ())),  # type: ignore[arg-type]  # a list of names
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -102,8 +91,21 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
 
 def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
     """A copy of the dense module with the surgery done to it; the module stays as it was."""
+    if surgery.program is not None:
+        small = program_from(surgery.program, surgery.cut_state(module.state_dict()))
+        for parameter, dense in zip(small.parameters(), module.parameters(), strict=False):
+            parameter.requires_grad_(dense.requires_grad)
+    else:
+        small = _sliced(module, surgery)
+    for name in surgery.emptied:
+        owner, _, leaf = name.rpartition(".")
+        setattr(small.get_submodule(owner), leaf, silent_from(small.get_submodule(name)))
+    return small
+
+
+def _sliced(module: nn.Module, surgery: Surgery) -> nn.Module:
     small = copy.deepcopy(module)
-    for name in surgery.slices.keys() | surgery.factors.keys():
+    for name in surgery.slices:
         owner, _, leaf = name.rpartition(".")
         layer = small.get_submodule(owner)
         tensor: Tensor = getattr(layer, leaf)
@@ -113,9 +115,6 @@ def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
         else:
             setattr(layer, leaf, cut.clone())
     set_attributes_(small, surgery)
-    for name in surgery.emptied:
-        owner, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(owner), leaf, silent_from(small.get_submodule(name)))
     return small
 
 

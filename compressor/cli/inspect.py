@@ -62,14 +62,14 @@ def show(inspection: Inspection) -> None:
         f"{short(plain['params'])} parameters, {short(plain['macs'])} MACs, {short(plain['bytes'])}B of weights\n"
     )
     table = Table(title=f"{len(plain['groups'])} channel groups", title_justify="left", box=None, pad_edge=False)
-    for name, justify in (("group", "left"), ("channels", "right"), ("blocks", "right"), ("layers", "right"),
+    for name, justify in (("group", "left"), ("channels", "right"), ("positions each", "right"), ("layers", "right"),
                           ("parameters", "right"), ("MACs", "right")):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]  # the two literals that rich knows
     for group in plain["groups"]:
         table.add_row(
             group["root"],
             str(group["channels"]),
-            str(group["blocks"]) if group["blocks"] > 1 else "",
+            str(group["size"]) if group["size"] > 1 else "",
             str(len(group["layers"])),
             short(group["params"]),
             short(group["macs"]),

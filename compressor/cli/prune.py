@@ -57,6 +57,9 @@ def command(
     protect: Annotated[
         list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
     ] = None,
+    heads: Annotated[
+        bool, typer.Option("--heads/--head-features", help="Attention loses whole heads, or features of every head.")
+    ] = True,
     levels: Annotated[int, typer.Option(help="Rounds of scoring and pruning on the way.")] = 1,
     largest: Annotated[
         bool, typer.Option("--largest", help="Remove the highest scores instead of the lowest.")
@@ -86,7 +89,7 @@ def command(
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, criterion=criterion, scope=scope, align=align,
-        min_channels=min_channels, protect=protect or (), levels=levels, largest=largest, seed=seed, repair=repair,
+        min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed, repair=repair,
         calibration=calibration, memory_gb=memory, data_given=data is not None,
     )  # fmt: skip
     with status("loading") as say:

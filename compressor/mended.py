@@ -1,0 +1,338 @@
+"""The small network as its exported program, where numbers written in the Python code hold the dense widths.
+
+`mended` takes the dense network's program and puts the small widths where the dense ones stood: in views, splits,
+slices, paddings, norms, groups, and the scale of an attention whose heads became narrower. What comes back is a plain
+module that trains, exports and prunes like any other, and needs nobody's class. A `Recorded` program is plain values:
+names of operators and their arguments; only operators of torch and torchvision are ever looked up.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from compressor.errors import SurgeryError
+from compressor.labels import Dim
+from compressor.rules import name_of
+from compressor.silence import left
+from compressor.tracing import Trace
+
+PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub,
+         "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "truediv": operator.truediv,
+         "pow": operator.pow, "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
+         "gt": operator.gt, "ge": operator.ge}  # fmt: skip
+SIZED = {"view", "reshape", "_unsafe_view", "expand", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full",
+         "empty", "new_empty", "unflatten", "rand", "randn", "broadcast_to"}  # fmt: skip
+DROPPING = {"dropout", "feature_dropout", "alpha_dropout"}
+torchvision.extension._has_ops()  # its operators are registered by the import
+
+Plain = Mapping[str, Any]
+
+
+class MendedProgram(fx.GraphModule):
+    """A program as a module: trains (its norms and dropouts switch), moves between devices, and can be copied."""
+
+    recorded: Plain
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MendedProgram:
+        state = {name: tensor.detach().clone() for name, tensor in self.state_dict(keep_vars=True).items()}
+        twin = program_from(self.recorded, state)
+        memo[id(self)] = twin
+        for mine, other in zip(self.parameters(), twin.parameters(), strict=True):
+            other.requires_grad_(mine.requires_grad)
+        twin.train(self.training)
+        return twin
+
+    def train(self, mode: bool = True) -> MendedProgram:
+        """Norms and dropouts that were trained with do what they did in training."""
+        super().train(mode)
+        for node in self.graph.nodes:
+            if node.op == "call_function" and name_of(node.target) in (*DROPPING, "batch_norm"):
+                at = 5 if name_of(node.target) == "batch_norm" else 2
+                if len(node.args) > at and node.args[3 if at == 5 else 0] is not None:
+                    node.args = (*node.args[:at], mode, *node.args[at + 1 :])
+        self.recompile()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MendedProgram:
+        super()._apply(fn, recurse)
+        device = next((t.device for t in self.parameters()), None)
+        for node in self.graph.nodes:
+            if device is not None and "device" in node.kwargs:
+                node.kwargs = {**node.kwargs, "device": device}
+        self.recompile()
+        return self
+
+
+def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:
+    """The program of `dense` without the labels `gone`, recorded. Refused: numbers that cannot be mended."""
+    recorded = _Mending(trace, dense.state_dict(), np.array(sorted(gone), dtype=np.int64)).recorded()
+    return {**recorded, "trainable": [name for name, _ in dense.named_parameters(remove_duplicate=False)]}
+
+
+@dataclass(slots=True, eq=False)
+class _Mending:
+    trace: Trace
+    state: Mapping[str, Tensor]
+    gone: Any
+
+    def recorded(self) -> dict[str, Any]:
+        graph = self.trace.exported
+        nodes: list[dict[str, Any]] = []
+        constants: dict[str, Any] = {}
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                nodes.append(self._placeholder(node, constants))
+            elif node.op == "call_function" and not name_of(node.target).startswith("_assert"):
+                target, args, kwargs = self._call(node)
+                nodes.append({"name": node.name, "call": _said(target), "args": _plain(args), "kwargs": _plain(kwargs)})
+        return {"nodes": nodes, "outputs": [node.name for node in graph.outputs], "constants": constants}
+
+    def _placeholder(self, node: fx.Node, constants: dict[str, Any]) -> dict[str, Any]:
+        graph = self.trace.exported
+        if node.name in graph.tensors and graph.tensors[node.name][0] in self.state:
+            return {"name": node.name, "held": graph.tensors[node.name][0]}
+        if node.name in graph.tensors or node.name in graph.constants:
+            tensor = graph.tensors[node.name][1] if node.name in graph.tensors else graph.constants[node.name]
+            for d, dim in enumerate(self.trace.values[node]):
+                mask = left(self.trace.labels, dim, self.gone)
+                if mask is not None:
+                    tensor = tensor.index_select(d, mask.nonzero().flatten())
+            name = node.name.replace(".", "_")
+            constants[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape),
+                               "values": tensor.flatten().tolist()}  # fmt: skip
+            return {"name": node.name, "held": f"constants.{name}"}
+        return {"name": node.name, "input": True}
+
+    def _mask(self, dim: Dim) -> Tensor | None:
+        return left(self.trace.labels, dim, self.gone)
+
+    def _width(self, dim: Dim, dense: int) -> int:
+        mask = self._mask(dim)
+        return dense if mask is None else int(mask.sum())
+
+    def _shape(self, node: fx.Node) -> list[int]:
+        """The small network's shape of a node's value."""
+        return [self._width(d, n) for d, n in zip(self.trace.values[node], self.trace.shapes[node], strict=True)]
+
+    def _call(self, node: fx.Node) -> tuple[Any, list[Any], dict[str, Any]]:
+        target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
+        name = name_of(target)
+        touched = [node, *node.all_input_nodes]
+        if not any(self._touched(n) for n in touched):
+            return target, args, kwargs
+        schema = [a.name for a in target._schema.arguments] if hasattr(target, "_schema") else []
+
+        def put(argument: str, value: Any) -> None:
+            at = schema.index(argument)
+            if at < len(args):
+                args[at] = value
+            else:
+                kwargs[argument] = value
+
+        def get(argument: str) -> Any:
+            at = schema.index(argument)
+            return args[at] if at < len(args) else kwargs.get(argument, target._schema.arguments[at].default_value)  # type: ignore[union-attr]
+
+        if name in SIZED and isinstance(self.trace.shapes.get(node), tuple):
+            self._sizes(node, name, schema, get, put)
+        elif name in ("chunk", "split", "split_with_sizes", "tensor_split"):
+            d = get("dim")
+            sizes = [self._width(dims[d], shape[d]) for dims, shape in zip(self.trace.values[node], self.trace.shapes[node], strict=True)]
+            if any(self._mask(dims[d]) is not None for dims in self.trace.values[node]):
+                return torch.ops.aten.split_with_sizes.default, [args[0], sizes, d], {}
+        elif name in ("slice", "narrow", "select"):
+            self._positions(node, name, get, put)
+        elif name in ("pad", "constant_pad_nd"):
+            self._padding(node, args)
+        elif name == "repeat":
+            args[1] = [r if self._mask(d) is None or r == 1 else n for r, d, n in zip(args[1], self.trace.values[node], self._shape(node), strict=True)]
+        elif name in ("layer_norm", "rms_norm"):
+            shape = get("normalized_shape")
+            put("normalized_shape", self._shape(node)[-len(shape) :])
+        elif name == "group_norm":
+            if get("num_groups") == self.trace.shapes[node][1]:
+                put("num_groups", self._shape(node)[1])
+        elif name.startswith("conv") and get("groups") > 1:
+            weight = get("weight")
+            mask = self._mask(self.trace.values[weight][0])
+            if mask is not None:
+                put("groups", int(mask.view(get("groups"), -1).any(dim=1).sum()))
+        elif name == "scaled_dot_product_attention":
+            query = get("query")
+            if get("scale") is None and self._mask(self.trace.values[query][-1]) is not None:
+                kwargs["scale"] = 1 / math.sqrt(self.trace.shapes[query][-1])
+        return target, args, kwargs
+
+    def _touched(self, node: fx.Node) -> bool:
+        known = self.trace.values.get(node)
+        if known is None:
+            return False
+        several = known if isinstance(known, list) else [known]
+        return any(self._mask(dim) is not None for dims in several if dims is not None for dim in dims)
+
+    def _sizes(self, node: fx.Node, name: str, schema: list[str], get: Callable[[str], Any], put: Callable[[str, Any], None]) -> None:
+        argument = next((a for a in ("size", "shape", "sizes") if a in schema), None)
+        if argument is None:
+            return
+        sizes, shape, dims = list(get(argument)), self._shape(node), self.trace.values[node]
+        first = get("dim") % (len(shape) - len(sizes) + 1) if name == "unflatten" else 0
+        for i, size in enumerate(sizes):
+            if self._mask(dims[first + i]) is None:
+                continue
+            if isinstance(size, int) and size != -1:
+                sizes[i] = shape[first + i]
+            elif isinstance(size, fx.Node):
+                if -1 in sizes:
+                    sizes = [shape[first + j] if s == -1 else s for j, s in enumerate(sizes)]
+                sizes[i] = -1
+        put(argument, sizes)
+
+    def _positions(self, node: fx.Node, name: str, get: Callable[[str], Any], put: Callable[[str], None] | Any) -> None:
+        source, d = get("self"), get("dim")
+        mask = self._mask(self.trace.values[source][d])
+        if mask is None:
+            return
+        length = len(mask)
+        if name == "select":
+            put("index", int(mask[: get("index") % length].sum()))
+            return
+        start = get("start")
+        start = 0 if start is None else min(max(start + length if start < 0 else start, 0), length)
+        end = start + get("length") if name == "narrow" else get("end")
+        end = length if end is None else min(max(end + length if end < 0 else end, 0), length)
+        put("start", int(mask[:start].sum()))
+        put("length" if name == "narrow" else "end", int(mask[start:end].sum()) if name == "narrow" else int(mask[:end].sum()))
+
+    def _padding(self, node: fx.Node, args: list[Any]) -> None:
+        amounts = list(args[1])
+        dims = self.trace.values[node]
+        for k in range(len(amounts) // 2):
+            mask = self._mask(dims[len(dims) - 1 - k])
+            if mask is not None:
+                before, after = amounts[2 * k], amounts[2 * k + 1]
+                if before < 0 or after < 0:
+                    raise SurgeryError("a padding that cuts channels cannot be mended")
+                amounts[2 * k] = int(mask[:before].sum())
+                amounts[2 * k + 1] = int(mask[len(mask) - after :].sum())
+        args[1] = amounts
+
+
+def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> MendedProgram:
+    """The module of a recorded program, holding `state`: its own tensors by the dense network's names."""
+    root = nn.Module()
+    graph = fx.Graph()
+    known: dict[str, fx.Node] = {}
+    tensors = dict(state)
+    for name, plain in recorded["constants"].items():
+        key = f"constants.{name}"
+        if key not in tensors:
+            tensors[key] = torch.tensor(plain["values"], dtype=getattr(torch, plain["dtype"])).view(plain["shape"])
+    trainable = frozenset(recorded["trainable"])
+    for node in recorded["nodes"]:
+        if "held" in node:
+            _hold(root, node["held"], tensors[node["held"]], trainable)
+            known[node["name"]] = graph.get_attr(node["held"])
+        elif "input" in node:
+            known[node["name"]] = graph.placeholder(node["name"])
+        else:
+            args, kwargs = _filled(node["args"], known), _filled(node["kwargs"], known)
+            known[node["name"]] = graph.call_function(_looked_up(node["call"]), tuple(args), kwargs)
+    outputs = [known[name] for name in recorded["outputs"]]
+    graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
+    program = MendedProgram(root, graph)
+    for name, tensor in tensors.items():  # what the program does not read is kept: the state stays whole
+        _hold(program, name, tensor, trainable)
+    program.recorded = recorded
+    program.train(False)
+    return program
+
+
+def _hold(root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str]) -> None:
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = getattr(owner, part)
+    if hasattr(owner, leaf):
+        return
+    if name in trainable and tensor.is_floating_point():
+        setattr(owner, leaf, nn.Parameter(tensor.detach().clone()))
+    else:
+        owner.register_buffer(leaf, tensor.detach().clone())
+
+
+def _said(target: Any) -> str:
+    """An operator's name, by which it is found again."""
+    for name, function in PLAIN.items():
+        if target is function:
+            return name
+    if hasattr(target, "_schema"):
+        return str(target) if "." in str(target) else f"{target}.default"
+    if target is torch.sym_max or target is torch.sym_min or target is torch.sym_sum:
+        return f"torch.{target.__name__}"
+    raise SurgeryError(f"the program takes a step that cannot be written down: `{target}`")
+
+
+def _looked_up(name: str) -> Any:
+    """The operator called `name`; refused where it is none of torch's or torchvision's."""
+    if name in PLAIN:
+        return PLAIN[name]
+    if name in ("torch.sym_max", "torch.sym_min", "torch.sym_sum"):
+        return getattr(torch, name.removeprefix("torch."))
+    library, _, rest = name.partition(".")
+    operation, _, overload = rest.partition(".")
+    if library not in ("aten", "torchvision", "prims"):
+        raise SurgeryError(f"a program names `{name}`, which is no operator of torch or torchvision")
+    try:
+        return getattr(getattr(getattr(torch.ops, library), operation), overload or "default")
+    except AttributeError as error:
+        raise SurgeryError(f"this torch has no operator `{name}`", hint="update torch") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    for kind in (torch.dtype, torch.memory_format, torch.layout, torch.device):
+        if isinstance(value, kind):
+            return {kind.__name__: str(value).removeprefix("torch.")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, slice):
+        return {"slice": [_plain(value.start), _plain(value.stop), _plain(value.step)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise SurgeryError(f"the program holds a value that cannot be written down: `{type(value).__name__}`")
+
+
+def _filled(value: Any, known: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_filled(v, known) for v in value]
+    if not isinstance(value, dict):
+        return value
+    match value:
+        case {"node": str(name)}:
+            return known[name]
+        case {"dtype": str(name)} | {"memory_format": str(name)} | {"layout": str(name)}:
+            return getattr(torch, name)
+        case {"device": str(name)}:
+            return torch.device(name)
+        case {"float": str(number)}:
+            return float(number)
+        case {"slice": [start, stop, step]}:
+            return slice(_filled(start, known), _filled(stop, known), _filled(step, known))
+        case _:
+            return {k: _filled(v, known) for k, v in value.items()}

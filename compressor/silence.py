@@ -1,0 +1,108 @@
+"""The dense network without what is to leave: the reference of the surgery proof.
+
+The exported program runs operator by operator, with the dense network's own weights. Where an operator sums over
+channels of which some are to leave, those are zero; where it looks at channels together (a norm, a mean, a soft-maximum)
+it sees the survivors alone. Everything else runs as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from compressor.labels import Dim, Labels
+from compressor.tracing import Together, Trace
+
+
+def silenced_outputs(trace: Trace, dense: nn.Module, gone: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of `dense` on `inputs`, in their dtype, when the labels `gone` are silent."""
+    graph = trace.exported
+    dtype = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
+    held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
+    given = iter(inputs)
+    env: dict[fx.Node, Any] = {}
+    silence = _Silence(trace, np.array(sorted(gone), dtype=np.int64), dtype)
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in graph.tensors:
+                    env[node] = _in(held[graph.tensors[node.name][0]].detach(), dtype)
+                elif node.name in graph.constants:
+                    env[node] = _in(graph.constants[node.name], dtype)
+                else:
+                    env[node] = next(given)
+            elif node.op == "call_function":
+                env[node] = silence.run(node, env)
+    return [t for out in graph.outputs for t in pytree.tree_leaves(env[out]) if isinstance(t, Tensor)]
+
+
+def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _Silence:
+    def __init__(self, trace: Trace, gone: Any, dtype: torch.dtype) -> None:
+        self.trace, self.gone, self.dtype = trace, gone, dtype
+
+    def run(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        args = list(fx.map_arg(node.args, lambda n: env[n]))
+        kwargs = {k: self._same(v) for k, v in fx.map_arg(dict(node.kwargs), lambda n: env[n]).items()}
+        args = [self._same(a) for a in args]
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        for reading in self.trace.readings.get(node, ()):
+            mask = left(self.trace.labels, reading.labels, self.gone)
+            if mask is not None:
+                self._silence(args, reading.argument, reading.dim, mask)
+        back: list[tuple[int, Tensor, int]] = []
+        for look in self.trace.together.get(node, ()):
+            mask = left(self.trace.labels, look.labels, self.gone)
+            if mask is not None:
+                self._restrict(args, kwargs, node, look, mask)
+                if look.result is not None:
+                    back.append((look.result, mask.nonzero().flatten(), len(mask)))
+        result = node.target(*args, **kwargs)  # type: ignore[operator]  # a `call_function` node's is one
+        for dim, survivors, length in back:
+            shape = list(result.shape)
+            shape[dim] = length
+            result = result.new_zeros(shape).index_copy(dim, survivors, result)
+        return result
+
+    def _same(self, value: Any) -> Any:
+        """float32 written into the program is the dtype that it runs in."""
+        return self.dtype if value is torch.float32 else value
+
+    def _silence(self, args: list[Any], number: int, dim: int, mask: Tensor) -> None:
+        holder, place = (args, number) if number >= 0 else (args[1], -1 - number)
+        if number < 0:
+            args[1] = holder = list(holder)
+        x = holder[place]
+        holder[place] = x * mask.to(x.dtype).view([-1 if d == dim else 1 for d in range(x.ndim)])
+
+    def _restrict(self, args: list[Any], kwargs: dict[str, Any], node: fx.Node, look: Together, mask: Tensor) -> None:
+        survivors = mask.nonzero().flatten()
+        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]  # an operator has one
+        for number, dim in look.arguments:
+            if number < len(args):
+                args[number] = args[number].index_select(dim, survivors)
+            else:
+                kwargs[names[number]] = kwargs[names[number]].index_select(dim, survivors)
+        if "normalized_shape" in names:
+            at = names.index("normalized_shape")
+            args[at] = list(args[0].shape[-len(args[at]) :])
+
+
+def left(labels: Labels, dim: Dim, gone: Any) -> Tensor | None:
+    """Which positions stay when the labels `gone` leave: bool `[positions]`; `None` where all do."""
+    if not dim or not len(gone):
+        return None
+    leaves = np.zeros(len(dim[0]), dtype=np.bool_)
+    for ids in labels.resolve(dim):
+        leaves |= np.isin(ids, gone)
+    return torch.from_numpy(~leaves) if leaves.any() else None

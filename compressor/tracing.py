@@ -1,0 +1,387 @@
+"""Labels carried through a network's operators: which positions of which tensors stand for the same channel.
+
+The network is exported (`torch.export`), and its operators are run one by one on the example inputs; beside every value
+goes what is known of each of its dimensions (`compressor.labels`). `compressor.rules` says what an operator does to
+labels. What moves data is not described there: the operator itself is run on the labels.
+
+Every parameter and buffer starts with labels of its own along each dimension; the inputs have none, so that nothing
+that meets their width can leave; what reaches the outputs is pinned.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from compressor.errors import GroupError
+from compressor.labels import Dim, Ids, Labels
+from compressor.lent import plain_attention
+
+
+class Role(enum.StrEnum):
+    """What a tensor's positions are to the channel: made, read, passed on one by one, or normalised together."""
+
+    PRODUCES = "produces"
+    CONSUMES = "consumes"
+    CARRIES = "carries"
+    NORMALISES = "normalises"
+
+
+@dataclass(slots=True, eq=False)
+class Tracked:
+    """A value, what is known of each of its dimensions, and the parameter that it was made from, if from one alone.
+
+    `origin` says for each dimension which of the parameter's it came from.
+    """
+
+    value: Tensor
+    dims: tuple[Dim, ...]
+    source: str | None = None
+    origin: tuple[frozenset[int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """An operator that sums over labelled positions of one of its arguments: where a removed channel must be zero."""
+
+    argument: int
+    dim: int
+    labels: Dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """An operator that looks at labelled positions together: what left must not be seen.
+
+    `arguments` are those that have the positions, with the dimension; where the result has them too, `result` is its.
+    """
+
+    arguments: tuple[tuple[int, int], ...]
+    result: int | None
+    labels: Dim
+
+
+@dataclass(slots=True, eq=False)
+class Exported:
+    """A network as `torch.export` writes it, with the module's own tensors behind the placeholders."""
+
+    graph: fx.Graph
+    tensors: dict[str, tuple[str, Tensor]]  # placeholder → name in the module, tensor
+    constants: dict[str, Tensor]  # placeholder → tensor that is neither parameter nor buffer
+    inputs: tuple[str, ...]
+    outputs: tuple[fx.Node, ...]
+    open: bool  # whether it takes batches of any size
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """What came out of a walk: labels of every tensor and value, and where they matter."""
+
+    exported: Exported
+    labels: Labels
+    tensors: dict[str, tuple[Dim, ...]] = field(default_factory=dict)  # parameter or buffer → labels by dimension
+    roles: dict[tuple[str, int], Role] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)  # weights that make channels, in the order of the forward pass
+    readings: dict[fx.Node, list[Reading]] = field(default_factory=dict)
+    together: dict[fx.Node, list[Together]] = field(default_factory=dict)
+    batched: list[Ids] = field(default_factory=list)  # labels along which products are batches: attention's heads
+    bare: list[tuple[str, Dim]] = field(default_factory=list)  # norms without tensors, by module, with their channels
+    values: dict[fx.Node, Any] = field(default_factory=dict)  # node → labels by dimension, of each tensor it gave
+    shapes: dict[fx.Node, Any] = field(default_factory=dict)
+
+
+def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
+    """The module in eval mode as a graph of operators, its batch size left open where that can be.
+
+    Refused: a network that `torch.export` does not take.
+    """
+    module = copy.deepcopy(module).float().eval().requires_grad_(False)
+    inputs = tuple(t.float() if t.is_floating_point() else t for t in example_inputs)
+    found, is_open = _export(module, inputs)
+    signature = found.graph_signature
+    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    tensors: dict[str, tuple[str, Tensor]] = {}
+    constants: dict[str, Tensor] = {}
+    given: list[str] = []
+    outputs: tuple[fx.Node, ...] = ()
+    for node in found.graph.nodes:
+        if node.op == "placeholder" and node.name in lifted:
+            tensors[node.name] = lifted[node.name], held[lifted[node.name]].detach()
+        elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
+            constants[node.name] = found.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
+        elif node.op == "placeholder":
+            given.append(node.name)
+        elif node.op == "output":
+            outputs = tuple(n for n in node.args[0] if isinstance(n, fx.Node) and n.name in signature.user_outputs)
+    return Exported(
+        graph=found.graph, tensors=tensors, constants=constants, inputs=tuple(given), outputs=outputs, open=is_open
+    )
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
+    doubled = tuple(torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in inputs)
+    open_batch = tuple({0: torch.export.Dim.AUTO} if t.ndim else None for t in doubled)
+    with plain_attention(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # what the exporter says of itself
+        try:
+            found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
+            return found, any(isinstance(d, torch.SymInt) for d in _first(found).shape[:1])
+        except Exception:  # noqa: BLE001  # the exporter raises whatever the network's code made it stumble over
+            try:
+                return torch.export.export(module, inputs), False
+            except Exception as error:
+                raise GroupError(
+                    f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+                    hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
+                ) from error
+
+
+def _first(found: Any) -> Any:
+    """What the first input looked like."""
+    names = set(found.graph_signature.user_inputs)
+    return next(n.meta["val"] for n in found.graph.nodes if n.op == "placeholder" and n.name in names)
+
+
+class Tracer:
+    """One walk. `heads` has the places at which a dimension that was split off is a unit of its own."""
+
+    def __init__(self, graph: Exported, *, heads: frozenset[tuple[str, int, int]] | None = None) -> None:
+        self.trace = Trace(exported=graph, labels=Labels())
+        self.labels = self.trace.labels
+        self.heads = heads
+        self.split_at: list[tuple[tuple[str, int, int], Ids]] = []
+        self.node: fx.Node = next(iter(graph.graph.nodes))
+        self.env: dict[fx.Node, Any] = {}
+        self._known: dict[int, tuple[Dim, ...]] = {}
+
+    def walk(self, example_inputs: Sequence[Tensor]) -> Trace:
+        """Run every operator on the example inputs, and on the labels."""
+        graph = self.trace.exported
+        given = iter(example_inputs)
+        last = {}
+        for node in graph.graph.nodes:
+            for argument in node.all_input_nodes:
+                last[argument] = node
+        leaving: dict[fx.Node, list[fx.Node]] = {}
+        for argument, user in last.items():
+            leaving.setdefault(user, []).append(argument)
+        with torch.no_grad():
+            for node in graph.graph.nodes:
+                self.node = node
+                if node.op == "placeholder":
+                    self.env[node] = self._placeholder(node, given)
+                elif node.op == "call_function":
+                    self.env[node] = self._call(node)
+                elif node.op == "output":
+                    for out in graph.outputs:
+                        self.pin(self.env[out], "its channels are the network's output")
+                self._keep(node)
+                for done in leaving.get(node, ()):
+                    self.env.pop(done, None)
+        return self.trace
+
+    def _keep(self, node: fx.Node) -> None:
+        value = self.env.get(node)
+        if isinstance(value, Tracked):
+            self.trace.values[node], self.trace.shapes[node] = value.dims, tuple(value.value.shape)
+        elif isinstance(value, list):
+            self.trace.values[node] = [v.dims if isinstance(v, Tracked) else None for v in value]
+            self.trace.shapes[node] = [tuple(v.value.shape) if isinstance(v, Tracked) else None for v in value]
+
+    def _placeholder(self, node: fx.Node, given: Any) -> Any:
+        graph = self.trace.exported
+        if node.name in graph.tensors:
+            name, tensor = graph.tensors[node.name]
+            dims = self._known.setdefault(id(tensor), self.fresh(tensor.shape))  # a tied tensor has one set of labels
+            self.trace.tensors[name] = dims
+            return Tracked(tensor, dims, name, tuple(frozenset({d}) for d in range(tensor.ndim)))
+        if node.name in graph.constants:
+            return Tracked(graph.constants[node.name], self.fresh(graph.constants[node.name].shape))
+        value = next(given)
+        value = value.float() if value.is_floating_point() else value
+        return Tracked(value, ((),) * value.ndim)
+
+    def _call(self, node: fx.Node) -> Any:
+        from compressor.rules import rule_of
+
+        args = fx.map_arg(node.args, lambda n: self.env[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: self.env[n])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        raw_args, raw_kwargs = pytree.tree_map(_raw, (tuple(args), dict(kwargs)))
+        result = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]  # a `call_function` node's is one
+        if not isinstance(result, (Tensor, tuple, list)) or not pytree.tree_any(
+            lambda v: isinstance(v, Tensor), result
+        ):
+            return result
+        return rule_of(node.target)(self, node.target, list(args), dict(kwargs), result)
+
+    def fresh(self, shape: Sequence[int]) -> tuple[Dim, ...]:
+        """New labels along every dimension that is longer than one."""
+        return tuple((self.labels.fresh(n),) if n > 1 else () for n in shape)
+
+    def pin(self, value: Any, reason: str) -> None:
+        """Nothing of a value leaves."""
+        for tracked in pytree.tree_leaves(value):
+            if isinstance(tracked, Tracked):
+                for dim in tracked.dims:
+                    self.labels.pin(dim, reason)
+
+    def read(self, argument: int, tracked: Tracked, dim: int) -> None:
+        """The operator sums over this dimension of this argument."""
+        self.trace.readings.setdefault(self.node, []).append(
+            Reading(argument=argument, dim=dim % tracked.value.ndim, labels=tracked.dims[dim])
+        )
+
+    def look(self, arguments: Sequence[tuple[int, int]], labels: Dim, *, result: int | None = None) -> None:
+        """The operator looks at these positions together."""
+        if labels:
+            self.trace.together.setdefault(self.node, []).append(
+                Together(arguments=tuple(arguments), result=result, labels=labels)
+            )
+
+    def plays(self, tracked: Tracked, dim: int, role: Role) -> None:
+        """A parameter's dimension has a role."""
+        if tracked.source is None:
+            return
+        rank = [Role.CARRIES, Role.NORMALISES, Role.CONSUMES, Role.PRODUCES]
+        for own in tracked.origin[dim]:
+            before = self.trace.roles.get((tracked.source, own), Role.CARRIES)
+            self.trace.roles[tracked.source, own] = max(before, role, key=rank.index)
+            if role is Role.PRODUCES and tracked.source not in self.trace.layers:
+                self.trace.layers.append(tracked.source)
+
+    def pointwise(self, values: Sequence[Any], shape: Sequence[int]) -> tuple[Dim, ...]:
+        """Labels of what is computed position by position, with broadcasting: those that meet are one."""
+        dims: list[Dim] = []
+        operands = [v for v in values if isinstance(v, Tracked)]
+        for d in range(-len(shape), 0):
+            there = [v.dims[d] for v in operands if v.value.ndim >= -d and v.value.shape[d] == shape[d] > 1]
+            for other in there[1:]:
+                self.labels.unify(there[0], other, self.told())
+            dims.append(self.labels.resolve(there[0]) if there else ())
+        return tuple(dims)
+
+    def bare_norm(self, labels: Dim) -> None:
+        """The operator is a norm without tensors, of these channels."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        path = list(stack.values())[-1][0] if stack else ""
+        self.trace.bare.append((path, labels))
+
+    def told(self) -> str:
+        """How this operator is named in reasons."""
+        return f"`{_short(self.node.target)}` joins it with what cannot shrink"
+
+    def moved(
+        self, x: Tracked, run: Callable[[Tensor], Any], *, favour: int | None = None
+    ) -> list[tuple[tuple[Dim, ...], tuple[frozenset[int], ...]]]:
+        """Labels of what `run` makes of a value by moving data: `run` itself, on the labels. One entry per result.
+
+        Where a labelled dimension becomes several, its labels are factored; of the factors the longest stays free
+        (or `favour`), the others are pinned unless they are heads.
+        """
+        results: list[list[tuple[int, Ids]]] = []
+        shapes: list[tuple[int, ...]] = []
+        bare = pytree.tree_leaves(run(x.value))
+        shapes = [tuple(t.shape) for t in bare]
+        results = [[] for _ in bare]
+        for d, dim in enumerate(x.dims):
+            for ids in self.labels.resolve(dim):
+                spread = torch.from_numpy(ids).view([-1 if e == d else 1 for e in range(x.value.ndim)])
+                there = spread.expand(x.value.shape).contiguous()
+                for k, out in enumerate(pytree.tree_leaves(run(there))):
+                    results[k].append((d, out.numpy()))
+        return [self._assigned(x, k, shapes[k], found, favour) for k, found in enumerate(results)]
+
+    def _assigned(
+        self, x: Tracked, number: int, shape: tuple[int, ...], found: list[tuple[int, Ids]], favour: int | None
+    ) -> tuple[tuple[Dim, ...], tuple[frozenset[int], ...]]:
+        dims: list[Dim] = [() for _ in shape]
+        origin: list[frozenset[int]] = [frozenset() for _ in shape]
+        ranges: list[tuple[list[int], Ids]] = []
+        for d, out in found:
+            varies = [e for e, n in enumerate(shape) if n > 1 and bool((out != out.take([0], axis=e)).any())]
+            if not varies and out.any():
+                self.labels.pin((np.unique(out),), f"`{_short(self.node.target)}` picks single channels")
+                continue
+            ranges.append((varies, out))
+            for e in varies:
+                origin[e] |= x.origin[d] if x.source else frozenset()
+        split = _components([set(v) for v, _ in ranges if len(v) > 1])
+        for varies, out in ranges:
+            if len(varies) == 1 and not any(varies[0] in axes for axes in split):
+                dims[varies[0]] = (*dims[varies[0]], _along(out, varies))
+        for axes in map(sorted, split):
+            joint = tuple(_along(out, axes) for varies, out in ranges if set(varies) & set(axes))
+            lengths = [shape[e] for e in axes]
+            stays = favour if favour is not None and favour in axes else max(axes, key=lambda e: (shape[e], e))
+            new: list[Ids] = []
+            for e in axes:
+                ids = self.labels.fresh(shape[e])
+                site = (self.node.name, number, e)
+                self.split_at.append((site, ids))
+                if self.heads is not None and e != stays and site not in self.heads:
+                    self.labels.pin((ids,), f"`{_short(self.node.target)}` divides the channels")
+                new.append(ids)
+                dims[e] = (ids,)
+            grid = [np.ascontiguousarray(g).reshape(-1) for g in np.meshgrid(*new, indexing="ij")]
+            assert all(g.size == np.prod(lengths) for g in grid)
+            self.labels.unify(joint, tuple(grid), f"`{_short(self.node.target)}` divides the channels")
+        return tuple(self.labels.resolve(dim) for dim in dims), tuple(origin)
+
+
+def _along(out: Ids, axes: Sequence[int]) -> Ids:
+    """A tensor of labels, at the first position of all other axes: flat."""
+    index = tuple(slice(None) if e in axes else 0 for e in range(out.ndim))
+    return np.ascontiguousarray(out[index]).reshape(-1)
+
+
+def _components(sets: list[set[int]]) -> list[set[int]]:
+    found: list[set[int]] = []
+    for one in sets:
+        joined = set(one)
+        rest = []
+        for other in found:
+            if joined & other:
+                joined |= other
+            else:
+                rest.append(other)
+        found = [*rest, joined]
+    return found
+
+
+def _raw(value: Any) -> Any:
+    return value.value if isinstance(value, Tracked) else value
+
+
+def _short(target: Any) -> str:
+    return str(target).removeprefix("aten.").split(".")[0]
+
+
+def traced(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
+    """The labels of a module's tensors; the module stays as it was.
+
+    Walked twice where dimensions are split: the first walk sees which parts are batches of a product, as attention's
+    heads are.
+    """
+    graph = exported(module, example_inputs)
+    first = Tracer(graph)
+    found = first.walk(example_inputs)
+    if not first.split_at:
+        return found
+    batched = {int(i) for ids in found.batched for i in np.unique(first.labels.find(ids)) if i}
+    heads = frozenset(
+        site for site, ids in first.split_at if batched & {int(i) for i in first.labels.find(ids).tolist()}
+    )
+    return Tracer(graph, heads=heads).walk(example_inputs)
