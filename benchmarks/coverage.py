@@ -94,7 +94,15 @@ def build(zoo: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
-    if "rcnn" in name or "ssd" in name or "retinanet" in name or "fcos" in name or "deeplab" in name or "fcn_" in name or "lraspp" in name:
+    if (
+        "rcnn" in name
+        or "ssd" in name
+        or "retinanet" in name
+        or "fcos" in name
+        or "deeplab" in name
+        or "fcn_" in name
+        or "lraspp" in name
+    ):
         options["weights_backbone"] = None
     module = enliven_(torchvision.models.get_model(name, **options), seed=0)
     if name.startswith("raft"):
@@ -150,7 +158,9 @@ def _further(row: dict[str, Any], small: Checkpoint, request: Request) -> None:
     import copy
 
     module = copy.deepcopy(small.module).requires_grad_(True)
-    sum(t.float().square().mean() for t in tensors_in(module(*small.example_inputs)) if t.is_floating_point()).backward()
+    sum(
+        t.float().square().mean() for t in tensors_in(module(*small.example_inputs)) if t.is_floating_point()
+    ).backward()
     row["without_gradient"] = sum(p.grad is None for p in module.parameters())
     row["reached"] = "backward"
     again = prune(dataclasses.replace(small, surgery=None), request)
@@ -169,14 +179,21 @@ def _further(row: dict[str, Any], small: Checkpoint, request: Request) -> None:
 def _attends(module: nn.Module) -> bool:
     """Whether most of the weights are those of linear layers."""
     linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-    linear += sum(m.in_proj_weight.numel() for m in module.modules() if isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None)
+    linear += sum(
+        m.in_proj_weight.numel()
+        for m in module.modules()
+        if isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None
+    )
     return linear > 0.6 * sum(p.numel() for p in module.parameters())
 
 
 def table() -> str:
     """The table that the raw results make, as Markdown."""
     rows = [json.loads(p.read_text()) for p in sorted(FOLDER.glob("*-*.json"))]
-    lines = ["| zoo | architectures | pruned and proved | all the way | deep | median seconds to prune |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| zoo | architectures | pruned and proved | all the way | deep | median seconds to prune |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for zoo in ("torchvision", "timm"):
         mine = [r for r in rows if r["zoo"] == zoo]
         if not mine:
@@ -186,8 +203,14 @@ def table() -> str:
         tried = sum(r["until"] == "all" for r in mine)
         deep = sum(_deep(r) for r in proved)
         seconds = sorted(r["prune_s"] for r in proved)
-        lines.append(f"| {zoo} | {len(mine)} | {len(proved)} | {whole} of {tried} tried | {deep} | {seconds[len(seconds) // 2]:.0f} |")
-    lines += ["", "| architecture | reached | form | parameters left | proof | parity | seconds | why not further |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+        lines.append(
+            f"| {zoo} | {len(mine)} | {len(proved)} | {whole} of {tried} tried | {deep} | {seconds[len(seconds) // 2]:.0f} |"
+        )
+    lines += [
+        "",
+        "| architecture | reached | form | parameters left | proof | parity | seconds | why not further |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for r in rows:
         share = f"{r['params'][1] / r['params'][0]:.1%}" if "params" in r else ""
         lines.append(
@@ -224,12 +247,16 @@ def main() -> None:
             if arguments.only and name not in arguments.only.split(","):
                 continue
             done = before is not None and (before["until"] == "all" or before["until"] == arguments.until)
-            if done and not (arguments.again and before["reached"] != ("prune" if before["until"] == "prune" else "reload")):
+            if done and not (
+                arguments.again and before["reached"] != ("prune" if before["until"] == "prune" else "reload")
+            ):
                 continue
             row = _in_a_process(zoo, name, arguments.until, arguments.threads)
             path.write_text(json.dumps(row, indent=1) + "\n")
             left = f"{row['params'][1] / row['params'][0]:.0%}" if "params" in row else ""
-            print(path.stem, row["reached"], left, f"{row.get('prune_s', 0):.0f}s", row.get("why", "")[:200], flush=True)
+            print(
+                path.stem, row["reached"], left, f"{row.get('prune_s', 0):.0f}s", row.get("why", "")[:200], flush=True
+            )
     (FOLDER / "README.md").write_text(f"# Coverage\n\n{__doc__}\n\n{table()}")
 
 
@@ -237,13 +264,23 @@ def _in_a_process(zoo: str, name: str, until: str, threads: int) -> dict[str, An
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.coverage", "--one", f"{zoo}:{name}"]
     try:
         done = subprocess.run(
-            [*command, "--until", until, "--threads", str(threads)], capture_output=True, text=True, timeout=LIMIT_S, check=False
+            [*command, "--until", until, "--threads", str(threads)],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
         )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"zoo": zoo, "name": name, "reached": None, "until": until, "why": f"no end after {LIMIT_S} s"}
     except (IndexError, ValueError):
-        return {"zoo": zoo, "name": name, "reached": None, "until": until, "why": f"the process ended: {done.stderr[-300:]}"}
+        return {
+            "zoo": zoo,
+            "name": name,
+            "reached": None,
+            "until": until,
+            "why": f"the process ended: {done.stderr[-300:]}",
+        }
     return found
 
 

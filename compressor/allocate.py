@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from compressor.costs import CostModel
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup

@@ -121,8 +121,8 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.architectures import build, check_harmless
     from compressor.checkpoint import Checkpoint, read_skeleton
     from compressor.data import Preprocessing
-    from compressor.recipe import recipe_from_json
     from compressor.mended import program_from
+    from compressor.recipe import recipe_from_json
     from compressor.sparse import read_sparse
     from compressor.surgery import reshaped, surgery_from_json
 
@@ -268,7 +268,8 @@ def write_artifact(
         else:
             (part / SPARSE).mkdir()
             measured["mask"] = {**measured.get("mask", {}), **write_sparse(part / SPARSE, state, mask).to_json()}
-        if checkpoint.architecture.ref == "pickle" and (checkpoint.surgery is None or checkpoint.surgery.program is None):
+        as_class = checkpoint.surgery is None or checkpoint.surgery.program is None
+        if checkpoint.architecture.ref == "pickle" and as_class:
             _write_skeleton(checkpoint, part / SKELETON)
         recipe = recipe_of(checkpoint, source=source)
         recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}

@@ -69,17 +69,18 @@ def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[La
     for name, (operation, groups, macs) in products.found.items():
         weight = held[name]
         swapped = operation.startswith("ConvTranspose")
-        outputs, inputs = (weight.shape[1] * groups, weight.shape[0]) if swapped else (weight.shape[0], weight.shape[1] * groups)
+        ends = [weight.shape[0], weight.shape[1] * groups]
+        inputs, outputs = ends if swapped else reversed(ends)
         layer = name.rpartition(".")[0]
         found.append(LayerCost(layer=layer, weight=name, kind=operation, inputs=inputs, outputs=outputs, macs=macs))
     return tuple(found)
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts the products with each parameter, known by its storage: name → operation, groups, MACs."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         self.found: dict[str, tuple[str, int, int]] = {}
 
@@ -88,11 +89,8 @@ class _Products(TorchDispatchMode):
         kwargs = kwargs or {}
         counter = flop_registry.get(func._overloadpacket)
         if counter is None:
-            if func not in (torch.ops.aten.batch_norm.default,):
-                inner = func.decompose(*args, **kwargs)
-                if inner is not NotImplemented:
-                    return inner
-            return func(*args, **kwargs)
+            inner = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if inner is NotImplemented else inner
         out = func(*args, **kwargs)
         owner = next((n for n in map(self._owner, args) if n is not None), None)
         if owner is not None:

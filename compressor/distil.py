@@ -28,10 +28,9 @@ from compressor.program import (
     TRANSPOSING,
     Program,
     Walk,
-    in_step,
     operator,
-    program_of,
     readers,
+    side_by_side,
 )
 from compressor.residual import residual_sum
 from compressor.sensitivity import rise
@@ -76,8 +75,7 @@ def distil(
     say = say or (lambda _: None)
     size = len(batches[0][0])
     student = copy.deepcopy(small)
-    programs = [program_of(m, batches[0], batch=size) for m in (dense, small)]
-    in_step(*programs)
+    programs = side_by_side(dense, small, batches[0], batch=size)
     points = _points(programs[1], surgery)
     held = {n: _layout(t.detach().clone()) for n, t in (*student.named_parameters(), *student.named_buffers())}
     learning = {n: held[n] for n, p in student.named_parameters() if p.is_floating_point() and n not in frozen}

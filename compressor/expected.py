@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.moments import reader_of
-from compressor.program import NORMALISING, Program, Walk, aten, call, in_step, operator, program_of, readers
+from compressor.program import NORMALISING, Program, Walk, aten, call, operator, readers, side_by_side
 from compressor.residual import norm_behind
 from compressor.surgery import Surgery
 
@@ -44,8 +44,7 @@ def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_in
 
     Refused: networks that cannot be followed (`compressor.program`).
     """
-    programs = [program_of(m, example_inputs, batch=len(example_inputs[0])) for m in (dense, small)]
-    in_step(*programs)
+    programs = side_by_side(dense, small, example_inputs, batch=len(example_inputs[0]))
     module = copy.deepcopy(small)
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     walk = Walk(programs[0], [[t] for t in example_inputs])

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.coupling import Ids
 from compressor.errors import GroupError
-from compressor.labels import Ids
-from compressor.tracing import Role, Trace, traced
+from compressor.rules import rule_of
+from compressor.tracing import Role, Trace, Tracer, exported
 
 __all__ = ["ChannelGroup", "LeftAlone", "Member", "Role", "Traced", "trace", "without"]
 
@@ -112,7 +113,7 @@ def trace(
     for glob in protect:
         if not fnmatch.filter(names, glob):
             raise GroupError(f"`--protect {glob}` matches no layer", hint=f"layers are named like `{names[-1]}`")
-    ground = traced(module, example_inputs)
+    ground = _walked(module, example_inputs)
     for (tensor, dim), role in ground.roles.items():
         layer = tensor.rpartition(".")[0]
         if role is Role.PRODUCES and any(fnmatch.fnmatch(layer, glob) for glob in protect):
@@ -128,6 +129,24 @@ def trace(
     order = {name: i for i, name in enumerate(names)}
     found.sort(key=lambda g: order.get(g.members[0].layer, 0))
     return Traced(groups=tuple(found), left_alone=left_alone, ground=ground)
+
+
+def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
+    """The labels of a module's tensors; the module stays as it was.
+
+    Walked twice where dimensions are split: the first walk sees which parts are batches of a product, as attention's
+    heads are.
+    """
+    graph = exported(module, example_inputs)
+    first = Tracer(graph, rule_of)
+    found = first.walk(example_inputs)
+    if not first.split_at:
+        return found
+    batched = {int(i) for ids in found.batched for i in np.unique(first.labels.find(ids)) if i}
+    heads = frozenset(
+        site for site, ids in first.split_at if batched & {int(i) for i in first.labels.find(ids).tolist()}
+    )
+    return Tracer(graph, rule_of, heads=heads).walk(example_inputs)
 
 
 def _groups(ground: Trace) -> list[ChannelGroup]:
@@ -151,15 +170,15 @@ def _groups(ground: Trace) -> list[ChannelGroup]:
     roots: dict[str, int] = defaultdict(int)
     drafts = []
     for labels in together.values():
-        places = list(where[labels[0]])
-        producers = sorted((rank[key], key) for key in places if key in rank)
-        if not producers or len(labels) < 2:  # noqa: PLR2004  # of one channel none can leave
+        keys = list(where[labels[0]])
+        producers = sorted((rank[key], key) for key in keys if key in rank)
+        if not producers or len(labels) == 1:  # of one channel none can leave
             continue
-        drafts.append((producers[0][0], producers[0][1], labels, places))
-    for _, first, labels, places in sorted(drafts, key=lambda d: (d[0], min(d[2]))):
+        drafts.append((producers[0][0], producers[0][1], labels, keys))
+    for _, first, labels, keys in sorted(drafts, key=lambda d: (d[0], min(d[2]))):
         order = _ordered(held[first], labels)
         channel = {label: i for i, label in enumerate(order)}
-        members = [_member(ground, key, held[key], channel) for key in sorted(places, key=lambda k: (k != first,))]
+        members = [_member(ground, key, held[key], channel) for key in sorted(keys, key=lambda k: (k != first,))]
         layer = first[0].rpartition(".")[0]
         roots[layer] += 1
         groups.append(
@@ -238,7 +257,9 @@ def _left_alone(ground: Trace, groups: Sequence[ChannelGroup]) -> tuple[LeftAlon
             continue
         ids = ground.tensors[tensor][dim][0]
         reasons = [r for r in (ground.labels.reason(int(i)) for i in ids[:: max(1, len(ids) // 8)]) if r]
-        found.setdefault(tensor.rpartition(".")[0], reasons[0] if reasons else "its channels are one with other groups'")
+        found.setdefault(
+            tensor.rpartition(".")[0], reasons[0] if reasons else "its channels are one with other groups'"
+        )
     return tuple(LeftAlone(layer=layer, reason=reason) for layer, reason in found.items())
 
 
@@ -253,6 +274,4 @@ def without(traced: Traced, roots: dict[str, str]) -> Traced:
         raise GroupError(
             "nothing in this network can be pruned safely", hint="`compress inspect` says what holds each layer"
         )
-    return Traced(
-        groups=groups, left_alone=traced.left_alone + tuple(dict.fromkeys(reasons)), ground=traced.ground
-    )
+    return Traced(groups=groups, left_alone=traced.left_alone + tuple(dict.fromkeys(reasons)), ground=traced.ground)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
+from compressor.coupling import Dim, Labels
 from compressor.errors import SurgeryError
-from compressor.labels import Dim
 from compressor.rules import name_of
 from compressor.silence import left
-from compressor.tracing import Trace
+from compressor.tracing import Trace, exported
 
 PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub,
          "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "truediv": operator.truediv,
@@ -35,6 +35,8 @@ DROPPING = {"dropout", "feature_dropout", "alpha_dropout"}
 torchvision.extension._has_ops()  # its operators are registered by the import
 
 Plain = Mapping[str, Any]
+Get = Callable[[str], Any]
+Put = Callable[[str, Any], None]
 
 
 class MendedProgram(fx.GraphModule):
@@ -63,7 +65,7 @@ class MendedProgram(fx.GraphModule):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MendedProgram:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         device = next((t.device for t in self.parameters()), None)
         for node in self.graph.nodes:
             if device is not None and "device" in node.kwargs:
@@ -78,11 +80,18 @@ def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:
     return {**recorded, "trainable": [name for name, _ in dense.named_parameters(remove_duplicate=False)]}
 
 
+def as_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> MendedProgram:
+    """The module as its exported program, with nothing mended; it says what the module says."""
+    trace = Trace(exported=exported(module, example_inputs), labels=Labels())
+    return program_from(mended(trace, module, set()), module.state_dict())
+
+
 @dataclass(slots=True, eq=False)
 class _Mending:
     trace: Trace
     state: Mapping[str, Tensor]
     gone: Any
+    masks: dict[int, Tensor | None] = field(default_factory=dict)
 
     def recorded(self) -> dict[str, Any]:
         graph = self.trace.exported
@@ -113,7 +122,9 @@ class _Mending:
         return {"name": node.name, "input": True}
 
     def _mask(self, dim: Dim) -> Tensor | None:
-        return left(self.trace.labels, dim, self.gone)
+        if id(dim) not in self.masks:  # the trace holds every `Dim` for as long as this lives
+            self.masks[id(dim)] = left(self.trace.labels, dim, self.gone)
+        return self.masks[id(dim)]
 
     def _width(self, dim: Dim, dense: int) -> int:
         mask = self._mask(dim)
@@ -143,18 +154,20 @@ class _Mending:
             return args[at] if at < len(args) else kwargs.get(argument, target._schema.arguments[at].default_value)  # type: ignore[union-attr]
 
         if name in SIZED and isinstance(self.trace.shapes.get(node), tuple):
-            self._sizes(node, name, schema, get, put)
+            self._sizes(node, schema, get, put)
         elif name in ("chunk", "split", "split_with_sizes", "tensor_split"):
             d = get("dim")
-            sizes = [self._width(dims[d], shape[d]) for dims, shape in zip(self.trace.values[node], self.trace.shapes[node], strict=True)]
-            if any(self._mask(dims[d]) is not None for dims in self.trace.values[node]):
+            parts = list(zip(self.trace.values[node], self.trace.shapes[node], strict=True))
+            if any(self._mask(dims[d]) is not None for dims, _ in parts):
+                sizes = [self._width(dims[d], shape[d]) for dims, shape in parts]
                 return torch.ops.aten.split_with_sizes.default, [args[0], sizes, d], {}
         elif name in ("slice", "narrow", "select"):
-            self._positions(node, name, get, put)
+            self._positions(name, get, put)
         elif name in ("pad", "constant_pad_nd"):
             self._padding(node, args)
         elif name == "repeat":
-            args[1] = [r if self._mask(d) is None or r == 1 else n for r, d, n in zip(args[1], self.trace.values[node], self._shape(node), strict=True)]
+            wide = zip(get("repeats"), self.trace.values[node], self._shape(node), strict=True)
+            put("repeats", [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
         elif name in ("layer_norm", "rms_norm"):
             shape = get("normalized_shape")
             put("normalized_shape", self._shape(node)[-len(shape) :])
@@ -179,12 +192,12 @@ class _Mending:
         several = known if isinstance(known, list) else [known]
         return any(self._mask(dim) is not None for dims in several if dims is not None for dim in dims)
 
-    def _sizes(self, node: fx.Node, name: str, schema: list[str], get: Callable[[str], Any], put: Callable[[str, Any], None]) -> None:
+    def _sizes(self, node: fx.Node, schema: list[str], get: Get, put: Put) -> None:
         argument = next((a for a in ("size", "shape", "sizes") if a in schema), None)
         if argument is None:
             return
         sizes, shape, dims = list(get(argument)), self._shape(node), self.trace.values[node]
-        first = get("dim") % (len(shape) - len(sizes) + 1) if name == "unflatten" else 0
+        first = get("dim") % (len(shape) - len(sizes) + 1) if name_of(node.target) == "unflatten" else 0
         for i, size in enumerate(sizes):
             if self._mask(dims[first + i]) is None:
                 continue
@@ -196,7 +209,7 @@ class _Mending:
                 sizes[i] = -1
         put(argument, sizes)
 
-    def _positions(self, node: fx.Node, name: str, get: Callable[[str], Any], put: Callable[[str], None] | Any) -> None:
+    def _positions(self, name: str, get: Get, put: Put) -> None:
         source, d = get("self"), get("dim")
         mask = self._mask(self.trace.values[source][d])
         if mask is None:
@@ -210,7 +223,10 @@ class _Mending:
         end = start + get("length") if name == "narrow" else get("end")
         end = length if end is None else min(max(end + length if end < 0 else end, 0), length)
         put("start", int(mask[:start].sum()))
-        put("length" if name == "narrow" else "end", int(mask[start:end].sum()) if name == "narrow" else int(mask[:end].sum()))
+        if name == "narrow":
+            put("length", int(mask[start:end].sum()))
+        else:
+            put("end", int(mask[:end].sum()))
 
     def _padding(self, node: fx.Node, args: list[Any]) -> None:
         amounts = list(args[1])

@@ -438,9 +438,7 @@ def _only(traced: Traced, roots: set[str]) -> Traced:
     return dataclasses.replace(traced, groups=tuple(g for g in traced.groups if g.root in roots))
 
 
-def _unprovable(
-    module: nn.Module, traced: Traced, plan: PruningPlan, inputs: tuple[Tensor, ...]
-) -> dict[str, str]:
+def _unprovable(module: nn.Module, traced: Traced, plan: PruningPlan, inputs: tuple[Tensor, ...]) -> dict[str, str]:
     """The groups whose removal, each alone, breaks the network or fails the proof: root → reason."""
     reasons: dict[str, str] = {}
     for group in traced.groups:

@@ -1,8 +1,8 @@
 """Which channels leave: scores and a budget in, exact indices out.
 
-The channels of a group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group, `global` ranks
-the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024, arXiv:2407.04616);
-`measured` is `compressor.allocate`'s.
+The channels of a group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group,
+`global` ranks the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024,
+arXiv:2407.04616); `measured` is `compressor.allocate`'s.
 """
 
 from __future__ import annotations
@@ -260,9 +260,7 @@ class _Ranking:
 
 def _structure(group: ChannelGroup) -> object:
     """What makes two groups isomorphic: their members' roles, dimensions and kinds of tensor, not their sizes."""
-    return tuple(
-        (m.role, m.dim, m.tensor.rpartition(".")[2]) for m in group.members if m.role is not Role.CARRIES
-    )
+    return tuple((m.role, m.dim, m.tensor.rpartition(".")[2]) for m in group.members if m.role is not Role.CARRIES)
 
 
 def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> PruningPlan:

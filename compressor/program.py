@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import RepairError
 from compressor.lent import plain_attention
+from compressor.mended import MendedProgram, as_program
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 
 aten = torch.ops.aten
@@ -26,6 +27,7 @@ CONVOLVING_PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.paddi
 TRANSPOSING = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 READING = (*CONVOLVING, *CONVOLVING_PADDED, *TRANSPOSING, aten.linear.default)
 NORMALISING = (aten.batch_norm.default,)
+SPLITTING = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes}
 
 AS_IT_IS = "`--criterion l1-norm --scope uniform --repair batch-norm` (or `--repair none`) runs it as it is"
 
@@ -241,10 +243,22 @@ def run(program: Program, inputs: Sequence[Values], *, weights: Mapping[str, Ten
         return Walk(program, inputs, weights=weights).finish()
 
 
+def side_by_side(
+    dense: nn.Module, small: nn.Module, example_inputs: Sequence[Tensor], *, batch: int
+) -> tuple[Program, Program]:
+    """The programs of the dense network and of the small one, which take the same steps; refused where they do not."""
+    if isinstance(small, MendedProgram) and not isinstance(dense, MendedProgram):
+        dense = as_program(dense, example_inputs)
+    both = program_of(dense, example_inputs, batch=batch), program_of(small, example_inputs, batch=batch)
+    in_step(*both)
+    return both
+
+
 def in_step(dense: Program, small: Program) -> None:
     """Refuses two programs that do not take the same steps."""
     same = len(dense.nodes) == len(small.nodes) and all(
-        operator(a) == operator(b) for a, b in zip(dense.nodes, small.nodes, strict=True)
+        operator(a) == operator(b) or {operator(a), operator(b)} <= SPLITTING
+        for a, b in zip(dense.nodes, small.nodes, strict=True)
     )
     if not same:
         raise RepairError(

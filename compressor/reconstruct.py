@@ -30,7 +30,7 @@ from compressor.moments import (
     targets,
     wanted_rows,
 )
-from compressor.program import Program, Walk, call, in_step, operator, program_of, readers
+from compressor.program import Program, Walk, call, operator, readers, side_by_side
 from compressor.residual import LAYOUTS, Branch, norm_behind, residual_sum
 from compressor.surgery import Surgery
 
@@ -78,8 +78,7 @@ def reconstruct(
     the mean of what they are to give. Refused: networks that cannot be followed (`compressor.program`).
     """
     size = len(batches[0][0])
-    programs = [program_of(m, batches[0], batch=size) for m in (dense, small)]
-    in_step(*programs)
+    programs = side_by_side(dense, small, batches[0], batch=size)
     module = copy.deepcopy(small)
     given = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from compressor.labels import Dim
-from compressor.tracing import Role, Tracked, Tracer
-
-Rule = Callable[[Tracer, Any, list[Any], dict[str, Any], Any], Any]
+from compressor.coupling import Dim
+from compressor.tracing import Role, Rule, Tracer, Tracked
 
 POINTWISE = {
     "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "hardswish", "to", "_to_copy", "contiguous",
@@ -49,7 +47,7 @@ def rule_of(target: Any) -> Rule:
     name = name_of(target)
     found = globals().get(f"_{name}_rule") or _FAMILIES.get(name)
     if found is not None:
-        return found  # type: ignore[no-any-return]  # every value of the two is a rule
+        return found
     tags = getattr(target, "tags", ())
     if name in POINTWISE or torch.Tag.pointwise in tags:
         return _pointwise
@@ -104,18 +102,14 @@ def _unknown(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], re
 
 def _pointwise(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
     operands = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tracked)]
-    if name_of(target) in ("fill", "type_as", "copy") and name_of(target) != "copy":
+    if name_of(target) in ("fill", "type_as"):
         operands = operands[:1]
     shaped = result if isinstance(result, Tensor) else next(v for v in result if isinstance(v, Tensor))
     dims = t.pointwise(operands, shaped.shape)
-    alone = operands[0] if len(operands) == 1 and operands[0].value.shape == shaped.shape else None
-    if alone is None:
-        sourced = [v for v in operands if v.source is not None]
-        if len(sourced) == len(operands) == 1 or (sourced and all(v.value.ndim == 0 for v in operands if v is not sourced[0])):
-            alone = sourced[0] if sourced[0].value.shape == shaped.shape else None
     found = _results(result, lambda v: dims if v.shape == shaped.shape else ((),) * v.ndim)
-    if alone is not None and isinstance(found, Tracked):
-        found.source, found.origin = alone.source, alone.origin
+    wide = [v for v in operands if v.value.ndim]
+    if len(wide) == 1 and wide[0].value.shape == shaped.shape and isinstance(found, Tracked):
+        found.source, found.origin = wide[0].source, wide[0].origin  # a parameter, scaled, is still that one
     return found
 
 
@@ -226,17 +220,14 @@ def _cat_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], r
     given = bound(target, args, kwargs)
     parts = [p for p in given["tensors"] if isinstance(p, Tracked) and p.value.ndim == result.ndim]
     d = given["dim"] % result.ndim
-    others = t.pointwise([Tracked(p.value, tuple(() if e == d else x for e, x in enumerate(p.dims))) for p in parts], [1 if e == d else n for e, n in enumerate(result.shape)])
+    others = t.pointwise(parts, [1 if e == d else n for e, n in enumerate(result.shape)])
     known = [t.labels.resolve(p.dims[d]) for p in parts]
-    vectors = []
-    for k in range(max(map(len, known), default=0)):
-        vectors.append(
-            np.concatenate(
-                [c[k] if k < len(c) else np.zeros(p.value.shape[d], dtype=np.int64) for c, p in zip(known, parts, strict=True)]
-            )
-        )
-    dims = [tuple(vectors) if e == d else x for e, x in enumerate(others)]
-    return _new(result, dims)
+    bare = [np.zeros(p.value.shape[d], dtype=np.int64) for p in parts]
+    joined = tuple(
+        np.concatenate([dim[k] if k < len(dim) else zeros for dim, zeros in zip(known, bare, strict=True)])
+        for k in range(max(map(len, known), default=0))
+    )
+    return _new(result, [joined if e == d else x for e, x in enumerate(others)])
 
 
 def _stack_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
@@ -320,19 +311,23 @@ def _product(t: Tracer, a: Tracked, b: Tracked, at: tuple[int, int], result: Ten
     t.labels.unify(a.dims[-1], b.dims[inner_b], t.told())
     t.read(at[0], a, -1)
     batch_a, batch_b = _without(a, 1 if vector_a else 2), _without(b, 1 if vector_b else 2)
-    shape = torch.broadcast_shapes(batch_a.value.shape, batch_b.value.shape)
+    shape = _broadcast([batch_a, batch_b])
     batch = t.pointwise([batch_a, batch_b], shape)
     t.trace.batched += [ids for dim in batch for ids in dim]
     rows = [] if vector_a else [a.dims[-2]]
     columns = [] if vector_b else [b.dims[-1]]
-    for tracked, dims in ((a, (-1,) if vector_a else (-2, -1)), (b, (0,) if vector_b else (-1, -2))):
-        if tracked.source is not None:
-            for d, role in zip(reversed(dims), (Role.CONSUMES, Role.PRODUCES), strict=False):
-                t.plays(tracked, d if d >= 0 else d + tracked.value.ndim, role)
+    for tracked, ends in ((a, (-1,) if vector_a else (-1, -2)), (b, (0,) if vector_b else (-2, -1))):
+        for d, role in zip(ends, (Role.CONSUMES, Role.PRODUCES), strict=False):
+            t.plays(tracked, d % tracked.value.ndim, role)
     dims: tuple[Dim, ...] = (*batch, *rows, *columns)
     if isinstance(extra, Tracked):
         dims = t.pointwise([Tracked(result, dims), extra], result.shape)
     return _new(result, dims)
+
+
+def _broadcast(values: Sequence[Tracked]) -> tuple[int, ...]:
+    shape: tuple[int, ...] = torch.broadcast_shapes(*(v.value.shape for v in values))  # type: ignore[no-untyped-call]
+    return tuple(shape)
 
 
 def _without(x: Tracked, trailing: int) -> Tracked:
@@ -394,12 +389,12 @@ def _scaled_dot_product_attention_rule(
     t.labels.pin(k.dims[-2], "attention runs over it")
     t.read(0, q, -1)
     batches = [_without(x, 2) for x in (q, k, v)]
-    shape = torch.broadcast_shapes(*(b.value.shape for b in batches))
+    shape = _broadcast(batches)
     batch = t.pointwise(batches, shape)
     t.trace.batched += [ids for dim in batch for ids in dim]
     if isinstance(mask, Tracked):
-        full = Tracked(torch.empty(*shape, q.value.shape[-2], k.value.shape[-2], device="meta"), (*batch, q.dims[-2], k.dims[-2]))
-        t.pointwise([full, mask], full.value.shape)
+        scores = (*shape, q.value.shape[-2], k.value.shape[-2])
+        t.pointwise([Tracked(torch.empty(scores, device="meta"), (*batch, q.dims[-2], k.dims[-2])), mask], scores)
     return _new(result, [*(t.labels.resolve(b) for b in batch), q.dims[-2], v.dims[-1]])
 
 
@@ -509,8 +504,7 @@ def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
     """Pooling and resizing: the trailing dimensions change, the leading ones stay."""
     del kwargs
     x = args[0]
-    spatial = next(int(c) for c in reversed(name_of(target).removesuffix("_with_indices")) if c.isdigit()) if any(c.isdigit() for c in name_of(target)) else x.value.ndim - 2
-    leading = x.value.ndim - spatial
+    leading = x.value.ndim - next(int(c) for c in name_of(target) if c.isdigit())  # `max_pool2d` runs over two
     for d in range(leading, x.value.ndim):
         t.labels.pin(x.dims[d], f"`{name_of(target)}` runs over it")
     others = [a for a in args[1:] if isinstance(a, Tracked) and a.value.ndim == x.value.ndim]
@@ -544,7 +538,7 @@ _FAMILIES: dict[str, Rule] = {
     **dict.fromkeys(_SPATIAL, _over_space),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(PADS, _pad),
-    **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication", "circular") for n in (1, 2, 3)], _other_pad),
+    **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _other_pad),
     **dict.fromkeys([f"conv{n}d" for n in (1, 2, 3)] + [f"conv_transpose{n}d" for n in (1, 2, 3)], _convolution),
     **dict.fromkeys(("bmm", "mm", "mv"), _matmul_rule),
     **dict.fromkeys(("addmm", "baddbmm"), _added_product),

@@ -97,9 +97,7 @@ def shrink(
     raise last
 
 
-def forms(
-    module: nn.Module, traced: Traced, plan: PruningPlan
-) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
+def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
     """The ways to build the small network, the plainest first; each builds when it is called.
 
     The user's own class in the new shapes; the same with the integers mended that equal a narrowed width (`hidden_dim`,

@@ -1,8 +1,8 @@
 """The dense network without what is to leave: the reference of the surgery proof.
 
 The exported program runs operator by operator, with the dense network's own weights. Where an operator sums over
-channels of which some are to leave, those are zero; where it looks at channels together (a norm, a mean, a soft-maximum)
-it sees the survivors alone. Everything else runs as it is.
+channels of which some are to leave, those are zero; where it looks at channels together (a norm, a mean, a
+soft-maximum) it sees the survivors alone. Everything else runs as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from compressor.labels import Dim, Labels
+from compressor.coupling import Dim, Labels
 from compressor.tracing import Together, Trace
 
 
@@ -55,7 +55,7 @@ class _Silence:
         kwargs = {k: self._same(v) for k, v in fx.map_arg(dict(node.kwargs), lambda n: env[n]).items()}
         args = [self._same(a) for a in args]
         if node.target is operator.getitem:
-            return args[0][args[1]]
+            return operator.getitem(args[0], args[1])
         for reading in self.trace.readings.get(node, ()):
             mask = left(self.trace.labels, reading.labels, self.gone)
             if mask is not None:

@@ -23,8 +23,9 @@ from compressor.silent import silent_from
 class Surgery:
     """A cut, relative to the dense network.
 
-    `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → what to set on it. `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
+    `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → what to set on it.
     `program`: the whole small network as its exported program (`compressor.mended`), where attributes are not enough.
+    `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
     """
 
     slices: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
@@ -92,7 +93,7 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
 def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
     """A copy of the dense module with the surgery done to it; the module stays as it was."""
     if surgery.program is not None:
-        small = program_from(surgery.program, surgery.cut_state(module.state_dict()))
+        small: nn.Module = program_from(surgery.program, surgery.cut_state(module.state_dict()))
         for parameter, dense in zip(small.parameters(), module.parameters(), strict=False):
             parameter.requires_grad_(dense.requires_grad)
     else:

@@ -1,7 +1,7 @@
 """Labels carried through a network's operators: which positions of which tensors stand for the same channel.
 
 The network is exported (`torch.export`), and its operators are run one by one on the example inputs; beside every value
-goes what is known of each of its dimensions (`compressor.labels`). `compressor.rules` says what an operator does to
+goes what is known of each of its dimensions (`compressor.coupling`). `compressor.rules` says what an operator does to
 labels. What moves data is not described there: the operator itself is run on the labels.
 
 Every parameter and buffer starts with labels of its own along each dimension; the inputs have none, so that nothing
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from compressor.coupling import Dim, Ids, Labels
 from compressor.errors import GroupError
-from compressor.labels import Dim, Ids, Labels
 from compressor.lent import plain_attention
 
 
@@ -137,7 +137,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
         try:
             found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
             return found, any(isinstance(d, torch.SymInt) for d in _first(found).shape[:1])
-        except Exception:  # noqa: BLE001  # the exporter raises whatever the network's code made it stumble over
+        except Exception:  # the exporter raises whatever the network's code made it stumble over
             try:
                 return torch.export.export(module, inputs), False
             except Exception as error:
@@ -153,13 +153,21 @@ def _first(found: Any) -> Any:
     return next(n.meta["val"] for n in found.graph.nodes if n.op == "placeholder" and n.name in names)
 
 
-class Tracer:
-    """One walk. `heads` has the places at which a dimension that was split off is a unit of its own."""
+Rule = Callable[["Tracer", Any, list[Any], dict[str, Any], Any], Any]
 
-    def __init__(self, graph: Exported, *, heads: frozenset[tuple[str, int, int]] | None = None) -> None:
+
+class Tracer:
+    """One walk. `rule_of` says what an operator does to labels.
+
+    `heads` has the places at which a dimension that was split off is a unit of its own; `None` lets all be.
+    """
+
+    def __init__(
+        self, graph: Exported, rule_of: Callable[[Any], Rule], *, heads: frozenset[tuple[str, int, int]] | None = None
+    ) -> None:
         self.trace = Trace(exported=graph, labels=Labels())
         self.labels = self.trace.labels
-        self.heads = heads
+        self.rule_of, self.heads = rule_of, heads
         self.split_at: list[tuple[tuple[str, int, int], Ids]] = []
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.env: dict[fx.Node, Any] = {}
@@ -213,19 +221,17 @@ class Tracer:
         return Tracked(value, ((),) * value.ndim)
 
     def _call(self, node: fx.Node) -> Any:
-        from compressor.rules import rule_of
-
         args = fx.map_arg(node.args, lambda n: self.env[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: self.env[n])
         if node.target is operator.getitem:
-            return args[0][args[1]]
+            return operator.getitem(args[0], args[1])
         raw_args, raw_kwargs = pytree.tree_map(_raw, (tuple(args), dict(kwargs)))
         result = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]  # a `call_function` node's is one
         if not isinstance(result, (Tensor, tuple, list)) or not pytree.tree_any(
             lambda v: isinstance(v, Tensor), result
         ):
             return result
-        return rule_of(node.target)(self, node.target, list(args), dict(kwargs), result)
+        return self.rule_of(node.target)(self, node.target, list(args), dict(kwargs), result)
 
     def fresh(self, shape: Sequence[int]) -> tuple[Dim, ...]:
         """New labels along every dimension that is longer than one."""
@@ -367,21 +373,3 @@ def _raw(value: Any) -> Any:
 
 def _short(target: Any) -> str:
     return str(target).removeprefix("aten.").split(".")[0]
-
-
-def traced(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
-    """The labels of a module's tensors; the module stays as it was.
-
-    Walked twice where dimensions are split: the first walk sees which parts are batches of a product, as attention's
-    heads are.
-    """
-    graph = exported(module, example_inputs)
-    first = Tracer(graph)
-    found = first.walk(example_inputs)
-    if not first.split_at:
-        return found
-    batched = {int(i) for ids in found.batched for i in np.unique(first.labels.find(ids)) if i}
-    heads = frozenset(
-        site for site, ids in first.split_at if batched & {int(i) for i in first.labels.find(ids).tolist()}
-    )
-    return Tracer(graph, heads=heads).walk(example_inputs)

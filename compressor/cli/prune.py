@@ -89,8 +89,8 @@ def command(
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, criterion=criterion, scope=scope, align=align,
-        min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed, repair=repair,
-        calibration=calibration, memory_gb=memory, data_given=data is not None,
+        min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed,
+        repair=repair, calibration=calibration, memory_gb=memory, data_given=data is not None,
     )  # fmt: skip
     with status("loading") as say:
         checkpoint = load_model(
