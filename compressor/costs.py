@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from compressor.groups import ChannelGroup
 from compressor.lent import evaluating, plain_attention
@@ -37,10 +37,10 @@ def count(module: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
 
 
 def _macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
-    counter = FlopCounterMode(display=False)
-    with evaluating(module), plain_attention(), torch.no_grad(), counter:
+    products = _Products({})
+    with evaluating(module), plain_attention(), torch.no_grad(), products:
         module(*[t[:1] for t in example_inputs])
-    return int(counter.get_total_flops()) // 2
+    return products.macs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +77,13 @@ def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[La
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts the products with each parameter, known by its storage: name → operation, groups, MACs."""
+    """Counts products, and those with each parameter, known by its storage: name → operation, groups, MACs."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         self.found: dict[str, tuple[str, int, int]] = {}
+        self.macs = 0  # of all products, parameters or not
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -92,14 +93,15 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             inner = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if inner is NotImplemented else inner
         out = func(*args, **kwargs)
+        macs = int(counter(*args, **kwargs, out_val=out)) // 2
+        self.macs += macs
         owner = next((n for n in map(self._owner, args) if n is not None), None)
         if owner is not None:
             convolves = func._overloadpacket is torch.ops.aten.convolution
             dims = args[1].ndim - 2 if convolves else 0
             operation = ("ConvTranspose" if args[6] else "Conv") + f"{dims}d" if convolves else "Linear"
             before = self.found.get(owner, ("", 1, 0))[2]
-            macs = before + int(counter(*args, **kwargs, out_val=out)) // 2
-            self.found[owner] = (operation, args[8] if convolves else 1, macs)
+            self.found[owner] = (operation, args[8] if convolves else 1, before + macs)
         return out
 
     def _owner(self, argument: Any) -> str | None:

@@ -263,12 +263,24 @@ def _convolution(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
             made = weight.dims[0]
     if isinstance(bias, Tracked):
         t.labels.unify(made, bias.dims[0], t.told())
-    for d in range(at + 1, x.value.ndim):
-        t.labels.pin(x.dims[d], "a convolution slides over it")
+    dims: list[Dim] = [x.dims[0] if d < at else () for d in range(result.ndim)]
+    dims[at] = t.labels.resolve(made)
+    for i, d in enumerate(range(at + 1, x.value.ndim)):
+        still = weight.value.shape[2 + i] == _at(given["stride"], i) == 1 and not _at(given["padding"], i)
+        if still:
+            dims[d] = t.labels.resolve(x.dims[d])
+        else:
+            t.labels.pin(x.dims[d], "a convolution slides over it")
     for d in range(2, weight.value.ndim):
         t.labels.pin(weight.dims[d], "it is a kernel's extent")
-    dims = [t.labels.resolve(made) if d == at else (x.dims[0] if d < at else ()) for d in range(result.ndim)]
     return _new(result, dims)
+
+
+def _at(numbers: Any, i: int) -> Any:
+    """The number for dimension `i`: of a list, of a list of one for all, or of the word for a padding."""
+    if isinstance(numbers, str):
+        return 0 if numbers == "valid" else 1
+    return numbers[i] if len(numbers) > 1 else numbers[0]
 
 
 def _split_groups(t: Tracer, x: Tracked, dim: int, groups: int) -> tuple[Dim, Dim]:

@@ -45,7 +45,8 @@ class Proof:
 
 def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> Surgery:
     """What the plan cuts from `module`, whose channel groups are `groups`."""
-    shapes = {name: tensor.shape for name, tensor in module.state_dict(keep_vars=True).items()}
+    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    shapes = {name: tensor.shape for name, tensor in held}
     leaving: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     attributes: dict[str, dict[str, int]] = {}
     for group in groups:
