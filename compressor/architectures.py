@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.errors import ArchitectureError, unknown
 
+PROGRAM = "program"  # the file is the program: there is no class behind it
 PICKLE = "pickle"  # the module itself was pickled: an artifact keeps its skeleton
 HARMLESS_PACKAGES = ("torchvision", "timm", "sample_models")
 

@@ -70,7 +70,7 @@ class Artifact:
         if not found.exists():
             raise ArtifactError(f"the dense network is not at {found}", hint="say where it is: `--dense PATH`")
         architecture = self.recipe["architecture"]
-        arch = None if architecture["ref"] == "pickle" else architecture["ref"]
+        arch = None if architecture["ref"] in ("pickle", "program") else architecture["ref"]
         if arch is not None:  # a file that the recipe names is run only where the user has named it before
             check_harmless(_architecture(architecture))
         inputs = tuple("x".join(map(str, shape)) for shape in self.recipe["input"])

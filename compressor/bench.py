@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.architectures import PICKLE, PROGRAM
 from compressor.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, SplitName
@@ -174,7 +175,7 @@ def _fill_memory_(
         loads.append((row, Load(runtime=runtime.name, model=str(model), inputs=str(saved), threads=threads)))
     own = dense.architecture
     plain = {"ref": own.ref, "arguments": [list(pair) for pair in own.arguments], "sha256": own.sha256}
-    peaks = peak_memory([load for _, load in loads], architecture=None if own.ref == "pickle" else plain)
+    peaks = peak_memory([load for _, load in loads], architecture=None if own.ref in (PICKLE, PROGRAM) else plain)
     for (row, load), peak in zip(loads, peaks, strict=True):
         row["peak_memory_bytes"] = peak
         if peak is None:

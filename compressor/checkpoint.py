@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor import architectures
-from compressor.architectures import PICKLE, Architecture, architecture_arguments
+from compressor.architectures import PICKLE, PROGRAM, Architecture, architecture_arguments
 from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
+from compressor.exported_file import read_exported
 from compressor.inputs import example_inputs
+from compressor.mended import MendedProgram
 from compressor.recipe import Recipe, recipe_from_json
 from compressor.surgery import Surgery
 from compressor.unpickle import read_pickle
@@ -47,7 +49,6 @@ WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's: neve
 OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")  # a training class's name for its network, or its own
 FOREIGN = {
     ".onnx": "an ONNX file",
-    ".pt2": "an exported program",
     ".tflite": "a TensorFlow Lite file",
     ".h5": "a Keras file",
     ".pb": "a TensorFlow graph",
@@ -84,7 +85,7 @@ def load(
     inputs: Sequence[str] = (),
     trust_pickle: bool = False,
 ) -> Checkpoint:
-    """The network at `path`: a pickled module, a state in any of the usual wrappings, `.safetensors`, or an artifact.
+    """The network at `path`: a pickled module, a state in any of the usual wrappings, an exported program, an artifact.
 
     `arch` says how the module is built, where the file does not. Refused: what is not there, broken or foreign; a
     pickle that could run code; weights that do not fit or are not finite; a shape that the network does not run on.
@@ -97,11 +98,15 @@ def load(
             architectures.architecture_from_user(arch, arch_arguments)
         return load_artifact(path, trust_pickle=trust_pickle)
     _refuse_foreign(path)
-    found = _read(path, trust_pickle=trust_pickle)
+    stored: tuple[Tensor, ...] = ()
+    if path.suffix.lower() == ".pt2":
+        found, stored = read_exported(path, trust_pickle=trust_pickle)
+    else:
+        found = _read(path, trust_pickle=trust_pickle)
     meta: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     if isinstance(found, nn.Module) and arch is None:
         module = _plain(found)
-        architecture = _architecture_of(module)
+        architecture = Architecture(ref=PROGRAM) if isinstance(module, MendedProgram) else _architecture_of(module)
     else:
         architecture, state = _architecture(_state_of(found, path), arch, arch_arguments, meta, path)
         module = architectures.build(architecture)
@@ -109,7 +114,8 @@ def load(
     module.eval()
     _refuse_broken_weights(module)
     shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
-    examples = example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
+    examples = stored if stored and not inputs else ()
+    examples = examples or example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
     training = meta.get("training")
     return Checkpoint(
         module=module,
@@ -165,10 +171,6 @@ def _refuse_foreign(path: Path) -> None:
             names = archive.namelist()
         if any("/code/" in n or n.endswith("constants.pkl") for n in names):
             kind = "a TorchScript program"
-        elif any(
-            n.endswith(("serialized_exported_program.json", "models/model.json", "archive_format")) for n in names
-        ):
-            kind = FOREIGN[".pt2"]
     if kind is not None:
         raise CheckpointError(
             f"{path} is {kind}, not a checkpoint", hint="give the training checkpoint that it was made from"

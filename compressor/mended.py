@@ -23,7 +23,7 @@ from compressor.coupling import Dim, Labels
 from compressor.errors import SurgeryError
 from compressor.rules import name_of
 from compressor.silence import left
-from compressor.tracing import Trace, exported
+from compressor.tracing import Trace, exported, read_program
 
 PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub,
          "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "truediv": operator.truediv,
@@ -78,6 +78,15 @@ def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:
     """The program of `dense` without the labels `gone`, recorded. Refused: numbers that cannot be mended."""
     recorded = _Mending(trace, dense.state_dict(), np.array(sorted(gone), dtype=np.int64)).recorded()
     return {**recorded, "trainable": [name for name, _ in dense.named_parameters(remove_duplicate=False)]}
+
+
+def program_of_file(found: Any) -> MendedProgram:
+    """The module of a `torch.export.ExportedProgram`, with nothing mended."""
+    state = {name: tensor.detach() for name, tensor in found.state_dict.items()}
+    others = {name: tensor for name, tensor in found.constants.items() if isinstance(tensor, Tensor)}
+    trace = Trace(exported=read_program(found, {**others, **state}), labels=Labels())
+    recorded = _Mending(trace, state, np.zeros(0, dtype=np.int64)).recorded()
+    return program_from({**recorded, "trainable": list(found.graph_signature.parameters)}, state)
 
 
 def as_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> MendedProgram:

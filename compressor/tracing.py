@@ -14,7 +14,7 @@ import copy
 import enum
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,10 +107,15 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     """
     module = copy.deepcopy(module).float().eval().requires_grad_(False)
     inputs = tuple(t.float() if t.is_floating_point() else t for t in example_inputs)
-    found, is_open = _export(module, inputs)
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return read_program(_export(module, inputs), held)
+
+
+def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
+    """An exported program's graph, with the tensors `held` behind the names of its parameters and buffers."""
     signature = found.graph_signature
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    is_open = any(isinstance(d, torch.SymInt) for d in _first(found).shape[:1])
     tensors: dict[str, tuple[str, Tensor]] = {}
     constants: dict[str, Tensor] = {}
     given: list[str] = []
@@ -129,17 +134,16 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     )
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
+def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     doubled = tuple(torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in inputs)
     open_batch = tuple({0: torch.export.Dim.AUTO} if t.ndim else None for t in doubled)
     with plain_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # what the exporter says of itself
         try:
-            found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
-            return found, any(isinstance(d, torch.SymInt) for d in _first(found).shape[:1])
+            return torch.export.export(module, doubled, dynamic_shapes=open_batch)
         except Exception:  # the exporter raises whatever the network's code made it stumble over
             try:
-                return torch.export.export(module, inputs), False
+                return torch.export.export(module, inputs)
             except Exception as error:
                 raise GroupError(
                     f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
