@@ -4,8 +4,7 @@ A pass runs in eval mode (a batch norm uses its running statistics, dropout is o
 
 Activations. For every channel of a group the mean of |x| and the share of x = 0 over what the group's *consumers* read,
 that is behind the norm and the activation; every consumer counts alike, every image and position within one too. A
-group whose consumers run inside another layer's kernel (`out_proj` of `nn.MultiheadAttention`) falls back to what its
-producers write, before any activation.
+group whose consumers cannot be seen falls back to what its producers write, before any activation.
 
 Gradients. The mean over images of ∂loss/∂parameter, where the loss of an image is
 
@@ -38,9 +37,9 @@ from torch.nn import functional
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
 from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
-from compressor.groups import CONVOLUTIONS, TRANSPOSED, ChannelGroup, Member, Role
+from compressor.groups import ChannelGroup, Member, Role
 from compressor.lent import evaluating
-from compressor.program import program_of
+from compressor.program import Program, Walk, program_of, readers
 
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]
@@ -239,66 +238,64 @@ def _activations(
     module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """Mean |x| and share of zeros by root, and the number of images."""
+    wanted: set[tuple[str, Role]] = {(m.tensor, m.role) for g in groups for m in g.members}
     tallies: dict[tuple[str, Role], _Tally] = {}
-    handles = []
-    images = 0
-    try:
-        for member in (m for g in groups for m in g.members):
-            axis = _axis(module, member)
-            if axis is not None and (member.layer, member.role) not in tallies:
-                tally = tallies[member.layer, member.role] = _Tally()
-                handles.append(_hook(module.get_submodule(member.layer), member.role, axis, tally))
-        for inputs, _ in batches:
-            images += _forward(module, inputs)[1]
-    finally:
-        for handle in handles:
-            handle.remove()
+    programs: dict[int, Program] = {}
+    first, images = next(module.parameters()), 0
+    for inputs, _ in batches:
+        tensors = [_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)]
+        size = len(tensors[0])
+        if size not in programs:
+            _forward(module, tensors)  # what does not fit is told of before anything is exported
+            programs[size] = program_of(module, tensors, batch=size)
+        _tally(programs[size], tensors, wanted, tallies)
+        images += size
     _refuse_none(images)
     statistics = {g.root: _statistics(module, g, tallies) for g in groups}
     return {root: s[0] for root, s in statistics.items()}, {root: s[1] for root, s in statistics.items()}, images
 
 
-def _axis(module: nn.Module, member: Member) -> int | None:
-    """The axis of what the layer reads or writes that the member's positions index; None where a hook cannot see it."""
-    if member.role not in (Role.CONSUMES, Role.PRODUCES):
-        return None
-    layer = module.get_submodule(member.layer)
-    reads = member.role is Role.CONSUMES
-    if isinstance(layer, CONVOLUTIONS):
-        return 1 if reads is (member.dim == (0 if isinstance(layer, TRANSPOSED) else 1)) else None
-    if isinstance(layer, nn.Linear):
-        return -1 if reads is (member.dim == 1) else None
-    if isinstance(layer, nn.MultiheadAttention):
-        return -1 if reads and member.tensor.endswith("in_proj_weight") and member.dim == 1 else None
-    return None
-
-
-def _hook(layer: nn.Module, role: Role, axis: int, tally: _Tally) -> torch.utils.hooks.RemovableHandle:
-    def read(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        tally.add(next(t for t in (*args, *named.values()) if isinstance(t, Tensor)), axis)
-
-    def written(_: nn.Module, __: Any, output: Tensor) -> None:
-        tally.add(output, axis)
-
-    if role is Role.CONSUMES:
-        return layer.register_forward_pre_hook(read, with_kwargs=True)
-    return layer.register_forward_hook(written)
+def _tally(
+    program: Program,
+    inputs: Sequence[Tensor],
+    wanted: set[tuple[str, Role]],
+    tallies: dict[tuple[str, Role], _Tally],
+) -> None:
+    """Add what the layers with the wanted weights read and write on one batch."""
+    layers = dict(readers(program))
+    walk = Walk(program, [[t] for t in inputs])
+    while walk.at < len(program.nodes):
+        i, node = walk.at, program.nodes[walk.at]
+        source = walk.argument(node.args[0], 0) if i in layers else None  # type: ignore[arg-type]  # a node
+        walk.step()
+        if source is None:
+            continue
+        name = program.tensor_name(node.args[1])
+        assert name is not None
+        spatial = walk.constant(node.args[1]).ndim - 2  # type: ignore[arg-type]  # a reader's weight is a node
+        for role, value in ((Role.CONSUMES, source), (Role.PRODUCES, walk.values[node][0])):
+            if (name, role) in wanted:
+                tallies.setdefault((name, role), _Tally()).add(value, value.ndim - 1 - spatial)
 
 
 def _statistics(module: nn.Module, group: ChannelGroup, tallies: Mapping[tuple[str, Role], _Tally]) -> Tensor:
     """`[2, channels]`: what the consumers read, on average; what the producers write where no consumer can be seen."""
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters(remove_duplicate=False)}
     for role in (Role.CONSUMES, Role.PRODUCES):
         total = torch.zeros(2, group.channels, dtype=torch.float64)
         seen = torch.zeros(group.channels, dtype=torch.int64)
         for member in group.members:
-            tally = tallies.get((member.layer, member.role))
-            if member.role is not role or tally is None or not tally.elements or _axis(module, member) is None:
+            tally = tallies.get((member.tensor, role))
+            if member.role is not role or tally is None or not tally.elements:
                 continue
-            positions = member.channels.bincount(minlength=group.channels)
-            sums = torch.zeros(2, group.channels, dtype=torch.float64)
-            sums.index_add_(1, member.channels, tally.means()[:, member.positions])
-            total += sums / positions.clamp(min=1)
-            seen += positions > 0
+            means, each = tally.means(), shapes[member.tensor][member.dim]
+            blocks = torch.arange(means.shape[1] // each) * each  # a grouped convolution has the same in every group
+            positions = (blocks.unsqueeze(1) + member.positions).flatten()
+            channels = member.channels.repeat(len(blocks))
+            sums = torch.zeros(2, group.channels, dtype=torch.float64).index_add_(1, channels, means[:, positions])
+            counts = channels.bincount(minlength=group.channels)
+            total += sums / counts.clamp(min=1)
+            seen += counts > 0
         if bool(seen.all()):
             return total / seen
     raise CalibrationError(
