@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -50,9 +51,9 @@ def cell(model: str, sparsity: float, how: Repair, draw: int) -> dict[str, Any]:
     checkpoint, data, dense_correct = sample(model)
     test = data.split(SplitName.TEST)
     request = MaskRequest(sparsity=sparsity, scope=MaskScope.GLOBAL, seed=draw, images=IMAGES, repair=how)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     masked = mask_weights(checkpoint, request, data=data)
-    spent = time.perf_counter() - started
+    spent, busy = time.perf_counter() - started, time.process_time() - worked
     state = masked.checkpoint.module.state_dict()
     assert not any(bool(state[name][~kept].any()) for name, kept in masked.mask.kept.items())
     found = masked.repair_to_json() or {}
@@ -66,6 +67,8 @@ def cell(model: str, sparsity: float, how: Repair, draw: int) -> dict[str, Any]:
         "correct": correct_in(masked.checkpoint.module.eval(), test, preprocessing=checkpoint.preprocessing),
         "total": len(test),
         "wall_s": spent,
+        "cpu_s": busy,
+        "load": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
         **{k: found.get(k) for k in ("images", "judged", "rise", "kept")},
         "provenance": provenance(),
@@ -74,7 +77,7 @@ def cell(model: str, sparsity: float, how: Repair, draw: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over draws of the test accuracy in per cent, one row per model and sparsity."""
-    lines = ["| model | weights zero | dense | " + " | ".join(map(str, ARMS)) + " | seconds of least-squares |"]
+    lines = ["| model | weights zero | dense | " + " | ".join(map(str, ARMS)) + " | least-squares, seconds of a core |"]
     lines.append("| --- | --- |" + " --- |" * (len(ARMS) + 2))
     for model in MODELS:
         for sparsity in SPARSITIES:
@@ -82,7 +85,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             if not mine:
                 continue
             by_arm = {arm: [r for r in mine if r["arm"] == arm] for arm in ARMS}
-            fitted = [r["wall_s"] for r in by_arm[Repair.LEAST_SQUARES]]
+            fitted = [r["cpu_s"] for r in by_arm[Repair.LEAST_SQUARES]]
             cells = (
                 model,
                 f"{sparsity:.0%}",
