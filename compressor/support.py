@@ -6,9 +6,11 @@ With A positive definite, r a row of the right-hand side and K the features that
 
 A row that may use less than half of the features is solved as it stands. For the others, what they may not use, R, is
 the smaller system: with y = A⁻¹ r, which rows share, x = y − A⁻¹[:, R] (A⁻¹[R, R])⁻¹ y[R] (Hassibi & Stork 1993, for
-several weights at once). Both are exact: no row costs more than a Cholesky factorisation of half its features. A
-conjugate gradient on all rows at once is no cheaper: 512 rows of 4,608 features at half of them take 0.2 s of one
-thread each, and a step of the gradient as long as one row of them takes all rows through all features.
+several weights at once). Both are exact, and no row costs more than a Cholesky factorisation of half its features.
+
+Conjugate gradients on all rows at once, preconditioned by the diagonal, came within 1e-3 in 36 to 47 steps on layers of
+the sample ResNet-20. For 512 rows of 4,608 features that would be about a quarter of the 100 s that this takes on one
+core where half of the features stay, and twenty times the 1.4 s that it takes where a tenth does, as in most masks.
 """
 
 from __future__ import annotations

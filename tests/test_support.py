@@ -53,6 +53,24 @@ def test_rows_that_may_use_few_and_rows_that_may_use_many_are_solved_together() 
     torch.testing.assert_close(found, one_by_one(system, right, kept), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_no_row_is_factorised_on_more_than_half_of_its_features(
+    density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, right, kept = drawn(1, 20, 16, density=density)
+    factorise, widths = torch.linalg.cholesky_ex, list[int]()
+
+    def watched(block: Tensor) -> tuple[Tensor, Tensor]:
+        widths.append(block.shape[-1])
+        return factorise(block)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", watched)
+    on_support(system, right, kept)
+    assert widths.count(16) <= 1  # what the rows share
+    assert all(width <= 8 for width in widths if width != 16)
+    assert min(widths) <= 8
+
+
 # Properties
 
 
