@@ -5,6 +5,8 @@ place, and the others as they are (none), behind batch norms re-estimated (batch
 gradient step anywhere. Three draws of 512 calibration images from the training split, labels not looked at; the whole
 test set, read once per cell. Without repair nothing is drawn: one cell. One JSON file; a cell that is in it is not run
 again.
+
+At 95 of 100, global magnitude leaves one weight of the 36,864 of MobileNetV2's last projection: that no repair mends.
 """
 
 from __future__ import annotations
