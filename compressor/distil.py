@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.masks import WeightMask
 from compressor.outputs import tensors_in
 from compressor.program import (
     TRANSPOSING,
@@ -64,12 +65,14 @@ def distil(
     rate: float = RATE,
     augment: bool = True,
     frozen: frozenset[str] = frozenset(),
+    mask: WeightMask | None = None,
     seed: int = 0,
     say: Say | None = None,
 ) -> Distilled:
     """A copy of `small`, trained to follow `dense` on `batches` of inputs, judged on `held_out` ones.
 
-    Every batch has the same number of images. The parameters named in `frozen` stay. Refused: networks that cannot be
+    Every batch has the same number of images. The parameters named in `frozen` stay, and the weights
+    that `mask` removed stay zero. Refused: networks that cannot be
     followed (`compressor.program`).
     """
     say = say or (lambda _: None)
@@ -81,6 +84,7 @@ def distil(
     learning = {n: held[n] for n, p in student.named_parameters() if p.is_floating_point() and n not in frozen}
     for tensor in learning.values():
         tensor.requires_grad_(True)
+    removed = {} if mask is None else {n: ~kept.to(held[n].device) for n, kept in mask.kept.items()}
     optimiser = torch.optim.Adam(learning.values(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
     given = [_layout(torch.cat([batch[i] for batch in batches])) for i in range(len(batches[0]))]
@@ -101,6 +105,9 @@ def distil(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimiser.step()
+        with torch.no_grad():
+            for name, gone in removed.items():
+                held[name].masked_fill_(gone, 0)
         say(f"distilling, step {step + 1} of {steps}, held-out error {errors[-1]:.3g} (start {errors[0]:.3g})")
         if (step + 1) % JUDGED_EVERY and step + 1 < steps:
             continue

@@ -9,7 +9,8 @@ With X what the layer reads, T what it should give, C the covariances, W₀ the 
 
     W = (C_TX + λ W₀) (C_XX + λ I)⁻¹        b = E[T] − W E[X]
 
-ρ → ∞ leaves W₀ and only moves the bias. ρ is the one that does best on batches that were not fitted on.
+ρ → ∞ leaves W₀ and only moves the bias. ρ is the one that does best on batches that were not fitted on. Where a row of
+W may use some features alone, as behind a mask, it is the same on those (`compressor.support`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from compressor.program import CONVOLVING, CONVOLVING_PADDED, TRANSPOSING, Program, operator
+from compressor.support import on_support
 
 ROWS_PER_FEATURE, LEAST_ROWS = 24, 16_384  # of windows, over all batches
 WIDEST = 6_000  # features; above it a covariance takes more than 300 MB and minutes: only the bias is fitted
@@ -264,37 +266,51 @@ class Fit:
     after: float
 
 
-def fit(fitted: Moments, held_out: Moments, weight: Tensor, shift: Tensor, *, intercept: bool, mean_only: bool) -> Fit:
+def fit(
+    fitted: Moments,
+    held_out: Moments,
+    weight: Tensor,
+    shift: Tensor,
+    *,
+    intercept: bool,
+    mean_only: bool,
+    kept: Tensor | None = None,
+) -> Fit:
     """The weights that give T from X best, of those on the ridge path from `weight` `[groups, outputs, features]`.
 
-    `shift` is the bias that the layer has. The ridge is chosen on `held_out`, the weights are then fitted on all rows.
-    Where nothing does better there than what the layer has, it keeps that.
+    `shift` is the bias that the layer has. `kept`, bool and of the weight's shape, says which weights may be anything
+    but zero; the weight is zero elsewhere already. The ridge is chosen on `held_out`, the weights are then fitted on
+    all rows. Where nothing does better there than what the layer has, it keeps that.
     """
     weight, shift = weight.double(), shift.double()
     part, judge = fitted.centred(intercept=intercept), held_out.centred(intercept=intercept)
     variance = max(float(judge.tt.sum()), 1e-30)
     before = judge.error(weight, shift)
     best: tuple[float, float | None] = (before, None)
-    for ridge, candidate in _path(part, weight, mean_only=mean_only):
+    for ridge, candidate in _path(part, weight, mean_only=mean_only, kept=kept):
         error = judge.error(candidate, part.shift(candidate))
         if math.isfinite(error) and error < best[0]:
             best = (error, ridge)
     if best[1] is None:
         return Fit(weight=weight, shift=shift, ridge=math.inf, before=before / variance, after=before / variance)
     whole = (fitted + held_out).centred(intercept=intercept)
-    solved = weight if math.isinf(best[1]) else solve(whole, weight, ridge=best[1])
+    solved = weight if math.isinf(best[1]) else solve(whole, weight, ridge=best[1], kept=kept)
     return Fit(
         weight=solved, shift=whole.shift(solved), ridge=best[1], before=before / variance, after=best[0] / variance
     )
 
 
-def _path(part: Covariances, weight: Tensor, *, mean_only: bool) -> list[tuple[float, Tensor]]:
+def _path(
+    part: Covariances, weight: Tensor, *, mean_only: bool, kept: Tensor | None = None
+) -> list[tuple[float, Tensor]]:
     """The weights at each ridge, the unmoved ones at an infinite one."""
     path = [(math.inf, weight)]
     if mean_only or not bool(part.xx.isfinite().all()):
         return path
-    if part.xx.shape[-1] > EIGEN_AT_MOST:
-        return path + [(ridge, solve(part, weight, ridge=ridge)) for ridge in RIDGES_WIDE]
+    wide = part.xx.shape[-1] > EIGEN_AT_MOST
+    if wide or kept is not None:
+        ridges = RIDGES_WIDE if wide else RIDGES
+        return path + [(ridge, solve(part, weight, ridge=ridge, kept=kept)) for ridge in ridges]
     values, vectors = torch.linalg.eigh(part.xx)
     residual = (part.tx - weight @ part.xx) @ vectors
     scale = _scale(part.xx)
@@ -306,16 +322,23 @@ def _path(part: Covariances, weight: Tensor, *, mean_only: bool) -> list[tuple[f
     return path + [(ridge, at(ridge)) for ridge in RIDGES]
 
 
-def solve(covariances: Covariances, weight: Tensor, *, ridge: float) -> Tensor:
-    """(C_TX + λ W₀) (C_XX + λ I)⁻¹ by Cholesky; a larger λ where that is not positive definite."""
+def solve(covariances: Covariances, weight: Tensor, *, ridge: float, kept: Tensor | None = None) -> Tensor:
+    """(C_TX + λ W₀) (C_XX + λ I)⁻¹ by Cholesky, row by row on what is `kept`; a larger λ where that is not definite."""
     eye = torch.eye(covariances.xx.shape[-1], dtype=torch.float64, device=covariances.xx.device)
     residual = covariances.tx - weight @ covariances.xx
     scale = _scale(covariances.xx).unsqueeze(2)
     for power in range(8):
-        factor, failed = torch.linalg.cholesky_ex(covariances.xx + ridge * 10.0**power * scale * eye)
-        if not bool(failed.any()):
-            return weight + torch.cholesky_solve(residual.mT, factor).mT
+        moved = _moved(covariances.xx + ridge * 10.0**power * scale * eye, residual, kept)
+        if moved is not None:
+            return weight + moved
     return weight
+
+
+def _moved(system: Tensor, residual: Tensor, kept: Tensor | None) -> Tensor | None:
+    if kept is not None:
+        return on_support(system, residual, kept)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    return None if bool(failed.any()) else torch.cholesky_solve(residual.mT, factor).mT
 
 
 def _scale(xx: Tensor) -> Tensor:

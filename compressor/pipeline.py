@@ -15,7 +15,6 @@ from compressor.calibration import (
     CALIBRATION_BATCH,
     Calibration,
     Needs,
-    calibration_batches,
     calibration_split,
     gather,
 )
@@ -26,7 +25,7 @@ from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, fitted_and_probed, probing_of
-from compressor.repair import Repair, Repaired, affordable, emptied, repair, repair_blind
+from compressor.repair import Repair, Repaired, emptied, images_to_repair_with, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.sensitivity import Curve, writable
 from compressor.shrink import Proof, prove, shrink
@@ -293,7 +292,7 @@ def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object
     ]
     repaired = levels[-1].repaired
     if repaired is not None:
-        entries.append({"step": "repair", "how": str(repaired.how), "images": repaired.images, "seed": request.seed})
+        entries.append(repaired.step(seed=request.seed))
     return entries
 
 
@@ -315,15 +314,10 @@ def calibration_images(
         if measured or not moments:
             what = "measuring widths" if measured else f"repair by {request.repair}"
         raise CalibrationError(f"{what} needs images", hint="give some, labels are not needed: `--data DIR`")
-    found = calibration_batches(
-        calibration_split(data), request.images, preprocessing=checkpoint.preprocessing, seed=request.seed
-    )
-    if request.repair in (Repair.MEAN, Repair.LEAST_SQUARES, Repair.DISTILL):
-        say("seeing how many images fit")
-        size = len(found[0][0])
-        fits = affordable(checkpoint.module, found[0], images=len(found) * size, memory_bytes=request.memory_bytes)
-        found = found[: max(1, fits // size)]
-    return found
+    return images_to_repair_with(
+        checkpoint, data, how=request.repair, images=request.images, memory_bytes=request.memory_bytes,
+        seed=request.seed, say=say,
+    )  # fmt: skip
 
 
 def score(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +13,13 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import PlanError, named
-from compressor.masks import MaskScope, apply_mask_, magnitude
+from compressor.masking import mask_weights
+from compressor.masks import MaskScope
 from compressor.pipeline import Say, prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
 from compressor.repair import Repair, repair_named
-from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, Request
-from compressor.sparse import SAVES_NO_TIME
+from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
 from compressor.synthetic import synthetic_data
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskRequest:
-    """Unstructured pruning: the share of the weights to zero in place, and where they compete."""
-
-    sparsity: float
-    scope: MaskScope = MaskScope.GLOBAL
-    protect: tuple[str, ...] = ()
 
 
 def request_from(
@@ -56,26 +44,32 @@ def request_from(
 ) -> Request | MaskRequest:
     """The request that a command line's plain values make; refused where they are not one budget, or name nothing.
 
-    What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left,
-    and a budget of MACs or parameters is shared by measurement; without it `l1-norm` judges, uniformly, and nothing is
-    repaired.
+    What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left
+    (of channels or of single weights), and a budget of MACs or parameters is shared by measurement; without it
+    `l1-norm` judges, uniformly, and nothing is repaired.
     """
     budget = _budget(ratio=ratio, macs=macs, params=params, sparsity=sparsity)
     if scope == "auto":
         scope = Scope.MEASURED if data_given and isinstance(budget, CostBudget) else Scope.UNIFORM
     shared = named(Scope, scope, one="scope", many="scopes", refusal=PlanError)
-    if isinstance(budget, float):
-        if repair not in ("auto", Repair.NONE):
-            raise PlanError("masked weights are not repaired", hint="retrain them: `compress retrain`")
-        kind = MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL
-        return MaskRequest(sparsity=budget, scope=kind, protect=tuple(protect))
-    if criterion == "auto":
-        criterion = "obs" if data_given else "l1-norm"
     if repair == "auto":
         repair = Repair.LEAST_SQUARES if data_given else Repair.NONE
-    criteria.load(criterion)
     if not memory_gb > 0:
         raise PlanError(f"a memory budget must be positive: {memory_gb:g}", hint="in GB: `--memory 4`")
+    memory_bytes = round(memory_gb * 2**30)
+    if isinstance(budget, float):
+        return MaskRequest(
+            sparsity=budget,
+            scope=MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL,
+            protect=tuple(protect),
+            seed=seed,
+            images=calibration,
+            repair=repair_named(repair),
+            memory_bytes=memory_bytes,
+        )
+    if criterion == "auto":
+        criterion = "obs" if data_given else "l1-norm"
+    criteria.load(criterion)
     if align != "auto" and not (align.isdecimal() and int(align) > 0):
         raise PlanError(f"an alignment is a positive number or `auto`, not `{align}`", hint="for example `--align 8`")
     return Request(
@@ -91,7 +85,7 @@ def request_from(
         seed=seed,
         images=calibration,
         repair=repair_named(repair),
-        memory_bytes=round(memory_gb * 2**30),
+        memory_bytes=memory_bytes,
     )
 
 
@@ -114,8 +108,8 @@ def _budget(*, ratio: float | None, macs: float | None, params: float | None, sp
 
 def needs_data(request: Request | MaskRequest) -> bool:
     """Whether the request's criterion, scope or repair looks at images."""
-    if not isinstance(request, Request):
-        return False
+    if isinstance(request, MaskRequest):
+        return request.repair is not Repair.NONE
     judged = criteria.load(request.criterion).needs is not Needs.NOTHING
     return judged or request.scope is Scope.MEASURED or request.repair is not Repair.NONE
 
@@ -142,20 +136,21 @@ def prune_to(
         check_free(folder, force=force)
     results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}
     mask = None
+    if data is None and request.repair not in (Repair.NONE, Repair.MEAN):
+        data = synthetic_data(checkpoint, count=request.images, seed=request.seed)
     if isinstance(request, MaskRequest):
-        small, mask, section = _masked(checkpoint, request)
-        results["mask"] = section
+        masked = mask_weights(checkpoint, request, data=data, say=say)
+        small, mask, results["mask"] = masked.checkpoint, masked.mask, masked.to_json()
+        repaired = masked.repair_to_json()
     else:
-        if data is None and request.repair not in (Repair.NONE, Repair.MEAN):
-            data = synthetic_data(checkpoint, count=request.images, seed=request.seed)
         pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
         if data is not None and needs_data(request):
             there = len(calibration_split(data))
             results["prune"]["data"] = {"name": data.name, "images": min(request.images, there)}
         repaired = pruned.repair_to_json()
-        if repaired is not None:
-            results["repair"] = {"data": "the batch norms" if data is None else data.name, **repaired}
+    if repaired is not None:
+        results["repair"] = {"data": "the batch norms" if data is None else data.name, **repaired}
     results["lineage"] = list(small.lineage)
     if folder is not None:
         say("writing, and reading it back in a fresh process")
@@ -165,21 +160,3 @@ def prune_to(
         )
         results = artifact.results()
     return results
-
-
-def _masked(checkpoint: Checkpoint, request: MaskRequest) -> tuple[Checkpoint, Any, dict[str, Any]]:
-    """A masked copy of the checkpoint, its mask, and what is said of it."""
-    module = copy.deepcopy(checkpoint.module)
-    mask = magnitude(module, sparsity=request.sparsity, scope=request.scope, protect=request.protect)
-    apply_mask_(module, mask)
-    said = {
-        "requested": request.sparsity,
-        "sparsity": mask.sparsity,
-        "scope": str(request.scope),
-        "weights": mask.weights,
-        "zeros": mask.removed,
-        "statement": SAVES_NO_TIME,
-    }
-    entry = {"step": "mask", **said}
-    masked = dataclasses.replace(checkpoint, module=module, lineage=(*checkpoint.lineage, entry))
-    return masked, mask, said

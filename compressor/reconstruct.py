@@ -1,10 +1,12 @@
 """Least-squares reconstruction: every layer behind the cut is fitted to give what the dense network's gives.
 
+The cut is of channels, which narrows layers, or of single weights, which a mask leaves at zero in place.
+
 The dense and the small network walk through their operators side by side, on the same images. At each convolution or
-linear layer whose input is no longer the dense network's, the small network's weights are fitted: X is what the layer
-reads behind the *already repaired* prefix, T what the dense network's layer gives (He et al. 2017, arXiv:1707.06168,
-sec. 3; the sequential form). Where the layer's output is added to a stream, as at the end of a residual branch, T also
-makes up for what the stream is off by: the sum is to be the dense network's.
+linear layer whose input or weights are no longer the dense network's, the small network's weights are fitted: X is
+what the layer reads behind the *already repaired* prefix, T what the dense network's layer gives (He et al. 2017,
+arXiv:1707.06168, sec. 3; the sequential form). Where the layer's output is added to a stream, as at the end of a
+residual branch, T also makes up for what the stream is off by: the sum is to be the dense network's.
 
 A new bias goes into the layer's own, or into the running mean of the batch norm behind it; the network's shape stays.
 """
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.masks import WeightMask
 from compressor.moments import (
     WIDEST,
     Fit,
@@ -68,21 +71,25 @@ def reconstruct(
     *,
     mean_only: bool = False,
     silent: frozenset[str] = frozenset(),
+    mask: WeightMask | None = None,
     seed: int = 0,
     say: Say | None = None,
 ) -> Reconstruction:
     """A copy of `small`, which `surgery` cut from `dense`, fitted layer by layer on `batches` of inputs.
 
-    Every batch has the same number of images. With `mean_only` no weight moves: the mean of what left goes into the
-    biases. Layers whose weights are named in `silent` read nothing any more: their weights become zero, their biases
-    the mean of what they are to give. Refused: networks that cannot be followed (`compressor.program`).
+    Weights that `mask` removed, which are zero in `small`, stay exactly zero. Every batch has the same number of
+    images. With `mean_only` no weight moves: the mean of what left goes into the biases. Layers whose weights are named
+    in `silent` read nothing any more: their weights become zero, their biases the mean of what they are to give.
+    Refused: networks that cannot be followed (`compressor.program`).
     """
     size = len(batches[0][0])
     programs = side_by_side(dense, small, batches[0], batch=size)
     module = copy.deepcopy(small)
     given = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
-        walk = _SideBySide(programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, seed=seed)
+        walk = _SideBySide(
+            programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, mask=mask, seed=seed
+        )
         layers = walk.through(say or (lambda _: None))
         state = dict(module.named_parameters()) | dict(module.named_buffers())
         for name, tensor in walk.small.weights.items():
@@ -102,10 +109,12 @@ class _SideBySide:
         *,
         mean_only: bool,
         silent: frozenset[str],
+        mask: WeightMask | None,
         seed: int,
     ) -> None:
         self.dense, self.small = Walk(dense, inputs), Walk(small, inputs)
         self.surgery, self.mean_only, self.silent = surgery, mean_only, silent
+        self.kept = {} if mask is None else {n: kept for n, kept in mask.kept.items() if not bool(kept.all())}
         self.generator = torch.Generator().manual_seed(seed)
         self.readers = dict(readers(small))
         self.index = small.index
@@ -118,13 +127,14 @@ class _SideBySide:
         self.dense_index = dense.index
 
     def through(self, say: Say) -> tuple[LayerFit, ...]:
-        """Fit every layer whose input changed, in order."""
+        """Fit every layer whose input or weights are others now, in order."""
         done: list[LayerFit] = []
         for i, node in enumerate(self.small.program.nodes):
             source = node.args[0] if node.args else None
-            if i in self.readers and source in self.changed:
+            name = self.small.program.tensor_name(node.args[1]) if i in self.readers else None
+            if name is not None and (source in self.changed or name in self.kept):
                 assert isinstance(source, fx.Node)
-                say(f"repairing {self.small.program.tensor_name(node.args[1])}")
+                say(f"repairing {name}")
                 done += self._fit(i, node, source)
             self._advance_dense(i)
             if any(a in self.changed or a in self.different for a in node.all_input_nodes):
@@ -164,7 +174,9 @@ class _SideBySide:
         shift = torch.zeros(matrix.shape[:2])
         if reader.bias is not None:
             shift = self.small.named(reader.bias).reshape(matrix.shape[:2])
-        found = fit(fitted, held_out, matrix, shift, intercept=intercept, mean_only=mean_only)
+        kept = self.kept.get(reader.weight)
+        support = None if kept is None else reader.matrix(kept).to(matrix.device)
+        found = fit(fitted, held_out, matrix, shift, intercept=intercept, mean_only=mean_only, kept=support)
         self._set(weight_node, name_of_shift, norm is not None, reader, found, weight)
         layer = reader.weight.rpartition(".")[0] or reader.weight
         return [LayerFit(layer=layer, before=found.before, after=found.after, ridge=found.ridge)]

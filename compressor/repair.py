@@ -7,6 +7,8 @@ No labels are used. From the cheapest to the strongest:
     least-squares   every layer behind the cut is fitted to the dense network's (`compressor.reconstruct`)
     distill         then all weights together follow the dense network (`compressor.distil`)
 
+The same for channels that left and for single weights that a mask made zero, which stay zero.
+
 Without images, `mean` takes the expected values from the batch norms (`compressor.expected`), and the others take
 synthetic images (`compressor.synthetic`).
 """
@@ -23,11 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.calibration import calibration_batches, calibration_split
+from compressor.checkpoint import Checkpoint
+from compressor.data import Data
 from compressor.distil import STEPS, distil
 from compressor.errors import RepairError, named
 from compressor.expected import compensated
 from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating
+from compressor.masks import Masker, WeightMask
 from compressor.outputs import outputs_of, relative_difference
 from compressor.program import Walk, program_of
 from compressor.reconstruct import LayerFit, reconstruct
@@ -86,6 +92,10 @@ class Repaired:
             "distilled": [writable(error) for error in self.distilled],
         }
 
+    def step(self, *, seed: int) -> dict[str, object]:
+        """The repair as a step of a lineage."""
+        return {"step": "repair", "how": str(self.how), "images": self.images, "seed": seed}
+
 
 def _finite(value: float) -> float | None:
     return value if value < float("inf") else None
@@ -99,6 +109,7 @@ def repair(
     *,
     how: Repair,
     silent: frozenset[str] = frozenset(),
+    mask: WeightMask | None = None,
     steps: int = STEPS,
     seed: int = 0,
     say: Say | None = None,
@@ -106,12 +117,15 @@ def repair(
     """A repaired copy of `small`, which `surgery` cut from `dense`; both stay as they were.
 
     `batches` are inputs `[images, ...]`, every batch of one size; `silent` names the weights of layers that read
-    nothing any more. An eighth of the batches (one at least) is not fitted on, and judges: a repair whose output there
-    is further from the dense network's than the network's was before it is not kept. Refused: no images, networks that
-    cannot be followed where that is needed.
+    nothing any more; what `mask` removed, which is zero in `small`, stays zero. An eighth of the batches (one at least)
+    is not fitted on, and judges: a repair whose output there is further from the dense network's than the network's was
+    before it is not kept. Refused: no images, networks that cannot be followed where that is needed, a network that its
+    mask does not fit.
     """
     if not batches:
         raise RepairError("no images to repair with", hint="give at least a few: `--data DIR`")
+    if mask is not None:
+        _check(small, mask)
     judges = batches[-max(1, len(batches) // HELD_OUT_SHARE) :]
     fitted = batches[: -len(judges)] or batches
     reference = _outputs(dense, judges)
@@ -123,12 +137,12 @@ def repair(
         repaired = renormed(small, fitted)
     elif how is not Repair.NONE:
         found = reconstruct(
-            dense, small, surgery, fitted, mean_only=how is Repair.MEAN, silent=silent, seed=seed, say=say
+            dense, small, surgery, fitted, mean_only=how is Repair.MEAN, silent=silent, mask=mask, seed=seed, say=say
         )
         repaired, layers = found.module, found.layers
         if how is Repair.DISTILL:
             followed = distil(
-                dense, repaired, surgery, fitted, judges, steps=steps, frozen=silent, seed=seed, say=say,
+                dense, repaired, surgery, fitted, judges, steps=steps, frozen=silent, mask=mask, seed=seed, say=say,
             )  # fmt: skip
             repaired, distilled = followed.module, followed.errors
     after = rise(reference, _outputs(repaired, judges))
@@ -144,6 +158,15 @@ def repair(
         distilled=distilled,
         kept=kept,
     )
+
+
+def _check(small: nn.Module, mask: WeightMask) -> None:
+    Masker(small, mask)  # refuses other names and shapes
+    for name, kept in mask.kept.items():
+        if bool(small.get_parameter(name).detach()[~kept].any()):
+            raise RepairError(
+                f"`{name}` has weights that the mask removed", hint="set them to zero first: `apply_mask_(small, mask)`"
+            )
 
 
 def repair_blind(dense: nn.Module, small: nn.Module, surgery: Surgery, example_inputs: Sequence[Tensor]) -> Repaired:
@@ -206,6 +229,26 @@ def emptied(module: nn.Module, layers: Sequence[str], example_inputs: Sequence[T
             f"the network without its empty branches differs by {worst:.2g}", hint="use `--min-channels 1`"
         )
     return lighter, cut
+
+
+def images_to_repair_with(
+    checkpoint: Checkpoint,
+    data: Data,
+    *,
+    how: Repair,
+    images: int,
+    memory_bytes: int,
+    seed: int,
+    say: Say,
+) -> list[tuple[Tensor, ...]]:
+    """Up to `images` inputs in batches of one size, drawn by `seed`; as many as `how` can hold in `memory_bytes`."""
+    found = calibration_batches(calibration_split(data), images, preprocessing=checkpoint.preprocessing, seed=seed)
+    if how in (Repair.MEAN, Repair.LEAST_SQUARES, Repair.DISTILL):
+        say("seeing how many images fit")
+        size = len(found[0][0])
+        fits = affordable(checkpoint.module, found[0], images=len(found) * size, memory_bytes=memory_bytes)
+        found = found[: max(1, fits // size)]
+    return found
 
 
 def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memory_bytes: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compressor.errors import PlanError
+from compressor.masks import MaskScope
 from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, Scope
 from compressor.repair import Repair
 
@@ -31,8 +32,7 @@ class Request:
     memory_bytes: int = MEMORY_BYTES  # for what repair holds of both networks at once
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise PlanError(f"{self.images} calibration images", hint="for example `--calibration 512`")
+        _check_images(self.images)
         if self.levels < 1:
             raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
 
@@ -40,6 +40,27 @@ class Request:
     def multiple(self) -> int:
         """What widths are rounded up to."""
         return AUTO_ALIGN if self.align is None else self.align
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRequest:
+    """Unstructured pruning: the share of the weights to zero in place, where they compete, and the repair."""
+
+    sparsity: float
+    scope: MaskScope = MaskScope.GLOBAL
+    protect: tuple[str, ...] = ()
+    seed: int = 0
+    images: int = CALIBRATION_IMAGES
+    repair: Repair = Repair.NONE
+    memory_bytes: int = MEMORY_BYTES
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+
+
+def _check_images(images: int) -> None:
+    if images < 1:
+        raise PlanError(f"{images} calibration images", hint="for example `--calibration 512`")
 
 
 def budget_to_json(budget: Budget) -> dict[str, float]:

@@ -18,8 +18,8 @@ from compressor.errors import ArtifactError
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.pruning import MaskRequest, prune_to
-from compressor.request import Request
+from compressor.pruning import prune_to
+from compressor.request import MaskRequest, Request
 
 
 @pytest.fixture

@@ -145,6 +145,27 @@ def test_a_fit_is_torchs_least_squares(intercept: bool, eigen: bool, monkeypatch
     assert found.after < 0.01 < 0.5 < found.before
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_a_fit_on_a_support_is_torchs_least_squares_row_by_row(
+    intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_moments, "RIDGES", (1e-9,))
+    x = data(400, 9) @ data(9, 9, seed=4) + 0.5
+    t = x @ data(9, 6, seed=1) + 0.05 * data(400, 6, seed=2)
+    kept = data(1, 6, 9, seed=3) > torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -9.0]).view(1, 6, 1)
+    found = fit(
+        moments_of(x[:300], t[:300]), moments_of(x[300:], t[300:]), torch.zeros(1, 6, 9), torch.zeros(1, 6),
+        intercept=intercept, mean_only=False, kept=kept,
+    )  # fmt: skip
+    assert not bool(found.weight[~kept].any())
+    for row, used in enumerate(kept[0]):
+        design = torch.cat([x[:, used], torch.ones(400, int(intercept))], dim=1).double()
+        if not design.shape[1]:
+            continue
+        exact = torch.linalg.lstsq(design, t[:, row].double()).solution
+        torch.testing.assert_close(found.weight[0, row, used], exact[: int(used.sum())], rtol=1e-2, atol=2e-3)
+
+
 def test_exact_weights_are_recovered_in_every_group() -> None:
     x, weight, shift = data(3, 500, 4) - 1, data(3, 2, 4, seed=1), data(3, 2, seed=2)
     t = x @ weight.mT + shift.unsqueeze(1)

@@ -121,7 +121,8 @@ def show(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     if "mask" in results:
-        return show_mask(results["mask"])
+        show_mask(results["mask"])
+        return show_repair(results.get("repair"))
     prune = results["prune"]
     out = console()
     table = Table(box=None, pad_edge=False)

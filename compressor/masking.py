@@ -1,0 +1,81 @@
+"""From a checkpoint to a masked network: choose the weights that stay, zero the others in place, repair."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.checkpoint import Checkpoint
+from compressor.data import Data
+from compressor.errors import CalibrationError
+from compressor.masks import WeightMask, apply_mask_, magnitude
+from compressor.repair import Repair, Repaired, images_to_repair_with, repair
+from compressor.request import MaskRequest
+from compressor.sparse import SAVES_NO_TIME
+from compressor.surgery import Surgery
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masked:
+    """The masked network, its mask, and how it was repaired; `None` where it was not."""
+
+    checkpoint: Checkpoint
+    request: MaskRequest
+    mask: WeightMask
+    repaired: Repaired | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The `mask` section of an artifact's results."""
+        return _said(self.request, self.mask)
+
+    def repair_to_json(self) -> dict[str, Any] | None:
+        """The `repair` section of an artifact's results; `None` where nothing was repaired."""
+        return None if self.repaired is None else self.repaired.to_json()
+
+
+def mask_weights(
+    checkpoint: Checkpoint, request: MaskRequest, *, data: Data | None = None, say: Say | None = None
+) -> Masked:
+    """The masked network that `request` asks for, repaired on images of `data`; the checkpoint stays as it was.
+
+    Refused: a sparsity that cannot be met, a repair without images.
+    """
+    say = say or (lambda _: None)
+    module = copy.deepcopy(checkpoint.module)
+    mask = magnitude(module, sparsity=request.sparsity, scope=request.scope, protect=request.protect)
+    apply_mask_(module, mask)
+    lineage: list[dict[str, object]] = [{"step": "mask", **_said(request, mask)}]
+    repaired: Repaired | None = None
+    if request.repair is not Repair.NONE:
+        if data is None:
+            raise CalibrationError(
+                f"repair of single weights by {request.repair} needs images",
+                hint="give some, labels are not needed: `--data DIR`",
+            )
+        images = images_to_repair_with(
+            checkpoint, data, how=request.repair, images=request.images, memory_bytes=request.memory_bytes,
+            seed=request.seed, say=say,
+        )  # fmt: skip
+        repaired = repair(
+            checkpoint.module, module, Surgery(), images, how=request.repair, mask=mask, seed=request.seed, say=say
+        )
+        module = repaired.module
+        lineage.append(repaired.step(seed=request.seed))
+    masked = dataclasses.replace(checkpoint, module=module, lineage=(*checkpoint.lineage, *lineage))
+    return Masked(checkpoint=masked, request=request, mask=mask, repaired=repaired)
+
+
+def _said(request: MaskRequest, mask: WeightMask) -> dict[str, Any]:
+    return {
+        "requested": request.sparsity,
+        "sparsity": mask.sparsity,
+        "scope": str(request.scope),
+        "weights": mask.weights,
+        "zeros": mask.removed,
+        "statement": SAVES_NO_TIME,
+    }
