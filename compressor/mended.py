@@ -65,13 +65,23 @@ class MendedProgram(fx.GraphModule):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MendedProgram:
+        before = self._kind()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        device = next((t.device for t in self.parameters()), None)
-        for node in self.graph.nodes:
-            if device is not None and "device" in node.kwargs:
-                node.kwargs = {**node.kwargs, "device": device}
-        self.recompile()
+        if self._kind() != before:  # the program has device and type of what it makes written into it
+            now = dict(zip(before, self._kind(), strict=True))
+            for node in self.graph.nodes:
+                node.args = fx.node.map_aggregate(node.args, lambda value: _swapped(value, now))
+                node.kwargs = fx.node.map_aggregate(node.kwargs, lambda value: _swapped(value, now))
+            self.recompile()
         return self
+
+    def _kind(self) -> tuple[torch.device, torch.dtype]:
+        one = next((t for t in self.parameters() if t.is_floating_point()), torch.empty(0))
+        return one.device, one.dtype
+
+
+def _swapped(value: Any, now: Mapping[Any, Any]) -> Any:
+    return now.get(value, value) if isinstance(value, (torch.device, torch.dtype)) else value
 
 
 def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
