@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 Dim = tuple[Ids, ...]  # along one dimension: vectors of labels, 0 where one says nothing of a position
 Bools = NDArray[np.bool_]
+TURNS = 12  # of trying to make two sides agree, and how deep one try may go
 
 
 class Labels:
@@ -84,11 +85,32 @@ class Labels:
         return tuple(kept)
 
     def unify(self, a: Dim, b: Dim, reason: str = "") -> None:
-        """Both say the same of every position: what leaves there by the one leaves by the other."""
+        """Both say the same of every position: what leaves there by the one leaves by the other.
+
+        Where no way is found to make it so, nothing leaves there at all.
+        """
+        for _ in range(TURNS):
+            self._unify(a, b, reason, TURNS)
+            if self._agree(a, b):
+                return
+        self.pin(a, reason)
+        self.pin(b, reason)
+
+    def _agree(self, a: Dim, b: Dim) -> bool:
+        """Whether the sets of both are the same at every position."""
+        a, b = self.resolve(a), self.resolve(b)
+        if not a or not b:
+            return not a and not b
+        height = max(len(a), len(b))
+        one, two = (np.sort(np.stack([*dim, *[np.zeros_like(dim[0])] * (height - len(dim))]), axis=0) for dim in (a, b))
+        return bool(np.array_equal(one, two))
+
+    def _unify(self, a: Dim, b: Dim, reason: str, depth: int) -> None:
         while True:
             a, b = self.resolve(a), self.resolve(b)
-            if not a or not b:
-                self.pin(a or b, reason)
+            if not a or not b or not depth:
+                self.pin(a, reason)
+                self.pin(b, reason)
                 return
             sizes_a, sizes_b = _sizes(a), _sizes(b)
             bare = (sizes_a == 0) | (sizes_b == 0)
@@ -98,23 +120,21 @@ class Labels:
             self.pin(_at(b, bare), reason)
             a, b = _at(a, ~bare), _at(b, ~bare)
         single = (sizes_a == 1) & (sizes_b == 1)
-        if single.all():
-            self._unite(_only(a), _only(b))
-            return
         if single.any():
-            self._unite(_only(_at(a, single)), _only(_at(b, single)))
-            self.unify(_at(a, ~single), _at(b, ~single), reason)
+            self._unite(_only(_at(a, single)), _only(_at(b, single)), reason, depth)
+            if not single.all():
+                self._unify(_at(a, ~single), _at(b, ~single), reason, depth - 1)
             return
-        ones, others = (a, b) if (_sizes(a) == 1).any() else (b, a)
+        ones, others = (a, b) if (sizes_a == 1).any() else (b, a)
         one = _sizes(ones) == 1
         if one.any():
-            self._factor(_only(_at(ones, one)), _at(others, one), reason)
+            self._factor(_only(_at(ones, one)), _at(others, one), reason, depth)
             if not one.all():
-                self.unify(_at(ones, ~one), _at(others, ~one), reason)
+                self._unify(_at(ones, ~one), _at(others, ~one), reason, depth - 1)
             return
-        self._match(a, b, reason)
+        self._match(a, b, reason, depth)
 
-    def _unite(self, a: Ids, b: Ids) -> None:
+    def _unite(self, a: Ids, b: Ids, reason: str, depth: int) -> None:
         clashes: list[tuple[int, int]] = []
         while True:
             roots_a, roots_b = self.find(a), self.find(b)
@@ -135,13 +155,10 @@ class Labels:
                     else:
                         self._factors[winner] = self._factors[loser]
         for one, two in clashes:
-            first, second = self._factors[one], self._factors[two]
-            if len(first) == len(second):
-                self._unite(np.array(first), np.array(second))
-            else:
-                self.pin((np.array([*first, *second]),), "it is divided in two ways")
+            first, second = (tuple(np.array([part]) for part in self._factors[root]) for root in (one, two))
+            self._unify(first, second, reason or "it is divided in two ways", depth - 1)
 
-    def _factor(self, ones: Ids, parts: Dim, reason: str) -> None:
+    def _factor(self, ones: Ids, parts: Dim, reason: str, depth: int) -> None:
         """Each label of `ones` `[n]` stands for its row of `parts` from now on."""
         roots = self.find(ones)
         within = np.zeros(len(roots), dtype=np.bool_)
@@ -149,32 +166,66 @@ class Labels:
             within |= ids == roots
         if within.any():  # {a} = {a, b}: b never leaves
             self.pin(tuple(np.where(ids == roots, 0, ids)[within] for ids in parts), reason)
-        chosen, places = np.unique(roots[~within], return_index=True)
-        rows = [ids[~within] for ids in parts]
+        roots, parts = roots[~within], _at(parts, ~within)
+        chosen, places = np.unique(roots, return_index=True)
+        if any(np.isin(ids, chosen).any() for ids in parts) and len(roots) > 1:  # one stands in another's parts
+            for i in range(len(roots)):
+                self._unify((roots[i : i + 1],), tuple(ids[i : i + 1] for ids in parts), reason, depth - 1)
+            return
         for root, place in zip(chosen.tolist(), places.tolist(), strict=True):
-            self._factors[root] = tuple(int(ids[place]) for ids in rows if ids[place])
-        if len(chosen) < int((~within).sum()):
-            repeated = np.ones(int((~within).sum()), dtype=np.bool_)
-            repeated[places] = False
-            self.unify((roots[~within][repeated],), tuple(ids[repeated] for ids in rows), reason)
+            self._factors[root] = tuple(int(ids[place]) for ids in parts if ids[place])
+        repeated = np.ones(len(roots), dtype=np.bool_)
+        repeated[places] = False
+        if repeated.any():
+            self._unify((roots[repeated],), _at(parts, repeated), reason, depth - 1)
 
-    def _match(self, a: Dim, b: Dim, reason: str) -> None:
+    def _match(self, a: Dim, b: Dim, reason: str, depth: int) -> None:
         """Sets of several labels each: vectors that repeat themselves in the same way are the same factor."""
         left, right = list(a), list(b)
         for same in (np.array_equal, _same_pattern):
             for ids in list(left):
                 other = next((o for o in right if same(ids, o)), None)
                 if other is not None:
-                    both = (ids > 0) & (other > 0)
-                    self._unite(ids[both], other[both])
+                    self._unite(ids[ids > 0], other[other > 0], reason, depth)
                     left = [v for v in left if v is not ids]
                     right = [v for v in right if v is not other]
         if not left and not right:
             return
-        if len(left) > 1 and len(right) > 1:
+        if len(left) > 1 and len(right) > 1 and not self._refine(left, right, reason, depth):
             self.pin((*left, *right), reason or "it is divided in two ways")
-            return
-        self.unify(tuple(left), tuple(right), reason)
+        else:
+            self._unify(tuple(left), tuple(right), reason, depth - 1)
+
+    def _refine(self, left: list[Ids], right: list[Ids], reason: str, depth: int) -> bool:
+        """Two divisions of which each is finer at one end, as 12 = 3 x 4 and 12 = 6 x 2, become one: 3 x 2 x 2."""
+        if len(left) != len(right) or len(left) > len("ab") or not all(ids.all() for ids in (*left, *right)):
+            return False
+        for coarse, fine in (left, left[::-1]):
+            for finer, coarser in (right, right[::-1]):
+                rank = _rank(finer, coarse)  # coarse and the middle together are `finer`
+                if rank is None:
+                    continue
+                pair = rank * (int(coarser.max()) + 1) + coarser  # the middle and `coarser` together are `fine`
+                if not _same_pattern(pair, fine):
+                    continue
+                middle = self.fresh(int(rank.max()) + 1)[rank]
+                self._unify((finer,), (coarse, middle), reason, depth - 1)
+                self._unify((fine,), (middle, coarser), reason, depth - 1)
+                return True
+        return False
+
+
+def _rank(fine: Ids, coarse: Ids) -> Ids | None:
+    """The number of each fine label among those of its coarse one; `None` where `fine` is not finer, or unevenly."""
+    pairs = np.unique(np.stack([coarse, fine]), axis=1)
+    if len(np.unique(pairs[1])) < pairs.shape[1]:
+        return None  # one fine label in two coarse ones
+    _, first, counts = np.unique(pairs[0], return_index=True, return_counts=True)
+    if len(set(counts.tolist())) > 1 or counts[0] == 1:
+        return None
+    ranks: Ids = np.arange(pairs.shape[1], dtype=np.int64) - np.repeat(first, counts)
+    where = {int(label): int(rank) for label, rank in zip(pairs[1], ranks, strict=True)}
+    return np.array([where[int(label)] for label in fine], dtype=np.int64)
 
 
 def _sizes(dim: Dim) -> Ids:
@@ -198,7 +249,7 @@ def _same_pattern(a: Ids, b: Ids) -> bool:
 
 
 def _pattern(ids: Ids) -> Ids:
-    """Each label replaced by where it first stands."""
+    """Each label replaced by where it first stands; none by -1."""
     _, first, places = np.unique(ids, return_index=True, return_inverse=True)
-    found: Ids = first[places]
+    found: Ids = np.where(ids > 0, first[places], -1)
     return found
