@@ -81,11 +81,11 @@ def cell(name: str, ratio: float) -> dict[str, object]:
     """One network at one ratio: the proofs, the parity, and the time that tracing took."""
     checkpoint = network(name)
     started = time.perf_counter()
-    groups = trace(checkpoint.module, checkpoint.example_inputs).groups
-    traced = time.perf_counter() - started
+    traced = trace(checkpoint.module, checkpoint.example_inputs)
+    trace_s = time.perf_counter() - started
     pruned = prune(checkpoint, Request(budget=ChannelBudget(ratio=ratio), align=1))
     single = prove(
-        checkpoint.module, pruned.checkpoint.surgery, groups, pruned.levels[0].plan, checkpoint.example_inputs,
+        checkpoint.module, pruned.checkpoint.module, traced, pruned.levels[0].plan, checkpoint.example_inputs,
         dtype=torch.float32,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +100,7 @@ def cell(name: str, ratio: float) -> dict[str, object]:
         "macs": [pruned.dense_cost.macs, pruned.small_cost.macs],
         "groups": len(pruned.traced.groups),
         "left_alone": [dataclasses.asdict(a) for a in pruned.traced.left_alone],
-        "trace_s": traced,
+        "trace_s": trace_s,
         "provenance": provenance(),
     }
 

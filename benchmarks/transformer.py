@@ -42,13 +42,13 @@ RECIPE = Recipe(
 
 def vit_tiny() -> nn.Module:
     """`[batch, 1, 28, 28]` to `[batch, 10]`."""
-    network = VisionTransformer(
+    network: VisionTransformer = VisionTransformer(
         image_size=28, patch_size=7, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=10
     )
     network.conv_proj = nn.Conv2d(1, 192, 7, stride=7)
     nn.init.trunc_normal_(network.conv_proj.weight, std=1 / 7)  # its fan-in is 49
-    nn.init.zeros_(network.conv_proj.bias)  # type: ignore[arg-type]  # it has one
-    nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # type: ignore[union-attr,arg-type]  # torchvision's is zero
+    nn.init.zeros_(network.conv_proj.bias)
+    nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # torchvision's is zero
     return network
 
 
@@ -120,8 +120,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         shares = [100 * r["correct"] / r["total"] for r in mine]
         spread = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
         one = mine[0]
+        left = [f"{one[cost][1] / one[cost][0]:.1%}" for cost in ("params", "macs")]
         lines.append(
-            f"| {how} | {len(mine)} | {one['params'][1] / one['params'][0]:.1%} | {one['macs'][1] / one['macs'][0]:.1%} "
+            f"| {how} | {len(mine)} | {' | '.join(left)} "
             f"| {100 * one['dense_correct'] / one['total']:.2f} | {statistics.mean(shares):.2f}{spread} "
             f"| {statistics.median(r['processor_s'] for r in mine):.0f} |"
         )
