@@ -126,7 +126,7 @@ class _Mending:
 
     def _placeholder(self, node: fx.Node, constants: dict[str, Any]) -> dict[str, Any]:
         graph = self.trace.exported
-        if node.name in graph.tensors and graph.tensors[node.name][0] in self.state:
+        if node.name in graph.tensors and self._is_held(graph.tensors[node.name][0]):
             return {"name": node.name, "held": graph.tensors[node.name][0]}
         if node.name in graph.tensors or node.name in graph.constants:
             tensor = graph.tensors[node.name][1] if node.name in graph.tensors else graph.constants[node.name]
@@ -139,6 +139,10 @@ class _Mending:
                                "values": tensor.flatten().tolist()}  # fmt: skip
             return {"name": node.name, "held": f"constants.{name}"}
         return {"name": node.name, "input": True}
+
+    def _is_held(self, name: str) -> bool:
+        """Whether the weights' file of the dense network has it; a program's own constants are written down again."""
+        return name in self.state and not name.startswith("constants.")
 
     def _mask(self, dim: Dim) -> Tensor | None:
         if id(dim) not in self.masks:  # the trace holds every `Dim` for as long as this lives
@@ -184,9 +188,10 @@ class _Mending:
             self._positions(name, get, put)
         elif name in ("pad", "constant_pad_nd"):
             self._padding(node, args)
-        elif name == "repeat":
-            wide = zip(get("repeats"), self.trace.values[node], self._shape(node), strict=True)
-            put("repeats", [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
+        elif name in ("repeat", "tile"):
+            counted = "repeats" if name == "repeat" else "dims"
+            wide = zip(get(counted), self.trace.values[node], self._shape(node), strict=True)
+            put(counted, [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
         elif name in ("layer_norm", "rms_norm"):
             shape = get("normalized_shape")
             put("normalized_shape", self._shape(node)[-len(shape) :])

@@ -45,7 +45,7 @@ PADS = {"pad", "constant_pad_nd"}
 def rule_of(target: Any) -> Rule:
     """The rule for an operator; what no rule knows pins what reaches it."""
     name = name_of(target)
-    found = globals().get(f"_{name}_rule") or _FAMILIES.get(name)
+    found = _RULES.get(name)
     if found is not None:
         return found
     tags = getattr(target, "tags", ())
@@ -171,7 +171,7 @@ def _expand(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], res
     return _new(result, dims)
 
 
-def _index_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     x, indices = args[0], args[1]
     for d, index in enumerate(indices):
         if index is not None:
@@ -216,7 +216,7 @@ def _other_pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
     return _new(result, x.dims)
 
 
-def _cat_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _cat(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     parts = [p for p in given["tensors"] if isinstance(p, Tracked) and p.value.ndim == result.ndim]
     d = given["dim"] % result.ndim
@@ -230,7 +230,7 @@ def _cat_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], r
     return _new(result, [joined if e == d else x for e, x in enumerate(others)])
 
 
-def _stack_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _stack(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     d = given["dim"] % result.ndim
     inner = t.pointwise(given["tensors"], [n for e, n in enumerate(result.shape) if e != d])
@@ -304,7 +304,7 @@ def _joined(outer: Dim, inner: Dim, groups: int) -> Dim:
     return (*(np.repeat(ids, each) for ids in outer), *(np.tile(ids, groups) for ids in inner))
 
 
-def _linear_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _linear(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     x, weight, bias = given["input"], given["weight"], given["bias"]
     t.read(0, x, -1)
@@ -348,7 +348,7 @@ def _without(x: Tracked, trailing: int) -> Tracked:
     return Tracked(x.value[index], x.dims[:keep])
 
 
-def _matmul_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _matmul(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     del target, kwargs
     return _product(t, args[0], args[1], (0, 1), result)
 
@@ -358,7 +358,7 @@ def _added_product(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, An
     return _product(t, args[1], args[2], (1, 2), result, extra=args[0])
 
 
-def _einsum_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _einsum(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     operands = list(args[1])
     left, arrow, right = args[0].replace(" ", "").partition("->")
     terms = left.split(",")
@@ -391,11 +391,13 @@ def _read_in_list(t: Tracer, operand: int, x: Tracked, dim: int) -> None:
     t.read(-1 - operand, x, dim)  # a negative argument counts in the list of operands
 
 
-def _scaled_dot_product_attention_rule(
+def _scaled_dot_product_attention(
     t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor
 ) -> Any:
     given = bound(target, args, kwargs)
     q, k, v, mask = given["query"], given["key"], given["value"], given["attn_mask"]
+    if given["enable_gqa"] and q.value.shape[-3] != k.value.shape[-3]:
+        return _unknown(t, target, args, kwargs, result)
     t.labels.unify(q.dims[-1], k.dims[-1], t.told())
     t.labels.unify(k.dims[-2], v.dims[-2], t.told())
     t.labels.pin(k.dims[-2], "attention runs over it")
@@ -410,7 +412,7 @@ def _scaled_dot_product_attention_rule(
     return _new(result, [*(t.labels.resolve(b) for b in batch), q.dims[-2], v.dims[-1]])
 
 
-def _embedding_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _embedding(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     del target, kwargs
     weight, index = args[0], args[1]
     t.labels.pin(weight.dims[0], "it is a table's length")
@@ -451,7 +453,7 @@ def _layer_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
     return _new(result, [t.labels.resolve(d) for d in x.dims])
 
 
-def _group_norm_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _group_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     x, groups = given["input"], given["num_groups"]
     channels = x.value.shape[1]
@@ -503,7 +505,7 @@ def _along(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], resu
     return _results(result, lambda v: x.dims if v.shape == x.value.shape else ((),) * v.ndim)
 
 
-def _glu_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _glu(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     x, d = given["self"], given["dim"] % result.ndim
     known, half = t.labels.resolve(x.dims[d]), result.shape[d]
@@ -526,7 +528,7 @@ def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
     return _results(result, lambda v: [x.dims[d] if d < leading else () for d in range(v.ndim)])
 
 
-def _grid_sampler_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _grid_sampler(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     del target, kwargs
     t.pin(args[1], "it says where to sample")
     x = args[0]
@@ -535,7 +537,7 @@ def _grid_sampler_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str
     return _new(result, [x.dims[0], x.dims[1], *((),) * (result.ndim - 2)])
 
 
-def _roi_align_rule(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+def _roi_align(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     del target, kwargs
     t.pin(args[1], "it says where to sample")
     return _new(result, [(), args[0].dims[1], (), ()])
@@ -546,13 +548,26 @@ _SPATIAL = [f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_poo
 _SPATIAL += ["max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices", "upsample_bilinear2d",
              "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
              "_upsample_bicubic2d_aa"]  # fmt: skip
-_FAMILIES: dict[str, Rule] = {
+_RULES: dict[str, Rule] = {
+    "index": _index,
+    "cat": _cat,
+    "stack": _stack,
+    "linear": _linear,
+    "matmul": _matmul,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _scaled_dot_product_attention,
+    "embedding": _embedding,
+    "group_norm": _group_norm,
+    "glu": _glu,
+    "grid_sampler": _grid_sampler,
+    "roi_align": _roi_align,
+
     **dict.fromkeys(_SPATIAL, _over_space),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(PADS, _pad),
     **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _other_pad),
     **dict.fromkeys([f"conv{n}d" for n in (1, 2, 3)] + [f"conv_transpose{n}d" for n in (1, 2, 3)], _convolution),
-    **dict.fromkeys(("bmm", "mm", "mv"), _matmul_rule),
+    **dict.fromkeys(("bmm", "mm", "mv"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _added_product),
     **dict.fromkeys(("batch_norm", "instance_norm", "prelu"), _per_channel),
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),

@@ -91,7 +91,7 @@ def shrink(
             )
         except SurgeryError as error:
             last = error
-        except (RuntimeError, IndexError, ValueError, AssertionError, TypeError) as error:
+        except (RuntimeError, IndexError, ValueError, AssertionError, TypeError, KeyError, AttributeError) as error:
             # a forward pass that breaks on the new shapes raises whatever its code raises
             last = SurgeryError(f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`")
     assert last is not None

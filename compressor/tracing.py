@@ -235,7 +235,16 @@ class Tracer:
             lambda v: isinstance(v, Tensor), result
         ):
             return result
-        return self.rule_of(node.target)(self, node.target, list(args), dict(kwargs), result)
+        return self._ruled(node.target, list(args), dict(kwargs), result)
+
+    def _ruled(self, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+        try:
+            return self.rule_of(target)(self, target, args, kwargs, result)
+        except (ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+            # what is already coupled stays so, which is safe; the rest of what meets here does not move
+            self.pin([args, kwargs], f"`{_short(target)}` cannot be followed: {str(error)[:80]}")
+            bare = pytree.tree_map(lambda v: Tracked(v, ((),) * v.ndim) if isinstance(v, Tensor) else v, result)
+            return list(bare) if isinstance(bare, tuple) else bare
 
     def fresh(self, shape: Sequence[int]) -> tuple[Dim, ...]:
         """New labels along every dimension that is longer than one."""
