@@ -423,7 +423,6 @@ def _embedding(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
 
 def _per_channel(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
     """Batch and instance norm, PReLU: parameters for each channel of dimension 1."""
-    del target
     x = args[0]
     at = 1 if x.value.ndim > 1 else 0
     for other in pytree.tree_leaves((args[1:], kwargs)):
@@ -431,6 +430,10 @@ def _per_channel(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
             t.labels.unify(x.dims[at], other.dims[0], t.told())
     if not any(isinstance(v, Tracked) and v.value.ndim == 1 for v in pytree.tree_leaves((args[1:], kwargs))):
         t.bare_norm(x.dims[at])
+    if name_of(target) != "prelu" and bound(target, args, kwargs).get("training", True):  # over what is there
+        for d in range(x.value.ndim):
+            if d > at or (d < at and name_of(target) == "batch_norm"):
+                t.look([(0, d)], t.labels.resolve(x.dims[d]), result=d)
     known = tuple(t.labels.resolve(d) for d in x.dims)
     return _results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
 
