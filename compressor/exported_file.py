@@ -25,8 +25,11 @@ from compressor.outputs import outputs_of, tensors_in
 def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The program at `path` as a module, and the inputs that it was exported with, if they are there.
 
-    Refused: a file that could run code, one that this torch cannot read, a program of training.
+    One that was exported in training mode comes back in eval mode. Refused: a file that could run code, one that this
+    torch cannot read, one for batches of a fixed size above one.
     """
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no exported program: it is not an archive", hint="fetch or export it again")
     if not trust_pickle:
         _check_pickles(path)
     try:
@@ -40,10 +43,6 @@ def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module,
             f"{path} is an exported program that this torch cannot read: {type(error).__name__}: {said}",
             hint=f"export it again with torch {torch.__version__.partition('+')[0]}",
         ) from error
-    if found.graph_signature.buffers_to_mutate:
-        raise CheckpointError(
-            f"{path} was exported in training mode: it changes its own statistics", hint="export it after `.eval()`"
-        )
     program = program_of_file(found)
     given = tuple(tensors_in(found.example_inputs[0])) if found.example_inputs else ()
     single = tuple(t[:1] for t in given)
@@ -59,7 +58,7 @@ def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module,
 
 def _check_pickles(path: Path) -> None:
     """Refuses an archive in which anything but JSON and the raw tensors that its lists name does not load safely."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
         names = archive.namelist()
         raw: set[str] = set()
         for name in names:
@@ -71,6 +70,7 @@ def _check_pickles(path: Path) -> None:
             if name.endswith(".json") or "/data/" not in name or leaf in raw:
                 continue
             try:
+                warnings.simplefilter("ignore")  # its notice about pickle protocols: the refusal says more
                 torch.load(io.BytesIO(archive.read(name)), weights_only=True, map_location="cpu")
             except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
                 raise UntrustedPickle(
