@@ -232,21 +232,20 @@ def _bare_norms(ground: Trace, labels: set[int]) -> tuple[str, ...]:
 
 def _chosen(groups: list[ChannelGroup], *, heads: bool) -> list[ChannelGroup]:
     """Of groups that divide the same positions in different ways, one of each two."""
-    at: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+    at: dict[tuple[str, int, int], set[int]] = defaultdict(set)
     for i, group in enumerate(groups):
         for member in group.members:
             for p in set(member.positions.tolist()):
-                at[member.tensor, member.dim, p].append(i)
-    lost: set[int] = set()
-    for pair in sorted({(a, b) for here in at.values() for a in here for b in here if a < b}):
-        if lost & set(pair):
-            continue
-        first, second = (groups[i] for i in pair)
-        if first.heads != second.heads:
-            lost.add(pair[0] if first.heads != heads else pair[1])
-        else:
-            lost.add(pair[0] if first.channels < second.channels else pair[1])
-    return [g for i, g in enumerate(groups) if i not in lost]
+                at[member.tensor, member.dim, p].add(i)
+    against: dict[int, set[int]] = defaultdict(set)
+    for here in at.values():
+        for i in here:
+            against[i] |= here - {i}
+    taken: set[int] = set()
+    for i in sorted(range(len(groups)), key=lambda i: (groups[i].heads is not heads, -groups[i].channels, i)):
+        if not against[i] & taken:
+            taken.add(i)
+    return [group for i, group in enumerate(groups) if i in taken]
 
 
 def _left_alone(ground: Trace, groups: Sequence[ChannelGroup]) -> tuple[LeftAlone, ...]:

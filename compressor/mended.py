@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,12 +123,18 @@ class _Mending:
             elif node.op == "call_function" and not name_of(node.target).startswith("_assert"):
                 target, args, kwargs = self._call(node)
                 nodes.append({"name": node.name, "call": _said(target), "args": _plain(args), "kwargs": _plain(kwargs)})
-        return {"nodes": nodes, "outputs": [node.name for node in graph.outputs], "constants": constants}
+        tied: dict[str, str] = {}
+        for name, tensor in graph.held.items():
+            first = graph.names_of(tensor)[0]
+            if name != first and {name, first} <= self.state.keys():
+                tied[name] = first
+        outputs = [node.name for node in graph.outputs]
+        return {"nodes": nodes, "outputs": outputs, "constants": constants, "tied": tied}
 
     def _placeholder(self, node: fx.Node, constants: dict[str, Any]) -> dict[str, Any]:
         graph = self.trace.exported
         if node.name in graph.tensors and self._is_held(graph.tensors[node.name][0]):
-            return {"name": node.name, "held": graph.tensors[node.name][0]}
+            return {"name": node.name, "held": graph.names_of(graph.tensors[node.name][1])[0]}
         if node.name in graph.tensors or node.name in graph.constants:
             tensor = graph.tensors[node.name][1] if node.name in graph.tensors else graph.constants[node.name]
             for d, dim in enumerate(self.trace.values[node]):
@@ -271,6 +278,7 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> MendedProgram:
     root = nn.Module()
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
+    given = 0
     tensors = dict(state)
     for name, plain in recorded["constants"].items():
         key = f"constants.{name}"
@@ -282,22 +290,34 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> MendedProgram:
             _hold(root, node["held"], tensors[node["held"]], trainable)
             known[node["name"]] = graph.get_attr(node["held"])
         elif "input" in node:
-            known[node["name"]] = graph.placeholder(node["name"])
+            known[node["name"]] = graph.placeholder(
+                f"input_{given}"
+            )  # fx writes names into code: none comes from a file
+            given += 1
         else:
+            called = _looked_up(node["call"])
             args, kwargs = _filled(node["args"], known), _filled(node["kwargs"], known)
-            known[node["name"]] = graph.call_function(_looked_up(node["call"]), tuple(args), kwargs)
+            _check_named(called, kwargs)
+            known[node["name"]] = graph.call_function(called, tuple(args), kwargs)
     outputs = [known[name] for name in recorded["outputs"]]
     graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     program = MendedProgram(root, graph)
     for name, tensor in tensors.items():  # what the program does not read is kept: the state stays whole
-        _hold(program, name, tensor, trainable)
+        if name not in recorded["tied"]:
+            _hold(program, name, tensor, trainable)
+    for name, other in recorded["tied"].items():
+        _hold(program, name, tensors[other], trainable, same=program.get_parameter(other))
     program.recorded = recorded
     program.train(False)
     return program
 
 
-def _hold(root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str]) -> None:
+def _hold(
+    root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str], *, same: nn.Parameter | None = None
+) -> None:
     *path, leaf = name.split(".")
+    if not all(re.fullmatch(r"\w+", part, flags=re.ASCII) for part in (*path, leaf)):
+        raise SurgeryError(f"a program names a tensor `{name[:60]}`, which is no name")
     owner = root
     for part in path:
         if not hasattr(owner, part):
@@ -305,7 +325,9 @@ def _hold(root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str])
         owner = getattr(owner, part)
     if hasattr(owner, leaf):
         return
-    if name in trainable and tensor.is_floating_point():
+    if same is not None:
+        setattr(owner, leaf, same)
+    elif name in trainable and tensor.is_floating_point():
         setattr(owner, leaf, nn.Parameter(tensor.detach().clone()))
     else:
         owner.register_buffer(leaf, tensor.detach().clone())
@@ -332,11 +354,24 @@ def _looked_up(name: str) -> Any:
     library, _, rest = name.partition(".")
     operation, _, overload = rest.partition(".")
     if library not in ("aten", "torchvision", "prims"):
-        raise SurgeryError(f"a program names `{name}`, which is no operator of torch or torchvision")
+        raise SurgeryError(f"a program names `{name[:60]}`, which is no operator of torch or torchvision")
     try:
-        return getattr(getattr(getattr(torch.ops, library), operation), overload or "default")
+        found = getattr(getattr(getattr(torch.ops, library), operation), overload or "default")
     except AttributeError as error:
-        raise SurgeryError(f"this torch has no operator `{name}`", hint="update torch") from error
+        raise SurgeryError(f"this torch has no operator `{name[:60]}`", hint="update torch") from error
+    if not isinstance(found, torch._ops.OpOverload):
+        raise SurgeryError(f"a program names `{name[:60]}`, which is no operator of torch or torchvision")
+    if any(argument.name in ("filename", "path") for argument in found._schema.arguments):
+        raise SurgeryError(f"a program names `{name[:60]}`, which reads or writes files")
+    return found
+
+
+def _check_named(called: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuses arguments by names that the operator does not have: fx writes them into code."""
+    known = {argument.name for argument in called._schema.arguments} if hasattr(called, "_schema") else set()
+    for name in kwargs:
+        if name not in known:
+            raise SurgeryError(f"a program gives `{called}` an argument `{name[:60]}` that it does not have")
 
 
 def _plain(value: Any) -> Any:
@@ -367,7 +402,10 @@ def _filled(value: Any, known: Mapping[str, fx.Node]) -> Any:
         case {"node": str(name)}:
             return known[name]
         case {"dtype": str(name)} | {"memory_format": str(name)} | {"layout": str(name)}:
-            return getattr(torch, name)
+            found = getattr(torch, name, None)
+            if not isinstance(found, (torch.dtype, torch.memory_format, torch.layout)):
+                raise SurgeryError(f"a program names `{name[:60]}`, which is no type or layout of a tensor")
+            return found
         case {"device": str(name)}:
             return torch.device(name)
         case {"float": str(number)}:

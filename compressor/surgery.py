@@ -106,13 +106,17 @@ def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
 
 def _sliced(module: nn.Module, surgery: Surgery) -> nn.Module:
     small = copy.deepcopy(module)
+    made: dict[int, nn.Parameter] = {}  # a tied parameter stays one
+    originals = []
     for name in surgery.slices:
         owner, _, leaf = name.rpartition(".")
         layer = small.get_submodule(owner)
         tensor: Tensor = getattr(layer, leaf)
+        originals.append(tensor)  # so that no other tensor takes its place in memory, and its id
         cut = surgery.cut(name, tensor.detach()).contiguous()
         if isinstance(tensor, nn.Parameter):
-            setattr(layer, leaf, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+            new = made.setdefault(id(tensor), nn.Parameter(cut, requires_grad=tensor.requires_grad))
+            setattr(layer, leaf, new)
         else:
             setattr(layer, leaf, cut.clone())
     set_attributes_(small, surgery)

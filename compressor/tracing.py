@@ -81,6 +81,11 @@ class Exported:
     inputs: tuple[str, ...]
     outputs: tuple[fx.Node, ...]
     open: bool  # whether it takes batches of any size
+    held: dict[str, Tensor] = field(default_factory=dict)  # every name in the module; a tied tensor has several
+
+    def names_of(self, tensor: Tensor) -> list[str]:
+        """All names of a tensor of the module."""
+        return [name for name, other in self.held.items() if other is tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -115,14 +120,13 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
     """An exported program's graph, with the tensors `held` behind the names of its parameters and buffers."""
     signature = found.graph_signature
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    is_open = any(isinstance(d, torch.SymInt) for d in _first(found).shape[:1])
     tensors: dict[str, tuple[str, Tensor]] = {}
     constants: dict[str, Tensor] = {}
     given: list[str] = []
     outputs: tuple[fx.Node, ...] = ()
     for node in found.graph.nodes:
         if node.op == "placeholder" and node.name in lifted:
-            tensors[node.name] = lifted[node.name], held[lifted[node.name]].detach()
+            tensors[node.name] = lifted[node.name], held[lifted[node.name]]
         elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
             constants[node.name] = found.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
         elif node.op == "placeholder":
@@ -130,7 +134,13 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
         elif node.op == "output":
             outputs = tuple(n for n in node.args[0] if isinstance(n, fx.Node) and n.name in signature.user_outputs)
     return Exported(
-        graph=found.graph, tensors=tensors, constants=constants, inputs=tuple(given), outputs=outputs, open=is_open
+        graph=found.graph,
+        tensors=tensors,
+        constants=constants,
+        inputs=tuple(given),
+        outputs=outputs,
+        open=_is_open(found),
+        held=dict(held),
     )
 
 
@@ -140,7 +150,9 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     with plain_attention(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # what the exporter says of itself
         try:
-            return torch.export.export(module, doubled, dynamic_shapes=open_batch)
+            found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
+            # code that asks for `len(x)` fixes the batch without a word: then at the example's
+            return found if _is_open(found) else torch.export.export(module, inputs)
         except Exception:  # the exporter raises whatever the network's code made it stumble over
             try:
                 return torch.export.export(module, inputs)
@@ -151,10 +163,12 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
                 ) from error
 
 
-def _first(found: Any) -> Any:
-    """What the first input looked like."""
-    names = set(found.graph_signature.user_inputs)
-    return next(n.meta["val"] for n in found.graph.nodes if n.op == "placeholder" and n.name in names)
+def _is_open(found: Any) -> bool:
+    """Whether the batch size of the first input is left open, all the way to the first output."""
+    signature = found.graph_signature
+    by_name = {node.name: node.meta.get("val") for node in found.graph.nodes}
+    ends = [by_name.get(names[0]) for names in (signature.user_inputs, signature.user_outputs) if names]
+    return all(isinstance(v, Tensor) and any(isinstance(d, torch.SymInt) for d in v.shape[:1]) for v in ends)
 
 
 Rule = Callable[["Tracer", Any, list[Any], dict[str, Any], Any], Any]
@@ -216,7 +230,8 @@ class Tracer:
         if node.name in graph.tensors:
             name, tensor = graph.tensors[node.name]
             dims = self._known.setdefault(id(tensor), self.fresh(tensor.shape))  # a tied tensor has one set of labels
-            self.trace.tensors[name] = dims
+            for alias in graph.names_of(tensor):
+                self.trace.tensors[alias] = dims
             return Tracked(tensor, dims, name, tuple(frozenset({d}) for d in range(tensor.ndim)))
         if node.name in graph.constants:
             return Tracked(graph.constants[node.name], self.fresh(graph.constants[node.name].shape))
@@ -344,13 +359,15 @@ class Tracer:
         for axes in map(sorted, split):
             joint = tuple(_along(out, axes) for varies, out in ranges if set(varies) & set(axes))
             lengths = [shape[e] for e in axes]
-            stays = favour if favour is not None and favour in axes else max(axes, key=lambda e: (shape[e], e))
+            sites = {e: (self.node.name, number, e) for e in axes}
+            whole = [e for e in axes if self.heads is not None and sites[e] in self.heads]
+            units = [e for e in axes if e not in whole and (not whole or e > whole[-1])] or axes  # what a head has
+            stays = favour if favour in units else max(units, key=lambda e: (shape[e], e))
             new: list[Ids] = []
             for e in axes:
                 ids = self.labels.fresh(shape[e])
-                site = (self.node.name, number, e)
-                self.split_at.append((site, ids))
-                if self.heads is not None and e != stays and site not in self.heads:
+                self.split_at.append((sites[e], ids))
+                if self.heads is not None and e != stays and sites[e] not in self.heads:
                     self.labels.pin((ids,), f"`{_short(self.node.target)}` divides the channels")
                 new.append(ids)
                 dims[e] = (ids,)
