@@ -85,7 +85,7 @@ def trained(full: str, checkpoint: Path) -> None:
 
 def cell(checkpoint: Path, how: Repair, draw: int) -> dict[str, Any]:
     """Half of the hidden units and one of three heads gone, repaired on 512 unlabelled images; the test split once."""
-    dense = load(checkpoint)
+    dense = load(checkpoint, arch="benchmarks.transformer:vit_tiny")
     data = load_data(str(SAMPLE))
     request = Request(
         budget=ChannelBudget(ratio=0.5), criterion="obs", align=1, protect=("conv_proj",), seed=draw, images=512,

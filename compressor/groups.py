@@ -47,6 +47,14 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BareNorm:
+    """A norm that holds no tensors: only its number of channels follows."""
+
+    layer: str
+    positions: tuple[int, ...]  # `[channels]`: how many each of the group has there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelGroup:
     """Coupled channels: each is a unit that can leave, from all members at once. `labels` `[channels]` are its trace's.
 
@@ -58,7 +66,7 @@ class ChannelGroup:
     members: tuple[Member, ...]
     labels: tuple[int, ...] = ()
     heads: bool = False
-    bare_norms: tuple[str, ...] = ()  # norms that hold no tensors: only their number of channels follows
+    bare_norms: tuple[BareNorm, ...] = ()
 
     def __post_init__(self) -> None:
         if not any(m.role is Role.PRODUCES for m in self.members):
@@ -188,7 +196,7 @@ def _groups(ground: Trace) -> list[ChannelGroup]:
                 members=tuple(members),
                 labels=tuple(order),
                 heads=order[0] in batched,
-                bare_norms=_bare_norms(ground, set(order)),
+                bare_norms=_bare_norms(ground, order),
             )
         )
     return groups
@@ -222,12 +230,14 @@ def _member(ground: Trace, key: tuple[str, int], vectors: Sequence[Ids], channel
     )
 
 
-def _bare_norms(ground: Trace, labels: set[int]) -> tuple[str, ...]:
-    found = []
-    for path, dim in ground.bare:
-        if any(labels & set(ids.tolist()) for ids in ground.labels.resolve(dim)):
-            found.append(path)
-    return tuple(dict.fromkeys(found))
+def _bare_norms(ground: Trace, labels: Sequence[int]) -> tuple[BareNorm, ...]:
+    found: dict[str, BareNorm] = {}
+    for layer, dim in ground.bare:
+        vectors = ground.labels.resolve(dim)
+        counts = tuple(sum(int((ids == label).sum()) for ids in vectors) for label in labels)
+        if any(counts):
+            found[layer] = BareNorm(layer=layer, positions=counts)
+    return tuple(found.values())
 
 
 def _chosen(groups: list[ChannelGroup], *, heads: bool) -> list[ChannelGroup]:

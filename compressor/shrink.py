@@ -48,7 +48,7 @@ def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningP
     held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     shapes = {name: tensor.shape for name, tensor in held}
     leaving: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    attributes: dict[str, dict[str, int]] = {}
+    bare: dict[str, int] = defaultdict(int)
     for group in groups:
         if not plan.removed.get(group.root):
             continue
@@ -56,13 +56,24 @@ def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningP
         for member in group.members:
             leaving[member.tensor, member.dim].append(member.positions[gone[member.channels]])
         for norm in group.bare_norms:
-            attributes[norm] = {"num_features": group.channels - int(gone.sum())}
+            bare[norm.layer] += int((torch.tensor(norm.positions) * gone).sum())
     slices: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for (tensor, dim), positions in leaving.items():
         keep = torch.ones(shapes[tensor][dim], dtype=torch.bool)
         keep[torch.cat(positions)] = False
         slices[tensor][dim] = keep.nonzero().flatten()
+    attributes = {name: _narrower(module.get_submodule(name), count) for name, count in bare.items()}
     return Surgery(slices=dict(slices), attributes={**attributes, **_attributes(module, slices)})
+
+
+def _narrower(norm: Any, count: int) -> dict[str, int]:
+    """The numbers of a norm without tensors that loses `count` channels."""
+    if isinstance(norm, nn.GroupNorm):
+        narrow = {"num_channels": norm.num_channels - count}
+        return narrow if norm.num_groups < norm.num_channels else {**narrow, "num_groups": norm.num_channels - count}
+    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
+        return {"normalized_shape": norm.normalized_shape[-1] - count}
+    return {"num_features": norm.num_features - count} if hasattr(norm, "num_features") else {}
 
 
 def shrink(
