@@ -204,11 +204,12 @@ def _groups(ground: Trace) -> list[ChannelGroup]:
 
 def _ordered(vectors: Sequence[Ids], labels: Sequence[int]) -> list[int]:
     """The labels in the order in which they stand."""
-    wanted, seen = set(labels), []
+    places: dict[int, int] = {}
     for ids in vectors:
         here, first = np.unique(ids, return_index=True)
-        seen += sorted((int(p), int(label)) for label, p in zip(here, first, strict=True) if int(label) in wanted)
-    return [label for _, label in sorted(seen)]
+        for label, place in zip(here.tolist(), first.tolist(), strict=True):
+            places[label] = min(place, places.get(label, place))
+    return sorted(labels, key=lambda label: places[label])
 
 
 def _member(ground: Trace, key: tuple[str, int], vectors: Sequence[Ids], channel: dict[int, int]) -> Member:

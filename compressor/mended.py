@@ -361,7 +361,7 @@ def _looked_up(name: str) -> Any:
         raise SurgeryError(f"this torch has no operator `{name[:60]}`", hint="update torch") from error
     if not isinstance(found, torch._ops.OpOverload):
         raise SurgeryError(f"a program names `{name[:60]}`, which is no operator of torch or torchvision")
-    if any(argument.name in ("filename", "path") for argument in found._schema.arguments):
+    if any(argument.name == "filename" for argument in found._schema.arguments):
         raise SurgeryError(f"a program names `{name[:60]}`, which reads or writes files")
     return found
 
