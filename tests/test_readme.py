@@ -136,3 +136,12 @@ def test_every_public_name_resolves() -> None:
 
 def test_the_order_of_help_is_the_order_of_work() -> None:
     assert list(COMMANDS)[:4] == ["inspect", "sensitivity", "prune", "retrain"]
+
+
+def test_the_tables_are_what_the_raw_results_say() -> None:
+    """`python -m benchmarks.readme` would change nothing."""
+    from benchmarks.readme import filled
+
+    text = README.read_text()
+    assert len(re.findall(r"<!-- table: \w+ -->", text)) == len(re.findall("<!-- /table -->", text)) >= 5
+    assert filled(text) == text

@@ -1,0 +1,50 @@
+"""Fill the README's tables from the raw results: `python -m benchmarks.readme`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; the text around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import accuracy, repair, transformer
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+
+
+def table_in(page: Path) -> str:
+    """The last table of a page that a benchmark wrote."""
+    tables = re.findall(r"(?:^\|.*\n)+", page.read_text(), flags=re.MULTILINE)
+    last: str = tables[-1]
+    return last
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "repair": repair.table,
+    "transformer": lambda: transformer.table(json.loads(transformer.FILE.read_text())),
+    "masked": lambda: table_in(HERE / "masked_repair.md"),
+    "lenet": lambda: table_in(HERE / "lenet.md"),
+    "accuracy": accuracy.table,
+}
+
+
+def filled(text: str) -> str:
+    """The page with every table as the raw results have it."""
+
+    def fresh(found: re.Match[str]) -> str:
+        return f"<!-- table: {found[1]} -->\n{TABLES[found[1]]().strip()}\n<!-- /table -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- /table -->", fresh, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the README anew."""
+    README.write_text(filled(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
