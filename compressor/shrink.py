@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
-from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Role, Traced
+from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
 from compressor.mended import MendedProgram, mended
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import PruningPlan
@@ -218,64 +218,6 @@ def _convolution_attributes(layer: Any, weight: Mapping[int, Tensor]) -> dict[st
     values[per_group[0]] = shape[0]
     values[per_group[1]] = shape[1] * groups
     return values
-
-
-def silence(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> nn.Module:
-    """A copy of the dense module in which the removed channels are zeroed where they are read.
-
-    Norms over channels see the survivors alone, as the small network's do; heads keep the dense network's scale.
-    """
-    silent = copy.deepcopy(module)
-    state = dict(silent.named_parameters(remove_duplicate=False)) | dict(silent.named_buffers())
-    normed: dict[str, list[Tensor]] = defaultdict(list)
-    with torch.no_grad():
-        for group in groups:
-            if not plan.removed.get(group.root):
-                continue
-            gone = gone_mask(group, plan)
-            for member in group.members:
-                positions = member.positions[gone[member.channels]]
-                if member.role is Role.NORMALISES:
-                    normed[member.layer].append(positions)
-                if member.role is not Role.CONSUMES:
-                    continue
-                tensor = state[member.tensor]
-                tensor.index_fill_(member.dim, positions.to(tensor.device), 0)
-    for name, gone_positions in normed.items():
-        owner, _, leaf = name.rpartition(".")
-        norm = silent.get_submodule(name)
-        channels = norm.weight.shape[0] if isinstance(norm.weight, Tensor) else 0
-        keep = torch.ones(channels, dtype=torch.bool)
-        keep[torch.cat(gone_positions)] = False
-        setattr(silent.get_submodule(owner), leaf, _NormOfSurvivors(norm, keep.nonzero().flatten()))
-    return silent
-
-
-class _NormOfSurvivors(nn.Module):
-    """A layer or group norm whose statistics come from the surviving channels alone; the others become zero."""
-
-    def __init__(self, norm: Any, kept: Tensor) -> None:
-        super().__init__()
-        self.channels = norm.weight.shape[0]
-        self.norm = copy.deepcopy(norm)
-        self.norm.weight = nn.Parameter(norm.weight.detach()[kept])
-        if norm.bias is not None:
-            self.norm.bias = nn.Parameter(norm.bias.detach()[kept])
-        if isinstance(norm, nn.GroupNorm):
-            self.norm.num_channels = len(kept)
-        else:
-            self.norm.normalized_shape = (len(kept),)
-        self.kept = kept
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` with its channels normalised, in `x`'s own shape."""
-        first = isinstance(self.norm, nn.GroupNorm) or (
-            type(self.norm) is not nn.LayerNorm and x.ndim > 3 and x.shape[1] == self.channels
-        )
-        dim = 1 if first else x.ndim - 1
-        kept = self.kept.to(x.device)
-        normed = self.norm(x.index_select(dim, kept))
-        return torch.zeros_like(x).index_copy(dim, kept, normed)
 
 
 def prove(

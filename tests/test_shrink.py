@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
-from compressor.shrink import prove, random_like, shrink, silence, surgery_of
+from compressor.shrink import gone_labels, prove, random_like, shrink, surgery_of
+from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate, surgery_from_json
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
 
@@ -32,11 +34,12 @@ def random_plan(groups: tuple[ChannelGroup, ...], ratio: float, *, seed: int = 0
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_small_network_equals_the_silenced_dense_one(name: str, ratio: float) -> None:
     module = alive(TOPOLOGIES[name]())
-    groups = trace(module, EXAMPLE).groups
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
     plan = random_plan(groups, ratio)
-    _, surgery = shrink(module, groups, plan, EXAMPLE)
-    exact = prove(module, surgery, groups, plan, EXAMPLE, dtype=torch.float64)
-    single = prove(module, surgery, groups, plan, EXAMPLE, dtype=torch.float32)
+    small, _ = shrink(module, traced, plan, EXAMPLE)
+    exact = prove(module, small, traced, plan, EXAMPLE, dtype=torch.float64)
+    single = prove(module, small, traced, plan, EXAMPLE, dtype=torch.float32)
     assert exact.largest_relative_difference <= 1e-10
     assert single.largest_relative_difference <= 1e-5
 
@@ -44,15 +47,16 @@ def test_the_small_network_equals_the_silenced_dense_one(name: str, ratio: float
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_a_small_network_trains_and_can_be_pruned_again(name: str) -> None:
     module = alive(TOPOLOGIES[name]())
-    groups = trace(module, EXAMPLE).groups
-    small, first = shrink(module, groups, random_plan(groups, 0.3), EXAMPLE)
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
+    small, first = shrink(module, traced, random_plan(groups, 0.3), EXAMPLE)
     trained = copy.deepcopy(small).train()
     trained(torch.cat([*EXAMPLE] * 4)).square().mean().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in trained.parameters())
-    groups = trace(small, EXAMPLE).groups
-    plan = random_plan(groups, 0.4)
-    smaller, second = shrink(small, groups, plan, EXAMPLE)
-    assert prove(small, second, groups, plan, EXAMPLE).holds
+    traced = trace(small, EXAMPLE)
+    plan = random_plan(traced.groups, 0.4)
+    smaller, second = shrink(small, traced, plan, EXAMPLE)
+    assert prove(small, smaller, traced, plan, EXAMPLE).holds
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in small.parameters())
     at_once = operate(module, first.then(second))
     for a, b in zip(outputs_of(at_once, EXAMPLE), outputs_of(smaller, EXAMPLE), strict=True):
@@ -63,13 +67,16 @@ def test_a_small_network_trains_and_can_be_pruned_again(name: str) -> None:
 def test_the_silenced_network_differs_from_the_dense_one(name: str) -> None:
     """A proof against a reference that silences nothing would prove nothing."""
     module = alive(TOPOLOGIES[name]())
-    groups = trace(module, EXAMPLE).groups
-    silent = silence(module, groups, random_plan(groups, 0.5))
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
+    gone = gone_labels(groups, random_plan(groups, 0.5))
     inputs = random_like(EXAMPLE)
-    assert any(
-        not torch.allclose(a, b, rtol=1e-3)
-        for a, b in zip(outputs_of(silent, inputs), outputs_of(module, inputs), strict=True)
-    )
+    silent = silenced_outputs(traced.ground, module, gone, inputs)
+    pairs = list(zip(silent, outputs_of(module, inputs), strict=True))
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in pairs)
+    spoken = silenced_outputs(traced.ground, module, set(), inputs)
+    for a, b in zip(spoken, outputs_of(module, inputs), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
@@ -81,42 +88,55 @@ def test_the_callers_network_stays_as_it_was(name: str) -> None:
     before = {k: v.clone() for k, v in module.state_dict().items()}
     modes = [m.training for m in module.modules()]
     grads = [p.requires_grad for p in module.parameters()]
-    groups = trace(module, EXAMPLE).groups
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
     plan = random_plan(groups, 0.5)
-    small, surgery = shrink(module, groups, plan, EXAMPLE)
-    prove(module, surgery, groups, plan, EXAMPLE)
-    assert [m.training for m in module.modules()] == modes == [m.training for m in small.modules()]
-    assert [p.requires_grad for p in module.parameters()] == grads == [p.requires_grad for p in small.parameters()]
+    small, surgery = shrink(module, traced, plan, EXAMPLE)
+    prove(module, small, traced, plan, EXAMPLE)
+    assert [m.training for m in module.modules()] == modes
+    assert [p.requires_grad for p in module.parameters()] == grads
+    assert small.training == module.training
+    if surgery.program is None:
+        assert [m.training for m in small.modules()] == modes
+        assert [p.requires_grad for p in small.parameters()] == grads
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 def test_a_wrong_row_fails_the_proof() -> None:
     module = alive(Residual())
-    groups = trace(module, EXAMPLE).groups
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
     plan = random_plan(groups, 0.5)
     surgery = surgery_of(module, groups, plan)
     name = "conv1.weight"
     wrong = {**surgery.slices, name: {**surgery.slices[name], 0: surgery.slices[name][0].flip(0)}}
-    proof = prove(module, dataclasses.replace(surgery, slices=wrong), groups, plan, EXAMPLE)
+    small = operate(module, dataclasses.replace(surgery, slices=wrong))
+    proof = prove(module, small, traced, plan, EXAMPLE)
     assert not proof.holds
     assert proof.largest_relative_difference > 1e-3
 
 
-def test_attention_without_its_factor_fails_the_proof() -> None:
-    """The scale 1/sqrt(head_dim) changes with the width; without the factor every score is too large."""
+def test_attention_without_its_scale_fails_the_proof() -> None:
+    """The scale 1/sqrt(head_dim) changes with the width; the dense network's is written into the program."""
     module = alive(TOPOLOGIES["attention"]())
-    groups = trace(module, EXAMPLE).groups
-    plan = random_plan(groups, 0.5)
-    _, surgery = shrink(module, groups, plan, EXAMPLE)
-    assert not prove(module, dataclasses.replace(surgery, factors={}), groups, plan, EXAMPLE).holds
+    traced = trace(module, EXAMPLE, heads=False)
+    plan = random_plan(traced.groups, 0.5)
+    small, surgery = shrink(module, traced, plan, EXAMPLE)
+    assert prove(module, small, traced, plan, EXAMPLE).holds
+    assert surgery.program is not None
+    plain = json.loads(json.dumps(surgery.program))
+    scaled = [node for node in plain["nodes"] if "scaled_dot_product" in node.get("call", "")]
+    assert [node["kwargs"].pop("scale") for node in scaled] == [pytest.approx(8**-0.5)]
+    assert not prove(module, operate(module, dataclasses.replace(surgery, program=plain)), traced, plan, EXAMPLE).holds
 
 
 def test_silencing_where_channels_are_made_is_not_enough() -> None:
     """Behind a batch norm a zeroed producer speaks again: the reference must silence the readers."""
     module = alive(TOPOLOGIES["norm after activation"]())
-    groups = trace(module, EXAMPLE).groups
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
     plan = random_plan(groups, 0.5)
-    small, _ = shrink(module, groups, plan, EXAMPLE)
+    small, _ = shrink(module, traced, plan, EXAMPLE)
     at_producers = copy.deepcopy(module)
     state = dict(at_producers.named_parameters())
     with torch.no_grad():
@@ -132,8 +152,9 @@ def test_silencing_where_channels_are_made_is_not_enough() -> None:
 
 def test_an_early_state_is_cut_like_the_network() -> None:
     module = alive(plain())
-    groups = trace(module, EXAMPLE).groups
-    small, surgery = shrink(module, groups, random_plan(groups, 0.5), EXAMPLE)
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
+    small, surgery = shrink(module, traced, random_plan(groups, 0.5), EXAMPLE)
     early = {k: torch.randn_like(v) if v.is_floating_point() else v for k, v in module.state_dict().items()}
     small.load_state_dict(surgery.cut_state(early), strict=True)
     assert torch.equal(small[0].bias, early["0.bias"][surgery.slices["0.weight"][0]])
@@ -141,8 +162,9 @@ def test_an_early_state_is_cut_like_the_network() -> None:
 
 def test_a_surgery_survives_json() -> None:
     module = alive(TOPOLOGIES["grouped"]())
-    groups = trace(module, EXAMPLE).groups
-    small, surgery = shrink(module, groups, random_plan(groups, 0.5), EXAMPLE)
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
+    small, surgery = shrink(module, traced, random_plan(groups, 0.5), EXAMPLE)
     again = operate(module, surgery_from_json(surgery.to_json()))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in small.state_dict().items())
     with pytest.raises(SurgeryError):
@@ -182,10 +204,11 @@ def test_random_networks_are_proved(widths: list[int], ratio: float, norms: list
             return self.fc(nn.functional.adaptive_avg_pool2d(y, 2).flatten(1))
 
     module = alive(Net(), seed=seed)
-    groups = trace(module, EXAMPLE).groups
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
     by_root = {g.root: torch.rand(g.channels, generator=torch.Generator().manual_seed(seed)).double() for g in groups}
     if all(int(g.channels * ratio) == 0 for g in groups):
         return
     plan = plan_pruning(groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=ratio))
-    _, surgery = shrink(module, groups, plan, EXAMPLE)
-    assert prove(module, surgery, groups, plan, EXAMPLE).holds
+    small, _ = shrink(module, traced, plan, EXAMPLE)
+    assert prove(module, small, traced, plan, EXAMPLE).holds
