@@ -37,11 +37,12 @@ def test_the_layers_add_up_to_the_network(name: str) -> None:
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_prediction_is_what_the_small_network_costs(name: str) -> None:
     module = alive(TOPOLOGIES[name]())
-    groups = trace(module, EXAMPLE).groups
+    traced = trace(module, EXAMPLE)
+    groups = traced.groups
     scores = Scores(by_root={g.root: torch.arange(g.channels).double() for g in groups}, comparable=True)
     plan = plan_pruning(groups, scores, budget=ChannelBudget(ratio=0.5))
     model = CostModel(module, groups, EXAMPLE)
-    small = count(shrink(module, groups, plan, EXAMPLE)[0], EXAMPLE)
+    small = count(shrink(module, traced, plan, EXAMPLE)[0], EXAMPLE)
     predicted = model.stays(plan)
     assert predicted[Countable.PARAMS] == pytest.approx(small.params / model.dense.params)
     tolerance = 0.03 if name == "attention" else 1e-9  # attention's own products are estimated

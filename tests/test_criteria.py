@@ -108,7 +108,8 @@ def weight(net: nn.Module, layer: str) -> Tensor:
 def test_the_nets_of_these_tests_have_the_groups_they_are_for(groups: dict[str, ChannelGroup]) -> None:
     assert set(groups) == {"stem", "conv1", "wide", "grouped"}
     assert {m.layer for m in groups["stem"].members if m.role is Role.PRODUCES} == {"stem", "conv2"}
-    assert groups["wide"].blocks == 2
+    assert (groups["wide"].channels, groups["wide"].size) == (4, 2)
+    assert (groups["grouped"].channels, groups["grouped"].size) == (3, 2)
 
 
 def test_l1_norm_adds_the_norms_of_a_coupled_residual_group(net: nn.Module, groups: dict[str, ChannelGroup]) -> None:
@@ -182,7 +183,7 @@ def test_random_scores_do_not_depend_on_the_order_of_the_groups(
     forwards = scored("random", net, groups)
     backwards = scored("random", net, dict(reversed(groups.items())))
     assert all(torch.equal(forwards[root], backwards[root]) for root in groups)
-    assert not torch.equal(forwards["wide"][:6], forwards["conv1"])
+    assert not torch.equal(forwards["wide"], forwards["conv1"][:4])
 
 
 def read_by(net: nn.Module, layer: str) -> Tensor:
@@ -198,8 +199,8 @@ def read_by(net: nn.Module, layer: str) -> Tensor:
 def test_activation_is_the_mean_of_what_the_consumers_read(net: nn.Module, groups: dict[str, ChannelGroup]) -> None:
     found = scored("activation", net, groups)
     torch.testing.assert_close(found["conv1"], read_by(net, "conv2").abs().mean((0, 2, 3)))
-    torch.testing.assert_close(found["wide"], read_by(net, "grouped").abs().mean((0, 2, 3)))
-    torch.testing.assert_close(found["grouped"], read_by(net, "fc").unflatten(1, (6, 16)).abs().mean((0, 2)))
+    torch.testing.assert_close(found["wide"], read_by(net, "grouped").unflatten(1, (2, 4)).abs().mean((0, 1, 3, 4)))
+    torch.testing.assert_close(found["grouped"], read_by(net, "fc").unflatten(1, (2, 3, 16)).abs().mean((0, 1, 3)))
     both = [read_by(net, layer).abs().mean((0, 2, 3)) for layer in ("conv1", "wide")]
     torch.testing.assert_close(found["stem"], (both[0] + both[1]) / 2)
 
@@ -231,13 +232,7 @@ def scaled(net: nn.Module, group: ChannelGroup, channel: int, factor: float) -> 
         for position, owner in zip(member.positions.tolist(), member.channels.tolist(), strict=True):
             if owner != channel or member.tensor not in parameters:
                 continue
-            tensor = parameters[member.tensor].data
-            if member.role is Role.CONSUMES and member.blocks > 1:
-                outputs, inputs = tensor.shape[0] // member.blocks, tensor.shape[1]
-                block = position // inputs
-                tensor[block * outputs : (block + 1) * outputs, position % inputs] *= factor
-            else:
-                tensor.select(member.dim, position).mul_(factor)
+            parameters[member.tensor].data.select(member.dim, position).mul_(factor)
     return net
 
 
@@ -309,20 +304,12 @@ def test_an_output_that_is_not_class_scores_is_judged_by_its_energy() -> None:
     torch.testing.assert_close(curved.squared_gradients["weight"], inputs.square().mean(0, keepdim=True))
 
 
-def test_rows_of_a_grouped_convolution_are_the_columns_of_its_block() -> None:
-    conv = nn.Conv2d(8, 6, 1, groups=2)
-    member = Member(
-        layer="",
-        tensor="weight",
-        dim=1,
-        role=Role.CONSUMES,
-        positions=torch.arange(8),
-        channels=torch.arange(8),
-        blocks=2,
-    )
+def test_rows_of_a_grouped_convolution_are_its_columns_through_all_its_groups() -> None:
+    conv, every = nn.Conv2d(8, 6, 1, groups=2), torch.arange(4)
+    member = Member(layer="", tensor="weight", dim=1, role=Role.CONSUMES, positions=every, channels=every)
     found = rows(member, {"weight": conv.weight.detach()})
-    assert found.shape == (8, 3)
-    assert torch.equal(found[5], conv.weight.detach()[3:, 1, 0, 0].double())  # column 1 of the second block
+    assert found.shape == (4, 6)
+    assert torch.equal(found[1], conv.weight.detach()[:, 1, 0, 0].double())
 
 
 # The contract, on every file of the family
@@ -460,23 +447,33 @@ def test_data_of_another_shape_is_refused_and_the_model_is_restored(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
-def test_a_group_that_no_hook_sees_is_refused() -> None:
-    class Direct(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+class Direct(nn.Module):
+    """Two layers whose weights are used without calling them: in linear layers, or in bare products."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = functional.linear(x, self.first.weight, self.first.bias).relu()
-            return functional.linear(y, self.second.weight, self.second.bias)
+    def __init__(self, *, products: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.products = products
 
-    net = Direct()
-    every = torch.arange(4)
-    members = (
-        Member(layer="first", tensor="first.weight", dim=0, role=Role.PRODUCES, positions=every, channels=every),
-        Member(layer="second", tensor="second.weight", dim=1, role=Role.CONSUMES, positions=every, channels=every),
-    )
-    group = ChannelGroup(root="first", channels=4, blocks=1, members=members)
+    def forward(self, x: Tensor) -> Tensor:
+        if self.products:
+            return (x @ self.first.weight.t()).relu() @ self.second.weight.t()
+        y = functional.linear(x, self.first.weight, self.first.bias).relu()
+        return functional.linear(y, self.second.weight, self.second.bias)
+
+
+def test_a_layer_that_is_never_called_shows_its_activations_all_the_same() -> None:
+    net = lively(Direct(products=False))
+    (group,) = trace(net, (torch.zeros(2, 3),)).groups
+    found = gather(net, [group], needs=Needs.ACTIVATIONS, batches=data((3,)), seed=0)
+    with torch.no_grad():
+        expected = net.first(torch.cat([x for x, _ in data((3,))]).double()).relu().mean(0)
+    torch.testing.assert_close(found.mean_absolute["first"], expected)
+
+
+def test_a_group_that_no_layer_shows_is_refused() -> None:
+    net = Direct(products=True)
+    (group,) = trace(net, (torch.zeros(2, 3),)).groups
     with pytest.raises(CalibrationError, match="no layer shows the activations"):
         gather(net, [group], needs=Needs.ACTIVATIONS, batches=data((3,)), seed=0)
 
@@ -485,7 +482,7 @@ def test_statistics_fall_back_to_what_the_producers_write() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     every = torch.arange(4)
     producer = Member(layer="0", tensor="0.weight", dim=0, role=Role.PRODUCES, positions=every, channels=every)
-    group = ChannelGroup(root="0", channels=4, blocks=1, members=(producer,))
+    group = ChannelGroup(root="0", channels=4, members=(producer,))
     calibration: Calibration = gather(net, [group], needs=Needs.ACTIVATIONS, batches=data((3,)), seed=0)
     with torch.no_grad():
         expected = net[0](torch.cat([x for x, _ in data((3,))]).double()).abs().mean(0)

@@ -30,10 +30,10 @@ def batches(seed: int, *, count: int = 3, size: int = 8) -> list[tuple[Tensor, .
 
 
 def cut(net: nn.Module, ratio: float = 0.4) -> tuple[nn.Module, Surgery]:
-    groups = trace(net, EXAMPLE).groups
-    scores = {g.root: torch.arange(g.channels, dtype=torch.float64) for g in groups}
-    plan = plan_pruning(groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=ratio))
-    return shrink(net, groups, plan, EXAMPLE)
+    traced = trace(net, EXAMPLE)
+    scores = {g.root: torch.arange(g.channels, dtype=torch.float64) for g in traced.groups}
+    plan = plan_pruning(traced.groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=ratio))
+    return shrink(net, traced, plan, EXAMPLE)
 
 
 @pytest.fixture(autouse=True)
@@ -153,10 +153,10 @@ def test_blocks_are_compared_at_their_sums_with_the_channels_that_stayed() -> No
 def test_a_transposed_convolution_is_compared_at_its_own_channels() -> None:
     """Its weight is `[in, out, ...]`, and as many of both stay."""
     net = alive(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, stride=2), nn.ReLU(), head(8)))
-    groups = trace(net, EXAMPLE).groups
+    traced = trace(net, EXAMPLE)
     scores = {"0": torch.arange(8).double(), "2": -torch.arange(8).double()}
-    plan = plan_pruning(groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=0.5))
-    small, surgery = shrink(net, groups, plan, EXAMPLE)
+    plan = plan_pruning(traced.groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=0.5))
+    small, surgery = shrink(net, traced, plan, EXAMPLE)
     points = module_distil._points(program_of(small, EXAMPLE, batch=2), surgery)
     assert [None if kept is None else kept.tolist() for _, kept in points] == [[4, 5, 6, 7], [0, 1, 2, 3], None]
 

@@ -63,9 +63,9 @@ def lost_without(
     else:
         rows, each, blocks = x, 1, 1
     (member,) = (m for m in group.members if m.role is Role.CONSUMES)
-    left = torch.ones(rows.shape[1] // each, dtype=torch.bool)
+    left = torch.ones(rows.shape[1] // each // blocks, dtype=torch.bool)  # what leaves one block leaves every one
     left[[int(p) for p, c in zip(member.positions, member.channels, strict=True) if int(c) in gone]] = False
-    keep = left.repeat_interleave(each)
+    keep = left.repeat_interleave(each).repeat(blocks)
     rows = rows - rows.mean(0)
     total = 0.0
     for mine, w, k in zip(rows.chunk(blocks, 1), weight.chunk(blocks), keep.chunk(blocks), strict=True):
@@ -233,7 +233,7 @@ def test_positions_that_some_channels_lack_are_judged_one_by_one() -> None:
     producer = Member(
         layer="0", tensor="0.weight", dim=0, role=Role.PRODUCES, positions=torch.arange(6), channels=member.channels
     )
-    found = eliminate(ChannelGroup(root="0", channels=4, blocks=1, members=(producer, member)), known)
+    found = eliminate(ChannelGroup(root="0", channels=4, members=(producer, member)), known)
     assert found is not None
     assert sorted(found.order) == [0, 1, 2, 3]
 
@@ -242,7 +242,9 @@ def test_features_of_a_grouped_convolution_stand_in_its_blocks() -> None:
     net, given = alive(grouped()), batches((3, 6, 6))
     group = trace(net, given[0]).groups[0]
     ((member, reading),) = consumers(group, readings(net, [group], given))
-    assert features_of(member, reading).tolist() == [[0, 0], [0, 9], [0, 18], [1, 0], [1, 9], [1, 18]]
+    at, channels = features_of(member, reading)
+    assert at.tolist() == [[0, 0], [0, 9], [0, 18], [1, 0], [1, 9], [1, 18]]
+    assert channels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_group_that_no_known_layer_reads_has_no_curve_and_no_score() -> None:

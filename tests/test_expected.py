@@ -32,8 +32,7 @@ def network(activation: nn.Module) -> nn.Sequential:
 
 
 def cut(module: nn.Module, gone: tuple[int, ...]) -> tuple[nn.Module, Surgery]:
-    groups = trace(module, INPUT).groups
-    return shrink(module, groups, PruningPlan(removed={"0": gone}), INPUT)
+    return shrink(module, trace(module, INPUT), PruningPlan(removed={"0": gone}), INPUT)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Identity()])

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from compressor.errors import GroupError
 from compressor.groups import Role, Traced, trace, without
-from compressor.plan import ChannelBudget, Scores, plan_pruning
-from tests.topologies import INPUT, TOPOLOGIES, Attention, Concatenated, Residual, alive, plain
+from compressor.pipeline import shrink_proved
+from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.shrink import surgery_of
+from tests.topologies import INPUT, TOPOLOGIES, Attention, Concatenated, Residual, alive, head, plain
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
 
@@ -95,7 +97,7 @@ def test_a_layer_that_is_used_twice_is_left_alone_or_grouped_whole() -> None:
     assert "inner" in roots(traced)
 
 
-def test_tied_weights_are_left_alone_with_their_names() -> None:
+def test_tied_weights_lose_the_same_channels_in_both_layers_and_stay_tied() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -105,8 +107,17 @@ def test_tied_weights_are_left_alone_with_their_names() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.d(torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x)))))))
 
-    with pytest.raises(GroupError, match="shared"):
-        trace(alive(Tied()), (torch.randn(1, 12),))
+    module, example = alive(Tied()), (torch.randn(1, 12),)
+    traced = trace(module, example)
+    (group,) = traced.groups  # what `b` makes `c` reads with the same weight, and so all three are one
+    assert group.channels == 12
+    assert {m.layer for m in group.members if m.tensor.endswith("bias")} == {"a", "b", "c"}
+    small, _, proof = shrink_proved(module, traced, PruningPlan(removed={group.root: (1, 4, 5, 9)}), example)
+    assert proof.holds
+    assert {name: tuple(t.shape) for name, t in small.state_dict().items() if name.endswith("weight")} == {
+        "a.weight": (8, 12), "b.weight": (8, 8), "c.weight": (8, 8), "d.weight": (12, 8),
+    }  # fmt: skip
+    assert small.c.weight is small.b.weight  # type: ignore[union-attr]
 
 
 def test_protect_keeps_a_layers_channels_and_says_so() -> None:
@@ -134,18 +145,39 @@ def test_dropping_a_group_keeps_the_others_and_the_reason() -> None:
     assert reasons(less)["0"] == "because"
 
 
-def test_heads_and_conv_groups_are_blocks() -> None:
-    attention = trace(alive(Attention()), EXAMPLE)
-    assert {g.blocks for g in attention.groups} == {1, 2}
-    grouped = trace(alive(TOPOLOGIES["grouped"]()), EXAMPLE)
-    assert {g.root: g.blocks for g in grouped.groups} == {"0": 4, "2": 4, "5": 1}
+def test_whole_heads_are_channels_or_else_the_same_features_of_every_head() -> None:
+    heads = next(g for g in trace(alive(Attention()), EXAMPLE).groups if "attention" in g.root)
+    assert (heads.channels, heads.size, heads.heads) == (2, 24, True)  # queries, keys and values of 8 features
+    rows, read = heads.members[0], next(m for m in heads.members if m.role is Role.CONSUMES)
+    assert rows.positions[rows.channels == 1].tolist() == [*range(8, 16), *range(24, 32), *range(40, 48)]
+    assert read.positions[read.channels == 1].tolist() == list(range(8, 16))
+    features = next(g for g in trace(alive(Attention()), EXAMPLE, heads=False).groups if "attention" in g.root)
+    assert (features.channels, features.size, features.heads) == (8, 6, False)
+    rows = features.members[0]
+    assert rows.positions[rows.channels == 3].tolist() == [3, 11, 19, 27, 35, 43]
 
 
-def test_equal_numbers_leave_every_block() -> None:
-    groups = trace(alive(TOPOLOGIES["grouped"]()), EXAMPLE).groups
-    rising = {g.root: torch.arange(g.channels).double() for g in groups}
-    plan = plan_pruning(groups, Scores(by_root=rising, comparable=True), budget=ChannelBudget(ratio=0.5))
-    assert plan.removed["0"] == (0, 1, 4, 5, 8, 9, 12, 13)
+def test_a_grouped_convolution_loses_the_same_channel_of_every_group_or_whole_groups() -> None:
+    """Whichever are more units."""
+    same = trace(alive(TOPOLOGIES["grouped"]()), EXAMPLE)
+    assert {g.root: (g.channels, g.size) for g in same.groups} == {"0": (4, 4), "2": (6, 4), "5": (8, 1)}
+    first = same.groups[0].members[0]
+    assert first.positions[first.channels == 1].tolist() == [1, 5, 9, 13]
+    many = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=8), nn.Conv2d(16, 8, 1), head(8))
+    whole = trace(alive(many), EXAMPLE)
+    assert [(g.members[0].layer, g.channels, g.size) for g in whole.groups] == [("0", 8, 2), ("3", 8, 1)]
+    first = whole.groups[0].members[0]
+    assert first.positions[first.channels == 1].tolist() == [2, 3]
+
+
+def test_equal_numbers_leave_every_group_of_a_convolution() -> None:
+    module = alive(TOPOLOGIES["grouped"]())
+    traced = trace(module, EXAMPLE)
+    rising = {g.root: torch.arange(g.channels).double() for g in traced.groups}
+    plan = plan_pruning(traced.groups, Scores(by_root=rising, comparable=True), budget=ChannelBudget(ratio=0.5))
+    assert plan.removed["0"] == (0, 1)
+    kept = surgery_of(module, traced.groups, plan).slices["0.weight"][0]
+    assert kept.tolist() == [2, 3, 6, 7, 10, 11, 14, 15]
 
 
 def test_integer_inputs_trace() -> None:

@@ -94,25 +94,41 @@ def test_a_frozen_network_gives_the_same_plan(samples: Path) -> None:
 
 
 def test_a_group_that_cannot_be_proved_is_left_alone_and_the_others_go() -> None:
-    class Softmaxed(nn.Module):
-        """A softmax over channels: silencing the reader is not the same as the channel not being there."""
+    class Cropped(nn.Module):
+        """A padding that cuts: where a channel leaves that it cuts off, it cuts off another one."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.mixed, self.read = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1)
+            self.mixed, self.read = nn.Conv2d(3, 16, 1), nn.Conv2d(12, 16, 1)
             self.out = nn.Linear(16, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.relu(self.read(self.mixed(x).softmax(1))).mean((2, 3)))
+            y = nn.functional.pad(self.mixed(x), (0, 0, 0, 0, -4, 0))
+            return self.out(torch.relu(self.read(y)).mean((2, 3)))
 
-    pruned = prune(checkpoint_of(alive(Softmaxed())), Request(budget=HALF))
-    assert set(pruned.levels[0].plan.removed) == {"read"}
+    pruned = prune(checkpoint_of(alive(Cropped())), Request(budget=HALF))
+    assert {root: len(gone) for root, gone in pruned.levels[0].plan.removed.items()} == {"mixed/2": 4, "read": 8}
     assert any(a.layer == "mixed" and "cannot be proved" in a.reason for a in pruned.traced.left_alone)
     assert pruned.proof.holds
 
 
 def test_nothing_provable_is_an_error() -> None:
-    class OnlySoftmaxed(nn.Module):
+    class OnlyCropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixed = nn.Conv2d(3, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.pad(self.mixed(x), (0, 0, 0, 0, -4, -4)).mean((2, 3))
+
+    with pytest.raises(GroupError, match="nothing in this network can be pruned safely"):
+        prune(checkpoint_of(alive(OnlyCropped())), Request(budget=HALF))
+
+
+def test_a_softmax_over_channels_is_provable() -> None:
+    """Its reference sees the survivors alone; silencing the reader would not be enough."""
+
+    class Softmaxed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.mixed, self.out = nn.Conv2d(3, 16, 1), nn.Linear(16, 5)
@@ -120,8 +136,9 @@ def test_nothing_provable_is_an_error() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.mixed(x).softmax(1).mean((2, 3)))
 
-    with pytest.raises(GroupError, match="nothing in this network can be pruned"):
-        prune(checkpoint_of(alive(OnlySoftmaxed())), Request(budget=HALF))
+    pruned = prune(checkpoint_of(alive(Softmaxed())), Request(budget=HALF))
+    assert {root: len(gone) for root, gone in pruned.levels[0].plan.removed.items()} == {"mixed": 8}
+    assert pruned.proof.holds
 
 
 def test_a_ratio_that_rounds_to_nothing_is_an_error() -> None:

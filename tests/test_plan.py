@@ -19,6 +19,7 @@ from compressor.plan import (
     Scope,
     Scores,
     kept,
+    multiple_of,
     plan_from_json,
     plan_pruning,
 )
@@ -26,12 +27,13 @@ from compressor.plan import (
 SHARED = [Scope.UNIFORM, Scope.GLOBAL, Scope.ISOMORPHIC]
 
 
-def group(root: str, channels: int, blocks: int = 1) -> ChannelGroup:
-    index = torch.arange(channels)
+def group(root: str, channels: int, size: int = 1) -> ChannelGroup:
+    """A group whose channels have `size` positions each."""
+    every = torch.arange(channels * size)
     member = Member(
-        layer=root, tensor=f"{root}.weight", dim=0, role=Role.PRODUCES, positions=index, channels=index, blocks=blocks
+        layer=root, tensor=f"{root}.weight", dim=0, role=Role.PRODUCES, positions=every, channels=every // size
     )
-    return ChannelGroup(root=root, channels=channels, blocks=blocks, members=(member,))
+    return ChannelGroup(root=root, channels=channels, members=(member,))
 
 
 def scores(groups: list[ChannelGroup], *, seed: int | None = 0, comparable: bool = True) -> Scores:
@@ -113,7 +115,7 @@ def test_scores_that_are_not_comparable_are_divided_by_their_groups_mean() -> No
 
 
 def test_isomorphic_ranks_within_groups_of_one_structure() -> None:
-    odd = ChannelGroup(root="odd", channels=8, blocks=1, members=(*group("odd", 8).members, *group("odd2", 8).members))
+    odd = ChannelGroup(root="odd", channels=8, members=(*group("odd", 8).members, *group("odd2", 8).members))
     groups = [group("a", 8), odd]
     by_root = {"a": torch.arange(8) * 1e-3, "odd": torch.arange(8) + 5.0}
     plan = plan_pruning(
@@ -129,17 +131,33 @@ def test_min_channels_holds() -> None:
     assert 32 - len(plan.removed["b"]) >= 6
 
 
-@given(st.sampled_from([1, 2, 4]), st.floats(0.1, 0.9), st.sampled_from([1, 2, 8]), st.sampled_from(SHARED))
-def test_blocks_lose_equal_numbers(blocks: int, ratio: float, align: int, scope: Scope) -> None:
-    groups = [group("a", 32, blocks), group("b", 16, 2)]
+@given(
+    st.integers(2, 40), st.sampled_from([1, 2, 3, 4, 24]), st.floats(0.1, 0.9), st.sampled_from([1, 2, 8]),
+    st.sampled_from(SHARED),
+)  # fmt: skip
+def test_the_positions_that_stay_are_aligned_where_the_channels_suffice(
+    channels: int, size: int, ratio: float, align: int, scope: Scope
+) -> None:
+    groups = [group("a", channels, size), group("b", 16, 2)]
+    assert groups[0].size == size
     try:
         plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=ratio), align=align, scope=scope)
     except PlanError:
         return
-    plan.check(groups)  # refuses unequal blocks
-    size = 32 // blocks
-    per_block = {sum(i // size == b for i in plan.removed["a"]) for b in range(blocks)}
-    assert len(per_block) == 1
+    plan.check(groups)
+    for g in groups:
+        stays = g.channels - len(plan.removed[g.root])
+        fits = any(c * g.size % align == 0 for c in range(1, g.channels))
+        assert stays == g.channels or stays * g.size % align == 0 or not fits
+        assert scope is not Scope.UNIFORM or len(plan.removed[g.root]) <= g.channels * ratio + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "align", "multiple"),
+    [(16, 1, 8, 8), (16, 2, 8, 4), (16, 24, 8, 1), (16, 3, 8, 8), (4, 4, 8, 2), (3, 2, 8, 1), (8, 1, 8, 1)],
+)
+def test_multiples_by_hand(channels: int, size: int, align: int, multiple: int) -> None:
+    assert multiple_of(group("a", channels, size), align) == multiple
 
 
 @given(st.floats(0.05, 0.95))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.calibration import calibration_split
 from compressor.data import Data, Images
-from compressor.errors import CalibrationError, RepairError
+from compressor.errors import CalibrationError, GroupError, RepairError
 from compressor.groups import trace
 from compressor.pipeline import prune
 from compressor.plan import CostBudget, Countable, Scope
@@ -109,11 +109,15 @@ def test_the_network_that_is_pruned_measured_and_repaired_stays_as_it_was(how: R
     assert [p.requires_grad for p in net.parameters()] == wanted
 
 
-class Choosing(nn.Module):
-    """A network whose path hangs on its data."""
+AS_IT_IS = dataclasses.replace(REQUEST, criterion="l1-norm", scope=Scope.UNIFORM, repair=Repair.BATCH_NORM)
 
-    def __init__(self) -> None:
+
+class Choosing(nn.Module):
+    """A network whose path hangs on its data, where it is given more than `most` images."""
+
+    def __init__(self, most: int) -> None:
         super().__init__()
+        self.most = most
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.next = nn.Conv2d(8, 8, 1)
@@ -121,20 +125,26 @@ class Choosing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norm(self.conv(x)))
-        if float(y.sum()) > -1:
+        if len(x) <= self.most or float(y.sum()) > -1:
             y = self.next(y)
         scores: Tensor = self.head(y)
         return scores
 
 
+def test_a_network_that_cannot_be_traced_is_refused_with_what_to_look_at() -> None:
+    data = Data(name="noise", source="noise", train=noise(), tune=None, test=None)
+    with pytest.raises(GroupError, match="cannot be traced") as refusal:
+        prune(checkpoint_of(alive(Choosing(most=0))), AS_IT_IS, data=data)
+    assert "depends on its data" in str(refusal.value.hint)
+
+
 def test_what_is_said_to_a_network_that_cannot_be_followed_works() -> None:
-    net = alive(Choosing())
+    net = alive(Choosing(most=1))
     data = Data(name="noise", source="noise", train=noise(), tune=None, test=None)
     with pytest.raises(RepairError, match="cannot be followed") as refusal:
         prune(checkpoint_of(net), REQUEST, data=data)
     hint = str(refusal.value.hint)
     assert "--criterion l1-norm --scope uniform --repair batch-norm" in hint
-    said = dataclasses.replace(REQUEST, criterion="l1-norm", scope=Scope.UNIFORM, repair=Repair.BATCH_NORM)
-    repaired = prune(checkpoint_of(net), said, data=data).levels[-1].repaired
+    repaired = prune(checkpoint_of(net), AS_IT_IS, data=data).levels[-1].repaired
     assert repaired is not None
     assert repaired.how is Repair.BATCH_NORM

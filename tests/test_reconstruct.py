@@ -38,31 +38,31 @@ def error(dense: nn.Module, other: nn.Module, seed: int = 99) -> float:
 
 
 def cut(net: nn.Module, removed: dict[str, tuple[int, ...]]) -> tuple[nn.Module, Surgery]:
-    return shrink(net, trace(net, EXAMPLE).groups, PruningPlan(removed=removed), EXAMPLE)
+    return shrink(net, trace(net, EXAMPLE), PruningPlan(removed=removed), EXAMPLE)
 
 
 def random_cut(net: nn.Module, ratio: float) -> tuple[nn.Module, Surgery]:
-    groups = trace(net, EXAMPLE).groups
+    traced = trace(net, EXAMPLE)
     generator = torch.Generator().manual_seed(0)
-    scores = {g.root: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in groups}
-    plan = plan_pruning(groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=ratio))
-    return shrink(net, groups, plan, EXAMPLE)
+    scores = {g.root: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in traced.groups}
+    plan = plan_pruning(traced.groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=ratio))
+    return shrink(net, traced, plan, EXAMPLE)
 
 
 def repeat_(net: nn.Module, group: ChannelGroup) -> tuple[int, ...]:
-    """Make the second half of every block's channels repeat the first, up to where they are read; which they are."""
-    size = group.channels // group.blocks
-    twin = {b * size + i: b * size + i % (size // 2) for b in range(group.blocks) for i in range(size // 2 * 2)}
+    """Make the second half of the channels repeat the first, up to where they are read; which they are."""
+    half = group.channels // 2
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     with torch.no_grad():
         for member in group.members:
             if member.role is Role.CONSUMES:
                 continue
-            at = {int(c): int(p) for p, c in zip(member.positions, member.channels, strict=True)}
             rows = tensors[member.tensor].movedim(member.dim, 0)
-            for channel, same in twin.items():
-                rows[at[channel]] = rows[at[same]]
-    return tuple(c for c, same in twin.items() if c != same)
+            for channel in range(half):
+                rows[member.positions[member.channels == half + channel]] = rows[
+                    member.positions[member.channels == channel]
+                ]
+    return tuple(range(half, 2 * half))
 
 
 def groups_of_every_topology() -> list[tuple[str, str]]:
@@ -160,7 +160,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_what_its_stream_is_off_by(
 def test_the_mean_alone_makes_the_mean_output_the_dense_networks() -> None:
     net = alive(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     given, example = batches(shape=(4,), size=64), (torch.zeros(1, 4),)
-    small, surgery = shrink(net, trace(net, example).groups, PruningPlan(removed={"0": (1, 2, 6)}), example)
+    small, surgery = shrink(net, trace(net, example), PruningPlan(removed={"0": (1, 2, 6)}), example)
     found = reconstruct.reconstruct(net, small, surgery, given, mean_only=True)
     every = torch.cat([b[0] for b in given])
     said, wanted, before = (outputs_of(m, [every])[0].mean(0) for m in (found.module, net, small))
@@ -245,16 +245,18 @@ class Attending(nn.Module):
 def test_queries_keep_the_scale_that_the_cut_gave_them() -> None:
     """Heads are narrower and scores divided by less: the dense network's queries are not what is to be fitted."""
     net = alive(Attending())
-    group = next(g for g in trace(net, EXAMPLE).groups if g.channels == 8)
-    dead = (1, 2, 5, 7)
+    traced = trace(net, EXAMPLE, heads=False)
+    dead = {"embed": (1, 2, 5, 7), "attention": (1, 3)}
     tensors = dict(net.named_parameters())
     with torch.no_grad():
         net.attention.in_proj_weight.mul_(4)
-        for member in group.members:
-            gone = member.positions[torch.isin(member.channels, torch.tensor(dead))]
-            tensors[member.tensor].index_fill_(member.dim, gone, 0)
-    small, surgery = cut(net, {group.root: dead})
-    assert "attention.in_proj_weight" in surgery.factors
+        for group in traced.groups:
+            for member in group.members:
+                leaving = torch.isin(member.channels, torch.tensor(dead[group.layers[0]]))
+                tensors[member.tensor].index_fill_(member.dim, member.positions[leaving], 0)
+    plan = PruningPlan(removed={g.root: dead[g.layers[0]] for g in traced.groups})
+    small, surgery = shrink(net, traced, plan, EXAMPLE)
+    assert small.attention.in_proj_weight.shape == (12, 4)  # type: ignore[union-attr]  # 2 of each head's 4 features
     found = reconstruct.reconstruct(net, small, surgery, batches())
     assert "attention" in [layer.layer for layer in found.layers]
     assert error(net, found.module) < 1e-4

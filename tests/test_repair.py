@@ -47,10 +47,11 @@ def normed() -> nn.Module:
 
 
 def cut(net: nn.Module, ratio: float = 0.4, *, roots: set[str] | None = None) -> tuple[nn.Module, Surgery]:
-    groups = tuple(g for g in trace(net, EXAMPLE).groups if roots is None or g.root in roots)
+    traced = trace(net, EXAMPLE)
+    groups = tuple(g for g in traced.groups if roots is None or g.root in roots)
     scores = {g.root: torch.arange(g.channels, dtype=torch.float64) for g in groups}
     plan = plan_pruning(groups, Scores(by_root=scores, comparable=True), budget=ChannelBudget(ratio=ratio))
-    return shrink(net, groups, plan, EXAMPLE)
+    return shrink(net, traced, plan, EXAMPLE)
 
 
 def same_state(a: nn.Module, b: nn.Module) -> bool:

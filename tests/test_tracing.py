@@ -1,0 +1,179 @@
+"""Ways that channels take between layers: which units they have, and that half of them can go, twice, with proof."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.groups import ChannelGroup, Role, Traced, trace
+from compressor.pipeline import shrink_proved
+from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, head
+
+EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
+
+# the first layer that makes them, how many channels, how many of that layer's positions each has
+UNITS: dict[str, list[tuple[str, int, int]]] = {
+    # 18 channels of `first`: 3 groups that it writes in, times 2, times 3 groups that `second` reads in
+    "channel shuffle": [("stem", 4, 3), ("first", 2, 9), ("second", 4, 3)],
+    "channel shuffle across": [("stem", 4, 3), ("second", 4, 3)],  # 24 are 3 * 8 here and 8 * 3 there
+    "halves": [("stem", 8, 1), ("stem", 8, 1), ("inner", 4, 1), ("inner", 8, 1), ("outer", 8, 1), ("last", 8, 1)],
+    "padded skip": [("stem", 8, 1), ("conv1", 16, 1), ("conv2", 8, 1)],  # 8 of `conv2` meet nothing but zeros
+    "pixel shuffle": [("0", 12, 1), ("2", 6, 4), ("5", 8, 1)],
+    "dense concatenation": [("stem", 8, 1), ("convs.0", 6, 1), ("convs.1", 6, 1), ("convs.2", 6, 1)],
+    "channels fastest": [("conv", 8, 1), ("fc", 12, 1)],
+    "norm after activation": [("0", 16, 1), ("3", 8, 1)],
+    "fused attention": [("patches", 10, 1), ("qkv", 3, 12)],
+    "bias table": [("patches", 10, 1), ("qkv", 3, 12)],
+    "einsum attention": [("patches", 10, 1), ("q", 3, 4)],
+    "tied": [("conv", 12, 1), ("up", 20, 1)],
+    "gated together": [("stem", 12, 1), ("gate", 10, 1)],
+    "without a rule": [("stem", 8, 1), ("last", 8, 1)],
+}
+
+
+def half(groups: tuple[ChannelGroup, ...], *, seed: int = 0) -> PruningPlan:
+    generator = torch.Generator().manual_seed(seed)
+    by_root = {g.root: torch.rand(g.channels, generator=generator, dtype=torch.float64) for g in groups}
+    return plan_pruning(groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.5))
+
+
+def reasons(traced: Traced) -> dict[str, str]:
+    return {a.layer: a.reason for a in traced.left_alone}
+
+
+def check_that_half_goes_twice(module: nn.Module, *, heads: bool = True) -> nn.Module:
+    """Shrunk with proof, trained one pass backwards, shrunk again with proof; the first of the two."""
+    traced = trace(module, EXAMPLE, heads=heads)
+    plan = half(traced.groups)
+    small, surgery, proof = shrink_proved(module, traced, plan, EXAMPLE)
+    assert proof.largest_relative_difference <= 1e-10
+    assert proof.dtype is torch.float64
+    for group in traced.groups:
+        gone = len(plan.removed[group.root])
+        assert gone == group.channels // 2
+        for member in group.members:
+            cut = surgery.cut(member.tensor, dict(module.state_dict())[member.tensor])
+            assert cut.shape[member.dim] <= dict(module.state_dict())[member.tensor].shape[member.dim] - gone
+    trained = copy.deepcopy(small).train()
+    trained(torch.cat([*EXAMPLE] * 4)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in trained.parameters())
+    again = trace(small, EXAMPLE, heads=heads)
+    assert {g.channels for g in again.groups} >= {g.channels - g.channels // 2 for g in traced.groups if g.channels > 3}
+    smaller, _, second = shrink_proved(small, again, half(again.groups, seed=1), EXAMPLE)
+    assert second.largest_relative_difference <= 1e-10
+    counts = [sum(p.numel() for p in m.parameters()) for m in (module, small, smaller)]
+    assert counts == sorted(set(counts), reverse=True)
+    return small
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_units_are_those_that_were_counted_by_hand(name: str) -> None:
+    traced = trace(alive(WAYS[name]()), EXAMPLE)
+    assert [(g.members[0].layer, g.channels, g.size) for g in traced.groups] == UNITS[name]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_half_of_the_channels_go_twice(name: str) -> None:
+    check_that_half_goes_twice(alive(WAYS[name]()))
+
+
+@pytest.mark.parametrize("name", ["fused attention", "bias table", "einsum attention"])
+def test_half_of_the_features_of_every_head_go_twice(name: str) -> None:
+    module = alive(WAYS[name]())
+    traced = trace(module, EXAMPLE, heads=False)
+    assert not any(g.heads for g in traced.groups)
+    assert {g.channels for g in traced.groups} == {10, 4}
+    check_that_half_goes_twice(module, heads=False)
+
+
+def test_a_head_leaves_with_its_column_of_the_bias_table() -> None:
+    module = alive(FusedAttention(table=True))
+    traced = trace(module, EXAMPLE)
+    heads = next(g for g in traced.groups if g.root == "qkv")
+    assert heads.heads
+    at = {m.tensor: m.positions[m.channels == 1].tolist() for m in heads.members}
+    assert at["table"] == [1]
+    assert at["qkv.weight"] == [*range(4, 8), *range(16, 20), *range(28, 32)]
+    assert at["proj.weight"] == [4, 5, 6, 7]
+    small, _, _ = shrink_proved(module, traced, PruningPlan(removed={"qkv": (1,)}), EXAMPLE)
+    assert torch.equal(small.table, module.table[:, [0, 2]])  # type: ignore[index]
+    assert small.index.tolist() == module.index.tolist()  # type: ignore[operator]
+
+
+def test_features_of_heads_that_are_more_than_features_can_go_too() -> None:
+    class Many(nn.Module):
+        """6 heads of 2 features."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.qkv, self.proj, self.head = (nn.Linear(*n) for n in ((3, 8), (8, 36), (12, 8), (8, 5)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x.flatten(2).transpose(1, 2)[:, ::16])
+            q, k, v = self.qkv(x).reshape(-1, 9, 3, 6, 2).permute(2, 0, 3, 1, 4).unbind(0)
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.head((x + self.proj(y.transpose(1, 2).reshape(-1, 9, 12))).mean(1))
+
+    module = alive(Many())
+    whole, features = (trace(module, EXAMPLE, heads=heads) for heads in (True, False))
+    assert [(g.channels, g.size, g.heads) for g in whole.groups] == [(8, 1, False), (6, 6, True)]
+    assert [(g.channels, g.size, g.heads) for g in features.groups] == [(8, 1, False), (2, 18, False)]
+    check_that_half_goes_twice(module, heads=False)
+
+
+def test_a_tied_weight_is_cut_once_and_stays_tied() -> None:
+    module = alive(Tied())
+    traced = trace(module, EXAMPLE)
+    small, _, _ = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert {name: tuple(t.shape) for name, t in small.state_dict().items() if t.ndim == 2} == {
+        "a.weight": (6, 6), "b.weight": (6, 6), "up.weight": (10, 6), "head.2.weight": (5, 6),
+    }  # fmt: skip
+    assert small.get_parameter("a.weight") is small.get_parameter("b.weight")
+
+
+def test_channels_under_zeros_of_a_padding_leave_by_themselves() -> None:
+    """Those of the stem arrive in the middle of 16; the outer 8 of the second convolution meet nothing but zeros."""
+    traced = trace(alive(WAYS["padded skip"]()), EXAMPLE)
+    groups = {g.root: g for g in traced.groups}
+    stem = next(m for m in groups["stem"].members if m.tensor == "conv2.weight")
+    outer = next(m for m in groups["conv2"].members if m.tensor == "conv2.weight")
+    assert stem.positions.tolist() == list(range(4, 12))
+    assert outer.positions.tolist() == [*range(4), *range(12, 16)]
+
+
+def test_channels_that_come_fastest_are_read_at_every_pixel() -> None:
+    traced = trace(alive(WAYS["channels fastest"]()), EXAMPLE)
+    reader = next(m for m in traced.groups[0].members if m.tensor == "fc.weight")
+    assert reader.channels.tolist() == list(range(8)) * 25
+
+
+def test_an_operator_without_a_rule_is_named_and_holds_its_channels_alone() -> None:
+    traced = trace(alive(WAYS["without a rule"]()), EXAMPLE)
+    assert reasons(traced) == {
+        "odd": "no rule for the operator `fft_rfft`", "head.2": "its channels are the network's output"
+    }  # fmt: skip
+    odd = {m.layer for g in traced.groups for m in g.members if m.role is Role.PRODUCES}
+    assert odd == {"stem", "last"}
+
+
+def test_an_inverse_of_what_the_channels_make_holds_them() -> None:
+    class Inverted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 1), head(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            flat = x.flatten(2)
+            mixed = torch.linalg.inv(flat @ flat.transpose(1, 2)) @ flat
+            return self.head(torch.relu(self.b(mixed.view_as(x))))
+
+    module = alive(Inverted())
+    traced = trace(module, EXAMPLE)
+    assert "linalg_inv" in reasons(traced)["a"]
+    assert {g.root for g in traced.groups} == {"b"}
+    check_that_half_goes_twice(module)
