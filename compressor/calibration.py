@@ -300,7 +300,7 @@ def _statistics(module: nn.Module, group: ChannelGroup, tallies: Mapping[tuple[s
             return total / seen
     raise CalibrationError(
         f"no layer shows the activations of the group of `{group.root}`",
-        hint=f"use a criterion on weights or gradients, or `--protect {group.root}`",
+        hint=f"use a criterion on weights or gradients, or `--protect {group.members[0].layer}`",
     )
 
 

@@ -61,7 +61,7 @@ def test_an_artifact_that_does_not_come_back_is_refused_and_leaves_nothing(
 
     def broken(checkpoint: Checkpoint, *, source: dict[str, str]) -> dict[str, object]:
         recipe = whole(checkpoint, source=source)
-        recipe["surgery"] = {"slices": {}, "attributes": {}, "factors": {}}
+        recipe["surgery"] = {"slices": {}, "attributes": {}}
         return recipe
 
     monkeypatch.setattr(artifacts, "recipe_of", broken)

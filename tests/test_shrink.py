@@ -19,7 +19,7 @@ from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.shrink import gone_labels, prove, random_like, shrink, surgery_of
 from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate, surgery_from_json
-from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
+from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
 
@@ -212,3 +212,26 @@ def test_random_networks_are_proved(widths: list[int], ratio: float, norms: list
     plan = plan_pruning(groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=ratio))
     small, _ = shrink(module, traced, plan, EXAMPLE)
     assert prove(module, small, traced, plan, EXAMPLE).holds
+
+
+class Bare(nn.Module):
+    """Norms without tensors: behind a concatenation, and before a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.joined = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(10)
+        self.c, self.norm, self.grouped = nn.Conv2d(10, 8, 1), nn.InstanceNorm2d(8), nn.Conv2d(8, 4, 1, groups=2)
+        self.head = head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.c(torch.relu(self.joined(torch.cat([self.a(x), self.b(x)], 1))))
+        return self.head(torch.relu(self.grouped(torch.relu(self.norm(x)))))
+
+
+def test_a_norm_without_tensors_counts_what_is_left_of_all_that_reach_it() -> None:
+    module = alive(Bare())
+    traced = trace(module, EXAMPLE)
+    removed = {g.root: tuple(range(g.channels // 2)) for g in traced.groups}
+    small, surgery = shrink(module, traced, PruningPlan(removed=removed), EXAMPLE)
+    assert surgery.program is None
+    assert (small.joined.num_features, small.norm.num_features) == (3 + 2, 4)  # type: ignore[union-attr]

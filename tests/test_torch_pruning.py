@@ -74,7 +74,9 @@ def test_their_coupled_layers_are_those_of_our_groups(name: str) -> None:
     named = {layer: layer_name for layer_name, layer in twin.named_modules()}
     theirs = {frozenset(named[d.target.module] for d, _ in g if d.target.module in named) for g in their_groups(twin)}
     traced = trace(module, (EXAMPLE,))
-    ours = {frozenset([*(layer for layer in g.layers if layer), *(n.layer for n in g.bare_norms)]) for g in traced.groups}
+    ours = {
+        frozenset([*(layer for layer in g.layers if layer), *(n.layer for n in g.bare_norms)]) for g in traced.groups
+    }
     (last,) = (a.layer for a in traced.left_alone)
     assert theirs == ours | {frozenset([last])}
 

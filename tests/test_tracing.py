@@ -177,3 +177,48 @@ def test_an_inverse_of_what_the_channels_make_holds_them() -> None:
     assert "linalg_inv" in reasons(traced)["a"]
     assert {g.root for g in traced.groups} == {"b"}
     check_that_half_goes_twice(module)
+
+
+class Partly(nn.Module):
+    """A split holds the first of six channels, which a grouped convolution sees as two times three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.deep = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.grouped = nn.Conv2d(6, 2, 1, groups=2, bias=False)
+        self.heads = nn.ModuleList(nn.Linear(n, 5) for n in (6, 1, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        given = [self.deep(x), *x.split([1, 5], dim=1), self.grouped(x)]
+        return torch.stack([h(y.mean((2, 3))) for h, y in zip(self.heads, given, strict=True)]).sum(0)
+
+
+def test_a_channel_that_is_known_in_two_ways_is_one_channel() -> None:
+    module = alive(Partly())
+    traced = trace(module, EXAMPLE)
+    for group in traced.groups:
+        assert len(set(group.labels)) == group.channels
+        assert set(group.members[0].channels.tolist()) == set(range(group.channels))
+    small, _, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert proof.holds
+    assert small.get_parameter("conv.weight").shape == (4, 3, 1, 1)  # one of three in either half
+
+
+def test_a_batch_that_is_counted_with_len_is_traced_and_shrunk() -> None:
+    """`torch.export` fixes it to the number of the example's images."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(800, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.conv(x)).view(len(x), -1))
+
+    module = alive(Counting())
+    traced = trace(module, EXAMPLE)
+    small, surgery, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert proof.holds
+    assert surgery.program is None
+    assert small(torch.cat([*EXAMPLE] * 3)).shape == (3, 5)
