@@ -121,8 +121,8 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.architectures import build, check_harmless
     from compressor.checkpoint import Checkpoint, read_skeleton
     from compressor.data import Preprocessing
-    from compressor.mended import program_from
     from compressor.recipe import recipe_from_json
+    from compressor.recorded import program_from
     from compressor.sparse import read_sparse
     from compressor.surgery import reshaped, surgery_from_json
 

@@ -19,8 +19,8 @@ from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.exported_file import read_exported
 from compressor.inputs import example_inputs
-from compressor.mended import MendedProgram
 from compressor.recipe import Recipe, recipe_from_json
+from compressor.recorded import RecordedProgram
 from compressor.surgery import Surgery
 from compressor.unpickle import read_pickle
 
@@ -106,7 +106,7 @@ def load(
     meta: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     if isinstance(found, nn.Module) and arch is None:
         module = _plain(found)
-        architecture = Architecture(ref=PROGRAM) if isinstance(module, MendedProgram) else _architecture_of(module)
+        architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
     else:
         architecture, state = _architecture(_state_of(found, path), arch, arch_arguments, meta, path)
         module = architectures.build(architecture)

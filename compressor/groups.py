@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from compressor.coupling import Ids
 from compressor.errors import GroupError
+from compressor.exported import exported
 from compressor.rules import rule_of
-from compressor.tracing import Role, Trace, Tracer, exported
+from compressor.tracing import Role, Trace, Tracer
 
 __all__ = ["ChannelGroup", "LeftAlone", "Member", "Role", "Traced", "trace", "without"]
 

@@ -23,9 +23,9 @@ from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
 from compressor.data import Data, batches, first
 from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
-from compressor.mended import MendedProgram
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, fitted_and_probed, probing_of
+from compressor.recorded import RecordedProgram
 from compressor.repair import Repair, Repaired, emptied, images_to_repair_with, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.sensitivity import Curve, writable
@@ -268,7 +268,7 @@ def _without_empty_branches(
 ) -> tuple[nn.Module, Surgery]:
     """The network without what reads nothing any more, and the surgery that took it out."""
     gone = {root for level in levels for root in level.emptied}
-    if not gone or isinstance(module, MendedProgram):  # a program keeps an empty branch, its weights zero
+    if not gone or isinstance(module, RecordedProgram):  # a program keeps an empty branch, its weights zero
         return module, Surgery()
     job.say("taking out the empty branches")
     members = [m for g in dense_traced.groups if g.root in gone for m in g.members]

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import RepairError
+from compressor.exported import read_program
 from compressor.lent import plain_attention
-from compressor.mended import MendedProgram, as_program
+from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference, tensors_in
+from compressor.recorded import RecordedProgram
 
 aten = torch.ops.aten
 CONVOLVING = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -98,36 +100,22 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         ) from error
 
 
-def _read(exported: Any, module: nn.Module, *, batch: int) -> Program:
+def _read(found: Any, module: nn.Module, *, batch: int) -> Program:
     """The exported program's operators, with the module's own tensors behind the names of its parameters."""
-    signature = exported.graph_signature
-    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    constants: dict[fx.Node, Tensor] = {}
-    names: dict[fx.Node, str] = {}
-    given: list[fx.Node] = []
-    calls: list[fx.Node] = []
-    outputs: tuple[fx.Node, ...] = ()
-    for node in exported.graph.nodes:
-        if node.op == "placeholder" and node.name in lifted:
-            names[node] = lifted[node.name]
-            constants[node] = held[lifted[node.name]].detach()
-        elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
-            constants[node] = exported.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
-        elif node.op == "placeholder":
-            given.append(node)
-        elif node.op == "call_function":
-            calls.append(node)
-        elif node.op == "output":
-            outputs = tuple(n for n in node.args[0] if isinstance(n, fx.Node) and n.name in signature.user_outputs)
-        else:
+    for node in found.graph.nodes:
+        if node.op not in ("placeholder", "call_function", "output"):
             raise RepairError(f"the network cannot be followed: it has a step `{node.op}`", hint=AS_IT_IS)
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    graph = read_program(found, held)
+    by_name = {node.name: node for node in found.graph.nodes}
+    named = {by_name[node]: (name, tensor.detach()) for node, (name, tensor) in graph.tensors.items()}
+    constants = {by_name[node]: tensor for node, tensor in graph.constants.items()}
     return Program(
-        nodes=tuple(calls),
-        constants=constants,
-        names=names,
-        inputs=tuple(given),
-        outputs=outputs,
+        nodes=tuple(node for node in found.graph.nodes if node.op == "call_function"),
+        constants={node: tensor for node, (_, tensor) in named.items()} | constants,
+        names={node: name for node, (name, _) in named.items()},
+        inputs=tuple(by_name[node] for node in graph.inputs),
+        outputs=graph.outputs,
         batch=batch,
     )
 
@@ -247,7 +235,7 @@ def side_by_side(
     dense: nn.Module, small: nn.Module, example_inputs: Sequence[Tensor], *, batch: int
 ) -> tuple[Program, Program]:
     """The programs of the dense network and of the small one, which take the same steps; refused where they do not."""
-    if isinstance(small, MendedProgram) and not isinstance(dense, MendedProgram):
+    if isinstance(small, RecordedProgram) and not isinstance(dense, RecordedProgram):
         dense = as_program(dense, example_inputs)
     both = program_of(dense, example_inputs, batch=batch), program_of(small, example_inputs, batch=batch)
     in_step(*both)

@@ -16,8 +16,8 @@ from compressor.arms import SCRATCH, Wishes, recipe_for
 from compressor.data import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import WeightMask, apply_mask_
-from compressor.mended import MendedProgram
 from compressor.recipe import How, Recipe
+from compressor.recorded import RecordedProgram
 from compressor.train import Callback, Progress, train
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _named_as(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
 
 def _draw_afresh_(module: nn.Module, *, seed: int) -> None:
     """Every layer's own initialisation, in place; children first, for an attention layer sets its projection's bias."""
-    if isinstance(module, MendedProgram):
+    if isinstance(module, RecordedProgram):
         raise RetrainError(
             "the small network is kept as its exported program, which has no layers to draw afresh",
             hint="`--how fine-tune` trains it; `prune --protect NAME` keeps what its class cannot hold narrower",

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
 from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
-from compressor.mended import MendedProgram, mended
+from compressor.mended import mended
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import PruningPlan
+from compressor.recorded import RecordedProgram
 from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate
 
@@ -129,7 +130,7 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
         surgery = dataclasses.replace(cut, attributes={}, program=recorded)
         return operate(module, surgery).train(module.training), surgery
 
-    if not isinstance(module, MendedProgram):
+    if not isinstance(module, RecordedProgram):
         yield lambda: of_class(cut)
         integers = _integers_to_mend(module, traced.groups, plan)
         if integers:

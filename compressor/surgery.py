@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
-from compressor.mended import program_from
+from compressor.recorded import program_from
 from compressor.silent import silent_from
 
 

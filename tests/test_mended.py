@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
 from compressor.groups import trace
-from compressor.mended import MendedProgram, as_program, program_from
+from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.recorded import RecordedProgram, program_from
 from compressor.shrink import random_like, shrink
 from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
 from tests.topologies import INPUT, TOPOLOGIES, WAYS, FusedAttention, PaddedSkip, alive, head
@@ -28,14 +29,14 @@ PROGRAMS = {
 }
 
 
-def pruned(module: nn.Module) -> tuple[MendedProgram, Surgery]:
+def pruned(module: nn.Module) -> tuple[RecordedProgram, Surgery]:
     """The module without half of its channels, which its class cannot hold."""
     traced = trace(module, EXAMPLE)
     by_root = {g.root: torch.arange(g.channels).double() for g in traced.groups}
     plan = plan_pruning(traced.groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.5))
     small, surgery = shrink(module, traced, plan, EXAMPLE)
     assert surgery.program is not None
-    assert isinstance(small, MendedProgram)
+    assert isinstance(small, RecordedProgram)
     return small, surgery
 
 
