@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import accuracy
 from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import load
 from compressor.data import SplitName
@@ -78,13 +78,11 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (data, model, ratio, how), rows in found.items():
-        shares = [100 * r["correct"] / r["total"] for r in rows]
-        spread = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
         one = rows[0]
         lines.append(
             f"| {data} | {model} | {ratio} | {one['macs'][1] / one['macs'][0]:.1%} | {how} | "
             f"{one['recipe']['budget']['epochs']} | {len(rows)} | {100 * one['dense_correct'] / one['total']:.2f} | "
-            f"{100 * one['pruned_correct'] / one['total']:.2f} | {statistics.mean(shares):.2f}{spread} |"
+            f"{100 * one['pruned_correct'] / one['total']:.2f} | {accuracy(rows, count=False)} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import accuracy
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, SplitName
 from compressor.masking import mask_weights
@@ -92,19 +93,11 @@ def table(rows: list[dict[str, Any]]) -> str:
                 model,
                 f"{sparsity:.0%}",
                 f"{100 * mine[0]['dense_correct'] / mine[0]['total']:.2f}",
-                *(_accuracy(by_arm[arm]) for arm in ARMS),
+                *(accuracy(by_arm[arm]) for arm in ARMS),
                 f"{statistics.median(fitted):.0f}" if fitted else "–",
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _accuracy(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "–"
-    shares = [100 * r["correct"] / r["total"] for r in rows]
-    spread = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    return f"{statistics.mean(shares):.2f}{spread} (n = {len(shares)})"
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import json
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from torch import nn
 
 from benchmarks import cifar
 from benchmarks.provenance import provenance
+from benchmarks.tables import accuracy
 from compressor.calibration import calibration_batches
 from compressor.checkpoint import Checkpoint, load
 from compressor.costs import count
@@ -206,21 +206,13 @@ def table() -> str:
         "| dense | " + " | ".join(_dense(found[c]) for c in columns) + " |",
     ]
     order = list(arms_of(sample_case("resnet20")))
-    lines += [f"| {arm} | " + " | ".join(_accuracy(found[c].get(arm, [])) for c in columns) + " |" for arm in order]
+    lines += [f"| {arm} | " + " | ".join(accuracy(found[c].get(arm, [])) for c in columns) + " |" for arm in order]
     return "\n".join(lines) + "\n"
 
 
 def _dense(arms: dict[str, list[dict[str, Any]]]) -> str:
     row = next(iter(arms.values()))[0]
     return f"{100 * row['dense_correct'] / row['total']:.2f}"
-
-
-def _accuracy(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "–"
-    shares = [100 * r["correct"] / r["total"] for r in rows]
-    spread = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    return f"{statistics.mean(shares):.2f}{spread} (n = {len(shares)})"
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from benchmarks.provenance import provenance
+from benchmarks.tables import accuracy
 from compressor.checkpoint import load
 from compressor.data import Images, SplitName
 from compressor.pipeline import prune
@@ -117,13 +118,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for how in dict.fromkeys(r["how"] for r in rows):
         mine = [r for r in rows if r["how"] == how]
-        shares = [100 * r["correct"] / r["total"] for r in mine]
-        spread = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
         one = mine[0]
         left = [f"{one[cost][1] / one[cost][0]:.1%}" for cost in ("params", "macs")]
         lines.append(
             f"| {how} | {len(mine)} | {' | '.join(left)} "
-            f"| {100 * one['dense_correct'] / one['total']:.2f} | {statistics.mean(shares):.2f}{spread} "
+            f"| {100 * one['dense_correct'] / one['total']:.2f} | {accuracy(mine, count=False)} "
             f"| {statistics.median(r['processor_s'] for r in mine):.0f} |"
         )
     return "\n".join(lines) + "\n"
