@@ -23,15 +23,15 @@ from torchvision.models import VisionTransformer
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
 from compressor.checkpoint import load
-from compressor.data import Images, SplitName
+from compressor.data import SplitName
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.recipe import Optimiser, Recipe, Schedule, Step
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.sources import load_data
-from compressor.train import Progress, correct_in, train
-from sample_models.train import PREPROCESSING
+from compressor.train import correct_in
+from sample_models.train import train_to
 
 FILE, TABLE = Path(__file__).with_suffix(".json"), Path(__file__).with_suffix(".md")
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "fashion_sample.npz"
@@ -51,37 +51,6 @@ def vit_tiny() -> nn.Module:
     nn.init.zeros_(network.conv_proj.bias)
     nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # torchvision's is zero
     return network
-
-
-def trained(full: str, checkpoint: Path) -> None:
-    """Train from random weights and save; the test split is read once."""
-    data = load_data(full)
-    torch.manual_seed(RECIPE.seed)
-
-    def show(progress: Progress) -> None:
-        if progress.record is not None:
-            record = progress.record
-            print(f"epoch {record.epoch + 1}: tune {record.tune_correct / record.tune_total:.2%}", flush=True)
-
-    found = train(
-        vit_tiny(), data, recipe=RECIPE, preprocessing=PREPROCESSING, callbacks=(show,),
-        state_file=checkpoint.with_suffix(".state"),
-    )  # fmt: skip
-    test = data.split(SplitName.TEST)
-    assert isinstance(test, Images)
-    correct = correct_in(found.module, test, preprocessing=PREPROCESSING)
-    print(f"test: {correct}/{len(test)}")
-    torch.save(
-        {
-            "state_dict": found.module.state_dict(),
-            "architecture": "benchmarks.transformer:vit_tiny",
-            "input": [[1, 1, 28, 28]],
-            "preprocessing": {"mean": [0.2860], "std": [0.3530], "size": [28, 28], "channels": 1},
-            "training": RECIPE.to_json(),
-            "accuracy": {"correct": correct, "total": len(test), "split": "test", "data": "Fashion-MNIST"},
-        },
-        checkpoint,
-    )
 
 
 def cell(checkpoint: Path, how: Repair, draw: int) -> dict[str, Any]:
@@ -141,7 +110,10 @@ def main() -> None:
     if not arguments.checkpoint.exists():
         if arguments.full is None:
             parser.error("there is no trained network yet: `--full DIR` says what to train on")
-        trained(arguments.full, arguments.checkpoint)
+        train_to(
+            arguments.checkpoint, load_data(arguments.full), recipe=RECIPE, make=vit_tiny,
+            architecture="benchmarks.transformer:vit_tiny",
+        )  # fmt: skip
     rows: list[dict[str, Any]] = json.loads(FILE.read_text()) if FILE.exists() else []
     for how in map(Repair, arguments.repairs.split(",")):
         for draw in map(int, arguments.draws.split(",")):

@@ -9,11 +9,13 @@ epoch's; nothing is chosen on the test split, which is read once.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from compressor.data import Images, Preprocessing, SplitName
+from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.sources import load_data
 from compressor.train import Progress, correct_in, train
@@ -43,9 +45,27 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     data = load_data(arguments.data, root=arguments.data_root, download=arguments.download)
-    recipe = RECIPES[arguments.network]
+    train_to(
+        arguments.out / f"fashion_{arguments.network}.pt",
+        data,
+        recipe=RECIPES[arguments.network],
+        make=getattr(networks, arguments.network),
+        architecture=f"sample_models.networks:{arguments.network}",
+        snapshot=(Step(epochs=1), arguments.out / f"fashion_{arguments.network}.early.pt"),
+    )
+
+
+def train_to(
+    file: Path,
+    data: Data,
+    *,
+    recipe: Recipe,
+    make: Callable[[], nn.Module],
+    architecture: str,
+    snapshot: tuple[Step, Path] | None = None,
+) -> None:
+    """Train a network of Fashion-MNIST from fresh weights, read the test split once, and save it to `file`."""
     torch.manual_seed(recipe.seed)
-    module = getattr(networks, arguments.network)()
     epochs = recipe.budget.epochs
 
     def show(progress: Progress) -> None:
@@ -54,16 +74,15 @@ def main() -> None:
             share = record.tune_correct / record.tune_total
             print(f"epoch {record.epoch + 1}/{epochs}: loss {record.train_loss:.4f}, tune {share:.2%}", flush=True)
 
-    state = arguments.out / f"{arguments.network}.state"
-    early = (Step(epochs=1), arguments.out / f"fashion_{arguments.network}.early.pt")
+    state = file.with_suffix(".state")
     trained = train(
-        module,
+        make(),
         data,
         recipe=recipe,
         preprocessing=PREPROCESSING,
         callbacks=(show,),
         state_file=state,
-        snapshot=early,
+        snapshot=snapshot,
     )
     test = data.split(SplitName.TEST)
     assert isinstance(test, Images)
@@ -72,14 +91,14 @@ def main() -> None:
     torch.save(
         {
             "state_dict": trained.module.state_dict(),
-            "architecture": f"sample_models.networks:{arguments.network}",
+            "architecture": architecture,
             "input": [[1, 1, 28, 28]],
             "preprocessing": {"mean": [0.2860], "std": [0.3530], "size": [28, 28], "channels": 1},
             "classes": list(CLASSES),
             "training": recipe.to_json(),
             "accuracy": {"correct": correct, "total": len(test), "split": "test", "data": "Fashion-MNIST"},
         },
-        arguments.out / f"fashion_{arguments.network}.pt",
+        file,
     )
     state.unlink()
 
