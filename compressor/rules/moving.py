@@ -1,0 +1,191 @@
+"""Operators that move data: they are run on the labels themselves, but for what they put in, and what slides over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from compressor.coupling import Dim
+from compressor.rules.operators import bound, name_of, new, raw, results, unknown
+from compressor.tracing import Rule, Tracer, Tracked
+
+CREATION = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn"}
+MOVES = {
+    "repeat", "tile", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "native_channel_shuffle", "repeat_interleave", "_unsafe_view", "reshape", "unfold", "rot90", "im2col",
+}  # fmt: skip
+PADS = {"pad", "constant_pad_nd"}
+SPATIAL = [f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool",
+            "upsample_nearest", "_upsample_nearest_exact", "max_unpool") for n in (1, 2, 3)]  # fmt: skip
+SPATIAL += ["max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices", "upsample_bilinear2d",
+             "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+             "_upsample_bicubic2d_aa"]  # fmt: skip
+
+
+def _creation(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    del target, args, kwargs
+    return results(result, lambda v: t.fresh(v.shape))
+
+
+def movement(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """What moves data is run on the labels."""
+    x = args[0]
+    if not isinstance(x, Tracked):
+        return unknown(t, target, args, kwargs, result)
+    name = name_of(target)
+    given = bound(target, args, kwargs)
+    if name in ("roll", "index_select", "rot90", "repeat_interleave"):
+        _pin_dims(t, x, given.get("dims", given.get("dim")), f"`{name}` picks positions")
+    favour = x.value.ndim - 3 if name == "pixel_shuffle" else None
+    rest, named = pytree.tree_map(raw, (tuple(args[1:]), kwargs))
+
+    def run(values: Tensor) -> Any:
+        return target(values, *rest, **named)
+
+    found = [
+        Tracked(value, dims, x.source, origin if x.source else ())
+        for value, (dims, origin) in zip(pytree.tree_leaves(result), t.moved(x, run, favour=favour), strict=True)
+    ]
+    if name in ("repeat", "tile"):
+        found[0].dims = _repeated(t, x, result, found[0].dims)
+    return found[0] if isinstance(result, Tensor) else found
+
+
+def _repeated(t: Tracer, x: Tracked, result: Tensor, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """A single position that is repeated may be repeated less often."""
+    before = (1,) * (result.ndim - x.value.ndim) + tuple(x.value.shape)
+    fresh = t.fresh(result.shape)
+    return tuple(f if b == 1 < n else d for b, n, d, f in zip(before, result.shape, dims, fresh, strict=True))
+
+
+def _pin_dims(t: Tracer, x: Tracked, dims: Any, reason: str) -> None:
+    for d in range(x.value.ndim) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims):
+        t.labels.pin(x.dims[d], reason)
+
+
+def _expand(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    del target, kwargs
+    x = args[0]
+    more = result.ndim - x.value.ndim
+    fresh = t.fresh(result.shape)
+    dims = [
+        x.dims[d - more] if d >= more and x.value.shape[d - more] == n else fresh[d] for d, n in enumerate(result.shape)
+    ]
+    if len(args) > 1 and isinstance(args[1], Tracked):  # `expand_as`: as wide as that one
+        for own, other in zip(dims, args[1].dims, strict=True):
+            t.labels.unify(own, other, t.told())
+    return new(result, dims)
+
+
+def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    x, indices = args[0], args[1]
+    for d, index in enumerate(indices):
+        if index is not None:
+            t.labels.pin(x.dims[d], "`index` picks positions")
+    t.pin(indices, "it is an index")
+    chosen = [None if i is None else raw(i) for i in indices]
+    if any(i is not None and i.dtype is torch.bool for i in chosen):
+        return unknown(t, target, args, kwargs, result)
+    ((dims, origin),) = t.moved(x, lambda v: target(v, chosen))
+    return Tracked(result, dims, x.source, origin if x.source else ())
+
+
+def _pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    given = bound(target, args, kwargs)
+    x, amounts = given["self"], list(given["pad"])
+    constant = given.get("mode", "constant") == "constant"
+    dims = list(x.dims)
+    for k in range(len(amounts) // 2):
+        d, before, after = x.value.ndim - 1 - k, amounts[2 * k], amounts[2 * k + 1]
+        known = t.labels.resolve(dims[d])
+        if not known or (before == 0 and after == 0):
+            continue
+        if not constant:
+            t.labels.pin(known, f"`{name_of(target)}` repeats its channels")
+            dims[d] = ()
+            continue
+        cut = [ids[max(0, -before) : len(ids) - max(0, -after)] for ids in known]
+        left, right = t.labels.fresh(max(0, before)), t.labels.fresh(max(0, after))
+        zeros = np.zeros_like
+        padded = [np.concatenate([zeros(left), ids, zeros(right)]) for ids in cut]
+        padded.append(np.concatenate([left, np.zeros_like(cut[0]), right]))
+        dims[d] = tuple(padded)
+    return new(result, dims)
+
+
+def _other_pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    x = args[0]
+    for d in range(x.value.ndim):
+        if x.value.shape[d] != result.shape[d]:
+            t.labels.pin(x.dims[d], f"`{name_of(target)}` repeats its channels")
+    del kwargs
+    return new(result, x.dims)
+
+
+def _cat(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    given = bound(target, args, kwargs)
+    parts = [p for p in given["tensors"] if isinstance(p, Tracked) and p.value.ndim == result.ndim]
+    d = given["dim"] % result.ndim
+    others = t.pointwise(parts, [1 if e == d else n for e, n in enumerate(result.shape)])
+    known = [t.labels.resolve(p.dims[d]) for p in parts]
+    bare = [np.zeros(p.value.shape[d], dtype=np.int64) for p in parts]
+    joined = tuple(
+        np.concatenate([dim[k] if k < len(dim) else zeros for dim, zeros in zip(known, bare, strict=True)])
+        for k in range(max(map(len, known), default=0))
+    )
+    return new(result, [joined if e == d else x for e, x in enumerate(others)])
+
+
+def _stack(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    given = bound(target, args, kwargs)
+    d = given["dim"] % result.ndim
+    inner = t.pointwise(given["tensors"], [n for e, n in enumerate(result.shape) if e != d])
+    return new(result, [*inner[:d], (), *inner[d:]])
+
+
+def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """Pooling and resizing: the trailing dimensions change, the leading ones stay."""
+    del kwargs
+    x = args[0]
+    leading = x.value.ndim - next(int(c) for c in name_of(target) if c.isdigit())  # `max_pool2d` runs over two
+    for d in range(leading, x.value.ndim):
+        t.labels.pin(x.dims[d], f"`{name_of(target)}` runs over it")
+    others = [a for a in args[1:] if isinstance(a, Tracked) and a.value.ndim == x.value.ndim]
+    for other in others:  # `max_unpool` has indices beside
+        for d in range(leading):
+            t.labels.unify(x.dims[d], other.dims[d], t.told())
+    return results(result, lambda v: [x.dims[d] if d < leading else () for d in range(v.ndim)])
+
+
+def _grid_sampler(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    del target, kwargs
+    t.pin(args[1], "it says where to sample")
+    x = args[0]
+    for d in range(2, x.value.ndim):
+        t.labels.pin(x.dims[d], "it is sampled over")
+    return new(result, [x.dims[0], x.dims[1], *((),) * (result.ndim - 2)])
+
+
+def _roi_align(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    del target, kwargs
+    t.pin(args[1], "it says where to sample")
+    return new(result, [(), args[0].dims[1], (), ()])
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(CREATION, _creation),
+    **dict.fromkeys(MOVES, movement),
+    **dict.fromkeys(SPATIAL, _over_space),
+    **dict.fromkeys(PADS, _pad),
+    **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _other_pad),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    "index": _index,
+    "cat": _cat,
+    "stack": _stack,
+    "grid_sampler": _grid_sampler,
+    "roi_align": _roi_align,
+}

@@ -1,0 +1,53 @@
+"""What an operator is called, its arguments by name, and its results with what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from compressor.coupling import Dim
+from compressor.tracing import Tracer, Tracked
+
+
+def name_of(target: Any) -> str:
+    """An operator's name without its overload; one that writes in place counts as the one that does not."""
+    name = str(target).removeprefix("aten.").removeprefix("torchvision.").split(".")[0]
+    in_place = str(target).startswith("aten.") and name.endswith("_") and not name.endswith("__")
+    return name[:-1] if in_place else name
+
+
+def bound(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An operator's arguments by name, its defaults filled in."""
+    found = {}
+    for i, argument in enumerate(target._schema.arguments):
+        if i < len(args):
+            found[argument.name] = args[i]
+        else:
+            found[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return found
+
+
+def new(value: Tensor, dims: Sequence[Dim]) -> Tracked:
+    """A value with what is known of its dimensions."""
+    return Tracked(value, tuple(dims))
+
+
+def results(value: Any, dims_of: Callable[[Tensor], Sequence[Dim]]) -> Any:
+    """All that an operator gave, each tensor with what `dims_of` knows of it."""
+    if isinstance(value, Tensor):
+        return new(value, dims_of(value))
+    return [new(v, dims_of(v)) if isinstance(v, Tensor) else v for v in value]
+
+
+def raw(value: Any) -> Any:
+    """The tensor of a tracked value; anything else as it is."""
+    return value.value if isinstance(value, Tracked) else value
+
+
+def unknown(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """What no rule knows pins what reaches it."""
+    t.pin([*pytree.tree_leaves((args, kwargs))], f"no rule for the operator `{name_of(target)}`")
+    return results(result, lambda v: ((),) * v.ndim)

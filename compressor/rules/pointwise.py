@@ -1,0 +1,35 @@
+"""Operators that work position by position, with broadcasting: what meets is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from compressor.rules.operators import name_of, results
+from compressor.tracing import Rule, Tracer, Tracked
+
+POINTWISE = {
+    "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "hardswish", "to", "_to_copy", "contiguous",
+    "detach", "alias", "lift_fresh_copy", "lift_fresh", "masked_fill", "fill", "copy", "bernoulli", "zeros_like",
+    "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "type_as", "silu", "zero", "rrelu", "nan_to_num",
+    "float", "_assert_tensor_metadata",
+}  # fmt: skip
+
+
+def pointwise(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """What meets position by position is one."""
+    operands = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tracked)]
+    if name_of(target) in ("fill", "type_as"):
+        operands = operands[:1]
+    shaped = result if isinstance(result, Tensor) else next(v for v in result if isinstance(v, Tensor))
+    dims = t.pointwise(operands, shaped.shape)
+    found = results(result, lambda v: dims if v.shape == shaped.shape else ((),) * v.ndim)
+    wide = [v for v in operands if v.value.ndim]
+    if len(wide) == 1 and wide[0].value.shape == shaped.shape and isinstance(found, Tracked):
+        found.source, found.origin = wide[0].source, wide[0].origin  # a parameter, scaled, is still that one
+    return found
+
+
+RULES: dict[str, Rule] = dict.fromkeys(POINTWISE, pointwise)
