@@ -58,6 +58,16 @@ def request_from(
         raise PlanError(f"a memory budget must be positive: {memory_gb:g}", hint="in GB: `--memory 4`")
     memory_bytes = round(memory_gb * 2**30)
     if isinstance(budget, float):
+        of_channels = {
+            "--criterion": criterion != "auto", "--align": align != "auto", "--min-channels": min_channels != 1,
+            "--head-features": not heads, "--levels": levels != 1, "--largest": largest,
+            f"--scope {shared}": shared not in (Scope.UNIFORM, Scope.GLOBAL),
+        }  # fmt: skip
+        for option in (option for option, given in of_channels.items() if given):
+            raise PlanError(
+                f"`{option}` is about channels, and `--sparsity` zeroes single weights by their magnitude",
+                hint="leave it out, or give a budget of channels: `--ratio 0.5`",
+            )
         return MaskRequest(
             sparsity=budget,
             scope=MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL,

@@ -120,6 +120,17 @@ class TestRepair:
     def test_what_means_nothing_is_refused_for_masks_too(self, option: tuple[object, ...], says: str) -> None:
         refused("prune", "tiny.pt", *ARCH, "--sparsity", 0.5, "--data", "data.npz", *option, says=says, hints="")
 
+    @pytest.mark.parametrize(
+        "option",
+        [
+            ("--scope", "measured"), ("--scope", "isomorphic"), ("--criterion", "taylor"), ("--align", 8),
+            ("--min-channels", 4), ("--levels", 3), ("--largest",), ("--head-features",),
+        ],
+    )  # fmt: skip
+    @pytest.mark.usefixtures("inputs")
+    def test_what_only_channels_have_is_refused_for_single_weights(self, option: tuple[object, ...]) -> None:
+        refused("prune", "tiny.pt", *ARCH, "--sparsity", 0.5, *option, says=str(option[0]), hints="--ratio")
+
     @pytest.mark.usefixtures("workdir")
     def test_a_sample_model_without_nine_weights_of_ten_works_again(self, samples: Path) -> None:
         """On 500 test images: chance as it was masked, above 80 % with 64 images to fit (91 % of 10,000 with 512)."""
