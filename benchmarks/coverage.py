@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -80,6 +81,11 @@ def timm_names() -> list[str]:
     return sorted(known.values())
 
 
+def arguments_of(name: str) -> tuple[tuple[str, object], ...]:
+    """What an architecture is called with: two-stage detectors let boxes of a random network's low scores through."""
+    return (("box_score_thresh", 0.001),) if "rcnn" in name else ()
+
+
 def build(zoo: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The network with live random weights, and inputs for it."""
     torch.manual_seed(0)
@@ -94,16 +100,9 @@ def build(zoo: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
-    if (
-        "rcnn" in name
-        or "ssd" in name
-        or "retinanet" in name
-        or "fcos" in name
-        or "deeplab" in name
-        or "fcn_" in name
-        or "lraspp" in name
-    ):
+    if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
+    options |= dict(arguments_of(name))
     module = enliven_(torchvision.models.get_model(name, **options), seed=0)
     if name.startswith("raft"):
         return module, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
@@ -123,7 +122,8 @@ def cell(zoo: str, name: str, until: str) -> dict[str, Any]:
         module, inputs = build(zoo, name)
         row["attention"] = _attends(module)
         checkpoint = Checkpoint(
-            module=module, example_inputs=inputs, architecture=Architecture(ref=f"{zoo}:{name}"),
+            module=module, example_inputs=inputs,
+            architecture=Architecture(ref=f"{zoo}:{name}", arguments=arguments_of(name)),
             preprocessing=Preprocessing(), classes=None, name=name, path=name, sha256="",
         )  # fmt: skip
         request = Request(budget=ChannelBudget(ratio=0.5), align=1)

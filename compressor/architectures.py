@@ -123,7 +123,9 @@ def _factory(architecture: Architecture, source: str, name: str) -> Callable[...
         known = torchvision.models.list_models()
         if name not in known:
             raise ArchitectureError(f"torchvision has no `{name}`", hint=unknown("networks", name, known))
-        return lambda **arguments: torchvision.models.get_model(name, **{"weights": None, **arguments})
+        weights = {f"weights{part}": None for part in ("", "_backbone")}  # a detector's backbone has its own
+        taken = weights.keys() & inspect.signature(torchvision.models.get_model_builder(name)).parameters.keys()
+        return lambda **arguments: torchvision.models.get_model(name, **{**dict.fromkeys(taken), **arguments})
     if source == "timm":
         try:
             import timm

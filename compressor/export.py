@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import inspect
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.chosen import WithHeads, head_layers
 from compressor.errors import ExportError
+from compressor.exported import hangs_on_data
 from compressor.files import whole
-from compressor.lent import plain_attention
+from compressor.lent import quiet_exporter
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.shrink import random_like
 
@@ -37,9 +35,10 @@ PROTOBUF_BYTES = 2**31 - 1  # one file cannot be larger
 def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None) -> Parity:
     """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
 
-    Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. The
-    file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused: an
-    opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
+    Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. Of a
+    network that chooses by values what it gives (a detector), what it chooses from is compared (`compressor.chosen`).
+    The file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused:
+    an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
     """
     _check_opset(opset)
     module = copy.deepcopy(checkpoint.module).cpu().eval()
@@ -53,7 +52,12 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
             try:
                 parity = _written(checkpoint, module, examples, part, opset=opset, sizes=BATCH_SIZES)
             except BatchIsFixedError as reason:
-                parity = _written(checkpoint, module, examples, part, opset=opset, sizes=(1,), note=str(reason))
+                heads = head_layers(module, examples) if hangs_on_data(reason.__cause__ or reason) else {}
+                parity = _written(
+                    checkpoint, module, examples, part, opset=opset, sizes=(1,), heads=heads,
+                    note=f"it chooses by values what it gives: compared is what it chooses from, of {', '.join(heads)}"
+                    if heads else str(reason),
+                )  # fmt: skip
             worst = parity.largest_relative_difference
             if not worst <= TOLERANCE:
                 raise ExportError(
@@ -87,11 +91,16 @@ def _written(
     opset: int | None,
     sizes: tuple[int, ...],
     note: str | None = None,
+    heads: dict[str, int] | None = None,
 ) -> Parity:
     """Export to `part`, check it, run it: its parity. A batch of one size in `sizes` makes it a fixed one."""
     import onnx
 
-    proto = _proto_of(module, examples, opset=opset, dynamic=len(sizes) > 1)
+    if heads:
+        module = WithHeads(module, heads).eval()
+        proto = _traced_proto(module, examples, part, opset=opset)
+    else:
+        proto = _proto_of(module, examples, opset=opset, dynamic=len(sizes) > 1)
     written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if opset is not None and written != opset:
         raise ExportError(
@@ -108,7 +117,11 @@ def _written(
         onnx.checker.check_model(str(part), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the ONNX file is not valid: {error}", hint="try another `--opset`") from error
-    worst, outputs = largest_difference(module, examples, part, sizes)
+    compared = sum(heads.values()) if heads else None
+    worst, outputs = largest_difference(module, examples, part, sizes, last=compared)
+    if compared:
+        del proto.graph.output[-compared:]
+        part.write_bytes(proto.SerializeToString())
     return Parity(
         largest_relative_difference=worst,
         outputs=outputs,
@@ -128,7 +141,7 @@ def _proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | Non
     if shapes is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)
     try:
-        with _silence(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             return torch.onnx.export(
                 module,
                 inputs,
@@ -149,10 +162,38 @@ def _proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | Non
         ) from error
 
 
+def _traced_proto(module: WithHeads, examples: Sequence[Tensor], part: Path, *, opset: int | None) -> Any:
+    """By torch's older exporter, which writes down (to `part`) what a run on the examples does, choices among it."""
+    import onnx
+
+    parameters = inspect.signature(module.module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    try:
+        with quiet_exporter(), torch.no_grad():
+            torch.onnx.export(
+                module,
+                tuple(examples),
+                str(part),
+                dynamo=False,
+                opset_version=opset or OLDEST_OPSET,
+                input_names=names[: len(examples)],
+                output_names=_output_names(module.module, examples) or [],
+            )
+    except Exception as error:
+        # as above
+        raise ExportError(
+            f"the network cannot be exported: {first_cause(error)}",
+            hint="it chooses by values what it gives, with operators that ONNX lacks",
+        ) from error
+    return onnx.load(str(part))
+
+
 def _output_names(module: nn.Module, inputs: Sequence[Tensor]) -> list[str] | None:
     """A dict's own keys, else `output` or `output_0` …; `None` leaves the names to the exporter."""
     with torch.no_grad():
         made = module(*inputs)
+    if isinstance(made, list) and len(made) == 1 and isinstance(made[0], dict):  # of one image, as detectors say it
+        made = made[0]
     taken = set(inspect.signature(module.forward).parameters)
     if isinstance(made, Tensor):
         names = ["output"]
@@ -163,24 +204,6 @@ def _output_names(module: nn.Module, inputs: Sequence[Tensor]) -> list[str] | No
     else:
         return None
     return [f"output_{n}" if n in taken else n for n in names]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's progress, warnings and logs to itself; attention takes its traceable path meanwhile."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            plain_attention(),
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _strip_(proto: Any) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from compressor.errors import GroupError
-from compressor.lent import plain_attention
+from compressor.lent import quiet_exporter
+from compressor.outputs import tensors_in
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +27,18 @@ class Exported:
     inputs: tuple[str, ...]
     outputs: tuple[fx.Node, ...]
     open: bool  # whether it takes batches of any size
+    chooses: bool = False  # whether what it gives hangs on the values that it computes, as a detector's does
     held: dict[str, Tensor] = field(default_factory=dict)  # every name in the module; a tied tensor has several
+
+    @property
+    def last_layer(self) -> fx.Node:
+        """The last operator that takes a tensor of the module's own."""
+        found: fx.Node = [n for n in self.graph.nodes if any(a.name in self.tensors for a in n.all_input_nodes)][-1]
+        return found
+
+    def users(self, placeholder: str) -> list[fx.Node]:
+        """The operators that take what stands behind a placeholder."""
+        return [user for node in self.graph.nodes if node.name == placeholder for user in node.users]
 
     def names_of(self, tensor: Tensor) -> list[str]:
         """All names of a tensor of the module."""
@@ -40,7 +53,18 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     module = copy.deepcopy(module).float().eval().requires_grad_(False)
     inputs = tuple(t.float() if t.is_floating_point() else t for t in example_inputs)
     held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    return read_program(_export(module, inputs), held)
+    found, drafted = _export(module, inputs)
+    graph = read_program(found, held)
+    if not drafted:
+        return graph
+    learnt = dict(module.named_parameters())
+    idle = [name for node, (name, _) in graph.tensors.items() if name in learnt and not graph.users(node)]
+    if idle:
+        raise GroupError(
+            f"which layers run hangs on the data: `{idle[0].rpartition('.')[0]}` did not on this input",
+            hint="a network that takes other layers for other inputs cannot be pruned as a whole",
+        )
+    return dataclasses.replace(graph, chooses=True, open=False)
 
 
 def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
@@ -67,27 +91,51 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
         inputs=tuple(given),
         outputs=outputs,
         open=_is_open(found),
+        chooses=any(map(_hangs_on_values, found.graph.nodes)),
         held=dict(held),
     )
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
+    """The exported program, and whether it is only a draft: one that holds for inputs like these."""
     doubled = tuple(torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in inputs)
     open_batch = tuple({0: torch.export.Dim.AUTO} if t.ndim else None for t in doubled)
-    with plain_attention(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # what the exporter says of itself
+    with quiet_exporter(), torch.no_grad():
         try:
             found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
             # code that asks for `len(x)` fixes the batch without a word: then at the example's
-            return found if _is_open(found) else torch.export.export(module, inputs)
+            return (found if _is_open(found) else torch.export.export(module, inputs)), False
         except Exception:  # the exporter raises whatever the network's code made it stumble over
             try:
-                return torch.export.export(module, inputs)
+                return torch.export.export(module, inputs), False
             except Exception as error:
+                drafted = _draft(module, inputs) if hangs_on_data(error) else None
+                if drafted is not None:
+                    return drafted, True
                 raise GroupError(
                     f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
                     hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
                 ) from error
+
+
+def hangs_on_data(error: BaseException) -> bool:
+    """Whether an exporter stumbled over a decision that the network takes by the values it computes."""
+    said = f"{type(error).__name__} {error}".lower()
+    return "data-dependent" in said or "datadependent" in said
+
+
+def _draft(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """The graph of what the network does on these inputs; `None` where there is none either."""
+    try:
+        return torch.export.draft_export(module, inputs, strict=False)
+    except Exception:  # as above
+        return None
+
+
+def _hangs_on_values(node: fx.Node) -> bool:
+    """Whether the shape of what the operator gives hangs on values."""
+    shaped = [t for t in tensors_in(node.meta.get("val")) if isinstance(t, Tensor)]
+    return any(free_unbacked_symbols(t) for t in shaped)
 
 
 def _is_open(found: Any) -> bool:

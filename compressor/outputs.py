@@ -1,9 +1,9 @@
-"""A network's outputs, whatever they come in, and how far two sets of them lie apart."""
+"""A network's outputs, what its layers give on the way, and how far two sets of tensors lie apart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,28 @@ def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors_in(module(*inputs)))
 
 
+def layer_outputs(module: nn.Module, inputs: Sequence[Tensor], layers: Collection[str]) -> dict[str, list[Tensor]]:
+    """What each of the `layers` gives, call by call, in one forward pass; empty for one that is never called."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    hooks = []
+    try:
+        for name in layers:
+            hook = lambda _, __, output, name=name: found[name].append(output)  # noqa: E731  # a name each
+            hooks.append(module.get_submodule(name).register_forward_hook(hook))
+        outputs_of(module, inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found
+
+
 def relative_difference(answer: Tensor, reference: Tensor) -> float:
-    """The largest |answer - reference| over the largest |reference|; infinite where either is not finite."""
+    """The largest |answer - reference| over the largest |reference|; infinite where either is not finite.
+
+    Tensors that hold nothing do not differ.
+    """
+    if not answer.numel() and answer.shape == reference.shape:
+        return 0.0
     if not (torch.isfinite(answer).all() and torch.isfinite(reference).all()):
         return math.inf
     largest = float(reference.abs().max())

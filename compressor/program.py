@@ -8,7 +8,6 @@ repair compares the two inside (`compressor.repair`).
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import RepairError
 from compressor.exported import read_program
-from compressor.lent import plain_attention
+from compressor.lent import quiet_exporter
 from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 from compressor.recorded import RecordedProgram
@@ -89,8 +88,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
 
 def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
-        with plain_attention(), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # what the exporter says of itself
+        with quiet_exporter(), torch.no_grad():
             return torch.export.export(module, inputs)
     except Exception as error:
         # the exporter raises whatever the network's code made it stumble over

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
 from compressor.mended import mended
-from compressor.outputs import outputs_of, relative_difference
+from compressor.outputs import relative_difference
 from compressor.plan import PruningPlan
 from compressor.recorded import RecordedProgram
-from compressor.silence import silenced_outputs
+from compressor.silence import said, silenced_outputs
 from compressor.surgery import Surgery, operate
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
@@ -85,13 +85,16 @@ def shrink(
     The first of `forms` that says what the dense network says with the removed channels silenced, up to rounding in
     float32; `prove` says it exactly. Refused: a plan of which no form does.
     """
-    given = _random_for(traced, example_inputs)
-    reference = silenced_outputs(traced.ground, module, gone_labels(traced.groups, plan), given)
+    given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
+    if traced.ground.exported.chooses:  # rounding must not change what it chooses
+        given = [t.double() if t.is_floating_point() else t for t in given]
+    reference = silenced_outputs(traced.ground, module, gone, given)
+    dtype = next((t.dtype for t in given if t.is_floating_point()), torch.float32)
     last: SurgeryError | None = None
     for form in forms(module, traced, plan):
         try:
             small, surgery = form()
-            answers = outputs_of(copy.deepcopy(small).eval(), given)
+            answers = said(traced.ground, copy.deepcopy(small).to(dtype).eval(), gone, given)
             if [t.shape for t in answers] != [t.shape for t in reference]:
                 raise SurgeryError("the small network's outputs have another shape")
             worst = max(map(relative_difference, answers, reference))
@@ -135,10 +138,13 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
         integers = _integers_to_mend(module, traced.groups, plan)
         if integers:
             yield lambda: of_class(cut.then(Surgery(attributes=integers)))
-    yield of_program
+    if not traced.ground.exported.chooses:
+        yield of_program
 
 
-def _random_for(traced: Traced, example_inputs: Sequence[Tensor], *, seed: int = 0) -> list[Tensor]:
+def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor], *, seed: int = 0) -> list[Tensor]:
+    if traced.ground.exported.chooses:  # its graph is that of these
+        return list(example_inputs)
     batch = 2 if traced.ground.exported.open else len(example_inputs[0])
     return random_like(example_inputs, batch=batch, seed=seed)
 
@@ -234,16 +240,19 @@ def prove(
 ) -> Proof:
     """The surgery proof in `dtype`, on `inputs` or on normal random ones shaped like the example, two of them.
 
+    Of a network that chooses by values what it gives (a detector), what it chooses from is compared, on the example.
+
     `small` holds the dense network's own weights at what the plan leaves. Refused: a small network that does not run,
     or whose outputs have another shape. A difference is for the caller to judge (`Proof.holds`), who knows what to do
     about it.
     """
     small = copy.deepcopy(small).to(dtype).eval()
-    given = _random_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
+    given = _inputs_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
+    gone = gone_labels(traced.groups, plan)
     given = [t.to(dtype) if t.is_floating_point() else t for t in given]
     try:
-        reference = silenced_outputs(traced.ground, dense, gone_labels(traced.groups, plan), given)
-        answers = outputs_of(small, given)
+        reference = silenced_outputs(traced.ground, dense, gone, given)
+        answers = said(traced.ground, small, gone, given)
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
         # in float64, too, a forward pass raises whatever its code raises
         raise SurgeryError(f"the small network does not run in {dtype}: {error}") from error

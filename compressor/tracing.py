@@ -116,6 +116,7 @@ class Tracer:
         leaving: dict[fx.Node, list[fx.Node]] = {}
         for argument, user in last.items():
             leaving.setdefault(user, []).append(argument)
+        end = graph.last_layer if graph.chooses else None
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.node = node
@@ -129,6 +130,9 @@ class Tracer:
                 self._keep(node)
                 for done in leaving.get(node, ()):
                     self.env.pop(done, None)
+                if node is end:  # what comes now chooses by values
+                    self.pin(list(self.env.values()), "its channels are the network's output")
+                    break
         return self.trace
 
     def _keep(self, node: fx.Node) -> None:
@@ -158,12 +162,16 @@ class Tracer:
         kwargs = fx.map_arg(node.kwargs, lambda n: self.env[n])
         if node.target is operator.getitem:
             return operator.getitem(args[0], args[1])
+        if _short(node.target).startswith("_assert"):
+            return None
         raw_args, raw_kwargs = pytree.tree_map(_raw, (tuple(args), dict(kwargs)))
         result = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]  # a `call_function` node's is one
         if not isinstance(result, (Tensor, tuple, list)) or not pytree.tree_any(
             lambda v: isinstance(v, Tensor), result
         ):
             return result
+        if isinstance(result, Tensor) and not result.numel():  # nothing could be proved of what meets here
+            self.pin([list(args), dict(kwargs)], "nothing reaches it on the example input")
         return self._ruled(node.target, list(args), dict(kwargs), result)
 
     def _ruled(self, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:

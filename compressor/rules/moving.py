@@ -94,6 +94,24 @@ def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], resu
     return Tracked(result, dims, x.source, origin if x.source else ())
 
 
+def _index_put(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Values written into the leading positions that the indices name; what comes behind meets what was there."""
+    x, indices, values = args[0], list(args[1]), args[2]
+    if any(i is None for i in indices) or not isinstance(values, Tracked):
+        return unknown(t, target, args, kwargs, result)
+    t.pin(indices, "it is an index")
+    over = sum(raw(i).ndim if raw(i).dtype is torch.bool else 1 for i in indices)
+    for d in range(over):
+        t.labels.pin(x.dims[d], "`index_put` picks positions")
+    behind = x.value.ndim - over
+    for d in range(values.value.ndim - behind):
+        t.labels.pin(values.dims[d], "`index_put` picks positions")
+    for d in range(1, min(behind, values.value.ndim) + 1):
+        if values.value.shape[-d] > 1:
+            t.labels.unify(x.dims[-d], values.dims[-d], t.told())
+    return new(result, [() if d < over else t.labels.resolve(x.dims[d]) for d in range(x.value.ndim)])
+
+
 def _pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     x, amounts = given["self"], list(given["pad"])
@@ -184,6 +202,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _other_pad),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     "index": _index,
+    "index_put": _index_put,
     "cat": _cat,
     "stack": _stack,
     "grid_sampler": _grid_sampler,

@@ -1,0 +1,166 @@
+"""Detectors: what they choose from is traced, shrunk with proof and compared in ONNX; what they choose is theirs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from compressor.chosen import WithHeads, head_layers
+from compressor.errors import GroupError, SurgeryError
+from compressor.export import export_onnx
+from compressor.groups import trace
+from compressor.pipeline import shrink_proved
+from compressor.plan import PruningPlan
+from compressor.surgery import Surgery
+from tests.test_export import checkpoint_of
+from tests.test_tracing import half, reasons
+from tests.topologies import alive
+
+# torch's draft exporter leaves the file of its log open
+LEFT_OPEN = "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+pytestmark = pytest.mark.filterwarnings(LEFT_OPEN)
+shrinking = sys.modules["compressor.shrink"]  # `compressor.shrink` is the function
+EXAMPLE = (torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(3)),)
+
+
+class TinyDetector(nn.Module):
+    """Two stages: boxes by the best scores of a head, suppressed; what is pooled in them goes to a second head."""
+
+    def __init__(self, *, decides: bool = True, bar: float = -1e6) -> None:
+        super().__init__()
+        self.decides, self.bar = decides, bar
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, 1))
+        self.scores, self.boxes = nn.Conv2d(16, 1, 1), nn.Conv2d(16, 4, 1)
+        self.inner, self.classes = nn.Linear(16 * 4, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        features = torch.relu(self.body(x))
+        scores = self.scores(features).flatten()
+        corners = self.boxes(features).permute(0, 2, 3, 1).reshape(-1, 4)
+        scores, order = scores.topk(min(20, len(scores)))
+        low = corners[order].sigmoid() * 12
+        boxes = torch.cat([low[:, :2], low[:, :2] + low[:, 2:] + 1], dim=1)
+        kept = torchvision.ops.nms(boxes, scores, 0.5)
+        kept = kept[scores[kept] > self.bar]
+        if self.decides and float(scores[0]) > 1e6:  # what the exporter cannot know
+            boxes = boxes.flip(0)
+        pooled = torchvision.ops.roi_align(features, [boxes[kept]], output_size=2, spatial_scale=0.25)
+        found = self.classes(torch.relu(self.inner(pooled.flatten(1)))).softmax(dim=1)
+        best = found.amax(dim=1) > 0.34
+        return [{"boxes": boxes[kept][best], "scores": found[best]}]
+
+
+class Branching(nn.Module):
+    """Which of two layers runs is decided by the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        head = self.one if float(features.mean()) > 1e6 else self.other
+        found: Tensor = head(features)
+        return found
+
+
+def detector(*, decides: bool = True, bar: float = -1e6) -> TinyDetector:
+    module = TinyDetector(decides=decides, bar=bar)
+    alive(module)
+    return module.eval()
+
+
+@pytest.mark.parametrize("decides", [True, False])
+def test_a_detector_loses_half_of_its_channels_with_proof_and_keeps_its_heads(decides: bool) -> None:
+    module = detector(decides=decides)
+    traced = trace(module, EXAMPLE)
+    assert traced.ground.exported.chooses
+    assert {g.root: g.channels for g in traced.groups} == {"body.0": 12, "body.3": 16, "inner": 10}
+    assert set(reasons(traced)) == {"boxes", "classes"}  # and `scores` has but one channel
+    small, _, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert proof.dtype is torch.float64
+    assert proof.largest_relative_difference <= 1e-10
+    assert proof.outputs == 3  # one call of each head, behind the first choice too
+    with torch.no_grad():
+        (found,) = small(*EXAMPLE)
+    assert len(found["boxes"]) == len(found["scores"]) > 0
+
+
+def test_the_proof_looks_at_the_head_behind_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = detector()
+    traced = trace(module, EXAMPLE)
+    original = shrinking.operate
+
+    def wrong(dense: nn.Module, surgery: Surgery) -> nn.Module:
+        small = original(dense, surgery)
+        with torch.no_grad():
+            small.get_parameter("classes.bias")[0] += 0.5
+        return small
+
+    monkeypatch.setattr(shrinking, "operate", wrong)
+    with pytest.raises(SurgeryError, match="differs"):
+        shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+
+
+def test_heads_are_what_nothing_but_a_choice_reads() -> None:
+    assert head_layers(detector(), EXAMPLE) == {"scores": 1, "boxes": 1}
+
+
+def test_a_network_that_makes_no_choice_has_no_head_layers() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 22 * 22, 2))
+    assert head_layers(module, EXAMPLE) == {}
+
+
+def test_a_model_with_heads_says_the_same_and_then_its_head_tensors() -> None:
+    module = detector()
+    boxes, scores, *heads = WithHeads(module, {"scores": 1, "boxes": 1})(*EXAMPLE)
+    (said,) = module(*EXAMPLE)
+    assert torch.equal(boxes, said["boxes"])
+    assert torch.equal(scores, said["scores"])
+    features = torch.relu(module.body(*EXAMPLE))
+    assert torch.equal(heads[0], module.scores(features))
+    assert torch.equal(heads[1], module.boxes(features))
+    assert not module.scores._forward_hooks
+
+
+def test_the_onnx_file_of_a_detector_gives_its_detections(tmp_path: Path) -> None:
+    module = detector()
+    parity = export_onnx(checkpoint_of(module, inputs=EXAMPLE), tmp_path / "d.onnx")
+    assert parity.outputs == 2
+    assert not parity.dynamic_batch
+    assert "scores, boxes" in (parity.note or "")
+    assert parity.largest_relative_difference < 1e-5
+    assert [o.name for o in onnx.load(tmp_path / "d.onnx").graph.output] == ["boxes", "scores"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "d.onnx"), providers=["CPUExecutionProvider"])
+    boxes, _ = session.run(None, {"x": EXAMPLE[0].numpy()})
+    torch.testing.assert_close(torch.from_numpy(boxes), module(*EXAMPLE)[0]["boxes"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_runs_other_layers_for_other_inputs_is_refused() -> None:
+    with pytest.raises(GroupError, match="`one` did not on this input"):
+        trace(Branching(), EXAMPLE)
+
+
+def test_layers_that_nothing_reaches_on_the_example_stay_whole() -> None:
+    traced = trace(detector(bar=1e6), EXAMPLE)
+    assert {g.root for g in traced.groups} == {"body.0"}
+    assert reasons(traced)["inner"] == "nothing reaches it on the example input"
+
+
+def test_nothing_said_by_the_exporter_reaches_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    trace(detector(), EXAMPLE)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_plan_that_removes_nothing_of_a_detector_is_proved_by_all_its_layers() -> None:
+    module = detector()
+    traced = trace(module, EXAMPLE)
+    _, _, proof = shrink_proved(module, traced, PruningPlan(removed={"inner": (0,)}), EXAMPLE)
+    assert proof.outputs == 5  # both convolutions of the body stay whole, too
