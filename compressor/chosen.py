@@ -7,13 +7,16 @@ tensors*: outputs of layers that no other layer reads before the first choice is
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import proxy_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.outputs import tensors_in
@@ -33,39 +36,108 @@ class _UntilItChooses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         return func(*args, **(kwargs or {}))
 
 
-def head_layers(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
-    """The layers whose outputs nothing but a choice reads, and how often each is called before it; in order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCall:
+    """One call of a layer that holds parameters; `early` says that the network had chosen nothing by then."""
 
-    Empty where the network makes no choice. The module stays as it was.
+    layer: str
+    early: bool
+    made_by: Any  # autograd's name for its output
+
+
+def layer_calls(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[LayerCall], bool]:
+    """Every call of a layer with parameters of its own, in the order of a forward pass; and whether it chose anything.
+
+    The module stays as it was.
     """
     twin = copy.deepcopy(module).eval().requires_grad_(True)
-    calls: list[tuple[str, Any]] = []
+    calls: list[LayerCall] = []
     choice = _UntilItChooses()
 
     def note(name: str, output: Any) -> None:
-        if not choice.chose and isinstance(output, Tensor) and output.grad_fn is not None:
-            calls.append((name, output.grad_fn))
+        made_by = output.grad_fn if isinstance(output, Tensor) else None
+        calls.append(LayerCall(layer=name, early=not choice.chose, made_by=made_by))
 
-    for name, layer in twin.named_modules():
-        if any(True for _ in layer.parameters(recurse=False)):
-            layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+    for name, layer in _with_parameters(twin):
+        layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
     with torch.enable_grad(), warnings.catch_warnings(), choice:
         warnings.simplefilter("ignore")  # a decision by a value that has a gradient
         twin(*inputs)
-    if not choice.chose:
-        return {}
+    return calls, choice.chose
+
+
+def _with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(n, layer) for n, layer in module.named_modules() if n and any(True for _ in layer.parameters(False))]
+
+
+def _unread(calls: Sequence[LayerCall]) -> list[LayerCall]:
+    """The calls whose output none of the others reads."""
     read: set[Any] = set()
-    behind = [f for _, made_by in calls for f, _ in made_by.next_functions]
+    behind = [f for call in calls if call.made_by is not None for f, _ in call.made_by.next_functions]
     while behind:
         function = behind.pop()
         if function is not None and function not in read:
             read.add(function)
             behind += [f for f, _ in function.next_functions]
+    return [call for call in calls if call.made_by is not None and call.made_by not in read]
+
+
+def head_layers(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
+    """The layers of head tensors, and how many each gives, in order; none where the network makes no choice."""
+    calls, chooses = layer_calls(module, inputs)
     heads: dict[str, int] = {}
-    for name, made_by in calls:
-        if made_by not in read:
-            heads[name] = heads.get(name, 0) + 1
+    for call in _unread([c for c in calls if c.early]) if chooses else ():
+        heads[call.layer] = heads.get(call.layer, 0) + 1
     return heads
+
+
+class _EnoughError(Exception):
+    """The last layer has been called."""
+
+
+class UntilLastLayer(nn.Module):
+    """A network as far as its last layer goes: gives what no layer reads. What it does with that is left out.
+
+    The network that is given gets hooks.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        calls, _ = layer_calls(module, inputs)
+        unread = _unread(calls)
+        self.count = len(calls)
+        self.unread = [i for i, call in enumerate(calls) if call in unread]
+        self.outputs: list[Any] = []
+        for _, layer in _with_parameters(module):
+            layer.register_forward_hook(lambda _, __, output: self._note(output))
+
+    def _note(self, output: Any) -> None:
+        self.outputs.append(output)
+        if len(self.outputs) == self.count:
+            raise _EnoughError
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """What no layer reads, in the order of the calls."""
+        self.outputs = []
+        with contextlib.suppress(_EnoughError), _exporters_place():
+            self.module(*inputs)
+        found = [self.outputs[i] for i in self.unread]
+        self.outputs = []
+        return found
+
+
+@contextlib.contextmanager
+def _exporters_place() -> Iterator[None]:
+    """The exporter keeps a list of the modules that it is in, and expects none to be left by an exception."""
+    mode = proxy_tensor.get_proxy_mode()
+    stack = getattr(getattr(mode, "tracer", None), "module_stack", {})
+    depth = len(stack)
+    try:
+        yield
+    finally:
+        while len(stack) > depth:
+            stack.popitem()
 
 
 class WithHeads(nn.Module):

@@ -38,7 +38,7 @@ from compressor.sensitivity import rise
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
-STEPS, JUDGED_EVERY, PATIENCE = 600, 50, 8  # steps; between judgements; judgements in a row that found none better
+STEPS, JUDGED_EVERY, PATIENCE = 900, 50, 8  # steps; between judgements; judgements in a row that found none better
 RATE, WARMUP = 1e-3, 20  # Adam's; 1e-4 to 3e-4 were too slow, 3e-3 undid the start
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from compressor.chosen import UntilLastLayer
 from compressor.errors import GroupError
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
@@ -52,19 +53,27 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     """
     module = copy.deepcopy(module).float().eval().requires_grad_(False)
     inputs = tuple(t.float() if t.is_floating_point() else t for t in example_inputs)
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    found, drafted = _export(module, inputs)
-    graph = read_program(found, held)
-    if not drafted:
-        return graph
-    learnt = dict(module.named_parameters())
-    idle = [name for node, (name, _) in graph.tensors.items() if name in learnt and not graph.users(node)]
+    learnt = dict(module.named_parameters(remove_duplicate=False))
+    held = learnt | dict(module.named_buffers(remove_duplicate=False))
+    with quiet_exporter(), torch.no_grad():
+        try:
+            return read_program(_export(module, inputs), held)
+        except Exception as error:  # the exporter raises whatever the network's code made it stumble over
+            found = _as_far_as_its_layers(module, inputs) if hangs_on_data(error) else None
+            if found is None:
+                raise GroupError(
+                    f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+                    hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
+                ) from error
+    graph = read_program(found, {f"module.{name}": tensor for name, tensor in held.items()})
+    tensors = {node: (name.removeprefix("module."), tensor) for node, (name, tensor) in graph.tensors.items()}
+    idle = [name for node, (name, _) in tensors.items() if name in learnt and not graph.users(node)]
     if idle:
         raise GroupError(
             f"which layers run hangs on the data: `{idle[0].rpartition('.')[0]}` did not on this input",
             hint="a network that takes other layers for other inputs cannot be pruned as a whole",
         )
-    return dataclasses.replace(graph, chooses=True, open=False)
+    return dataclasses.replace(graph, tensors=tensors, held=held, chooses=True, open=False)
 
 
 def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
@@ -96,26 +105,15 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
     )
 
 
-def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
-    """The exported program, and whether it is only a draft: one that holds for inputs like these."""
+def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     doubled = tuple(torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in inputs)
     open_batch = tuple({0: torch.export.Dim.AUTO} if t.ndim else None for t in doubled)
-    with quiet_exporter(), torch.no_grad():
-        try:
-            found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
-            # code that asks for `len(x)` fixes the batch without a word: then at the example's
-            return (found if _is_open(found) else torch.export.export(module, inputs)), False
-        except Exception:  # the exporter raises whatever the network's code made it stumble over
-            try:
-                return torch.export.export(module, inputs), False
-            except Exception as error:
-                drafted = _draft(module, inputs) if hangs_on_data(error) else None
-                if drafted is not None:
-                    return drafted, True
-                raise GroupError(
-                    f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-                    hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
-                ) from error
+    try:
+        found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
+    except Exception:  # as above; with the batch size that it knows the network may do
+        found = None
+    # code that asks for `len(x)` fixes the batch without a word: then at the example's
+    return found if found is not None and _is_open(found) else torch.export.export(module, inputs)
 
 
 def hangs_on_data(error: BaseException) -> bool:
@@ -124,10 +122,14 @@ def hangs_on_data(error: BaseException) -> bool:
     return "data-dependent" in said or "datadependent" in said
 
 
-def _draft(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """The graph of what the network does on these inputs; `None` where there is none either."""
+def _as_far_as_its_layers(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """What the network does on these inputs until its last layer has run; `None` where that cannot be written down."""
     try:
-        return torch.export.draft_export(module, inputs, strict=False)
+        part = UntilLastLayer(module, inputs).requires_grad_(False).eval()
+        try:
+            return torch.export.export(part, inputs)
+        except Exception as error:  # as above
+            return torch.export.draft_export(part, inputs) if hangs_on_data(error) else None
     except Exception:  # as above
         return None
 
