@@ -48,6 +48,7 @@ FOLDER = Path(__file__).parent / "coverage"
 STAGES = ("prune", "backward", "again", "export", "reload")
 PROOF = 1e-4
 LIMIT_S = 600
+SIZE = 224
 CONVOLUTIONAL, ATTENTIVE = 0.40, 0.55
 
 
@@ -82,8 +83,14 @@ def timm_names() -> list[str]:
 
 
 def arguments_of(name: str) -> tuple[tuple[str, object], ...]:
-    """What an architecture is called with: two-stage detectors let boxes of a random network's low scores through."""
-    return (("box_score_thresh", 0.001),) if "rcnn" in name else ()
+    """What an architecture is called with: detectors look at their input in its own size.
+
+    Those of two stages let boxes of a random network's low scores through.
+    """
+    if not any(kind in name for kind in ("rcnn", "retinanet", "fcos")):
+        return ()
+    own = (("min_size", SIZE), ("max_size", SIZE))
+    return (*own, ("box_score_thresh", 0.001)) if "rcnn" in name else own
 
 
 def build(zoo: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -110,8 +117,7 @@ def build(zoo: str, name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         return module, (torch.randn(1, 3, 16, 224, 224),)
     if name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
         return module, (torch.randn(1, 3, 16, 112, 112),)
-    sizes = {"inception_v3": 299, "vit_h_14": 224}
-    size = sizes.get(name, 224)
+    size = 299 if name == "inception_v3" else SIZE
     return module, (torch.randn(1, 3, size, size),)
 
 

@@ -1,22 +1,25 @@
-"""Networks that choose by values what they give, as detectors do: what they choose from.
+"""Networks that choose by values what they give, as detectors do: the choices they make, and what they choose from.
 
-A detector ends in sorting, thresholds and non-maximum suppression. Two that agree up to rounding may still give their
-detections in another order, or one more at a threshold; what can be compared is what they choose from, the *head
-tensors*: outputs of layers that no other layer reads before the first choice is made.
+A detector sorts, thresholds and suppresses. Two that agree up to rounding may still give their detections in another
+order, or one more at a threshold. So two of them are compared with the same choices made beforehand (`choices_of`,
+`choosing`), which also gives a graph that hangs on no values (`forced`); and where that cannot be, in an ONNX file, by
+what they choose from: the *head tensors*, outputs of layers that no other layer reads before the first choice.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import proxy_tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.outputs import tensors_in
@@ -91,55 +94,6 @@ def head_layers(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
     return heads
 
 
-class _EnoughError(Exception):
-    """The last layer has been called."""
-
-
-class UntilLastLayer(nn.Module):
-    """A network as far as its last layer goes: gives what no layer reads. What it does with that is left out.
-
-    The network that is given gets hooks.
-    """
-
-    def __init__(self, module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        calls, _ = layer_calls(module, inputs)
-        unread = _unread(calls)
-        self.count = len(calls)
-        self.unread = [i for i, call in enumerate(calls) if call in unread]
-        self.outputs: list[Any] = []
-        for _, layer in _with_parameters(module):
-            layer.register_forward_hook(lambda _, __, output: self._note(output))
-
-    def _note(self, output: Any) -> None:
-        self.outputs.append(output)
-        if len(self.outputs) == self.count:
-            raise _EnoughError
-
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
-        """What no layer reads, in the order of the calls."""
-        self.outputs = []
-        with contextlib.suppress(_EnoughError), _exporters_place():
-            self.module(*inputs)
-        found = [self.outputs[i] for i in self.unread]
-        self.outputs = []
-        return found
-
-
-@contextlib.contextmanager
-def _exporters_place() -> Iterator[None]:
-    """The exporter keeps a list of the modules that it is in, and expects none to be left by an exception."""
-    mode = proxy_tensor.get_proxy_mode()
-    stack = getattr(getattr(mode, "tracer", None), "module_stack", {})
-    depth = len(stack)
-    try:
-        yield
-    finally:
-        while len(stack) > depth:
-            stack.popitem()
-
-
 class WithHeads(nn.Module):
     """A network that gives its outputs, and then its head tensors."""
 
@@ -162,3 +116,138 @@ class WithHeads(nn.Module):
             for hook in hooks:
                 hook.remove()
         return outputs + [t for name, count in self.heads.items() for t in found[name][:count]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What one call chose: positions (int64 tensors, as the call nests them), or plain values that code branches on."""
+
+    call: str
+    made: Any
+
+
+def choices_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Choice]:
+    """Every choice by values in a forward pass, in order: of the second one, for in the first a network may prepare."""
+    mode = _Choices(None)
+    with torch.no_grad():
+        module(*inputs)
+        with mode:
+            module(*inputs)
+    return mode.choices
+
+
+def choosing(choices: Sequence[Choice]) -> _Choices:
+    """While it lasts, every choice by values is the one in `choices`; an `IndexError` where there is none."""
+    return _Choices(choices)
+
+
+ORDERING = {"topk", "sort"}
+POSITIONS = {"argsort", "nonzero", "argwhere", "nms", "unique", "_unique2", "unique_consecutive", "_return_output"}
+VALUES = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
+INDEXING = {"__getitem__", "__setitem__", "masked_select"}
+
+
+class _Choices(TorchFunctionMode):
+    """Notes choices, or makes those that are given."""
+
+    def __init__(self, given: Sequence[Choice] | None) -> None:
+        super().__init__()
+        self.given, self.choices = given, list[Choice]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in INDEXING and any(_hangs_on_values(index) for index in _indices(args)):
+            chosen = self._next(name, lambda: tuple(_positions(index) for index in _indices(args)))
+            index = tuple(
+                slice(*given) if isinstance(before, slice) else one
+                for before, given in zip(_indices(args), chosen, strict=True)
+                for one in (given if isinstance(given, tuple) and not isinstance(before, slice) else (given,))
+            )
+            if name == "__setitem__":
+                return func(args[0], index, args[2])
+            return args[0][index]
+        if name in VALUES:
+            return self._next(name, lambda: func(*args, **kwargs))
+        if name in ORDERING:
+            order = self._next(name, lambda: func(*args, **kwargs)[1])
+            values = args[0] if args else kwargs["input"]
+            at = kwargs.get("dim", (args[2:3] if name == "topk" else args[1:2] or (-1,)) or (-1,))
+            dim = at if isinstance(at, int) else at[0]
+            return getattr(torch.return_types, name)((values.gather(dim, order), order))
+        if name in POSITIONS or (name == "where" and len(args) == 1 and not kwargs):
+            return self._next(name, lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+    def _next(self, name: str, make: Callable[[], Any]) -> Any:
+        number = len(self.choices)
+        choice = Choice(call=name, made=make()) if self.given is None else self.given[number]
+        if choice.call != name:
+            raise IndexError(f"it calls `{name}` where `{choice.call}` was called")
+        self.choices.append(choice)
+        return choice.made
+
+
+def _indices(args: Sequence[Any]) -> tuple[Any, ...]:
+    return args[1] if isinstance(args[1], tuple) else (args[1],)
+
+
+def _hangs_on_values(index: Any) -> bool:
+    """Whether an index is a mask, or has numbers that were computed."""
+    if isinstance(index, slice):
+        return any(isinstance(bound, Tensor) for bound in (index.start, index.stop, index.step))
+    return isinstance(index, Tensor) and (index.dtype in (torch.bool, torch.uint8) or index.ndim == 0)
+
+
+def _positions(index: Any) -> Any:
+    """An index that hangs on values as the positions that it names: of a slice its bounds; any other as it is."""
+    if isinstance(index, slice):
+        bounds = (index.start, index.stop, index.step)
+        return tuple(int(bound) if isinstance(bound, Tensor) else bound for bound in bounds)
+    if not _hangs_on_values(index):
+        return index
+    return index.nonzero(as_tuple=True) if index.dtype in (torch.bool, torch.uint8) else int(index)
+
+
+class _Forced(nn.Module):
+    """A network that makes the given choices, whose tensors it holds as buffers, as an exporter needs them."""
+
+    def __init__(self, module: nn.Module, choices: Sequence[Choice]) -> None:
+        super().__init__()
+        self.module = module
+        self.plan: list[tuple[str, Any]] = []
+        for number, choice in enumerate(choices):
+            leaves, spec = pytree.tree_flatten(choice.made)
+            for k, leaf in enumerate(leaves):
+                if isinstance(leaf, Tensor):
+                    self.register_buffer(f"choice_{number}_{k}", leaf)
+                    leaves[k] = None
+            self.plan.append((choice.call, (leaves, spec)))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the network gives."""
+        choices = []
+        for number, (call, (leaves, spec)) in enumerate(self.plan):
+            there = [getattr(self, f"choice_{number}_{k}", leaf) for k, leaf in enumerate(leaves)]
+            choices.append(Choice(call=call, made=pytree.tree_unflatten(there, spec)))
+        with choosing(choices), _own_builtins():
+            return self.module(*inputs)
+
+
+MAX, MIN = max, min
+
+
+@contextlib.contextmanager
+def _own_builtins() -> Iterator[None]:
+    """Python's `max` and `min`, which an exporter replaces: of two tensors they choose by value, and it does not."""
+    replaced = builtins.max, builtins.min
+    builtins.max, builtins.min = MAX, MIN
+    try:
+        yield
+    finally:
+        builtins.max, builtins.min = replaced
+
+
+def forced(module: nn.Module, choices: Sequence[Choice]) -> nn.Module:
+    """The network as `module`, with every choice made beforehand: its graph hangs on no values."""
+    return _Forced(module, choices)

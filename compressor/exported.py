@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from compressor.chosen import UntilLastLayer
+from compressor.chosen import Choice, choices_of, forced
 from compressor.errors import GroupError
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
@@ -28,14 +28,10 @@ class Exported:
     inputs: tuple[str, ...]
     outputs: tuple[fx.Node, ...]
     open: bool  # whether it takes batches of any size
-    chooses: bool = False  # whether what it gives hangs on the values that it computes, as a detector's does
+    choices: tuple[
+        Choice, ...
+    ] = ()  # what it chose by values on the example, as detectors do; the graph has them fixed
     held: dict[str, Tensor] = field(default_factory=dict)  # every name in the module; a tied tensor has several
-
-    @property
-    def last_layer(self) -> fx.Node:
-        """The last operator that takes a tensor of the module's own."""
-        found: fx.Node = [n for n in self.graph.nodes if any(a.name in self.tensors for a in n.all_input_nodes)][-1]
-        return found
 
     def users(self, placeholder: str) -> list[fx.Node]:
         """The operators that take what stands behind a placeholder."""
@@ -51,29 +47,50 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
 
     Refused: a network that `torch.export` does not take.
     """
-    module = copy.deepcopy(module).float().eval().requires_grad_(False)
     inputs = tuple(t.float() if t.is_floating_point() else t for t in example_inputs)
-    learnt = dict(module.named_parameters(remove_duplicate=False))
-    held = learnt | dict(module.named_buffers(remove_duplicate=False))
     with quiet_exporter(), torch.no_grad():
         try:
-            return read_program(_export(module, inputs), held)
+            twin = _twin(module)
+            found = _export(twin, inputs)
+            if not any(map(_hangs_on_values, found.graph.nodes)):
+                return read_program(found, _held(twin))
         except Exception as error:  # the exporter raises whatever the network's code made it stumble over
-            found = _as_far_as_its_layers(module, inputs) if hangs_on_data(error) else None
-            if found is None:
-                raise GroupError(
-                    f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-                    hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
-                ) from error
+            if not hangs_on_data(error):
+                raise _untraceable(error) from error
+        try:
+            twin = _twin(module)
+            choices = choices_of(twin, inputs)
+            found = torch.export.export(forced(twin, choices), inputs)
+        except Exception as error:  # as above
+            raise _untraceable(error) from error
+    held, learnt = _held(twin), {name for name, _ in twin.named_parameters()}
     graph = read_program(found, {f"module.{name}": tensor for name, tensor in held.items()})
-    tensors = {node: (name.removeprefix("module."), tensor) for node, (name, tensor) in graph.tensors.items()}
+    chosen = {n: t for n, (name, t) in graph.tensors.items() if not name.startswith("module.")}
+    tensors = {n: (name.removeprefix("module."), t) for n, (name, t) in graph.tensors.items() if n not in chosen}
     idle = [name for node, (name, _) in tensors.items() if name in learnt and not graph.users(node)]
     if idle:
         raise GroupError(
             f"which layers run hangs on the data: `{idle[0].rpartition('.')[0]}` did not on this input",
             hint="a network that takes other layers for other inputs cannot be pruned as a whole",
         )
-    return dataclasses.replace(graph, tensors=tensors, held=held, chooses=True, open=False)
+    return dataclasses.replace(
+        graph, tensors=tensors, constants={**graph.constants, **chosen}, held=held, choices=tuple(choices), open=False
+    )
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).float().eval().requires_grad_(False)
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def _untraceable(error: Exception) -> GroupError:
+    return GroupError(
+        f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+        hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",
+    )
 
 
 def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
@@ -86,7 +103,8 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
     outputs: tuple[fx.Node, ...] = ()
     for node in found.graph.nodes:
         if node.op == "placeholder" and node.name in lifted:
-            tensors[node.name] = lifted[node.name], held[lifted[node.name]]
+            name = lifted[node.name]
+            tensors[node.name] = name, held[name] if name in held else found.state_dict[name]
         elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
             constants[node.name] = found.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
         elif node.op == "placeholder":
@@ -100,7 +118,6 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
         inputs=tuple(given),
         outputs=outputs,
         open=_is_open(found),
-        chooses=any(map(_hangs_on_values, found.graph.nodes)),
         held=dict(held),
     )
 
@@ -120,18 +137,6 @@ def hangs_on_data(error: BaseException) -> bool:
     """Whether an exporter stumbled over a decision that the network takes by the values it computes."""
     said = f"{type(error).__name__} {error}".lower()
     return "data-dependent" in said or "datadependent" in said
-
-
-def _as_far_as_its_layers(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """What the network does on these inputs until its last layer has run; `None` where that cannot be written down."""
-    try:
-        part = UntilLastLayer(module, inputs).requires_grad_(False).eval()
-        try:
-            return torch.export.export(part, inputs)
-        except Exception as error:  # as above
-            return torch.export.draft_export(part, inputs) if hangs_on_data(error) else None
-    except Exception:  # as above
-        return None
 
 
 def _hangs_on_values(node: fx.Node) -> bool:

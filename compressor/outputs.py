@@ -28,19 +28,21 @@ def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors_in(module(*inputs)))
 
 
-def layer_outputs(module: nn.Module, inputs: Sequence[Tensor], layers: Collection[str]) -> dict[str, list[Tensor]]:
-    """What each of the `layers` gives, call by call, in one forward pass; empty for one that is never called."""
+def outputs_and_layers(
+    module: nn.Module, inputs: Sequence[Tensor], layers: Collection[str]
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """The outputs, and what each of the `layers` gives, call by call, in one forward pass."""
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = []
     try:
         for name in layers:
             hook = lambda _, __, output, name=name: found[name].append(output)  # noqa: E731  # a name each
             hooks.append(module.get_submodule(name).register_forward_hook(hook))
-        outputs_of(module, inputs)
+        outputs = outputs_of(module, inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    return found
+    return outputs, found
 
 
 def relative_difference(answer: Tensor, reference: Tensor) -> float:

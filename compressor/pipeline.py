@@ -369,7 +369,9 @@ def proved(
     for dtype in dtypes:
         try:
             proof = prove(module, small, traced, plan, example_inputs, dtype=dtype)
-            break
+            # a detector makes anchors in the type of its input, which its graph has in float32: they differ by rounding
+            if proof.holds or not traced.ground.exported.choices:
+                break
         except SurgeryError:
             if dtype is dtypes[-1]:
                 raise

@@ -86,15 +86,12 @@ def shrink(
     float32; `prove` says it exactly. Refused: a plan of which no form does.
     """
     given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
-    if traced.ground.exported.chooses:  # rounding must not change what it chooses
-        given = [t.double() if t.is_floating_point() else t for t in given]
     reference = silenced_outputs(traced.ground, module, gone, given)
-    dtype = next((t.dtype for t in given if t.is_floating_point()), torch.float32)
     last: SurgeryError | None = None
     for form in forms(module, traced, plan):
         try:
             small, surgery = form()
-            answers = said(traced.ground, copy.deepcopy(small).to(dtype).eval(), gone, given)
+            answers = said(traced.ground, copy.deepcopy(small).eval(), gone, given)
             if [t.shape for t in answers] != [t.shape for t in reference]:
                 raise SurgeryError("the small network's outputs have another shape")
             worst = max(map(relative_difference, answers, reference))
@@ -138,12 +135,12 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
         integers = _integers_to_mend(module, traced.groups, plan)
         if integers:
             yield lambda: of_class(cut.then(Surgery(attributes=integers)))
-    if not traced.ground.exported.chooses:
+    if not traced.ground.exported.choices:
         yield of_program
 
 
 def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor], *, seed: int = 0) -> list[Tensor]:
-    if traced.ground.exported.chooses:  # its graph is that of these
+    if traced.ground.exported.choices:  # its graph is that of these
         return list(example_inputs)
     batch = 2 if traced.ground.exported.open else len(example_inputs[0])
     return random_like(example_inputs, batch=batch, seed=seed)
@@ -240,7 +237,8 @@ def prove(
 ) -> Proof:
     """The surgery proof in `dtype`, on `inputs` or on normal random ones shaped like the example, two of them.
 
-    Of a network that chooses by values what it gives (a detector), what it chooses from is compared, on the example.
+    A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
+    in what it gives and in what it chooses from.
 
     `small` holds the dense network's own weights at what the plan leaves. Refused: a small network that does not run,
     or whose outputs have another shape. A difference is for the caller to judge (`Proof.holds`), who knows what to do

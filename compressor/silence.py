@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from compressor.chosen import choosing
 from compressor.coupling import Dim, Labels
-from compressor.outputs import layer_outputs, outputs_of
+from compressor.outputs import outputs_and_layers, outputs_of
 from compressor.tracing import Together, Trace
 
 
 def silenced_outputs(trace: Trace, dense: nn.Module, gone: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
     """What `dense` says on `inputs`, in their dtype, when the labels `gone` are silent; `said` is what to compare with.
 
-    The outputs; of a network that chooses by values what it gives, the layers' that stay whole, before it chooses.
+    The outputs; of a network that chooses by values what it gives, those of the layers that stay whole as well.
     """
     graph = trace.exported
-    whole = whole_layers(trace, gone) if graph.chooses else {}
+    whole = whole_layers(trace, gone) if graph.choices else {}
     dtype = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     given = iter(inputs)
@@ -44,18 +45,19 @@ def silenced_outputs(trace: Trace, dense: nn.Module, gone: set[int], inputs: Seq
                     env[node] = next(given)
             elif node.op == "call_function":
                 env[node] = silence.run(node, env)
-            if graph.chooses and node is graph.last_layer:
-                return [env[one] for calls in whole.values() for one in calls]
-    return [t for out in graph.outputs for t in pytree.tree_leaves(env[out]) if isinstance(t, Tensor)]
+    outputs = [t for out in graph.outputs for t in pytree.tree_leaves(env[out]) if isinstance(t, Tensor)]
+    return outputs + [env[one] for calls in whole.values() for one in calls]
 
 
 def said(trace: Trace, small: nn.Module, gone: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What the small network gives where `silenced_outputs` gives the reference."""
-    if not trace.exported.chooses:
+    """What the small network gives where `silenced_outputs` gives the reference; it makes the dense one's choices."""
+    if not trace.exported.choices:
         return outputs_of(small, inputs)
     whole = whole_layers(trace, gone)
-    found = layer_outputs(small, inputs, whole)
-    return [t for layer in whole for t in found[layer]]
+    outputs_of(small, inputs)  # a network may prepare itself in its first pass
+    with choosing(trace.exported.choices):
+        outputs, found = outputs_and_layers(small, inputs, whole)
+    return outputs + [t for layer in whole for t in found[layer]]
 
 
 def whole_layers(trace: Trace, gone: set[int]) -> dict[str, list[fx.Node]]:
@@ -87,7 +89,7 @@ class _Silence:
         args = [self._same(a) for a in args]
         if node.target is operator.getitem:
             return operator.getitem(args[0], args[1])
-        if str(node.target).startswith("aten._assert"):
+        if str(node.target).startswith("aten._assert"):  # that it runs in float32, say
             return None
         for reading in self.trace.readings.get(node, ()):
             mask = left(self.trace.labels, reading.labels, self.gone)

@@ -24,6 +24,8 @@ from torch.utils import _pytree as pytree
 from compressor.coupling import Dim, Ids, Labels
 from compressor.exported import Exported
 
+NOTHING = "nothing reaches it on the example input"
+
 
 class Role(enum.StrEnum):
     """What a tensor's positions are to the channel: made, read, passed on one by one, or normalised together."""
@@ -116,7 +118,6 @@ class Tracer:
         leaving: dict[fx.Node, list[fx.Node]] = {}
         for argument, user in last.items():
             leaving.setdefault(user, []).append(argument)
-        end = graph.last_layer if graph.chooses else None
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.node = node
@@ -130,9 +131,6 @@ class Tracer:
                 self._keep(node)
                 for done in leaving.get(node, ()):
                     self.env.pop(done, None)
-                if node is end:  # what comes now chooses by values
-                    self.pin(list(self.env.values()), "its channels are the network's output")
-                    break
         return self.trace
 
     def _keep(self, node: fx.Node) -> None:
@@ -162,16 +160,15 @@ class Tracer:
         kwargs = fx.map_arg(node.kwargs, lambda n: self.env[n])
         if node.target is operator.getitem:
             return operator.getitem(args[0], args[1])
-        if _short(node.target).startswith("_assert"):
-            return None
         raw_args, raw_kwargs = pytree.tree_map(_raw, (tuple(args), dict(kwargs)))
         result = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]  # a `call_function` node's is one
         if not isinstance(result, (Tensor, tuple, list)) or not pytree.tree_any(
             lambda v: isinstance(v, Tensor), result
         ):
             return result
-        if isinstance(result, Tensor) and not result.numel():  # nothing could be proved of what meets here
-            self.pin([list(args), dict(kwargs)], "nothing reaches it on the example input")
+        own = any(isinstance(v, Tracked) and v.source for v in pytree.tree_leaves((args, kwargs)))
+        if own and isinstance(result, Tensor) and not result.numel():
+            self.pin([list(args), dict(kwargs)], NOTHING)
         return self._ruled(node.target, list(args), dict(kwargs), result)
 
     def _ruled(self, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
@@ -250,6 +247,8 @@ class Tracer:
         results: list[list[tuple[int, Ids]]] = []
         shapes: list[tuple[int, ...]] = []
         bare = pytree.tree_leaves(run(x.value))
+        if not any(t.numel() for t in bare):
+            self.pin(x, NOTHING)
         shapes = [tuple(t.shape) for t in bare]
         results = [[] for _ in bare]
         for d, dim in enumerate(x.dims):

@@ -81,13 +81,13 @@ def detector(*, decides: bool = True, bar: float = -1e6) -> TinyDetector:
 def test_a_detector_loses_half_of_its_channels_with_proof_and_keeps_its_heads(decides: bool) -> None:
     module = detector(decides=decides)
     traced = trace(module, EXAMPLE)
-    assert traced.ground.exported.chooses
+    assert traced.ground.exported.choices
     assert {g.root: g.channels for g in traced.groups} == {"body.0": 12, "body.3": 16, "inner": 10}
     assert set(reasons(traced)) == {"boxes", "classes"}  # and `scores` has but one channel
     small, _, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
     assert proof.dtype is torch.float64
     assert proof.largest_relative_difference <= 1e-10
-    assert proof.outputs == 3  # one call of each head, behind the first choice too
+    assert proof.outputs == 5  # both outputs and one call of each head, behind the first choice too
     with torch.no_grad():
         (found,) = small(*EXAMPLE)
     assert len(found["boxes"]) == len(found["scores"]) > 0
@@ -163,4 +163,4 @@ def test_a_plan_that_removes_nothing_of_a_detector_is_proved_by_all_its_layers()
     module = detector()
     traced = trace(module, EXAMPLE)
     _, _, proof = shrink_proved(module, traced, PruningPlan(removed={"inner": (0,)}), EXAMPLE)
-    assert proof.outputs == 5  # both convolutions of the body stay whole, too
+    assert proof.outputs == 7  # both convolutions of the body stay whole, too
