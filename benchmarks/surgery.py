@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.provenance import provenance
 from compressor.checkpoint import Architecture, Checkpoint
+from compressor.coverage import enliven_
 from compressor.data import Preprocessing
 from compressor.export import export_onnx
 from compressor.groups import trace
@@ -33,24 +33,6 @@ TORCHVISION = (
     "efficientnet_b0", "convnext_tiny", "vit_b_16",
 )  # fmt: skip
 SAMPLES = ("resnet20", "vgg11", "mobilenet_v2")
-
-
-def enliven_(module: nn.Module, *, seed: int) -> nn.Module:
-    """Draw batch-norm statistics, layer scales and zero-initialised parameters at random, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                layer.running_mean.normal_(0, 0.1, generator=generator)
-                layer.running_var.uniform_(0.5, 1.5, generator=generator)
-                layer.weight.uniform_(0.5, 1.5, generator=generator)
-                layer.bias.normal_(0, 0.1, generator=generator)
-        for name, parameter in module.named_parameters():
-            if "layer_scale" in name:
-                parameter.uniform_(0.2, 1, generator=generator)
-            elif not parameter.any():
-                parameter.normal_(0, 0.05, generator=generator)
-    return module.eval()
 
 
 def network(name: str) -> Checkpoint:

@@ -49,8 +49,9 @@ def example_inputs(
     source, _, name = architecture.ref.partition(":")
     if source in ("torchvision", "timm") or type(module).__module__.split(".")[0] in ("torchvision", "timm"):
         size = 299 if name.startswith("inception") else int(getattr(module, "image_size", 0)) or 224
-        channels = getattr(_first_layer(module), "in_channels", 3)
-        inputs = (drawn((1, channels, size, size), module),)
+        shape = (getattr(_first_layer(module), "in_channels", 3), size, size)
+        told = (getattr(module, "default_cfg", None) or {}).get("input_size")  # by timm
+        inputs = (drawn((1, *(told or shape)), module),)
         _run(module, inputs, hint="say what it reads: `--input 1x3x224x224`")
         return inputs
     return (_fitting(module),)

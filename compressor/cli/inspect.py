@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from compressor.cli.options import (
     print_json,
     short,
     status,
+    talk,
 )
 
 if TYPE_CHECKING:
@@ -32,14 +34,23 @@ def command(
     protect: Annotated[
         list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
     ] = None,
+    report_coverage: Annotated[
+        bool, typer.Option("--report-coverage", help="MODEL lists architectures, one a line: how far does each get?")
+    ] = False,
     trust_pickle: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what can be pruned, what cannot and why, and what it would buy.
 
-    Example: `compress inspect sample_models/fashion_resnet20.pt`
+    With `--report-coverage`, architectures with random weights go all the way: pruned at 0.5 with proof, a backward
+    pass, pruned again, exported, read back.
+
+    Example: `compress inspect sample_models/fashion_resnet20.pt`, `compress inspect names.txt --report-coverage`
     """
     from compressor.inspection import inspect
+
+    if report_coverage:
+        return cover(model, as_json=as_json)
 
     with status("loading"):
         checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
@@ -48,6 +59,36 @@ def command(
         print_json(inspection.to_json())
     else:
         show(inspection)
+    return None
+
+
+def cover(file: Path, *, as_json: bool) -> None:
+    """How far each architecture in the file gets, as a table or as JSON; a word on each as it goes."""
+    from rich.table import Table
+
+    from compressor.coverage import coverage_of, listed
+
+    rows = []
+    with status("reading") as say:
+        for architecture, shapes in listed(file):
+            rows.append(
+                coverage_of(architecture, shapes, say=lambda text, ref=architecture.ref: say(f"{ref}: {text}"))  # type: ignore[misc]
+            )
+            if not as_json:
+                talk().print(f"{architecture.ref}: {rows[-1].reached or 'nowhere'}", style="dim")
+    if as_json:
+        print_json({"architectures": [row.to_json() for row in rows]})
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("architecture", "reached", "form", "parameters left", "proof", "parity", "why not further"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        left = "" if row.left is None else f"{row.left:.1%}"
+        figures = ["" if value is None else f"{value:.1e}" for value in (row.proof, row.parity)]
+        table.add_row(row.architecture, row.reached or "-", row.form or "", left, *figures, row.why or "")
+    console().print(table)
+    through = sum(row.through for row in rows)
+    console().print(f"\n{through} of {len(rows)} all the way")
 
 
 def show(inspection: Inspection) -> None:

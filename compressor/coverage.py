@@ -1,0 +1,218 @@
+"""How far architectures get, with live random weights: pruned, trained, pruned again, exported, read back.
+
+What a user would do with a network, one stage after the other; the first that fails says why:
+
+    prune     ratio 0.5, l1-norm, uniform, no alignment, and the surgery proof holds
+    backward  one backward pass through the small network, as the first step of training takes it
+    again     the small network pruned a second time, with its proof
+    export    an ONNX file, and onnxruntime says what the network says
+    reload    the artifact, read back in a fresh process
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.architectures import Architecture, architecture_from_user, build
+from compressor.artifact import write_artifact
+from compressor.checkpoint import Checkpoint
+from compressor.data import Preprocessing
+from compressor.errors import ArchitectureError, CompressError
+from compressor.export import export_onnx
+from compressor.inputs import example_inputs
+from compressor.outputs import tensors_in
+from compressor.pipeline import Say, prune
+from compressor.plan import ChannelBudget
+from compressor.request import Request
+
+DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 leaves 0.25 to 0.3 where all is coupled
+
+
+class Stage(enum.StrEnum):
+    """What an architecture goes through, in order."""
+
+    PRUNE = "prune"
+    BACKWARD = "backward"
+    AGAIN = "again"
+    EXPORT = "export"
+    RELOAD = "reload"
+
+
+@dataclass(slots=True, kw_only=True)
+class Coverage:
+    """How far one architecture got, and what was seen on the way; what was not reached is `None`.
+
+    `prune_s` is processor time; `params` and `macs` are dense and small; `attention` says that most of the weights are
+    those of linear layers.
+    """
+
+    architecture: str
+    until: Stage
+    reached: Stage | None = None
+    why: str | None = None
+    traceback: str | None = None
+    attention: bool = False
+    prune_s: float | None = None
+    proof: float | None = None
+    dtype: str | None = None
+    form: str | None = None  # "class" or "program"
+    params: tuple[int, int] | None = None
+    macs: tuple[int, int] | None = None
+    groups: int | None = None
+    left_alone: tuple[dict[str, str], ...] = ()
+    without_gradient: int | None = None  # parameters of the small network that a backward pass does not reach
+    again_proof: float | None = None
+    parity: float | None = None
+
+    @property
+    def through(self) -> bool:
+        """Whether it got as far as asked."""
+        return self.reached is self.until
+
+    @property
+    def left(self) -> float | None:
+        """The share of the parameters that is left."""
+        return None if self.params is None else self.params[1] / self.params[0]
+
+    @property
+    def deep(self) -> bool:
+        """Whether no more is left than where nearly every layer is narrowed."""
+        return self.left is not None and self.left <= (DEEP_ATTENTION if self.attention else DEEP)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def coverage_of(
+    architecture: Architecture, shapes: Sequence[str] = (), *, until: Stage = Stage.RELOAD, say: Say | None = None
+) -> Coverage:
+    """How far the architecture gets with live random weights; nothing that goes wrong on the way is raised.
+
+    `shapes` are those of its inputs, `1x3x224x224`, where they do not follow from it.
+    """
+    say = say or (lambda _: None)
+    row = Coverage(architecture=architecture.ref, until=until)
+    try:
+        say("building")
+        checkpoint = _checkpoint(architecture, shapes)
+        row.attention = _attends(checkpoint.module)
+        _through(row, checkpoint, say)
+    except CompressError as error:
+        row.why = str(error)
+    except Exception as error:  # whatever the network's code and its exporters raise: the row says it
+        row.why = f"{type(error).__name__}: {str(error)[:400]}"
+        row.traceback = traceback.format_exc()[-2000:]
+    return row
+
+
+def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
+    request = Request(budget=ChannelBudget(ratio=0.5), align=1)
+    started = time.process_time()
+    pruned = prune(checkpoint, request, say=say)
+    small = pruned.checkpoint
+    row.prune_s = time.process_time() - started
+    row.proof, row.dtype = pruned.proof.largest_relative_difference, str(pruned.proof.dtype).removeprefix("torch.")
+    row.form = "class" if small.surgery is None or small.surgery.program is None else "program"
+    row.params = pruned.dense_cost.params, pruned.small_cost.params
+    row.macs = pruned.dense_cost.macs, pruned.small_cost.macs
+    row.groups = len(pruned.traced.groups)
+    row.left_alone = tuple(dataclasses.asdict(a) for a in pruned.traced.left_alone)
+    row.reached = Stage.PRUNE
+    if row.until is Stage.PRUNE:
+        return
+    say("a backward pass")
+    module = copy.deepcopy(small.module).requires_grad_(True)
+    given = [t for t in tensors_in(module(*small.example_inputs)) if t.requires_grad]
+    torch.stack([t.square().mean() for t in given]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+    row.without_gradient = sum(p.grad is None for p in module.parameters())
+    row.reached = Stage.BACKWARD
+    if row.until is Stage.BACKWARD:
+        return
+    again = prune(dataclasses.replace(small, surgery=None), request, say=say)
+    row.again_proof = again.proof.largest_relative_difference
+    row.reached = Stage.AGAIN
+    if row.until is Stage.AGAIN:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        say("exporting")
+        row.parity = export_onnx(small, Path(scratch) / "model.onnx").largest_relative_difference
+        row.reached = Stage.EXPORT
+        if row.until is Stage.EXPORT:
+            return
+        say("writing, and reading it back in a fresh process")
+        write_artifact(Path(scratch) / "a.compressed", small, source={}, results={}, trust_pickle=False)
+        row.reached = Stage.RELOAD
+
+
+def _checkpoint(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = enliven_(build(architecture), seed=0)
+    name = architecture.ref.rpartition(":")[2]
+    return Checkpoint(
+        module=module,
+        example_inputs=example_inputs(module, given=shapes, stored=None, architecture=architecture),
+        architecture=architecture,
+        preprocessing=Preprocessing(),
+        classes=None,
+        name=name,
+        path=name,
+        sha256="",
+    )
+
+
+def enliven_(module: nn.Module, *, seed: int) -> nn.Module:
+    """Draw batch-norm statistics, layer scales and zero-initialised parameters at random, in place; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine and layer.track_running_stats:
+                layer.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]  # it tracks them
+                layer.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]  # as above
+                layer.weight.uniform_(0.5, 1.5, generator=generator)
+                layer.bias.normal_(0, 0.1, generator=generator)
+        for name, parameter in module.named_parameters():
+            if "layer_scale" in name:
+                parameter.uniform_(0.2, 1, generator=generator)
+            elif not parameter.any():
+                parameter.normal_(0, 0.05, generator=generator)
+    return module.eval()
+
+
+def _attends(module: nn.Module) -> bool:
+    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    linear += sum(
+        m.in_proj_weight.numel()
+        for m in module.modules()
+        if isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None
+    )
+    return linear > 0.6 * sum(p.numel() for p in module.parameters())
+
+
+def listed(file: Path) -> list[tuple[Architecture, tuple[str, ...]]]:
+    """The architectures in a text file: a reference a line, then shapes of its inputs where they do not follow from it.
+
+    Refused: a file that is not there or lists nothing.
+    """
+    hint = "a text file, an architecture a line: `torchvision:resnet18`, with shapes behind it where need be"
+    try:
+        lines = [line.split("#")[0].split() for line in file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArchitectureError(f"cannot read a list of architectures from {file}", hint=hint) from error
+    found = [(architecture_from_user(words[0]), tuple(words[1:])) for words in lines if words]
+    if not found:
+        raise ArchitectureError(f"{file} lists no architecture", hint=hint)
+    return found
