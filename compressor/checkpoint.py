@@ -268,7 +268,7 @@ def _architecture_of(module: nn.Module) -> Architecture:
     found = architectures.recognise(module.state_dict())
     if found is None:
         return Architecture(ref=PICKLE)
-    same = [type(m) for m in architectures.build(found).modules()] == [type(m) for m in module.modules()]
+    same = [type(m) for m in architectures.build(found).modules()] == [type(m) for m in nn.Module.modules(module)]
     return found if same else Architecture(ref=PICKLE)
 
 

@@ -178,7 +178,7 @@ def enliven_(module: nn.Module, *, seed: int) -> nn.Module:
     """Draw batch-norm statistics, layer scales and zero-initialised parameters at random, in place; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in module.modules():
+        for layer in nn.Module.modules(module):
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine and layer.track_running_stats:
                 layer.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]  # it tracks them
                 layer.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]  # as above
@@ -193,10 +193,10 @@ def enliven_(module: nn.Module, *, seed: int) -> nn.Module:
 
 
 def _attends(module: nn.Module) -> bool:
-    linear = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    linear = sum(m.weight.numel() for m in nn.Module.modules(module) if isinstance(m, nn.Linear))
     linear += sum(
         m.in_proj_weight.numel()
-        for m in module.modules()
+        for m in nn.Module.modules(module)
         if isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None
     )
     return linear > 0.6 * sum(p.numel() for p in module.parameters())

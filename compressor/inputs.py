@@ -80,7 +80,7 @@ def _fitting(module: nn.Module) -> Tensor:
 
 def _first_layer(module: nn.Module) -> nn.Module | None:
     kinds = (*CONVOLUTIONS, nn.Linear, nn.Embedding)
-    return next((layer for layer in module.modules() if isinstance(layer, kinds)), None)
+    return next((layer for layer in nn.Module.modules(module) if isinstance(layer, kinds)), None)
 
 
 def _runs(module: nn.Module, inputs: tuple[Tensor, ...]) -> bool:

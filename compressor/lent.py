@@ -15,7 +15,7 @@ from torch import nn
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode; every submodule has its own mode back at the end."""
-    modes = [(layer, layer.training) for layer in module.modules()]
+    modes = [(layer, layer.training) for layer in nn.Module.modules(module)]  # a class may have its own `modules`
     module.eval()
     try:
         yield

@@ -194,7 +194,7 @@ def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module
     Li et al. 2020, arXiv:2007.02491, sec. 3.3. Refused: a network without batch norms.
     """
     module = copy.deepcopy(small)
-    norms = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    norms = [m for m in nn.Module.modules(module) if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not norms:
         raise RepairError("there is no batch norm in this network", hint="use `--repair least-squares` or `mean`")
     module.eval()
@@ -209,7 +209,7 @@ def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module
                 module(*batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for layer, original in zip(module.modules(), small.modules(), strict=True):
+    for layer, original in zip(nn.Module.modules(module), nn.Module.modules(small), strict=True):
         layer.training = original.training
     return module
 

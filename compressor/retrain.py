@@ -84,7 +84,7 @@ def _draw_afresh_(module: nn.Module, *, seed: int) -> None:
         )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for layer in reversed(list(module.modules())):
+        for layer in reversed(list(nn.Module.modules(module))):
             initialise = _initialiser(layer)
             if initialise is not None:
                 initialise()

@@ -121,7 +121,7 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
 
     def of_class(surgery: Surgery) -> tuple[nn.Module, Surgery]:
         small = operate(module, surgery)
-        for layer, original in zip(small.modules(), module.modules(), strict=True):
+        for layer, original in zip(nn.Module.modules(small), nn.Module.modules(module), strict=True):
             layer.training = original.training
         return small, surgery
 
@@ -175,7 +175,10 @@ def _attributes(module: nn.Module, slices: Mapping[str, Mapping[int, Tensor]]) -
     for name, layer in module.named_modules():
         prefix = f"{name}." if name else ""
         weight = slices.get(f"{prefix}weight", {})
-        if isinstance(layer, nn.MultiheadAttention):
+        if isinstance(layer, nn.RNNBase):
+            sizes = {"input_size": f"{prefix}weight_ih_l0", "hidden_size": f"{prefix}weight_hh_l0"}
+            attributes[name] = {key: len(slices[w][1]) for key, w in sizes.items() if 1 in slices.get(w, {})}
+        elif isinstance(layer, nn.MultiheadAttention):
             attributes |= _attention_attributes(name, layer, slices)
         elif not weight and not slices.get(f"{prefix}running_mean"):
             continue

@@ -113,10 +113,11 @@ class _Silence:
         """float32 written into the program is the dtype that it runs in."""
         return self.dtype if value is torch.float32 else value
 
-    def _silence(self, args: list[Any], number: int, dim: int, mask: Tensor) -> None:
-        holder, place = (args, number) if number >= 0 else (args[1], -1 - number)
-        if number < 0:
-            args[1] = holder = list(holder)
+    def _silence(self, args: list[Any], argument: tuple[int, ...], dim: int, mask: Tensor) -> None:
+        holder, place = args, argument[0]
+        if len(argument) > 1:
+            args[place] = holder = list(args[place])
+            place = argument[1]
         x = holder[place]
         holder[place] = x * mask.to(x.dtype).view([-1 if d == dim else 1 for d in range(x.ndim)])
 

@@ -51,9 +51,12 @@ class Tracked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """An operator that sums over labelled positions of one of its arguments: where a removed channel must be zero."""
+    """An operator that sums over labelled positions of one of its arguments: where a removed channel must be zero.
 
-    argument: int
+    `argument` is the argument's number, and its place in it where that is a list.
+    """
+
+    argument: tuple[int, ...]
     dim: int
     labels: Dim
 
@@ -191,10 +194,14 @@ class Tracer:
                 for dim in tracked.dims:
                     self.labels.pin(dim, reason)
 
-    def read(self, argument: int, tracked: Tracked, dim: int) -> None:
-        """The operator sums over this dimension of this argument."""
+    def read(self, argument: int | tuple[int, int], tracked: Tracked, dim: int) -> None:
+        """The operator sums over this dimension of this argument, or of the one at this place of a list."""
         self.trace.readings.setdefault(self.node, []).append(
-            Reading(argument=argument, dim=dim % tracked.value.ndim, labels=tracked.dims[dim])
+            Reading(
+                argument=argument if isinstance(argument, tuple) else (argument,),
+                dim=dim % tracked.value.ndim,
+                labels=tracked.dims[dim],
+            )
         )
 
     def look(self, arguments: Sequence[tuple[int, int]], labels: Dim, *, result: int | None = None) -> None:

@@ -98,7 +98,7 @@ def train(
     module = copy.deepcopy(module)
     teacher = None if teacher is None else copy.deepcopy(teacher).eval()
     device = next(module.parameters()).device
-    if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in module.modules()):
+    if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in nn.Module.modules(module)):
         module = module.to(memory_format=torch.channels_last)  # 1.2 to 2 times faster
     optimiser = optimiser_of(module, recipe)
     history: list[EpochRecord] = []

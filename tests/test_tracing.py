@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.groups import ChannelGroup, Role, Traced, trace
-from compressor.pipeline import shrink_proved
+from compressor.outputs import tensors_in
+from compressor.pipeline import prune, shrink_proved
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
-from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, head
+from compressor.request import Request
+from tests.brought import BROUGHT
+from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, checkpoint_of, head
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
 
@@ -32,7 +35,21 @@ UNITS: dict[str, list[tuple[str, int, int]]] = {
     "tied": [("conv", 12, 1), ("up", 20, 1)],
     "gated together": [("stem", 12, 1), ("gate", 10, 1)],
     "without a rule": [("stem", 8, 1), ("last", 8, 1)],
+    "unpooled": [("a", 12, 1)],
+    "pooled over channels": [("a", 8, 2), ("b", 12, 1)],
+    "written out": [("a", 16, 1), ("b", 24, 1)],
+    "shared head": [("a", 12, 1), ("tower", 10, 1)],
+    # 4 of 16 become a channel of 4 pixels; 16 channels of `a` go round `b`
+    "split and shuffled": [("a", 16, 1), ("a", 4, 4), ("b", 4, 4)],
+    "grouped recurrent": [("a", 8, 1), ("a", 8, 1), ("parts.0", 8, 3), ("parts.1", 8, 3)],
+    "recurrent": [("a", 16, 1), ("b", 8, 1), ("rnn", 12, 1)],
+    "gated recurrent": [("a", 16, 1), ("b", 8, 1), ("rnn", 12, 3)],
+    "long short-term": [("a", 16, 1), ("b", 8, 1), ("rnn", 12, 4)],
+    "bilinear": [("a", 8, 1), ("b", 6, 1), ("both", 10, 1)],
+    "weight norm": [("a.parametrizations.weight", 12, 1), ("b", 8, 1)],
+    "shadowing": [("a", 12, 1), ("b", 8, 1)],
 }
+EVERY_WAY = WAYS | BROUGHT
 
 
 def half(groups: tuple[ChannelGroup, ...], *, seed: int = 0) -> PruningPlan:
@@ -59,7 +76,8 @@ def check_that_half_goes_twice(module: nn.Module, *, heads: bool = True) -> nn.M
             cut = surgery.cut(member.tensor, dict(module.state_dict())[member.tensor])
             assert cut.shape[member.dim] <= dict(module.state_dict())[member.tensor].shape[member.dim] - gone
     trained = copy.deepcopy(small).train()
-    trained(torch.cat([*EXAMPLE] * 4)).square().mean().backward()
+    outputs = tensors_in(trained(torch.cat([*EXAMPLE] * 4)))
+    torch.stack([t.square().mean() for t in outputs]).sum().backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in trained.parameters())
     again = trace(small, EXAMPLE, heads=heads)
     assert {g.channels for g in again.groups} >= {g.channels - g.channels // 2 for g in traced.groups if g.channels > 3}
@@ -70,15 +88,32 @@ def check_that_half_goes_twice(module: nn.Module, *, heads: bool = True) -> nn.M
     return small
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", EVERY_WAY)
 def test_the_units_are_those_that_were_counted_by_hand(name: str) -> None:
-    traced = trace(alive(WAYS[name]()), EXAMPLE)
+    traced = trace(alive(EVERY_WAY[name]()), EXAMPLE)
     assert [(g.members[0].layer, g.channels, g.size) for g in traced.groups] == UNITS[name]
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", EVERY_WAY)
 def test_half_of_the_channels_go_twice(name: str) -> None:
-    check_that_half_goes_twice(alive(WAYS[name]()))
+    check_that_half_goes_twice(alive(EVERY_WAY[name]()))
+
+
+@pytest.mark.parametrize("name", ["grouped recurrent", "long short-term", "shadowing", "weight norm"])
+def test_what_people_bring_goes_through_the_whole_pipeline(name: str) -> None:
+    dense = checkpoint_of(alive(BROUGHT[name]()))
+    pruned = prune(dense, Request(budget=ChannelBudget(ratio=0.5), align=1))
+    assert pruned.proof.holds
+    assert pruned.small_cost.params < 0.5 * pruned.dense_cost.params
+
+
+def test_a_recurrent_layer_knows_its_new_sizes() -> None:
+    module = alive(BROUGHT["long short-term"]())
+    traced = trace(module, EXAMPLE)
+    small, _, _ = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    rnn = small.get_submodule("rnn")
+    assert isinstance(rnn, torch.nn.LSTM)
+    assert (rnn.input_size, rnn.hidden_size) == (8, 6)
 
 
 @pytest.mark.parametrize("name", ["fused attention", "bias table", "einsum attention"])

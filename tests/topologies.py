@@ -33,7 +33,7 @@ def alive(module: nn.Module, *, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        for layer in module.modules():
+        for layer in nn.Module.modules(module):
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.running_mean.copy_(torch.randn(layer.num_features, generator=generator) * 0.3)
                 layer.running_var.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)

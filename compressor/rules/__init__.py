@@ -3,6 +3,7 @@
     moving      data is moved: the operator itself is run on the labels
     pointwise   what meets position by position is one
     products    what is summed over is one, and is read; the rest goes on
+    recurrent   units are one through gates, layers and directions
     together    norms, means, soft-maxima: what left must not be seen
     unknown     anything else pins what reaches it
 
@@ -15,13 +16,13 @@ from typing import Any
 
 import torch
 
-from compressor.rules import moving, pointwise, products, together
+from compressor.rules import moving, pointwise, products, recurrent, together
 from compressor.rules.operators import name_of, unknown
 from compressor.tracing import Rule
 
 __all__ = ["name_of", "rule_of"]
 
-RULES: dict[str, Rule] = {**pointwise.RULES, **moving.RULES, **products.RULES, **together.RULES}
+RULES: dict[str, Rule] = {**pointwise.RULES, **moving.RULES, **products.RULES, **recurrent.RULES, **together.RULES}
 NO_MOVES = {
     "as_strided",
     "real",

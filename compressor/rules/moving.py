@@ -170,13 +170,38 @@ def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
     del kwargs
     x = args[0]
     leading = x.value.ndim - next(int(c) for c in name_of(target) if c.isdigit())  # `max_pool2d` runs over two
-    for d in range(leading, x.value.ndim):
-        t.labels.pin(x.dims[d], f"`{name_of(target)}` runs over it")
+    pooled: dict[int, Dim] = {}
+    for k, d in enumerate(range(leading, x.value.ndim)):
+        window = _window(target, args, k)
+        length = x.value.shape[d]
+        if window is None or not x.dims[d] or length % window:
+            t.labels.pin(x.dims[d], f"`{name_of(target)}` runs over it")
+            continue
+        pooled[d] = (t.labels.fresh(length // window),)  # those of a window leave together
+        t.labels.unify(x.dims[d], tuple(np.repeat(ids, window) for ids in pooled[d]), t.told())
     others = [a for a in args[1:] if isinstance(a, Tracked) and a.value.ndim == x.value.ndim]
     for other in others:  # `max_unpool` has indices beside
         for d in range(leading):
             t.labels.unify(x.dims[d], other.dims[d], t.told())
-    return results(result, lambda v: [x.dims[d] if d < leading else () for d in range(v.ndim)])
+    return results(
+        result,
+        lambda v: [x.dims[d] if d < leading else t.labels.resolve(pooled.get(d, ())) for d in range(v.ndim)],
+    )
+
+
+def _window(target: Any, args: list[Any], k: int) -> int | None:
+    """How long the pooling's windows are in its `k`-th dimension, where they stand side by side; else `None`."""
+    name = name_of(target)
+    if not name.startswith(("max_pool", "avg_pool")):
+        return None
+    given = bound(target, args, {})
+
+    def at(numbers: Any) -> int:
+        return int(numbers if isinstance(numbers, int) else numbers[k if len(numbers) > 1 else 0])
+
+    window, stride = at(given["kernel_size"]), at(given["stride"] or given["kernel_size"])
+    side_by_side = window == stride and not at(given["padding"]) and at(given.get("dilation", 1)) == 1
+    return window if side_by_side and not given.get("ceil_mode", False) else None
 
 
 def _grid_sampler(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:

@@ -139,7 +139,7 @@ def _einsum(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], res
         if letter not in right:
             for x, d in places[:1]:
                 if wide:
-                    _read_in_list(t, operands.index(x), x, d)
+                    t.read((1, operands.index(x)), x, d)
         for x, d in places:
             t.plays(x, d, Role.PRODUCES if letter in right else Role.CONSUMES)
     dims = []
@@ -147,10 +147,6 @@ def _einsum(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], res
         wide = [(x, d) for x, d in seen[letter] if x.value.shape[d] > 1]
         dims.append(t.labels.resolve(wide[0][0].dims[wide[0][1]]) if wide else ())
     return new(result, dims)
-
-
-def _read_in_list(t: Tracer, operand: int, x: Tracked, dim: int) -> None:
-    t.read(-1 - operand, x, dim)  # a negative argument counts in the list of operands
 
 
 def _scaled_dot_product_attention(
@@ -174,6 +170,19 @@ def _scaled_dot_product_attention(
     return new(result, [*(t.labels.resolve(b) for b in batch), q.dims[-2], v.dims[-1]])
 
 
+def _bilinear(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    given = bound(target, args, kwargs)
+    weight = given["weight"]
+    for number, name in enumerate(("input1", "input2")):
+        t.labels.unify(given[name].dims[-1], weight.dims[1 + number], t.told())
+        t.read(number, given[name], -1)
+        t.plays(weight, 1 + number, Role.CONSUMES)
+    t.plays(weight, 0, Role.PRODUCES)
+    if isinstance(given["bias"], Tracked):
+        t.labels.unify(weight.dims[0], given["bias"].dims[0], t.told())
+    return new(result, [*given["input1"].dims[:-1], t.labels.resolve(weight.dims[0])])
+
+
 def _embedding(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     del target, kwargs
     weight, index = args[0], args[1]
@@ -190,5 +199,6 @@ RULES: dict[str, Rule] = {
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _scaled_dot_product_attention,
+    "bilinear": _bilinear,
     "embedding": _embedding,
 }

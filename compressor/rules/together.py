@@ -74,6 +74,22 @@ def _group_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
     return new(result, [t.labels.resolve(d) for d in x.dims])
 
 
+def _weight_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """A weight as length times direction, one by one along `dim`; what the length is taken over stays."""
+    given = bound(target, args, kwargs)
+    v, g, dim = given["v"], given["g"], given["dim"]
+    t.labels.unify(v.dims[dim], g.dims[dim], t.told())
+    for d in range(v.value.ndim):
+        if d != dim % v.value.ndim:
+            t.labels.pin(v.dims[d], "a weight norm is taken over it")
+    known = tuple(t.labels.resolve(d) for d in v.dims)
+    found = results(result, lambda x: known if x.shape == v.value.shape else ((),) * x.ndim)
+    for one in [found] if isinstance(found, Tracked) else found:
+        if one.value.shape == v.value.shape:
+            one.source, one.origin = v.source, v.origin
+    return found
+
+
 def _reduction(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
     given = bound(target, args, kwargs)
     x = given["self"] if "self" in given else args[0]
@@ -122,4 +138,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     "group_norm": _group_norm,
     "glu": _glu,
+    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), _weight_norm),
 }

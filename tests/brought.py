@@ -1,0 +1,163 @@
+"""Networks as people bring them: ways between layers that no textbook has, each small enough to be looked through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Unpooled(nn.Module):
+    """Pooling that keeps where its maxima were, and unpooling with them, as SegNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 5, 1)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, places = self.pool(self.a(x).relu())
+        found: Tensor = self.c(self.unpool(self.b(pooled), places))
+        return found
+
+
+class PooledOverChannels(nn.Module):
+    """A pool over pairs of channels: a 3-D one, on what has four dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 5, 1)
+        self.pool = nn.MaxPool3d((2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.c(self.b(self.pool(self.a(x))).relu())
+        return found
+
+
+class WrittenOut(nn.Module):
+    """The number of features stands in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(64, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = functional.adaptive_avg_pool2d(self.a(x).relu(), 2)
+        found: Tensor = self.c(self.b(pooled.view(-1, 64)).relu())
+        return found
+
+
+class SharedHead(nn.Module):
+    """One head for two scales, as detectors have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, 2, 1)
+        self.tower, self.scores = nn.Conv2d(12, 10, 3, padding=1), nn.Conv2d(10, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.a(x).relu()
+        coarse = self.b(fine).relu()
+        return self.scores(self.tower(fine).relu()), self.scores(self.tower(coarse).relu())
+
+
+class SplitAndShuffled(nn.Module):
+    """Fixed parts, of which one goes round a layer, and then channels that become pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.up, self.c = nn.PixelShuffle(2), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = torch.split(self.a(x), [16, 16], dim=1)
+        found: Tensor = self.c(self.up(torch.cat([self.b(one).relu(), other], dim=1)))
+        return found
+
+
+class GroupedGrus(nn.Module):
+    """Columns of an image as steps in time; every half of the channels has a recurrent layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+        self.parts = nn.ModuleList(nn.GRU(8, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = self.a(x).relu().mean(2).transpose(1, 2).chunk(2, dim=-1)
+        found: Tensor = self.c(torch.cat([part(half)[0] for part, half in zip(self.parts, halves, strict=True)], -1))
+        return found
+
+
+class BothWays(nn.Module):
+    """Two recurrent layers on each other, forwards and backwards."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(24, 8), nn.Linear(8, 5)
+        self.rnn = kind(16, 12, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.a(x).relu().mean(2).transpose(1, 2)
+        found: Tensor = self.c(self.b(self.rnn(steps)[0]).relu())
+        return found
+
+
+class Bilinear(nn.Module):
+    """Two vectors, multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 8), nn.Linear(12, 6)
+        self.both, self.c = nn.Bilinear(8, 6, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x.flatten(1)[:, :12]
+        found: Tensor = self.c(self.both(self.a(given), self.b(given)).relu())
+        return found
+
+
+class WeightNormed(nn.Module):
+    """A weight that is computed from its length and its direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 12, 3))
+        self.b, self.c = nn.Conv2d(12, 8, 3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.c(self.b(self.a(x).relu()).relu())
+        return found
+
+
+class Shadowing(nn.Module):
+    """A class that has its own `modules`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Conv2d(8, 5, 1)
+        self.modules = ["a", "b"]  # type: ignore[method-assign,assignment]  # as people do
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in ("a", "b"):
+            x = getattr(self, name)(x).relu()
+        found: Tensor = self.c(x)
+        return found
+
+
+BROUGHT: dict[str, Callable[[], nn.Module]] = {
+    "unpooled": Unpooled,
+    "pooled over channels": PooledOverChannels,
+    "written out": WrittenOut,
+    "shared head": SharedHead,
+    "split and shuffled": SplitAndShuffled,
+    "grouped recurrent": GroupedGrus,
+    "recurrent": lambda: BothWays(nn.RNN),
+    "gated recurrent": lambda: BothWays(nn.GRU),
+    "long short-term": lambda: BothWays(nn.LSTM),
+    "bilinear": Bilinear,
+    "weight norm": WeightNormed,
+    "shadowing": Shadowing,
+}
