@@ -124,7 +124,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.recipe import recipe_from_json
     from compressor.recorded import program_from
     from compressor.sparse import read_sparse
-    from compressor.surgery import reshaped, surgery_from_json
+    from compressor.surgery import put_state_, reshaped, surgery_from_json
 
     recipe = open_artifact(folder).recipe
     for name, expected in recipe["files"].items():
@@ -136,10 +136,10 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     state = read_sparse(folder / SPARSE).state if masked else load_file(folder / WEIGHTS)
     if surgery.program is not None:
         module: Any = program_from(surgery.program, state)
-        module.load_state_dict(state, strict=True)
+        put_state_(module, state)
     elif architecture.ref == "pickle":
         module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)  # in the small shapes already
-        module.load_state_dict(state, strict=True, assign=True)
+        put_state_(module, state, assign=True)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
     else:

@@ -21,7 +21,7 @@ from compressor.exported_file import read_exported
 from compressor.inputs import example_inputs
 from compressor.recipe import Recipe, recipe_from_json
 from compressor.recorded import RecordedProgram
-from compressor.surgery import Surgery
+from compressor.surgery import Surgery, put_state_
 from compressor.unpickle import read_pickle
 
 __all__ = [
@@ -292,7 +292,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architec
             f"the weights are not those of `{architecture.ref}`: {'; '.join(parts)}",
             hint="check `--arch` and its `--arch-arg`s against the training code",
         )
-    module.load_state_dict({**{k: v for k, v in own.items() if k not in state}, **state}, strict=True)
+    put_state_(module, {**{k: v for k, v in own.items() if k not in state}, **state})
 
 
 def _refuse_broken_weights(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import WeightMask, apply_mask_
 from compressor.recipe import How, Recipe
 from compressor.recorded import RecordedProgram
+from compressor.surgery import put_state_
 from compressor.train import Callback, Progress, train
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def starting_module(
         try:
             early_state = _named_as(module, early_state)
             cut = checkpoint.surgery.cut_state(early_state) if checkpoint.surgery else dict(early_state)
-            module.load_state_dict(cut, strict=True)
+            put_state_(module, cut)
         except (RuntimeError, IndexError) as error:
             said = " ".join(str(error).split())
             raise RetrainError(

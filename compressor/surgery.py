@@ -7,6 +7,7 @@ with the next surgery (iterative pruning is a `for`), and makes an artifact load
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,11 +133,18 @@ def set_attributes_(module: nn.Module, surgery: Surgery) -> nn.Module:
     return module
 
 
+def put_state_(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    """Load `state`, strictly, as one that this version of the class wrote: bare tensors do not say which did."""
+    versioned = OrderedDict(state)
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # so does torch
+    module.load_state_dict(versioned, strict=True, assign=assign)
+
+
 def reshaped(module: nn.Module, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the dense module in the small shapes, holding `state`; refused where names or shapes disagree."""
     small = operate(module, surgery)
     try:
-        small.load_state_dict(state, strict=True)
+        put_state_(small, state)
     except RuntimeError as error:
         raise SurgeryError(f"the weights do not fit the recorded surgery: {error}") from error
     return small

@@ -250,3 +250,12 @@ def test_an_early_state_is_read_under_its_wrapping(workdir: Path, small_resnet: 
     wrapped = {"state_dict": {f"module.{k}": v for k, v in small_resnet.state_dict().items()}}
     torch.save(wrapped, workdir / "early.pt")
     assert read_state(workdir / "early.pt").keys() == small_resnet.state_dict().keys()
+
+
+def test_a_class_that_asks_which_version_wrote_its_state_is_answered(workdir: Path) -> None:
+    network = torchvision.models.mnasnet0_5(weights=None).eval()
+    torch.save(dict(network.state_dict()), workdir / "bare.pt")  # as a file of bare tensors: no version in it
+    again = load(workdir / "bare.pt", arch="torchvision:mnasnet0_5")
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again.module.eval()(x), network(x))
