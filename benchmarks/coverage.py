@@ -7,13 +7,15 @@ in a fresh process.
 torchvision: every classification, segmentation and video model, the detectors and RAFT. timm: the smallest variant of
 every module that registers models. `deep` means that at most 40 % of the parameters are left (55 % where most of the
 weights are those of linear layers). One JSON file per architecture in `benchmarks/coverage/`; one that has been tried
-as far as asked is not run again. `compress inspect LIST --report-coverage` does the same for any list.
+as far as asked is not run again. Seconds are processor time. `compress inspect LIST --report-coverage` does the same
+for any list.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -86,30 +88,36 @@ def cell(zoo: str, name: str, until: Stage) -> dict[str, Any]:
     return {"zoo": zoo, "name": name, **row, "left_alone": row["left_alone"][:40]}
 
 
-def table() -> str:
-    """The table that the raw results make, as Markdown."""
-    rows = [json.loads(p.read_text()) for p in sorted(FOLDER.glob("*-*.json"))]
+def results() -> list[dict[str, Any]]:
+    """The raw results."""
+    return [json.loads(p.read_text()) for p in sorted(FOLDER.glob("*-*.json"))]
+
+
+def summary() -> str:
+    """One row per zoo, as Markdown."""
     lines = [
-        "| zoo | architectures | pruned and proved | all the way | deep | median processor seconds to prune |",
+        "| zoo | architectures | pruned and proved | all the way | deep | median seconds to prune |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for zoo in ("torchvision", "timm"):
-        mine = [r for r in rows if r["zoo"] == zoo]
-        if not mine:
-            continue
+        mine = [r for r in results() if r["zoo"] == zoo]
         proved = [r for r in mine if r["reached"]]
-        whole = sum(r["reached"] == "reload" for r in mine)
-        tried = sum(r["until"] == "reload" for r in mine)
-        deep = sum(_deep(r) for r in proved)
-        seconds = sorted(r["prune_s"] for r in proved)
-        middle = f"{seconds[len(seconds) // 2]:.0f}"
-        lines.append(f"| {zoo} | {len(mine)} | {len(proved)} | {whole} of {tried} tried | {deep} | {middle} |")
-    lines += [
-        "",
-        "| architecture | reached | form | parameters left | proof | parity | processor seconds | why not further |",
+        if not proved:
+            continue
+        counts = (len(proved), sum(r["reached"] == "reload" for r in mine), sum(map(_deep, proved)))
+        shares = [f"{n} ({n / len(mine):.0%})" for n in counts]
+        seconds = statistics.median(r["prune_s"] for r in proved)
+        lines.append(f"| {zoo} | {len(mine)} | {' | '.join(shares)} | {seconds:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def table() -> str:
+    """One row per architecture, as Markdown."""
+    lines = [
+        "| architecture | reached | form | parameters left | proof | parity | seconds to prune | why not further |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for r in rows:
+    for r in results():
         share = f"{r['params'][1] / r['params'][0]:.1%}" if r.get("params") else ""
         figures = [f"{r[key]:.1e}" if r.get(key) is not None else "" for key in ("proof", "parity")]
         why = " ".join((r.get("why") or "").replace("|", "/").split())[:160]
@@ -152,7 +160,7 @@ def main() -> None:
             left = f"{row['params'][1] / row['params'][0]:.0%}" if row.get("params") else ""
             said = path.stem, row["reached"], left, f"{row.get('prune_s') or 0:.0f}s", (row.get("why") or "")[:200]
             print(*said, flush=True)
-    (FOLDER / "README.md").write_text(f"# Coverage\n\n{__doc__}\n\n{table()}")
+    (FOLDER / "README.md").write_text(f"# Coverage\n\n{__doc__}\n\n{summary()}\n{table()}")
 
 
 def _in_a_process(zoo: str, name: str, until: Stage, threads: int) -> dict[str, Any]:

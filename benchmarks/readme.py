@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import accuracy, repair, transformer
+from benchmarks import accuracy, coverage, repair, transformer
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "masked": lambda: table_in(HERE / "masked_repair.md"),
     "lenet": lambda: table_in(HERE / "lenet.md"),
     "accuracy": accuracy.table,
+    "coverage": coverage.summary,
 }
 
 

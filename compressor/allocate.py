@@ -9,6 +9,7 @@ widths that they have by then.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -70,26 +71,38 @@ def allocate(
             return sum(wanted.values()) / channels
         return costs.stays(_plan(by_root, orders, wanted))[budget.counted]
 
+    def step_of(root: str) -> tuple[float, str, int] | None:
+        """What the group's next step costs for what it saves, now; `None` where there is none."""
+        narrower = _next(by_root[root], widths[root], curve_of[root], align=align, min_channels=min_channels)
+        saved = 0.0 if narrower is None else left - stays({**widths, root: narrower})
+        if narrower is None or saved <= 0:
+            return None
+        return (curve_of[root].at(narrower) - curve_of[root].at(widths[root])) / saved, root, narrower
+
     target = 1 - budget.ratio if isinstance(budget, ChannelBudget) else budget.stays
     left = stays(widths)
+    # a step never becomes cheaper: curves are convex, and a layer saves less the narrower its neighbours are; so only
+    # the cheapest by its last price has to be priced again
+    priced = [step for root in curve_of if (step := step_of(root)) is not None]
+    heapq.heapify(priced)
     while left > target:
-        steps = []
-        for root, curve in curve_of.items():
-            narrower = _next(by_root[root], widths[root], curve, align=align, min_channels=min_channels)
-            if narrower is None:
-                continue
-            saved = left - stays({**widths, root: narrower})
-            if saved > 0:
-                rise = curve.at(narrower) - curve.at(widths[root])
-                steps.append((rise / saved, root, narrower))
-        if not steps:
+        if not priced:
             raise PlanError(
                 f"{target:.1%} cannot be met: with the narrowest widths that were measured {left:.1%} stays",
                 hint="ask for more, lower `--min-channels` or `--align`, or protect less",
             )
-        _, root, narrower = min(steps)
-        widths[root] = narrower
+        _, root, _ = heapq.heappop(priced)
+        now = step_of(root)
+        if now is None:
+            continue
+        if priced and now > priced[0]:
+            heapq.heappush(priced, now)
+            continue
+        widths[root] = now[2]
         left = stays(widths)
+        following = step_of(root)
+        if following is not None:
+            heapq.heappush(priced, following)
     emptied = tuple(root for root, width in widths.items() if not width)
     least = {root: max(width, 1) for root, width in widths.items()}
     plan = _plan(by_root, orders, least)

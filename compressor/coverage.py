@@ -66,6 +66,7 @@ class Coverage:
     attention: bool = False
     prune_s: float | None = None
     proof: float | None = None
+    moved: float | None = None
     dtype: str | None = None
     form: str | None = None  # "class" or "program"
     params: tuple[int, int] | None = None
@@ -125,11 +126,14 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     small = pruned.checkpoint
     row.prune_s = time.process_time() - started
     row.proof, row.dtype = pruned.proof.largest_relative_difference, str(pruned.proof.dtype).removeprefix("torch.")
+    row.moved = pruned.proof.moved
     row.form = "class" if small.surgery is None or small.surgery.program is None else "program"
     row.params = pruned.dense_cost.params, pruned.small_cost.params
     row.macs = pruned.dense_cost.macs, pruned.small_cost.macs
     row.groups = len(pruned.traced.groups)
     row.left_alone = tuple(dataclasses.asdict(a) for a in pruned.traced.left_alone)
+    if not row.moved:
+        raise CompressError("the proof has seen nothing: with these weights what left says nothing")
     row.reached = Stage.PRUNE
     if row.until is Stage.PRUNE:
         return

@@ -87,6 +87,7 @@ class Pruned:
             "proof": {
                 "dtype": str(self.proof.dtype).removeprefix("torch."),
                 "largest_relative_difference": self.proof.largest_relative_difference,
+                "moved": self.proof.moved,
                 "inputs": self.proof.inputs,
             },
             "widths": [

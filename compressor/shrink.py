@@ -22,7 +22,7 @@ from compressor.mended import mended
 from compressor.outputs import relative_difference
 from compressor.plan import PruningPlan
 from compressor.recorded import RecordedProgram
-from compressor.silence import said, silenced_outputs
+from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.surgery import Surgery, operate
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
@@ -31,9 +31,13 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """How far the small network's outputs lie from the silenced dense one's: the worst of max |a - b| / max |b|."""
+    """How far the small network's outputs lie from the silenced dense one's: the worst of max |a - b| / max |b|.
+
+    `moved` is how far the silence itself moves the dense network's: where nothing moves, the proof has seen nothing.
+    """
 
     largest_relative_difference: float
+    moved: float
     dtype: torch.dtype
     outputs: int
     inputs: str  # "random", or what they were taken from
@@ -261,8 +265,11 @@ def prove(
         raise SurgeryError(
             "the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`"
         )
+    whole = whole_layers(traced.ground, gone) if traced.ground.exported.choices else {}
+    speaking = silenced_outputs(traced.ground, dense, set(), given, whole=whole)
     return Proof(
         largest_relative_difference=max(map(relative_difference, answers, reference)),
+        moved=max(map(relative_difference, reference, speaking)),
         dtype=dtype,
         outputs=len(reference),
         inputs="random" if inputs is None else "data",

@@ -8,7 +8,7 @@ soft-maximum) it sees the survivors alone. Everything else runs as it is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,22 @@ from compressor.outputs import outputs_and_layers, outputs_of
 from compressor.tracing import Together, Trace
 
 
-def silenced_outputs(trace: Trace, dense: nn.Module, gone: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+def silenced_outputs(
+    trace: Trace,
+    dense: nn.Module,
+    gone: set[int],
+    inputs: Sequence[Tensor],
+    *,
+    whole: Mapping[str, Sequence[fx.Node]] | None = None,
+) -> list[Tensor]:
     """What `dense` says on `inputs`, in their dtype, when the labels `gone` are silent; `said` is what to compare with.
 
-    The outputs; of a network that chooses by values what it gives, those of the layers that stay whole as well.
+    The outputs; of a network that chooses by values what it gives, those of layers that stay `whole` as well, unless
+    others are given.
     """
     graph = trace.exported
-    whole = whole_layers(trace, gone) if graph.choices else {}
+    if whole is None:
+        whole = whole_layers(trace, gone) if graph.choices else {}
     dtype = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     given = iter(inputs)

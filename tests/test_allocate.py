@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -87,6 +88,66 @@ def test_no_other_widths_within_the_budget_rise_less(
         sum(r[w] for r, w in zip(rise_of, ws, strict=True)) for ws in choices if sum(ws) == sum(found.values())
     )
     assert sum(found.values()) == max(map(sum, choices))
+
+
+class Chain:
+    """Costs of a chain of layers: each is as dear as its own width times the one before."""
+
+    def __init__(self, groups: list[ChannelGroup]) -> None:
+        self.groups = groups
+
+    def stays(self, plan: Any) -> dict[Countable, float]:
+        widths = [3, *(g.channels - len(plan.removed.get(g.root, ())) for g in self.groups), 5]
+        dense = [3, *(g.channels for g in self.groups), 5]
+        small, whole = (sum(a * b for a, b in itertools.pairwise(w)) for w in (widths, dense))
+        return {Countable.MACS: small / whole}
+
+
+def priced_anew(groups: list[ChannelGroup], curves: list[Curve], stays: float, align: int) -> dict[str, int]:
+    """The greedy choice with every group's step priced before every step."""
+    chain, widths = Chain(groups), {g.root: g.channels for g in groups}
+
+    def cost(wanted: dict[str, int]) -> float:
+        gone = {g.root: tuple(range(g.channels - wanted[g.root])) for g in groups}
+        return chain.stays(type("Plan", (), {"removed": gone}))[Countable.MACS]
+
+    while cost(widths) > stays:
+        steps = []
+        for g, curve in zip(groups, curves, strict=True):
+            step = multiple_of(g, align)
+            narrower = -(-widths[g.root] // step) * step - step
+            if narrower < max(step, curve.widths[-1]):
+                continue
+            saved = cost(widths) - cost({**widths, g.root: narrower})
+            steps.append(((curve.at(narrower) - curve.at(widths[g.root])) / saved, g.root, narrower))
+        if not steps:
+            return {}
+        _, root, narrower = min(steps)
+        widths[root] = narrower
+    return widths
+
+
+@given(
+    st.lists(st.integers(2, 24), min_size=1, max_size=5), st.sampled_from([1, 2, 4]), st.floats(0.1, 0.9),
+    st.integers(0, 10**6),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_pricing_only_the_cheapest_step_again_changes_no_choice(
+    shapes: list[int], align: int, stays: float, seed: int
+) -> None:
+    scales = random.Random(seed)  # of equal prices rounding decides, so there are none
+    groups = [group(str(i), channels) for i, channels in enumerate(shapes)]
+    curves = [quadratic(str(i), channels, scales.uniform(0.1, 10)) for i, channels in enumerate(shapes)]
+    expected = priced_anew(groups, curves, stays, align)
+    options: dict[str, Any] = {"costs": Chain(groups), "align": align}
+    try:
+        found = allocate(
+            groups, in_order(*groups), curves, budget=CostBudget(counted=Countable.MACS, stays=stays), **options
+        )
+    except PlanError as error:
+        assert not expected or "nothing would be removed" in str(error)  # noqa: PT017  # both say so
+        return
+    assert widths_of(found, *groups) == expected
 
 
 # Properties

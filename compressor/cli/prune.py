@@ -136,6 +136,8 @@ def show(results: dict[str, Any]) -> None:
     out.print(table)
     proof = prune["proof"]
     out.print(f"\nsurgery proof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}")
+    if not proof["moved"]:
+        talk().print("caveat: the channels that left said nothing on these inputs, so the proof has seen nothing")
     show_repair(results.get("repair"))
     if prune["emptied"]:
         out.print(f"branches taken out: {', '.join(prune['emptied'])}", markup=False)
