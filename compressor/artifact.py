@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from compressor.files import whole
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Architecture, Checkpoint
+    from compressor.data import Preprocessing
     from compressor.masks import WeightMask
 
 SCHEMA = 1
@@ -86,7 +87,7 @@ class Artifact:
                 f"{found} is not the network that {self.folder.name} was made from: its sha256 differs",
                 hint="prune it again, or give the original: `--dense PATH`",
             )
-        return dense
+        return replace(dense, preprocessing=_preprocessing(self.recipe))  # what the small one sees, it saw
 
 
 def open_artifact(path: Path | None = None) -> Artifact:
@@ -120,7 +121,6 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
 
     from compressor.architectures import build, check_harmless
     from compressor.checkpoint import Checkpoint, read_skeleton
-    from compressor.data import Preprocessing
     from compressor.recipe import recipe_from_json
     from compressor.recorded import program_from
     from compressor.sparse import read_sparse
@@ -146,19 +146,13 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
         check_harmless(architecture)
         module = reshaped(build(architecture), surgery, state)
     module.eval()
-    preprocessing = recipe["preprocessing"]
     return Checkpoint(
         module=module,
         example_inputs=tuple(
             _example(shape, kind) for shape, kind in zip(recipe["input"], recipe["dtypes"], strict=True)
         ),
         architecture=architecture,
-        preprocessing=Preprocessing(
-            mean=tuple(preprocessing["mean"]),
-            std=tuple(preprocessing["std"]),
-            size=tuple(preprocessing["size"]) if preprocessing["size"] else None,
-            channels=preprocessing["channels"],
-        ),
+        preprocessing=_preprocessing(recipe),
         classes=tuple(recipe["classes"]) if recipe["classes"] else None,
         lineage=tuple(recipe["lineage"]),
         training=recipe_from_json(recipe["training"]) if recipe["training"] else None,
@@ -172,6 +166,18 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
 def recipe_sha256(recipe: Mapping[str, Any]) -> str:
     """The hash that stands for the whole artifact: of its files' hashes."""
     return hashlib.sha256(json.dumps(recipe["files"], sort_keys=True).encode()).hexdigest()
+
+
+def _preprocessing(recipe: Mapping[str, Any]) -> Preprocessing:
+    from compressor.data import Preprocessing
+
+    said = recipe["preprocessing"]
+    return Preprocessing(
+        mean=tuple(said["mean"]),
+        std=tuple(said["std"]),
+        size=tuple(said["size"]) if said["size"] else None,
+        channels=said["channels"],
+    )
 
 
 def _architecture(plain: Mapping[str, Any]) -> Architecture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from compressor import artifact as artifacts
 from compressor.artifact import add_results, load_artifact, open_artifact, write_artifact
 from compressor.checkpoint import Checkpoint, load
+from compressor.data import Preprocessing
 from compressor.errors import ArtifactError
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
@@ -178,3 +180,16 @@ def test_a_masked_artifact_is_stored_sparse_and_comes_back(workdir: Path, sample
     assert "not time" in results["mask"]["statement"]
     assert not (workdir / "m.compressed" / "model.safetensors").exists()
     assert outputs_of(again.module, dense.example_inputs)[0].shape == (1, 10)
+
+
+def test_the_dense_network_sees_what_the_small_one_was_made_to_see(workdir: Path, samples: Path) -> None:
+    """A file of weights says nothing of its normalisation: the artifact does."""
+    state = load(samples / "fashion_resnet20.pt").module.state_dict()
+    torch.save(state, workdir / "bare.pt")
+    bare = load(workdir / "bare.pt", arch="sample_models.networks:resnet20", inputs=("1x1x28x28",))
+    seen = Preprocessing(mean=(0.2,), std=(0.4,), size=(28, 28), channels=1)
+    told = dataclasses.replace(bare, preprocessing=seen)
+    small = prune(told, Request(budget=ChannelBudget(ratio=0.5))).checkpoint
+    source = {"path": str(workdir / "bare.pt"), "sha256": bare.sha256}
+    artifact = write_artifact(workdir / "a.compressed", small, source=source, results={"schema": 1})
+    assert artifact.dense().preprocessing == seen

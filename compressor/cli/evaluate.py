@@ -78,6 +78,8 @@ def command(
     subject = work.normalised(subject, mean, std)
     found = work.data_of(subject, data, checkpoint=checkpoint, root=data_root, download=download, seed=seed)
     reference, why_not = work.dense_of(artifact, dense, trust_pickle=trust_pickle)
+    if reference is not None:
+        reference = work.normalised(reference, mean, std)
     if why_not is not None:
         talk().print(f"without the dense network beside it: {why_not}", style="dim", markup=False, soft_wrap=True)
     judgements = work.judge(subject, reference, found, split=split)
