@@ -18,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +46,26 @@ def torchvision_names() -> list[str]:
     return [n for n in torchvision.models.list_models() if not n.startswith("quantized_")]
 
 
-def timm_names() -> list[str]:
-    """The smallest variant of every module of timm that registers models, by its parameters."""
+def timm_names() -> Iterator[str]:
+    """The smallest variant of every module of timm that registers models, by its parameters, one after the other."""
     import timm
 
-    listed = FOLDER / "timm.json"
-    known: dict[str, str] = json.loads(listed.read_text()) if listed.exists() else {}
+    chosen = FOLDER / "timm.json"
+    known: dict[str, str] = json.loads(chosen.read_text()) if chosen.exists() else {}
     for module in timm.list_modules():
-        if module in known:
-            continue
-        sizes = {}
-        for name in timm.list_models(module=module):
-            try:
-                with torch.device("meta"):
-                    sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
-            except Exception as error:  # some cannot be built on the meta device
-                print(f"# {name}: {type(error).__name__}", flush=True)
-        if sizes:
+        if module not in known:
+            sizes = {}
+            for name in timm.list_models(module=module):
+                try:
+                    with torch.device("meta"):
+                        sizes[name] = sum(p.numel() for p in timm.create_model(name).parameters())
+                except Exception as error:  # some cannot be built on the meta device
+                    print(f"# {name}: {type(error).__name__}", flush=True)
+            if not sizes:
+                continue
             known[module] = min(sizes, key=lambda n: sizes[n])
-            FOLDER.mkdir(exist_ok=True)
-            listed.write_text(json.dumps(known, indent=1) + "\n")
-    return sorted(known.values())
+            chosen.write_text(json.dumps(known, indent=1) + "\n")
+        yield known[module]
 
 
 def arguments_of(name: str) -> tuple[tuple[str, object], ...]:
