@@ -437,14 +437,18 @@ def _only(traced: Traced, roots: set[str]) -> Traced:
 
 
 def _unprovable(module: nn.Module, traced: Traced, plan: PruningPlan, inputs: tuple[Tensor, ...]) -> dict[str, str]:
-    """The groups whose removal, each alone, breaks the network or fails the proof: root → reason."""
-    reasons: dict[str, str] = {}
-    for group in traced.groups:
-        if not plan.removed.get(group.root):
-            continue
-        alone = PruningPlan(removed={group.root: plan.removed[group.root]})
+    """The groups whose removal breaks the network or fails the proof: root → reason. Found by halves."""
+
+    def found_in(roots: list[str]) -> dict[str, str]:
+        alone = PruningPlan(removed={root: plan.removed[root] for root in roots})
         try:
             shrink_proved(module, traced, alone, inputs)
         except SurgeryError as error:
-            reasons[group.root] = f"removing its channels cannot be proved safe: {error}"
-    return reasons
+            middle = len(roots) // 2
+            parts = [found_in(part) for part in (roots[:middle], roots[middle:]) if middle]
+            reason = f"removing its channels cannot be proved safe: {error}"
+            return {root: why for part in parts for root, why in part.items()} or dict.fromkeys(roots, reason)
+        return {}
+
+    removing = [group.root for group in traced.groups if plan.removed.get(group.root)]
+    return found_in(removing) if removing else {}

@@ -36,6 +36,19 @@ class PooledOverChannels(nn.Module):
         return found
 
 
+class PooledByTurns(nn.Module):
+    """The same with windows that overlap: no channel can leave before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3), nn.Conv2d(15, 12, 3), nn.Conv2d(12, 5, 1)
+        self.pool = nn.MaxPool3d((2, 1, 1), stride=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.c(self.b(self.pool(self.a(x))).relu())
+        return found
+
+
 class WrittenOut(nn.Module):
     """The number of features stands in the code."""
 
@@ -120,12 +133,12 @@ class Bilinear(nn.Module):
 
 
 class WeightNormed(nn.Module):
-    """A weight that is computed from its length and its direction."""
+    """A weight that is computed from its length and its direction; what it reads stays, as its length would change."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 12, 3))
-        self.b, self.c = nn.Conv2d(12, 8, 3), nn.Conv2d(8, 5, 1)
+        self.a, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(8, 5, 1)
+        self.b = nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 8, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.c(self.b(self.a(x).relu()).relu())
@@ -150,6 +163,7 @@ class Shadowing(nn.Module):
 BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "unpooled": Unpooled,
     "pooled over channels": PooledOverChannels,
+    "pooled by turns": PooledByTurns,
     "written out": WrittenOut,
     "shared head": SharedHead,
     "split and shuffled": SplitAndShuffled,

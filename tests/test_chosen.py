@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from compressor.chosen import WithHeads, head_layers
+from compressor.chosen import WithHeads, choices_of, choosing, head_layers
 from compressor.errors import GroupError, SurgeryError
 from compressor.export import export_onnx
 from compressor.groups import trace
@@ -69,6 +69,40 @@ class Branching(nn.Module):
         head = self.one if float(features.mean()) > 1e6 else self.other
         found: Tensor = head(features)
         return found
+
+
+class Pasting(nn.Module):
+    """What else detectors do: prepare in their first pass, write into levels, cut by computed numbers, make anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.scores = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 2, 1)
+        self.inner, self.classes = nn.Conv2d(12, 10, 1), nn.Conv2d(10, 3, 1)
+        self.scale: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = float(x.new_tensor([24.0]) / 12)
+        features = self.body(x).relu()
+        scores = self.scores(features).flatten(2)
+        corner = scores[0].argmax(dim=1) % 10
+        low = max(corner[0], 0)  # a tensor or a number
+        cut = features[:, :, low : low + 2]
+        level = (scores[0].amax(dim=1) >= scores.amax()).long()  # one of the two
+        levels = features.new_zeros(2, features.shape[1], 2, 12)
+        for number in range(2):
+            there = torch.where(level == number)[0]
+            levels[there] = torch.cat([cut, cut])[there]
+        anchors = torch.as_tensor([0.1, 0.7], dtype=x.dtype)  # float32 where the graph was written
+        picked = self.classes(self.inner(levels).relu()) * anchors.view(2, 1, 1, 1) * self.scale
+        found: Tensor = picked[corner[1] * 0]  # an index that was computed
+        return found
+
+
+def pasting() -> nn.Module:
+    module = Pasting()
+    alive(module)
+    return module.eval()
 
 
 def detector(*, decides: bool = True, bar: float = -1e6) -> TinyDetector:
@@ -152,6 +186,43 @@ def test_layers_that_nothing_reaches_on_the_example_stay_whole() -> None:
     traced = trace(detector(bar=1e6), EXAMPLE)
     assert {g.root for g in traced.groups} == {"body.0"}
     assert reasons(traced)["inner"] == "nothing reaches it on the example input"
+
+
+def test_slices_levels_and_anchors_that_hang_on_values_are_proved() -> None:
+    module = pasting()
+    traced = trace(module, EXAMPLE)
+    assert {g.root: g.channels for g in traced.groups} == {"body": 12, "inner": 10}
+    _, _, proof = shrink_proved(pasting(), traced, half(traced.groups), EXAMPLE)
+    assert proof.dtype is torch.float32  # 0.1 is another number in float64
+    assert proof.largest_relative_difference < 1e-5
+    assert proof.moved > 0.01
+
+
+def test_what_is_written_into_positions_meets_what_was_there() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)[:, :8]
+            base = self.a(x).repeat(3, 1)
+            base[torch.arange(len(x))] = self.b(x)
+            found: Tensor = self.c(base.relu())
+            return found
+
+    module = alive(Written())
+    traced = trace(module, EXAMPLE)
+    assert [{m.layer for m in g.members} for g in traced.groups] == [{"a", "b", "c"}]
+    _, _, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert proof.holds
+
+
+def test_a_network_that_takes_another_way_than_the_one_that_was_noted_is_told() -> None:
+    module = detector()
+    choices = choices_of(module, EXAMPLE)
+    with choosing(choices[1:]), pytest.raises(IndexError, match="where `nms` was called"):
+        module(*EXAMPLE)
 
 
 def test_nothing_said_by_the_exporter_reaches_the_user(capfd: pytest.CaptureFixture[str]) -> None:
