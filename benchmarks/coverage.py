@@ -96,7 +96,7 @@ def results() -> list[dict[str, Any]]:
 def summary() -> str:
     """One row per zoo, as Markdown."""
     lines = [
-        "| zoo | architectures | pruned and proved | all the way | deep | median seconds to prune |",
+        "| zoo | architectures tried | pruned and proved | all the way | deep | median seconds to prune |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for zoo in ("torchvision", "timm"):
