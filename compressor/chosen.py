@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,20 +121,39 @@ class WithHeads(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What one call chose: positions (int64 tensors, as the call nests them), or plain values that code branches on."""
+    """What one call chose: positions (int64 tensors, as the call nests them), or plain values that code branches on.
+
+    `late` says that no layer runs after it.
+    """
 
     call: str
     made: Any
+    late: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether it may decide which layers run: code has seen the value, and layers are still to come."""
+        return self.call in VALUES and not self.late
 
 
 def choices_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Choice]:
     """Every choice by values in a forward pass, in order: of the second one, for in the first a network may prepare."""
-    mode = _Choices(None)
+    mode, chosen_before = _Choices(None), 0
+
+    def note(*_: Any) -> None:
+        nonlocal chosen_before
+        chosen_before = len(mode.choices)
+
     with torch.no_grad():
         module(*inputs)
-        with mode:
-            module(*inputs)
-    return mode.choices
+        hooks = [layer.register_forward_hook(note) for _, layer in _with_parameters(module)]
+        try:
+            with mode:
+                module(*inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return [dataclasses.replace(choice, late=i >= chosen_before) for i, choice in enumerate(mode.choices)]
 
 
 def choosing(choices: Sequence[Choice]) -> _Choices:

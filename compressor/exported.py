@@ -67,11 +67,16 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     graph = read_program(found, {f"module.{name}": tensor for name, tensor in held.items()})
     chosen = {n: t for n, (name, t) in graph.tensors.items() if not name.startswith("module.")}
     tensors = {n: (name.removeprefix("module."), t) for n, (name, t) in graph.tensors.items() if n not in chosen}
+    other_layers = "a network that takes other layers for other inputs cannot be pruned as a whole"
+    if any(choice.decides for choice in choices):
+        call = next(choice.call for choice in choices if choice.decides).strip("_")
+        said = f"which layers run may hang on the data (`{call}` of a value, with layers to come)"
+        raise GroupError(f"this network cannot be traced: {said}", hint=other_layers)
     idle = [name for node, (name, _) in tensors.items() if name in learnt and not graph.users(node)]
     if idle:
         raise GroupError(
             f"which layers run hangs on the data: `{idle[0].rpartition('.')[0]}` did not on this input",
-            hint="a network that takes other layers for other inputs cannot be pruned as a whole",
+            hint=other_layers,
         )
     return dataclasses.replace(
         graph, tensors=tensors, constants={**graph.constants, **chosen}, held=held, choices=tuple(choices), open=False

@@ -49,10 +49,10 @@ class TinyDetector(nn.Module):
         boxes = torch.cat([low[:, :2], low[:, :2] + low[:, 2:] + 1], dim=1)
         kept = torchvision.ops.nms(boxes, scores, 0.5)
         kept = kept[scores[kept] > self.bar]
-        if self.decides and float(scores[0]) > 1e6:  # what the exporter cannot know
-            boxes = boxes.flip(0)
         pooled = torchvision.ops.roi_align(features, [boxes[kept]], output_size=2, spatial_scale=0.25)
         found = self.classes(torch.relu(self.inner(pooled.flatten(1)))).softmax(dim=1)
+        if self.decides and float(found.sum()) > 1e6:  # what the exporter cannot know
+            found = found.flip(0)
         best = found.amax(dim=1) > 0.34
         return [{"boxes": boxes[kept][best], "scores": found[best]}]
 
@@ -86,8 +86,7 @@ class Pasting(nn.Module):
         features = self.body(x).relu()
         scores = self.scores(features).flatten(2)
         corner = scores[0].argmax(dim=1) % 10
-        low = max(corner[0], 0)  # a tensor or a number
-        cut = features[:, :, low : low + 2]
+        cut = features[:, :, corner[0] : corner[0] + 2]
         level = (scores[0].amax(dim=1) >= scores.amax()).long()  # one of the two
         levels = features.new_zeros(2, features.shape[1], 2, 12)
         for number in range(2):
@@ -95,7 +94,8 @@ class Pasting(nn.Module):
             levels[there] = torch.cat([cut, cut])[there]
         anchors = torch.as_tensor([0.1, 0.7], dtype=x.dtype)  # float32 where the graph was written
         picked = self.classes(self.inner(levels).relu()) * anchors.view(2, 1, 1, 1) * self.scale
-        found: Tensor = picked[corner[1] * 0]  # an index that was computed
+        low = max(corner[0], 0)  # a tensor or a number
+        found: Tensor = picked[corner[1] * 0, :, :, low : low + 2]  # an index that was computed
         return found
 
 
@@ -178,8 +178,26 @@ def test_the_onnx_file_of_a_detector_gives_its_detections(tmp_path: Path) -> Non
 
 
 def test_a_network_that_runs_other_layers_for_other_inputs_is_refused() -> None:
-    with pytest.raises(GroupError, match="`one` did not on this input"):
+    with pytest.raises(GroupError, match="which layers run may hang on the data"):
         trace(Branching(), EXAMPLE)
+
+
+def test_a_layer_that_did_not_run_before_a_late_decision_is_named() -> None:
+    class Exiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.more = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.body(x)
+            first: Tensor = self.one(features)
+            if float(first.mean()) < 1e6:  # sure enough
+                return first
+            second: Tensor = self.more(features)
+            return second
+
+    with pytest.raises(GroupError, match="`more` did not on this input"):
+        trace(Exiting(), EXAMPLE)
 
 
 def test_layers_that_nothing_reaches_on_the_example_stay_whole() -> None:

@@ -135,7 +135,7 @@ def test_a_network_that_cannot_be_traced_is_refused_with_what_to_look_at() -> No
     data = Data(name="noise", source="noise", train=noise(), tune=None, test=None)
     with pytest.raises(GroupError, match="cannot be traced") as refusal:
         prune(checkpoint_of(alive(Choosing(most=0))), AS_IT_IS, data=data)
-    assert "depends on its data" in str(refusal.value.hint)
+    assert "other layers for other inputs" in str(refusal.value.hint)
 
 
 def test_what_is_said_to_a_network_that_cannot_be_followed_works() -> None:
