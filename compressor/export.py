@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressor.chosen import WithHeads, head_layers
 from compressor.errors import ExportError
 from compressor.exported import hangs_on_data
 from compressor.files import whole
+from compressor.heads import WithHeads, head_layers
 from compressor.lent import quiet_exporter
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.shrink import random_like
@@ -36,7 +36,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
 
     Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. Of a
-    network that chooses by values what it gives (a detector), what it chooses from is compared (`compressor.chosen`).
+    network that chooses by values what it gives (a detector), what it chooses from is compared (`compressor.heads`).
     The file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused:
     an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
     """

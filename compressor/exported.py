@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from compressor.chosen import Choice, choices_of, forced
+from compressor.chosen import Choice, Forced, choices_of
 from compressor.errors import GroupError
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
@@ -28,9 +28,7 @@ class Exported:
     inputs: tuple[str, ...]
     outputs: tuple[fx.Node, ...]
     open: bool  # whether it takes batches of any size
-    choices: tuple[
-        Choice, ...
-    ] = ()  # what it chose by values on the example, as detectors do; the graph has them fixed
+    choices: tuple[Choice, ...] = ()  # made by values on the example, as detectors do; the graph has them fixed
     held: dict[str, Tensor] = field(default_factory=dict)  # every name in the module; a tied tensor has several
 
     def users(self, placeholder: str) -> list[fx.Node]:
@@ -60,27 +58,34 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
         try:
             twin = _twin(module)
             choices = choices_of(twin, inputs)
-            found = torch.export.export(forced(twin, choices), inputs)
+            _check_ways(choices)
+            found = torch.export.export(Forced(twin, choices), inputs)
+        except GroupError:
+            raise
         except Exception as error:  # as above
             raise _untraceable(error) from error
     held, learnt = _held(twin), {name for name, _ in twin.named_parameters()}
     graph = read_program(found, {f"module.{name}": tensor for name, tensor in held.items()})
     chosen = {n: t for n, (name, t) in graph.tensors.items() if not name.startswith("module.")}
     tensors = {n: (name.removeprefix("module."), t) for n, (name, t) in graph.tensors.items() if n not in chosen}
-    other_layers = "a network that takes other layers for other inputs cannot be pruned as a whole"
-    if any(choice.decides for choice in choices):
-        call = next(choice.call for choice in choices if choice.decides).strip("_")
-        said = f"which layers run may hang on the data (`{call}` of a value, with layers to come)"
-        raise GroupError(f"this network cannot be traced: {said}", hint=other_layers)
     idle = [name for node, (name, _) in tensors.items() if name in learnt and not graph.users(node)]
     if idle:
-        raise GroupError(
-            f"which layers run hangs on the data: `{idle[0].rpartition('.')[0]}` did not on this input",
-            hint=other_layers,
-        )
+        layer = idle[0].rpartition(".")[0]
+        raise GroupError(f"which layers run hangs on the data: `{layer}` did not on this input", hint=OTHER_LAYERS)
     return dataclasses.replace(
         graph, tensors=tensors, constants={**graph.constants, **chosen}, held=held, choices=tuple(choices), open=False
     )
+
+
+OTHER_LAYERS = "a network that takes other layers for other inputs cannot be pruned as a whole"
+
+
+def _check_ways(choices: Sequence[Choice]) -> None:
+    """Refuses a network whose code sees a value while layers are to come: the other way would not be proved."""
+    call = next((choice.call.strip("_") for choice in choices if choice.decides), None)
+    if call is not None:
+        said = f"which layers run may hang on the data (`{call}` of a value, with layers to come)"
+        raise GroupError(f"this network cannot be traced: {said}", hint=OTHER_LAYERS)
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -90,12 +90,13 @@ def shrink(
     float32; `prove` says it exactly. Refused: a plan of which no form does.
     """
     given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
-    reference = silenced_outputs(traced.ground, module, gone, given)
+    whole = whole_layers(traced.ground, gone)
+    reference = silenced_outputs(traced.ground, module, gone, given, whole)
     last: SurgeryError | None = None
     for form in forms(module, traced, plan):
         try:
             small, surgery = form()
-            answers = said(traced.ground, copy.deepcopy(small).eval(), gone, given)
+            answers = said(traced.ground, copy.deepcopy(small).eval(), given, whole)
             if [t.shape for t in answers] != [t.shape for t in reference]:
                 raise SurgeryError("the small network's outputs have another shape")
             worst = max(map(relative_difference, answers, reference))
@@ -254,10 +255,11 @@ def prove(
     small = copy.deepcopy(small).to(dtype).eval()
     given = _inputs_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
     gone = gone_labels(traced.groups, plan)
+    whole = whole_layers(traced.ground, gone)
     given = [t.to(dtype) if t.is_floating_point() else t for t in given]
     try:
-        reference = silenced_outputs(traced.ground, dense, gone, given)
-        answers = said(traced.ground, small, gone, given)
+        reference = silenced_outputs(traced.ground, dense, gone, given, whole)
+        answers = said(traced.ground, small, given, whole)
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
         # in float64, too, a forward pass raises whatever its code raises
         raise SurgeryError(f"the small network does not run in {dtype}: {error}") from error
@@ -265,8 +267,7 @@ def prove(
         raise SurgeryError(
             "the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`"
         )
-    whole = whole_layers(traced.ground, gone) if traced.ground.exported.choices else {}
-    speaking = silenced_outputs(traced.ground, dense, set(), given, whole=whole)
+    speaking = silenced_outputs(traced.ground, dense, set(), given, whole)
     return Proof(
         largest_relative_difference=max(map(relative_difference, answers, reference)),
         moved=max(map(relative_difference, reference, speaking)),

@@ -27,17 +27,13 @@ def silenced_outputs(
     dense: nn.Module,
     gone: set[int],
     inputs: Sequence[Tensor],
-    *,
-    whole: Mapping[str, Sequence[fx.Node]] | None = None,
+    whole: Mapping[str, Sequence[fx.Node]],
 ) -> list[Tensor]:
-    """What `dense` says on `inputs`, in their dtype, when the labels `gone` are silent; `said` is what to compare with.
+    """What `dense` says on `inputs`, in their dtype, when the labels `gone` are silent: its outputs, then `whole`'s.
 
-    The outputs; of a network that chooses by values what it gives, those of layers that stay `whole` as well, unless
-    others are given.
+    `said` is what to compare with.
     """
     graph = trace.exported
-    if whole is None:
-        whole = whole_layers(trace, gone) if graph.choices else {}
     dtype = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     given = iter(inputs)
@@ -58,11 +54,12 @@ def silenced_outputs(
     return outputs + [env[one] for calls in whole.values() for one in calls]
 
 
-def said(trace: Trace, small: nn.Module, gone: set[int], inputs: Sequence[Tensor]) -> list[Tensor]:
+def said(
+    trace: Trace, small: nn.Module, inputs: Sequence[Tensor], whole: Mapping[str, Sequence[fx.Node]]
+) -> list[Tensor]:
     """What the small network gives where `silenced_outputs` gives the reference; it makes the dense one's choices."""
     if not trace.exported.choices:
         return outputs_of(small, inputs)
-    whole = whole_layers(trace, gone)
     outputs_of(small, inputs)  # a network may prepare itself in its first pass
     with choosing(trace.exported.choices):
         outputs, found = outputs_and_layers(small, inputs, whole)
@@ -70,7 +67,12 @@ def said(trace: Trace, small: nn.Module, gone: set[int], inputs: Sequence[Tensor
 
 
 def whole_layers(trace: Trace, gone: set[int]) -> dict[str, list[fx.Node]]:
-    """The layers that make channels and lose none of them, with the operators that they are, in order."""
+    """What is compared beside the outputs of a network that chooses what it gives by values; of others, nothing.
+
+    The layers that make channels and lose none of them, with the operators that they are, in order.
+    """
+    if not trace.exported.choices:
+        return {}
     tensors = trace.exported.tensors
     leaving = np.array(sorted(gone), dtype=np.int64)
     found: dict[str, list[fx.Node]] = {}

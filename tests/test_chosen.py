@@ -12,10 +12,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from compressor.chosen import WithHeads, choices_of, choosing, head_layers
+from compressor.chosen import choices_of, choosing
 from compressor.errors import GroupError, SurgeryError
 from compressor.export import export_onnx
 from compressor.groups import trace
+from compressor.heads import WithHeads, head_layers
 from compressor.pipeline import shrink_proved
 from compressor.plan import PruningPlan
 from compressor.surgery import Surgery
