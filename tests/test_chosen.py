@@ -97,7 +97,9 @@ class Pasting(nn.Module):
         picked = self.classes(self.inner(levels).relu()) * anchors.view(2, 1, 1, 1) * self.scale
         low = max(corner[0], 0)  # a tensor or a number
         found: Tensor = picked[corner[1] * 0, :, :, low : low + 2]  # an index that was computed
-        return found
+        canvas = found.new_zeros(3, 2, 12)
+        canvas[:, :, low : low + 2] = found[:, :, low - low : low + 2 - low]  # pasted, as masks are
+        return canvas
 
 
 def pasting() -> nn.Module:

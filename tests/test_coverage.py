@@ -28,10 +28,25 @@ class Odd(nn.Module):
 """
 
 
+DEAD = """
+from torch import nn
+
+
+class Dead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.two(0 * self.one(x))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "odd.py").write_text(NO_ONNX)
+    (tmp_path / "dead.py").write_text(DEAD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COMPRESS_STATE_DIR", str(tmp_path / "state"))
     return tmp_path
@@ -62,6 +77,14 @@ def test_the_row_says_what_stopped_it() -> None:
     assert row.reached is Stage.AGAIN
     assert not row.through
     assert "cannot be exported" in (row.why or "")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_proof_that_has_seen_nothing_does_not_count() -> None:
+    row = coverage_of(architecture_from_user("dead.py:Dead"), (SHAPE,))
+    assert row.reached is None
+    assert row.moved == 0
+    assert "has seen nothing" in (row.why or "")
 
 
 def test_a_network_that_cannot_be_built_is_a_row_as_well() -> None:
