@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compressor import criteria
@@ -25,15 +24,15 @@ from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, fitted_and_probed, probing_of
+from compressor.proving import shrink_proved, unprovable
 from compressor.recorded import RecordedProgram
 from compressor.repair import Repair, Repaired, emptied, images_to_repair_with, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.sensitivity import Curve, writable
-from compressor.shrink import Proof, prove, shrink
+from compressor.shrink import Proof, shrink
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
-FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +214,7 @@ def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, lev
         try:
             small, surgery, proof = shrink_proved(module, traced, plan, inputs)
         except SurgeryError:
-            reasons = _unprovable(module, traced, plan, inputs)
+            reasons = unprovable(module, traced, plan, inputs)
             if not reasons:
                 raise
             traced = without(traced, reasons)
@@ -352,39 +351,6 @@ def score(
     return (scores.reversed() if request.largest else scores), calibration
 
 
-def shrink_proved(
-    module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
-) -> tuple[nn.Module, Surgery, Proof]:
-    """The small network, its surgery and the proof; refused where there is none."""
-    small, surgery = shrink(module, traced, plan, example_inputs)
-    return small, surgery, proved(module, small, traced, plan, example_inputs)
-
-
-def proved(
-    module: nn.Module, small: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
-) -> Proof:
-    """The surgery proof, in float64 where the network is small enough; refused where it does not hold."""
-    small_enough = sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
-    dtypes = [torch.float64, torch.float32] if small_enough else [torch.float32]
-    proof: Proof | None = None
-    for dtype in dtypes:
-        try:
-            proof = prove(module, small, traced, plan, example_inputs, dtype=dtype)
-            # a detector makes anchors in the type of its input, which its graph has in float32: they differ by rounding
-            if proof.holds or not traced.ground.exported.choices:
-                break
-        except SurgeryError:
-            if dtype is dtypes[-1]:
-                raise
-    assert proof is not None
-    if not proof.holds:
-        raise SurgeryError(
-            f"the small network differs from the silenced dense one by {proof.largest_relative_difference:.2g}",
-            hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
-        )
-    return proof
-
-
 def _plan(
     module: nn.Module,
     traced: Traced,
@@ -434,21 +400,3 @@ def _budget_at(request: Request, level: int, module: nn.Module, inputs: tuple[Te
 def _only(traced: Traced, roots: set[str]) -> Traced:
     """The groups with those roots: what an earlier level left alone stays alone."""
     return dataclasses.replace(traced, groups=tuple(g for g in traced.groups if g.root in roots))
-
-
-def _unprovable(module: nn.Module, traced: Traced, plan: PruningPlan, inputs: tuple[Tensor, ...]) -> dict[str, str]:
-    """The groups whose removal breaks the network or fails the proof: root → reason. Found by halves."""
-
-    def found_in(roots: list[str]) -> dict[str, str]:
-        alone = PruningPlan(removed={root: plan.removed[root] for root in roots})
-        try:
-            shrink_proved(module, traced, alone, inputs)
-        except SurgeryError as error:
-            middle = len(roots) // 2
-            parts = [found_in(part) for part in (roots[:middle], roots[middle:]) if middle]
-            reason = f"removing its channels cannot be proved safe: {error}"
-            return {root: why for part in parts for root, why in part.items()} or dict.fromkeys(roots, reason)
-        return {}
-
-    removing = [group.root for group in traced.groups if plan.removed.get(group.root)]
-    return found_in(removing) if removing else {}

@@ -17,8 +17,8 @@ from compressor.errors import GroupError, SurgeryError
 from compressor.export import export_onnx
 from compressor.groups import trace
 from compressor.heads import WithHeads, head_layers
-from compressor.pipeline import shrink_proved
 from compressor.plan import PruningPlan
+from compressor.proving import shrink_proved
 from compressor.surgery import Surgery
 from tests.test_export import checkpoint_of
 from tests.test_tracing import half, reasons
@@ -217,6 +217,10 @@ def test_slices_levels_and_anchors_that_hang_on_values_are_proved() -> None:
     assert proof.dtype is torch.float32  # 0.1 is another number in float64
     assert proof.largest_relative_difference < 1e-5
     assert proof.moved > 0.01
+
+
+def test_an_index_that_was_computed_is_a_choice() -> None:
+    assert any(choice.call == "__getitem__" and choice.made[0] == 0 for choice in choices_of(pasting(), EXAMPLE))
 
 
 def test_what_is_written_into_positions_meets_what_was_there() -> None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from compressor.errors import GroupError
 from compressor.groups import Role, Traced, trace, without
-from compressor.pipeline import shrink_proved
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.proving import shrink_proved
 from compressor.shrink import surgery_of
 from tests.topologies import INPUT, TOPOLOGIES, Attention, Concatenated, Residual, alive, head, plain
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from compressor.errors import GroupError, PlanError
 from compressor.groups import trace
 from compressor.outputs import outputs_of
-from compressor.pipeline import shrink_proved
 from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.proving import shrink_proved
 from compressor.shrink import random_like
 from tests.topologies import alive
 

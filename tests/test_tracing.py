@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
-from compressor.pipeline import prune, shrink_proved
+from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.proving import shrink_proved
 from compressor.request import Request
 from tests.brought import BROUGHT
 from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, checkpoint_of, head
