@@ -209,7 +209,7 @@ class _Mending:
         put("start", int(mask[:start].sum()))
         if name == "narrow":
             put("length", int(mask[start:end].sum()))
-        else:
+        elif end < length:  # an open end stays open: the batch may be part of what is sliced
             put("end", int(mask[:end].sum()))
 
     def _padding(self, node: fx.Node, args: list[Any]) -> None:

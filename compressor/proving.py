@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import Traced
 from compressor.plan import PruningPlan
-from compressor.shrink import Proof, prove, shrink
+from compressor.shrink import Proof, fits_float64, prove, shrink
 from compressor.surgery import Surgery
-
-FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
 
 
 def shrink_proved(
@@ -26,8 +24,7 @@ def proved(
     module: nn.Module, small: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> Proof:
     """The surgery proof, in float64 where the network is small enough; refused where it does not hold."""
-    small_enough = sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
-    dtypes = [torch.float64, torch.float32] if small_enough else [torch.float32]
+    dtypes = [torch.float64, torch.float32] if fits_float64(module) else [torch.float32]
     proof: Proof | None = None
     for dtype in dtypes:
         try:

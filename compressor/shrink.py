@@ -25,7 +25,8 @@ from compressor.recorded import RecordedProgram
 from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.surgery import Surgery, operate
 
-CLOSE = 1e-3  # in float32, on the way; the proof is what counts
+CLOSE = 1e-5  # nothing but rounding in float32; what lies further off is looked at in float64
+FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
@@ -87,7 +88,8 @@ def shrink(
     """A smaller copy of `module`, and the surgery that made it; the module stays as it was.
 
     The first of `forms` that says what the dense network says with the removed channels silenced, up to rounding in
-    float32; `prove` says it exactly. Refused: a plan of which no form does.
+    float32, or in float64 where the network makes much of rounding; `prove` says it exactly. Refused: a plan of which
+    no form does.
     """
     given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
     whole = whole_layers(traced.ground, gone)
@@ -100,7 +102,8 @@ def shrink(
             if [t.shape for t in answers] != [t.shape for t in reference]:
                 raise SurgeryError("the small network's outputs have another shape")
             worst = max(map(relative_difference, answers, reference))
-            if worst < CLOSE:
+            exact = worst > CLOSE and fits_float64(module) and not traced.ground.exported.choices
+            if prove(module, small, traced, plan, example_inputs).holds if exact else worst <= TOLERANCE[torch.float32]:
                 return small, surgery
             last = SurgeryError(
                 f"the small network differs from the silenced dense one by {worst:.2g}",
@@ -113,6 +116,11 @@ def shrink(
             last = SurgeryError(f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`")
     assert last is not None
     raise last
+
+
+def fits_float64(module: nn.Module) -> bool:
+    """Whether there is room for a proof of the network in float64."""
+    return sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
 
 
 def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:

@@ -273,7 +273,7 @@ class Tracer:
         origin: list[frozenset[int]] = [frozenset() for _ in shape]
         ranges: list[tuple[list[int], Ids]] = []
         for d, out in found:
-            varies = [e for e, n in enumerate(shape) if n > 1 and bool((out != out.take([0], axis=e)).any())]
+            varies = _varies_along(out)
             if not varies and out.any():
                 self.labels.pin((np.unique(out),), f"`{_short(self.node.target)}` picks single channels")
                 continue
@@ -303,6 +303,21 @@ class Tracer:
             assert all(g.size == np.prod(lengths) for g in grid)
             self.labels.unify(joint, tuple(grid), f"`{_short(self.node.target)}` divides the channels")
         return tuple(self.labels.resolve(dim) for dim in dims), tuple(origin)
+
+
+def _varies_along(out: Ids) -> list[int]:
+    """The axes along which a tensor of labels is not constant."""
+    long = [e for e, n in enumerate(out.shape) if n > 1]
+    middle = [slice(n // 2, n // 2 + 1) for n in out.shape]
+    found = []
+    for e in long:  # a line through the middle shows most of them
+        line = out[tuple(slice(None) if axis == e else at for axis, at in enumerate(middle))]
+        if (line != line.flat[0]).any():
+            found.append(e)
+    if (out == out[tuple(slice(None) if axis in found else at for axis, at in enumerate(middle))]).all():
+        return found
+    firsts = [(slice(None),) * e + (slice(1),) for e in long]
+    return [e for e, first in zip(long, firsts, strict=True) if bool((out != out[first]).any())]
 
 
 def _along(out: Ids, axes: Sequence[int]) -> Ids:

@@ -318,3 +318,23 @@ def test_two_inputs_and_two_outputs_stay_two() -> None:
     assert surgery.program is not None
     given = random_like(example, batch=5)
     assert [t.shape for t in outputs_of(small, given)] == [(5, 3), (5, 3)]
+
+
+def test_heads_beside_the_batch_that_are_sliced_keep_any_number_of_images() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.pair, self.out = nn.Conv2d(3, 16, 1), nn.Linear(12, 12), nn.Conv2d(16, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            units = self.inner(x).reshape(-1, 2, 12, 12)  # two channels a head, the heads beside the images
+            paired = self.pair(units)[:, :, 1:, :4]
+            back = nn.functional.pad(paired, [0, 8, 1, 0]).reshape(-1, 16, 12, 12)
+            return self.out(torch.relu(back)).mean((2, 3))
+
+    module = alive(Beside())
+    small, surgery = pruned(module)
+    assert surgery.slices["out.weight"][1].numel() == 8
+    every = said(small, images(7))
+    for size in (1, 2, 7):
+        torch.testing.assert_close(said(small, images(7)[:size]), every[:size], rtol=1e-4, atol=1e-5)

@@ -235,3 +235,24 @@ def test_a_norm_without_tensors_counts_what_is_left_of_all_that_reach_it() -> No
     small, surgery = shrink(module, traced, PruningPlan(removed=removed), EXAMPLE)
     assert surgery.program is None
     assert (small.joined.num_features, small.norm.num_features) == (3 + 2, 4)  # type: ignore[union-attr]
+
+
+def test_the_form_is_the_one_that_is_proved_not_one_that_comes_close() -> None:
+    class Faint(nn.Module):
+        """Heads that a plain cut would divide wrongly, which hardly shows in what the network says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = 4
+            self.inner, self.outer, self.beside = nn.Linear(12, 16), nn.Linear(16, 5), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            units = self.inner(x).view(len(x), -1, self.part).softmax(1)
+            return self.beside(x) + 3e-4 * self.outer(units.flatten(1))
+
+    module, example = Faint().eval(), (torch.randn(2, 12, generator=torch.Generator().manual_seed(0)),)
+    traced = trace(module, example)
+    plan = PruningPlan(removed={g.root: tuple(range(g.channels // 2)) for g in traced.groups})
+    small, surgery = shrink(module, traced, plan, example)
+    assert surgery.attributes[""]["part"] == 2
+    assert prove(module, small, traced, plan, example).holds
