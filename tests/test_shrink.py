@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
