@@ -30,7 +30,7 @@ from compressor.coverage import DEEP, DEEP_ATTENTION, Stage, coverage_of
 
 FOLDER = Path(__file__).parent / "coverage"
 LIMIT_S = 600
-SIZE = 224
+SIZE, CLASSES = 224, 1000
 VIDEO, SMALL_VIDEO, PAIR = "1x3x16x224x224", "1x3x16x112x112", "1x3x128x128"
 SHAPES = {
     **dict.fromkeys(("mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b"), (VIDEO,)),
@@ -68,11 +68,17 @@ def timm_names() -> Iterator[str]:
         yield known[module]
 
 
-def arguments_of(name: str) -> tuple[tuple[str, object], ...]:
+def arguments_of(zoo: str, name: str) -> tuple[tuple[str, object], ...]:
     """What an architecture is called with: detectors look at their input in its own size.
 
-    Those of two stages let boxes of a random network's low scores through.
+    Those of two stages let boxes of a random network's low scores through. timm's without a head, which give what an
+    embedding has and could not lose it, get one of a thousand classes.
     """
+    if zoo == "timm":
+        import timm
+
+        headless = timm.get_pretrained_cfg(name)
+        return (("num_classes", CLASSES),) if headless is not None and headless.num_classes == 0 else ()
     if name in ("googlenet", "inception_v3"):
         return (("init_weights", False),)
     if not any(kind in name for kind in ("rcnn", "retinanet", "fcos")):
@@ -83,7 +89,7 @@ def arguments_of(name: str) -> tuple[tuple[str, object], ...]:
 
 def cell(zoo: str, name: str, until: Stage) -> dict[str, Any]:
     """How far one architecture gets, and where and why it stops."""
-    architecture = Architecture(ref=f"{zoo}:{name}", arguments=arguments_of(name) if zoo == "torchvision" else ())
+    architecture = Architecture(ref=f"{zoo}:{name}", arguments=arguments_of(zoo, name))
     row = coverage_of(architecture, SHAPES.get(name, ()), until=until).to_json()
     return {"zoo": zoo, "name": name, **row, "left_alone": row["left_alone"][:40]}
 

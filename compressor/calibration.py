@@ -40,6 +40,7 @@ from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.lent import evaluating
 from compressor.program import Program, Walk, program_of, readers
+from compressor.soundness import broken_in
 
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]
@@ -138,10 +139,10 @@ def gather(
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {n: t.detach().cpu() for n, t in module.state_dict().items() if t.is_floating_point()}
-    broken = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
-    if broken:
+    broken = broken_in(module)
+    if broken is not None:
         raise CalibrationError(
-            f"`{broken[0]}` holds values that are not finite", hint="the network cannot be scored: mend its checkpoint"
+            f"`{broken}` holds values that are not finite", hint="the network cannot be scored: mend its checkpoint"
         )
     if needs is Needs.NOTHING:
         return Calibration(module=module, weights=weights, generator=generator)

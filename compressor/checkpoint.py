@@ -21,6 +21,7 @@ from compressor.exported_file import read_exported
 from compressor.inputs import example_inputs
 from compressor.recipe import Recipe, recipe_from_json
 from compressor.recorded import RecordedProgram
+from compressor.soundness import broken_in
 from compressor.surgery import Surgery, put_state_
 from compressor.unpickle import read_pickle
 
@@ -296,11 +297,11 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architec
 
 
 def _refuse_broken_weights(module: nn.Module) -> None:
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"`{name}` holds values that are not finite", hint="use an earlier checkpoint of the training"
-            )
+    name = broken_in(module)
+    if name is not None:
+        raise CheckpointError(
+            f"`{name}` holds values that are not finite", hint="use an earlier checkpoint of the training"
+        )
 
 
 def _preprocessing(meta: Mapping[str, Any], architecture: Architecture, inputs: tuple[Tensor, ...]) -> Preprocessing:

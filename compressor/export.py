@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compressor.attention import translations
 from compressor.errors import ExportError
 from compressor.exported import hangs_on_data
 from compressor.files import whole
@@ -140,7 +141,8 @@ def _proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | Non
     kinds = {p.kind for p in inspect.signature(module.forward).parameters.values()}
     if shapes is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)
-    try:
+
+    def written(table: dict[Any, Any] | None) -> Any:
         with quiet_exporter(), torch.no_grad():
             return torch.onnx.export(
                 module,
@@ -149,8 +151,17 @@ def _proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | Non
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 output_names=_output_names(module, inputs),
+                custom_translation_table=table,
                 verbose=False,
             ).model_proto  # type: ignore[union-attr]  # None only where a file name is given
+
+    try:
+        try:
+            return written(None)
+        except Exception as error:
+            if "4D query" not in first_cause(error):
+                raise
+            return written(translations())
     except Exception as error:
         # the exporter runs the network's own code, which may raise anything
         said = first_cause(error)

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from compressor.chosen import Choice, Forced, choices_of
 from compressor.errors import GroupError
+from compressor.inlining import inline_
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
 
@@ -104,13 +106,17 @@ def _untraceable(error: Exception) -> GroupError:
 
 
 def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
-    """An exported program's graph, with the tensors `held` behind the names of its parameters and buffers."""
+    """An exported program's graph, with the tensors `held` behind the names of its parameters and buffers.
+
+    Graphs within it are put where they are called (`compressor.inlining`).
+    """
+    inline_(found.graph_module)
     signature = found.graph_signature
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors: dict[str, tuple[str, Tensor]] = {}
     constants: dict[str, Tensor] = {}
     given: list[str] = []
-    outputs: tuple[fx.Node, ...] = ()
+    outputs = _outputs(found)
     for node in found.graph.nodes:
         if node.op == "placeholder" and node.name in lifted:
             name = lifted[node.name]
@@ -119,8 +125,6 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
             constants[node.name] = found.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
         elif node.op == "placeholder":
             given.append(node.name)
-        elif node.op == "output":
-            outputs = tuple(n for n in node.args[0] if isinstance(n, fx.Node) and n.name in signature.user_outputs)
     return Exported(
         graph=found.graph,
         tensors=tensors,
@@ -155,9 +159,15 @@ def _hangs_on_values(node: fx.Node) -> bool:
     return any(free_unbacked_symbols(t) for t in shaped)
 
 
+def _outputs(found: Any) -> tuple[fx.Node, ...]:
+    """What the network gives, without the buffers that the program writes."""
+    given = zip(found.graph.output_node().args[0], found.graph_signature.output_specs, strict=True)
+    return tuple(n for n, spec in given if spec.kind is OutputKind.USER_OUTPUT and isinstance(n, fx.Node))
+
+
 def _is_open(found: Any) -> bool:
     """Whether the batch size of the first input is left open, all the way to the first output."""
-    signature = found.graph_signature
-    by_name = {node.name: node.meta.get("val") for node in found.graph.nodes}
-    ends = [by_name.get(names[0]) for names in (signature.user_inputs, signature.user_outputs) if names]
-    return all(isinstance(v, Tensor) and any(isinstance(d, torch.SymInt) for d in v.shape[:1]) for v in ends)
+    first = found.graph_signature.user_inputs[:1]
+    ends = [node for node in found.graph.nodes if node.name in first] + list(_outputs(found)[:1])
+    sizes = [getattr(node.meta.get("val"), "shape", ())[:1] for node in ends]
+    return all(isinstance(d, torch.SymInt) for size in sizes for d in size or (0,))

@@ -100,11 +100,11 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 def _read(found: Any, module: nn.Module, *, batch: int) -> Program:
     """The exported program's operators, with the module's own tensors behind the names of its parameters."""
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    graph = read_program(found, held)
     for node in found.graph.nodes:
         if node.op not in ("placeholder", "call_function", "output"):
             raise RepairError(f"the network cannot be followed: it has a step `{node.op}`", hint=AS_IT_IS)
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    graph = read_program(found, held)
     by_name = {node.name: node for node in found.graph.nodes}
     named = {by_name[node]: (name, tensor.detach()) for node, (name, tensor) in graph.tensors.items()}
     constants = {by_name[node]: tensor for node, tensor in graph.constants.items()}

@@ -8,23 +8,30 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import Traced
 from compressor.plan import PruningPlan
-from compressor.shrink import Proof, fits_float64, prove, shrink
+from compressor.shrink import Proof, differing, prove, shrink
 from compressor.surgery import Surgery
+
+FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
 
 
 def shrink_proved(
     module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> tuple[nn.Module, Surgery, Proof]:
-    """The small network, its surgery and the proof; refused where there is none."""
-    small, surgery = shrink(module, traced, plan, example_inputs)
-    return small, surgery, proved(module, small, traced, plan, example_inputs)
+    """The small network in the first form that is proved, its surgery and the proof; refused where there is none."""
+    proofs: list[Proof] = []
+    small, surgery = shrink(
+        module, traced, plan, example_inputs,
+        judge=lambda form: proofs.append(proved(module, form, traced, plan, example_inputs)),
+    )  # fmt: skip
+    return small, surgery, proofs[-1]
 
 
 def proved(
     module: nn.Module, small: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> Proof:
     """The surgery proof, in float64 where the network is small enough; refused where it does not hold."""
-    dtypes = [torch.float64, torch.float32] if fits_float64(module) else [torch.float32]
+    fits = sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
+    dtypes = [torch.float64, torch.float32] if fits else [torch.float32]
     proof: Proof | None = None
     for dtype in dtypes:
         try:
@@ -37,10 +44,7 @@ def proved(
                 raise
     assert proof is not None
     if not proof.holds:
-        raise SurgeryError(
-            f"the small network differs from the silenced dense one by {proof.largest_relative_difference:.2g}",
-            hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
-        )
+        raise differing(proof.largest_relative_difference)
     return proof
 
 

@@ -25,8 +25,7 @@ from compressor.recorded import RecordedProgram
 from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.surgery import Surgery, operate
 
-CLOSE = 1e-5  # nothing but rounding in float32; what lies further off is looked at in float64
-FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
+CLOSE = 1e-3  # in float32, on the way; the proof is what counts
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
@@ -83,44 +82,60 @@ def _narrower(norm: Any, count: int) -> dict[str, int]:
 
 
 def shrink(
-    module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
+    module: nn.Module,
+    traced: Traced,
+    plan: PruningPlan,
+    example_inputs: Sequence[Tensor],
+    *,
+    judge: Callable[[nn.Module], object] | None = None,
 ) -> tuple[nn.Module, Surgery]:
     """A smaller copy of `module`, and the surgery that made it; the module stays as it was.
 
-    The first of `forms` that says what the dense network says with the removed channels silenced, up to rounding in
-    float32, or in float64 where the network makes much of rounding; `prove` says it exactly. Refused: a plan of which
-    no form does.
+    The first of `forms` that `judge` does not refuse with a `SurgeryError`. Without one it is enough to say, in
+    float32, about what the dense network says with the removed channels silenced; `compressor.proving` judges by the
+    proof. Refused: a plan of which no form does.
     """
-    given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
-    whole = whole_layers(traced.ground, gone)
-    reference = silenced_outputs(traced.ground, module, gone, given, whole)
+    judge = judge or _closeness(module, traced, plan, example_inputs)
     last: SurgeryError | None = None
     for form in forms(module, traced, plan):
         try:
             small, surgery = form()
-            answers = said(traced.ground, copy.deepcopy(small).eval(), given, whole)
-            if [t.shape for t in answers] != [t.shape for t in reference]:
-                raise SurgeryError("the small network's outputs have another shape")
-            worst = max(map(relative_difference, answers, reference))
-            exact = worst > CLOSE and fits_float64(module) and not traced.ground.exported.choices
-            if prove(module, small, traced, plan, example_inputs).holds if exact else worst <= TOLERANCE[torch.float32]:
-                return small, surgery
-            last = SurgeryError(
-                f"the small network differs from the silenced dense one by {worst:.2g}",
-                hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
-            )
+            judge(small)
         except SurgeryError as error:
             last = error
         except (RuntimeError, IndexError, ValueError, AssertionError, TypeError, KeyError, AttributeError) as error:
             # a forward pass that breaks on the new shapes raises whatever its code raises
             last = SurgeryError(f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`")
+        else:
+            return small, surgery
     assert last is not None
     raise last
 
 
-def fits_float64(module: nn.Module) -> bool:
-    """Whether there is room for a proof of the network in float64."""
-    return sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
+def _closeness(
+    module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
+) -> Callable[[nn.Module], None]:
+    given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
+    whole = whole_layers(traced.ground, gone)
+    reference = silenced_outputs(traced.ground, module, gone, given, whole)
+
+    def judge(small: nn.Module) -> None:
+        answers = said(traced.ground, copy.deepcopy(small).eval(), given, whole)
+        if [t.shape for t in answers] != [t.shape for t in reference]:
+            raise SurgeryError("the small network's outputs have another shape")
+        worst = max(map(relative_difference, answers, reference))
+        if not worst < CLOSE:
+            raise differing(worst)
+
+    return judge
+
+
+def differing(worst: float) -> SurgeryError:
+    """The refusal of a small network that is another one."""
+    return SurgeryError(
+        f"the small network differs from the silenced dense one by {worst:.2g}",
+        hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
+    )
 
 
 def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:

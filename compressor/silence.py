@@ -8,12 +8,13 @@ soft-maximum) it sees the survivors alone. Everything else runs as it is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from compressor.chosen import choosing
@@ -34,7 +35,7 @@ def silenced_outputs(
     `said` is what to compare with.
     """
     graph = trace.exported
-    dtype = next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
+    dtype = _dtype_of(inputs)
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     given = iter(inputs)
     env: dict[fx.Node, Any] = {}
@@ -58,9 +59,10 @@ def said(
     trace: Trace, small: nn.Module, inputs: Sequence[Tensor], whole: Mapping[str, Sequence[fx.Node]]
 ) -> list[Tensor]:
     """What the small network gives where `silenced_outputs` gives the reference; it makes the dense one's choices."""
-    if not trace.exported.choices:
-        return outputs_of(small, inputs)
-    outputs_of(small, inputs)  # a network may prepare itself in its first pass
+    with _InDtype(_dtype_of(inputs)):
+        if not trace.exported.choices:
+            return outputs_of(small, inputs)
+        outputs_of(small, inputs)  # a network may prepare itself in its first pass
     with choosing(trace.exported.choices):
         outputs, found = outputs_and_layers(small, inputs, whole)
     return outputs + [t for layer in whole for t in found[layer]]
@@ -84,6 +86,29 @@ def whole_layers(trace: Trace, gone: set[int]) -> dict[str, list[fx.Node]]:
             if all(left(trace.labels, dim, leaving) is None for dim in trace.values[node]):
                 found.setdefault(name.rpartition(".")[0], []).append(node)
     return found
+
+
+def _dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
+    return next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
+
+
+class _InDtype(TorchFunctionMode):
+    """float32 written into a network's code is the dtype that it runs in, as it is in its program."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.float:
+            return args[0].to(self.dtype)
+        args, kwargs = pytree.tree_map(self._same, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _same(self, value: Any) -> Any:
+        return self.dtype if value is torch.float32 else value
 
 
 def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -160,6 +160,42 @@ class Shadowing(nn.Module):
         return found
 
 
+class InSinglePrecision(nn.Module):
+    """Steps that must not run in a lower precision, which the exporter keeps in a graph of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        with torch.autocast("cpu", enabled=False):
+            x = x.float()
+            x = (x / x.std((2, 3), keepdim=True).to(torch.float32)).tanh()
+            with torch.no_grad():
+                length = x.abs().amax((2, 3), keepdim=True)
+            x = x / (1 + length)
+        found: Tensor = self.c(self.b(x).relu())
+        return found
+
+
+class WindowedAttention(nn.Module):
+    """Attention within windows: a dimension more than batch and heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.qkv = nn.Conv2d(3, 12, 1), nn.Linear(12, 48)
+        self.out, self.c = nn.Linear(16, 12), nn.Linear(12, 5)
+        self.register_buffer("mask", torch.rand(4, 1, 1, 36, generator=torch.Generator().manual_seed(0)) > 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).unflatten(3, (2, 6)).unflatten(2, (2, 6)).permute(0, 2, 4, 3, 5, 1).reshape(x.shape[0], 4, 36, -1)
+        q, k, v = self.qkv(x).reshape(*x.shape[:3], 3, 4, 4).permute(3, 0, 1, 4, 2, 5)
+        x = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        found: Tensor = self.c(self.out(x.transpose(2, 3).flatten(3)).relu()).mean((1, 2))
+        return found
+
+
 BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "unpooled": Unpooled,
     "pooled over channels": PooledOverChannels,
@@ -174,4 +210,6 @@ BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "bilinear": Bilinear,
     "weight norm": WeightNormed,
     "shadowing": Shadowing,
+    "in single precision": InSinglePrecision,
+    "windowed attention": WindowedAttention,
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.architectures import Architecture
 from compressor.checkpoint import load, read_skeleton, read_state, write_skeleton
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
+from compressor.soundness import broken_in
 
 NET = """
 import torch
@@ -259,3 +260,24 @@ def test_a_class_that_asks_which_version_wrote_its_state_is_answered(workdir: Pa
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again.module.eval()(x), network(x))
+
+
+def test_bounds_may_be_infinite_and_statistics_may_not(workdir: Path, small_resnet: nn.Module) -> None:
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+            self.register_buffer("least", torch.tensor(-float("inf")))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x).clamp(min=self.least)
+
+    assert broken_in(Bounded()) is None
+    small_resnet.bn1.running_var[0] = float("inf")
+    assert broken_in(small_resnet) == "bn1.running_var"
+    torch.save(small_resnet.state_dict(), workdir / "w.pt")
+    with pytest.raises(CheckpointError, match=r"`bn1\.running_var` holds values that are not finite"):
+        load(workdir / "w.pt")
+    bounded = Bounded()
+    bounded.least.fill_(float("nan"))
+    assert broken_in(bounded) == "least"

@@ -16,6 +16,7 @@ from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.proving import shrink_proved
 from compressor.shrink import gone_labels, prove, random_like, shrink, surgery_of
 from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate, surgery_from_json
@@ -253,6 +254,6 @@ def test_the_form_is_the_one_that_is_proved_not_one_that_comes_close() -> None:
     module, example = Faint().eval(), (torch.randn(2, 12, generator=torch.Generator().manual_seed(0)),)
     traced = trace(module, example)
     plan = PruningPlan(removed={g.root: tuple(range(g.channels // 2)) for g in traced.groups})
-    small, surgery = shrink(module, traced, plan, example)
+    _, surgery, proof = shrink_proved(module, traced, plan, example)
     assert surgery.attributes[""]["part"] == 2
-    assert prove(module, small, traced, plan, example).holds
+    assert proof.holds

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import GroupError
 from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
 from compressor.pipeline import prune
@@ -50,6 +51,8 @@ UNITS: dict[str, list[tuple[str, int, int]]] = {
     "bilinear": [("a", 8, 1), ("b", 6, 1), ("both", 10, 1)],
     "weight norm": [("b.parametrizations.weight", 8, 1)],
     "shadowing": [("a", 12, 1), ("b", 8, 1)],
+    "in single precision": [("a", 12, 1), ("b", 8, 1)],
+    "windowed attention": [("a", 12, 1), ("qkv", 4, 12), ("out", 12, 1)],
 }
 EVERY_WAY = WAYS | BROUGHT
 
@@ -107,6 +110,29 @@ def test_what_people_bring_goes_through_the_whole_pipeline(name: str) -> None:
     pruned = prune(dense, Request(budget=ChannelBudget(ratio=0.5), align=1))
     assert pruned.proof.holds
     assert pruned.small_cost.params < 0.5 * pruned.dense_cost.params
+
+
+def test_a_class_with_a_precision_written_into_it_stays_a_class() -> None:
+    module = alive(EVERY_WAY["in single precision"]())
+    traced = trace(module, EXAMPLE)
+    _, surgery, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert surgery.program is None
+    assert proof.dtype == torch.float64
+
+
+def test_steps_in_a_lower_precision_are_refused() -> None:
+    class Lower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = self.a(x)
+            return self.b(x.float())
+
+    with pytest.raises(GroupError, match="bfloat16"):
+        trace(Lower().eval(), EXAMPLE)
 
 
 def test_a_recurrent_layer_knows_its_new_sizes() -> None:

@@ -1,0 +1,17 @@
+"""Which of a network's tensors cannot be right."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def broken_in(module: nn.Module) -> str | None:
+    """The first parameter or statistic that is not finite, or other buffer with NaN: masks and bounds are infinite."""
+    learnt = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            finite = name in learnt or name.rpartition(".")[2].startswith("running_")
+            if not bool((torch.isfinite(tensor) if finite else ~torch.isnan(tensor)).all()):
+                return name
+    return None
