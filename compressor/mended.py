@@ -150,7 +150,8 @@ class _Mending:
             self._padding(node, args)
         elif name in ("repeat", "tile"):
             counted = "repeats" if name == "repeat" else "dims"
-            wide = zip(get(counted), self.trace.values[node], self._shape(node), strict=True)
+            counts = [1] * (len(self.trace.values[node]) - len(get(counted))) + list(get(counted))  # `tile` takes fewer
+            wide = zip(counts, self.trace.values[node], self._shape(node), strict=True)
             put(counted, [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
         elif name in ("layer_norm", "rms_norm"):
             shape = get("normalized_shape")

@@ -196,6 +196,36 @@ class WindowedAttention(nn.Module):
         return found
 
 
+class Tiled(nn.Module):
+    """A small parameter, laid side by side, and a number written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 3), nn.Conv2d(8, 5, 1)
+        self.place = nn.Parameter(torch.zeros(1, 12, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.a(x) + self.place.tile(3, 2)).relu().view(-1, 12, 144).cumsum(2)
+        found: Tensor = self.c(self.b(x.unflatten(2, (12, 12))).relu())
+        return found
+
+
+class Standardised(nn.Module):
+    """Convolutions whose weights have mean zero and variance one in every output channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3), nn.Conv2d(8, 5, 1)
+        self.gain = nn.Parameter(torch.ones(8, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.b.weight.reshape(1, 8, -1)
+        weight = nn.functional.batch_norm(weight, None, None, weight=self.gain.view(-1), training=True)
+        x = nn.functional.conv2d(self.a(x).relu(), weight.reshape_as(self.b.weight), self.b.bias)
+        found: Tensor = self.c(x.relu())
+        return found
+
+
 BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "unpooled": Unpooled,
     "pooled over channels": PooledOverChannels,
@@ -212,4 +242,6 @@ BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "shadowing": Shadowing,
     "in single precision": InSinglePrecision,
     "windowed attention": WindowedAttention,
+    "tiled": Tiled,
+    "standardised weights": Standardised,
 }

@@ -32,8 +32,17 @@ def _per_channel(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
         for d in range(x.value.ndim):
             if d > at or (d < at and name_of(target) == "batch_norm"):
                 t.look([(0, d)], t.labels.resolve(x.dims[d]), result=d)
+    return _of_the_same_tensor(t, x, result)
+
+
+def _of_the_same_tensor(t: Tracer, x: Tracked, result: Any) -> Any:
+    """A norm's results: what has the value's shape has its labels, and comes from the same parameter if it is one."""
     known = tuple(t.labels.resolve(d) for d in x.dims)
-    return results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
+    found = results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
+    for one in [found] if isinstance(found, Tracked) else found:
+        if isinstance(one, Tracked) and one.value.shape == x.value.shape:
+            one.source, one.origin = x.source, x.origin
+    return found
 
 
 def _layer_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
@@ -82,12 +91,7 @@ def _weight_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
     for d in range(v.value.ndim):
         if d != dim % v.value.ndim:
             t.labels.pin(v.dims[d], "a weight norm is taken over it")
-    known = tuple(t.labels.resolve(d) for d in v.dims)
-    found = results(result, lambda x: known if x.shape == v.value.shape else ((),) * x.ndim)
-    for one in [found] if isinstance(found, Tracked) else found:
-        if one.value.shape == v.value.shape:
-            one.source, one.origin = v.source, v.origin
-    return found
+    return _of_the_same_tensor(t, v, result)
 
 
 def _reduction(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
