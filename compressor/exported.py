@@ -37,6 +37,14 @@ class Exported:
         """The operators that take what stands behind a placeholder."""
         return [user for node in self.graph.nodes if node.name == placeholder for user in node.users]
 
+    def last_uses(self) -> dict[fx.Node, list[fx.Node]]:
+        """Which values each operator is the last to read."""
+        last = {argument: node for node in self.graph.nodes for argument in node.all_input_nodes}
+        leaving: dict[fx.Node, list[fx.Node]] = {}
+        for argument, user in last.items():
+            leaving.setdefault(user, []).append(argument)
+        return leaving
+
     def names_of(self, tensor: Tensor) -> list[str]:
         """All names of a tensor of the module."""
         return [name for name, other in self.held.items() if other is tensor]

@@ -11,7 +11,7 @@ from compressor.plan import PruningPlan
 from compressor.shrink import Proof, differing, prove, shrink
 from compressor.surgery import Surgery
 
-FLOAT64_AT_MOST = 100_000_000  # parameters; above it the proof in float64 needs too much memory
+FLOAT64_FIRST = 100_000_000  # parameters; above it float64 takes much time and memory, and is for the last resort
 
 
 def shrink_proved(
@@ -29,15 +29,19 @@ def shrink_proved(
 def proved(
     module: nn.Module, small: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> Proof:
-    """The surgery proof, in float64 where the network is small enough; refused where it does not hold."""
-    fits = sum(p.numel() for p in module.parameters()) <= FLOAT64_AT_MOST
-    dtypes = [torch.float64, torch.float32] if fits else [torch.float32]
+    """The surgery proof; refused where it does not hold.
+
+    In float64, or in float32 where the network's code does not take it; the other way round where it is large.
+    """
+    dtypes = [torch.float64, torch.float32]
+    if sum(p.numel() for p in module.parameters()) > FLOAT64_FIRST:
+        dtypes.reverse()
     proof: Proof | None = None
     for dtype in dtypes:
         try:
             proof = prove(module, small, traced, plan, example_inputs, dtype=dtype)
             # a detector makes anchors in the type of its input, which its graph has in float32: they differ by rounding
-            if proof.holds or not traced.ground.exported.choices:
+            if proof.holds or (dtype is torch.float64 and not traced.ground.exported.choices):
                 break
         except SurgeryError:
             if dtype is dtypes[-1]:

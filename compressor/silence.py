@@ -40,6 +40,8 @@ def silenced_outputs(
     given = iter(inputs)
     env: dict[fx.Node, Any] = {}
     silence = _Silence(trace, np.array(sorted(gone), dtype=np.int64), dtype)
+    kept = {*graph.outputs, *(one for calls in whole.values() for one in calls)}
+    leaving = graph.last_uses()
     with torch.no_grad():
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -51,6 +53,9 @@ def silenced_outputs(
                     env[node] = next(given)
             elif node.op == "call_function":
                 env[node] = silence.run(node, env)
+            for done in leaving.get(node, ()):
+                if done not in kept:
+                    env.pop(done, None)
     outputs = [t for out in graph.outputs for t in pytree.tree_leaves(env[out]) if isinstance(t, Tensor)]
     return outputs + [env[one] for calls in whole.values() for one in calls]
 

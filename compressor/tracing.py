@@ -114,13 +114,7 @@ class Tracer:
         """Run every operator on the example inputs, and on the labels."""
         graph = self.trace.exported
         given = iter(example_inputs)
-        last = {}
-        for node in graph.graph.nodes:
-            for argument in node.all_input_nodes:
-                last[argument] = node
-        leaving: dict[fx.Node, list[fx.Node]] = {}
-        for argument, user in last.items():
-            leaving.setdefault(user, []).append(argument)
+        leaving = graph.last_uses()
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.node = node
@@ -254,7 +248,7 @@ class Tracer:
         results: list[list[tuple[int, Ids]]] = []
         shapes: list[tuple[int, ...]] = []
         bare = pytree.tree_leaves(run(x.value))
-        if not any(t.numel() for t in bare):
+        if self.trace.exported.choices and not any(t.numel() for t in bare):  # with other inputs something may be there
             self.pin(x, NOTHING)
         shapes = [tuple(t.shape) for t in bare]
         results = [[] for _ in bare]
@@ -307,14 +301,14 @@ class Tracer:
 
 def _varies_along(out: Ids) -> list[int]:
     """The axes along which a tensor of labels is not constant."""
-    long = [e for e, n in enumerate(out.shape) if n > 1]
+    long = [e for e, n in enumerate(out.shape) if n > 1 and out.size]
     middle = [slice(n // 2, n // 2 + 1) for n in out.shape]
     found = []
     for e in long:  # a line through the middle shows most of them
         line = out[tuple(slice(None) if axis == e else at for axis, at in enumerate(middle))]
         if (line != line.flat[0]).any():
             found.append(e)
-    if (out == out[tuple(slice(None) if axis in found else at for axis, at in enumerate(middle))]).all():
+    if not long or (out == out[tuple(slice(None) if axis in found else at for axis, at in enumerate(middle))]).all():
         return found
     firsts = [(slice(None),) * e + (slice(1),) for e in long]
     return [e for e, first in zip(long, firsts, strict=True) if bool((out != out[first]).any())]

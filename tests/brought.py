@@ -226,6 +226,21 @@ class Standardised(nn.Module):
         return found
 
 
+class NoPrefix(nn.Module):
+    """Tokens before the others, handled apart, of which there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Linear(12, 8), nn.Linear(8, 5)
+        self.before = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).flatten(2).transpose(1, 2)
+        x = torch.cat([x[:, : self.before], x[:, self.before :].relu()], dim=1)
+        found: Tensor = self.c(self.b(x).relu()).mean(1)
+        return found
+
+
 BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "unpooled": Unpooled,
     "pooled over channels": PooledOverChannels,
@@ -243,5 +258,6 @@ BROUGHT: dict[str, Callable[[], nn.Module]] = {
     "in single precision": InSinglePrecision,
     "windowed attention": WindowedAttention,
     "tiled": Tiled,
+    "no prefix": NoPrefix,
     "standardised weights": Standardised,
 }

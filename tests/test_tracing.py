@@ -54,6 +54,7 @@ UNITS: dict[str, list[tuple[str, int, int]]] = {
     "in single precision": [("a", 12, 1), ("b", 8, 1)],
     "tiled": [("a", 12, 1), ("b", 8, 1)],
     "standardised weights": [("a", 12, 1), ("b", 8, 1)],
+    "no prefix": [("a", 12, 1), ("b", 8, 1)],
     "windowed attention": [("a", 12, 1), ("qkv", 4, 12), ("out", 12, 1)],
 }
 EVERY_WAY = WAYS | BROUGHT

@@ -148,7 +148,9 @@ def _cat(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result
     given = bound(target, args, kwargs)
     parts = [p for p in given["tensors"] if isinstance(p, Tracked) and p.value.ndim == result.ndim]
     d = given["dim"] % result.ndim
-    others = t.pointwise(parts, [1 if e == d else n for e, n in enumerate(result.shape)])
+    others = t.pointwise(
+        [p for p in parts if p.value.numel()], [1 if e == d else n for e, n in enumerate(result.shape)]
+    )
     known = [t.labels.resolve(p.dims[d]) for p in parts]
     bare = [np.zeros(p.value.shape[d], dtype=np.int64) for p in parts]
     joined = tuple(
