@@ -12,9 +12,8 @@ labels not looked at; the whole test set, read once per cell. Arms:
     measured + REPAIR     channels by obs, widths by measurement
 
 Widths are multiples of 8 for the sample models (the tool's default), of 2 for CIFAR-10's ResNets, whose first stage has
-16 channels (2 did better than 4 on the tuning split); torch-pruning's are as it leaves them. Distillation takes 900
-steps; the cells of the CIFAR-10 ResNet-20 are of 600, as it was before. One JSON file per cell; a cell that has one is
-not run again.
+16 channels (2 did better than 4 on the tuning split); torch-pruning's are as it leaves them. One JSON file per cell; a
+cell that has one is not run again.
 """
 
 from __future__ import annotations
