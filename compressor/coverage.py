@@ -54,8 +54,9 @@ class Stage(enum.StrEnum):
 class Coverage:
     """How far one architecture got, and what was seen on the way; what was not reached is `None`.
 
-    `prune_s` is processor time; `params` and `macs` are dense and small; `attention` says that most of the weights are
-    those of linear layers.
+    `prune_s` is processor time, `plan_s` the part of it until there is a plan, `plan_bytes` what the process's peak of
+    memory had grown by then (where the system says), against `model_bytes`; `params` and `macs` are dense and small;
+    `attention` says that most of the weights are those of linear layers.
     """
 
     architecture: str
@@ -65,6 +66,9 @@ class Coverage:
     traceback: str | None = None
     attention: bool = False
     prune_s: float | None = None
+    plan_s: float | None = None
+    plan_bytes: int | None = None
+    model_bytes: int | None = None
     proof: float | None = None
     moved: float | None = None
     dtype: str | None = None
@@ -121,8 +125,15 @@ def coverage_of(
 
 def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     request = Request(budget=ChannelBudget(ratio=0.5), align=1)
-    started = time.process_time()
-    pruned = prune(checkpoint, request, say=say)
+    row.model_bytes = sum(t.numel() * t.element_size() for t in checkpoint.module.state_dict().values())
+    started, peak = time.process_time(), _peak_bytes()
+
+    def heard(step: str) -> None:
+        if row.plan_s is None and step.startswith("shrinking"):
+            row.plan_s, row.plan_bytes = time.process_time() - started, (_peak_bytes() - peak) or None
+        say(step)
+
+    pruned = prune(checkpoint, request, say=heard)
     small = pruned.checkpoint
     row.prune_s = time.process_time() - started
     row.proof, row.dtype = pruned.proof.largest_relative_difference, str(pruned.proof.dtype).removeprefix("torch.")
@@ -159,6 +170,14 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
         say("writing, and reading it back in a fresh process")
         write_artifact(Path(scratch) / "a.compressed", small, source={}, results={}, trust_pickle=False)
         row.reached = Stage.RELOAD
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _checkpoint(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint:
