@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
 from compressor.groups import Traced
 from compressor.plan import PruningPlan
-from compressor.shrink import Proof, differing, prove, shrink
+from compressor.shrink import Proof, Reference, differing, prove, reference_of, shrink
 from compressor.surgery import Surgery
 
 FLOAT64_FIRST = 100_000_000  # parameters; above it float64 takes much time and memory, and is for the last resort
@@ -19,15 +22,22 @@ def shrink_proved(
 ) -> tuple[nn.Module, Surgery, Proof]:
     """The small network in the first form that is proved, its surgery and the proof; refused where there is none."""
     proofs: list[Proof] = []
-    small, surgery = shrink(
-        module, traced, plan, example_inputs,
-        judge=lambda form: proofs.append(proved(module, form, traced, plan, example_inputs)),
-    )  # fmt: skip
+    references = cache(lambda dtype: reference_of(module, traced, plan, example_inputs, dtype=dtype))
+
+    def judge(form: nn.Module) -> None:
+        proofs.append(_proved(module, form, traced, plan, example_inputs, references))
+
+    small, surgery = shrink(module, traced, plan, example_inputs, judge=judge)
     return small, surgery, proofs[-1]
 
 
-def proved(
-    module: nn.Module, small: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
+def _proved(
+    module: nn.Module,
+    small: nn.Module,
+    traced: Traced,
+    plan: PruningPlan,
+    example_inputs: tuple[Tensor, ...],
+    references: Callable[[torch.dtype], Reference],
 ) -> Proof:
     """The surgery proof; refused where it does not hold.
 
@@ -39,7 +49,8 @@ def proved(
     proof: Proof | None = None
     for dtype in dtypes:
         try:
-            proof = prove(module, small, traced, plan, example_inputs, dtype=dtype)
+            against = references(dtype)
+            proof = prove(module, small, traced, plan, example_inputs, dtype=dtype, reference=against)
             # a detector makes anchors in the type of its input, which its graph has in float32: they differ by rounding
             if proof.holds or (dtype is torch.float64 and not traced.ground.exported.choices):
                 break

@@ -6,6 +6,7 @@ are *read*: a channel silenced where it is made can speak again behind a bias or
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections import defaultdict
@@ -255,6 +256,43 @@ def _convolution_attributes(layer: Any, weight: Mapping[int, Tensor]) -> dict[st
     return values
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What a small network is to say: inputs in the dtype of the proof, what is compared, the dense network's answers.
+
+    `silenced` is without what leaves, `speaking` with it.
+    """
+
+    inputs: list[Tensor]
+    whole: Mapping[str, Sequence[Any]]
+    silenced: list[Tensor]
+    speaking: list[Tensor]
+
+
+def reference_of(
+    dense: nn.Module,
+    traced: Traced,
+    plan: PruningPlan,
+    example_inputs: Sequence[Tensor],
+    *,
+    dtype: torch.dtype = torch.float64,
+    inputs: Sequence[Tensor] | None = None,
+    seed: int = 0,
+) -> Reference:
+    """The dense network's side of the proof, on `inputs` or on normal random ones shaped like the example, two of them.
+
+    Refused: a network that does not run in `dtype`.
+    """
+    given = _inputs_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
+    given = [t.to(dtype) if t.is_floating_point() else t for t in given]
+    gone = gone_labels(traced.groups, plan)
+    whole = whole_layers(traced.ground, gone)
+    with _running_in(dtype):
+        silenced = silenced_outputs(traced.ground, dense, gone, given, whole)
+        speaking = silenced_outputs(traced.ground, dense, set(), given, whole)
+    return Reference(inputs=given, whole=whole, silenced=silenced, speaking=speaking)
+
+
 def prove(
     dense: nn.Module,
     small: nn.Module,
@@ -265,8 +303,9 @@ def prove(
     dtype: torch.dtype = torch.float64,
     inputs: Sequence[Tensor] | None = None,
     seed: int = 0,
+    reference: Reference | None = None,
 ) -> Proof:
-    """The surgery proof in `dtype`, on `inputs` or on normal random ones shaped like the example, two of them.
+    """The surgery proof in `dtype`, against the `reference` or the one that `reference_of` makes of the arguments.
 
     A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
     in what it gives and in what it chooses from.
@@ -275,29 +314,29 @@ def prove(
     or whose outputs have another shape. A difference is for the caller to judge (`Proof.holds`), who knows what to do
     about it.
     """
-    small = copy.deepcopy(small).to(dtype).eval()
-    given = _inputs_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
-    gone = gone_labels(traced.groups, plan)
-    whole = whole_layers(traced.ground, gone)
-    given = [t.to(dtype) if t.is_floating_point() else t for t in given]
-    try:
-        reference = silenced_outputs(traced.ground, dense, gone, given, whole)
-        answers = said(traced.ground, small, given, whole)
-    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        # in float64, too, a forward pass raises whatever its code raises
-        raise SurgeryError(f"the small network does not run in {dtype}: {error}") from error
-    if [t.shape for t in reference] != [t.shape for t in answers]:
+    reference = reference or reference_of(dense, traced, plan, example_inputs, dtype=dtype, inputs=inputs, seed=seed)
+    with _running_in(dtype):
+        answers = said(traced.ground, copy.deepcopy(small).to(dtype).eval(), reference.inputs, reference.whole)
+    if [t.shape for t in reference.silenced] != [t.shape for t in answers]:
         raise SurgeryError(
             "the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`"
         )
-    speaking = silenced_outputs(traced.ground, dense, set(), given, whole)
     return Proof(
-        largest_relative_difference=max(map(relative_difference, answers, reference)),
-        moved=max(map(relative_difference, reference, speaking)),
+        largest_relative_difference=max(map(relative_difference, answers, reference.silenced)),
+        moved=max(map(relative_difference, reference.silenced, reference.speaking)),
         dtype=dtype,
-        outputs=len(reference),
+        outputs=len(reference.silenced),
         inputs="random" if inputs is None else "data",
     )
+
+
+@contextlib.contextmanager
+def _running_in(dtype: torch.dtype) -> Iterator[None]:
+    """A forward pass raises whatever its code raises."""
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
+        raise SurgeryError(f"the small network does not run in {dtype}: {error}") from error
 
 
 def gone_labels(groups: Sequence[ChannelGroup], plan: PruningPlan) -> set[int]:
