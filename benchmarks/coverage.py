@@ -72,7 +72,8 @@ def timm_names() -> Iterator[str]:
 def arguments_of(zoo: str, name: str) -> tuple[tuple[str, object], ...]:
     """What an architecture is called with: detectors look at their input in its own size.
 
-    Those of two stages let boxes of a random network's low scores through. timm's without a head, which give what an
+    Those of two stages let boxes of a random network's low scores through. GoogLeNet is without its auxiliary heads, as
+    with published weights. timm's without a head, which give what an
     embedding has and could not lose it, get one of a thousand classes.
     """
     if zoo == "timm":
@@ -81,7 +82,7 @@ def arguments_of(zoo: str, name: str) -> tuple[tuple[str, object], ...]:
         headless = timm.get_pretrained_cfg(name)
         return (("num_classes", CLASSES),) if headless is not None and headless.num_classes == 0 else ()
     if name in ("googlenet", "inception_v3"):
-        return (("init_weights", False),)
+        return (("init_weights", False), *((("aux_logits", False),) if name == "googlenet" else ()))
     if not any(kind in name for kind in ("rcnn", "retinanet", "fcos")):
         return ()
     own = (("min_size", SIZE), ("max_size", SIZE))
