@@ -7,7 +7,8 @@ in a fresh process.
 torchvision: every classification, segmentation and video model, the detectors and RAFT. timm: the smallest variant of
 every module that registers models. `deep` means that at most 40 % of the parameters are left (55 % where most of the
 weights are those of linear layers). One JSON file per architecture in `benchmarks/coverage/`; one that has been tried
-as far as asked is not run again. Seconds are processor time. `compress inspect LIST --report-coverage` does the same
+as far as asked is not run again. Seconds are processor time; memory is what the process's peak has grown by when there
+is a plan, the activations of two inputs among it. `compress inspect LIST --report-coverage` does the same
 for any list.
 """
 
@@ -104,8 +105,9 @@ def results() -> list[dict[str, Any]]:
 def summary() -> str:
     """One row per zoo, as Markdown."""
     lines = [
-        "| zoo | architectures tried | pruned and proved | all the way | deep | median seconds to prune |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| zoo | architectures tried | pruned and proved | all the way | deep | seconds to prune | to trace and plan | "
+        "memory on top, times the model's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for zoo in ("torchvision", "timm"):
         mine = [r for r in results() if r["zoo"] == zoo]
@@ -114,9 +116,19 @@ def summary() -> str:
             continue
         counts = (len(proved), sum(r["reached"] == "reload" for r in mine), sum(map(_deep, proved)))
         shares = [f"{n} ({n / len(mine):.0%})" for n in counts]
-        seconds = statistics.median(r["prune_s"] for r in proved)
-        lines.append(f"| {zoo} | {len(mine)} | {' | '.join(shares)} | {seconds:.0f} |")
+        seconds = [r["prune_s"] for r in proved]
+        planning = [r["plan_s"] for r in proved if r.get("plan_s")]
+        memory = [r["plan_bytes"] / r["model_bytes"] for r in proved if r.get("plan_bytes")]
+        spreads = [_spread(values) for values in (seconds, planning, memory)]
+        lines.append(f"| {zoo} | {len(mine)} | {' | '.join((*shares, *spreads))} |")
     return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float]) -> str:
+    """Median and largest, and of how many."""
+    if not values:
+        return "–"
+    return f"{statistics.median(values):.1f}, at most {max(values):.1f} (n = {len(values)})"
 
 
 def table() -> str:
