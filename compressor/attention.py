@@ -28,6 +28,7 @@ def scaled_dot_product_attention(
     Shapes: `[..., queries, features]`, `[..., keys, features]`, `[..., keys, features]` to `[..., queries, features]`.
     Raises `NotImplementedError` for causal masks and grouped queries, which arrive in four dimensions.
     """
+    from onnx import TensorProto
     from onnxscript import opset18 as op
 
     if is_causal or enable_gqa:
@@ -36,7 +37,7 @@ def scaled_dot_product_attention(
     factor = op.CastLike(op.Constant(value_float=scale or 1 / math.sqrt(query.shape[-1])), query)
     turned = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = op.MatMul(op.Mul(query, factor), turned)
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
+    if attn_mask is not None and attn_mask.dtype == TensorProto.BOOL:
         scores = op.Where(attn_mask, scores, op.CastLike(op.Constant(value_float=-math.inf), scores))
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compressor import proving
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.proving import shrink_proved
-from compressor.shrink import gone_labels, prove, random_like, shrink, surgery_of
+from compressor.shrink import TOLERANCE, gone_labels, prove, random_like, shrink, surgery_of
 from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate, surgery_from_json
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain
@@ -257,3 +258,14 @@ def test_the_form_is_the_one_that_is_proved_not_one_that_comes_close() -> None:
     _, surgery, proof = shrink_proved(module, traced, plan, example)
     assert surgery.attributes[""]["part"] == 2
     assert proof.holds
+
+
+def test_a_large_network_is_proved_in_float64_where_rounding_moves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = alive(TOPOLOGIES["residual"]())
+    traced = trace(module, EXAMPLE)
+    plan = random_plan(traced.groups, 0.5)
+    assert shrink_proved(module, traced, plan, EXAMPLE)[2].dtype is torch.float64
+    monkeypatch.setattr(proving, "FLOAT64_FIRST", 0)
+    assert shrink_proved(module, traced, plan, EXAMPLE)[2].dtype is torch.float32
+    monkeypatch.setitem(TOLERANCE, torch.float32, 0.0)
+    assert shrink_proved(module, traced, plan, EXAMPLE)[2].dtype is torch.float64
