@@ -23,8 +23,8 @@ from compressor.export import export_onnx
 from compressor.groups import trace
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.proof import prove, reference_of
 from compressor.request import Request
-from compressor.shrink import prove
 
 FOLDER = Path(__file__).parent / "surgery"
 RATIOS = (0.3, 0.5, 0.75)
@@ -66,10 +66,10 @@ def cell(name: str, ratio: float) -> dict[str, object]:
     traced = trace(checkpoint.module, checkpoint.example_inputs)
     trace_s = time.perf_counter() - started
     pruned = prune(checkpoint, Request(budget=ChannelBudget(ratio=ratio), align=1))
-    single = prove(
-        checkpoint.module, pruned.checkpoint.module, traced, pruned.levels[0].plan, checkpoint.example_inputs,
-        dtype=torch.float32,
-    )  # fmt: skip
+    reference = reference_of(
+        checkpoint.module, traced, pruned.levels[0].plan, checkpoint.example_inputs, dtype=torch.float32
+    )
+    single = prove(pruned.checkpoint.module, reference)
     with tempfile.TemporaryDirectory() as scratch:
         parity = export_onnx(pruned.checkpoint, Path(scratch) / "model.onnx")
     return {

@@ -22,9 +22,9 @@ from compressor.machine import Conditions, conditions
 from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
 from compressor.memory import Load, peak_memory, unmeasurable
+from compressor.proof import random_like
 from compressor.runtimes import Reads, Runtime, usable
 from compressor.setting import Row, Say, Setting, Timed, model_of, timed
-from compressor.shrink import random_like
 
 SECONDS = 8.0  # for one runtime at one batch size
 BATCHES = (1, 64)

@@ -23,8 +23,7 @@ from compressor.errors import PlanError
 from compressor.export import export_onnx
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
-from compressor.plan import PruningPlan, plan_from_json
-from compressor.shrink import gone_mask
+from compressor.plan import PruningPlan, gone_mask, plan_from_json
 
 
 class CandidateName(StrEnum):

@@ -20,7 +20,7 @@ from compressor.files import whole
 from compressor.heads import WithHeads, head_layers
 from compressor.lent import quiet_exporter
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
-from compressor.shrink import random_like
+from compressor.proof import random_like
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from compressor.outputs import outputs_of, relative_difference
-from compressor.shrink import random_like
+from compressor.proof import random_like
 
 BATCHES = 3  # of each size
 

@@ -24,12 +24,13 @@ from compressor.errors import CalibrationError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, fitted_and_probed, probing_of
+from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
 from compressor.recorded import RecordedProgram
 from compressor.repair import Repair, Repaired, emptied, images_to_repair_with, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.sensitivity import Curve, writable
-from compressor.shrink import Proof, shrink
+from compressor.shrink import shrink
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]

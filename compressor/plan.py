@@ -293,3 +293,15 @@ def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> Pr
         if widths == before or stays(ranking.plan(widths)) > budget.stays * 0.995:
             break
     return ranking.plan(widths)
+
+
+def gone_mask(group: ChannelGroup, plan: PruningPlan) -> Tensor:
+    """Which of the group's channels leave: bool `[channels]`."""
+    gone = torch.zeros(group.channels, dtype=torch.bool)
+    gone[list(plan.removed.get(group.root, ()))] = True
+    return gone
+
+
+def gone_labels(groups: Sequence[ChannelGroup], plan: PruningPlan) -> set[int]:
+    """The labels of what leaves."""
+    return {group.labels[c] for group in groups for c in plan.removed.get(group.root, ())}

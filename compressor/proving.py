@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import Traced
 from compressor.plan import PruningPlan
-from compressor.shrink import Proof, Reference, differing, prove, reference_of, shrink
+from compressor.proof import Proof, Reference, differing, prove, reference_of
+from compressor.shrink import shrink
 from compressor.surgery import Surgery
 
 FLOAT64_FIRST = 100_000_000  # parameters; above it float64 takes much time and memory, and is for the last resort
@@ -21,38 +22,31 @@ def shrink_proved(
     module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> tuple[nn.Module, Surgery, Proof]:
     """The small network in the first form that is proved, its surgery and the proof; refused where there is none."""
-    proofs: list[Proof] = []
     references = cache(lambda dtype: reference_of(module, traced, plan, example_inputs, dtype=dtype))
+    dtypes = [torch.float64, torch.float32]
+    if sum(p.numel() for p in module.parameters()) > FLOAT64_FIRST:
+        dtypes.reverse()
+    proofs: list[Proof] = []
 
     def judge(form: nn.Module) -> None:
-        proofs.append(_proved(module, form, traced, plan, example_inputs, references))
+        proofs.append(_proved(form, references, dtypes))
 
     small, surgery = shrink(module, traced, plan, example_inputs, judge=judge)
     return small, surgery, proofs[-1]
 
 
-def _proved(
-    module: nn.Module,
-    small: nn.Module,
-    traced: Traced,
-    plan: PruningPlan,
-    example_inputs: tuple[Tensor, ...],
-    references: Callable[[torch.dtype], Reference],
-) -> Proof:
-    """The surgery proof; refused where it does not hold.
+def _proved(small: nn.Module, references: Callable[[torch.dtype], Reference], dtypes: Sequence[torch.dtype]) -> Proof:
+    """The proof in the first of `dtypes` in which it holds; refused where it does not.
 
-    In float64, or in float32 where the network's code does not take it; the other way round where it is large.
+    One in float64 that does not hold is final, but for a detector: it makes anchors in the type of its input, which its
+    graph has in float32, and they differ by rounding.
     """
-    dtypes = [torch.float64, torch.float32]
-    if sum(p.numel() for p in module.parameters()) > FLOAT64_FIRST:
-        dtypes.reverse()
     proof: Proof | None = None
     for dtype in dtypes:
         try:
-            against = references(dtype)
-            proof = prove(module, small, traced, plan, example_inputs, dtype=dtype, reference=against)
-            # a detector makes anchors in the type of its input, which its graph has in float32: they differ by rounding
-            if proof.holds or (dtype is torch.float64 and not traced.ground.exported.choices):
+            reference = references(dtype)
+            proof = prove(small, reference)
+            if proof.holds or (dtype is torch.float64 and not reference.ground.exported.choices):
                 break
         except SurgeryError:
             if dtype is dtypes[-1]:

@@ -1,17 +1,10 @@
-"""From a plan to a physically smaller module, and the proof that it is the right one.
-
-The proof compares the small network with the dense one in which exactly the removed channels are silenced where they
-are *read*: a channel silenced where it is made can speak again behind a bias or a norm.
-"""
+"""From a plan to a physically smaller module."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,33 +13,12 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
 from compressor.mended import mended
-from compressor.outputs import relative_difference
-from compressor.plan import PruningPlan
+from compressor.plan import PruningPlan, gone_labels, gone_mask
+from compressor.proof import difference, differing, reference_of
 from compressor.recorded import RecordedProgram
-from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.surgery import Surgery, operate
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """How far the small network's outputs lie from the silenced dense one's: the worst of max |a - b| / max |b|.
-
-    `moved` is how far the silence itself moves the dense network's: where nothing moves, the proof has seen nothing.
-    """
-
-    largest_relative_difference: float
-    moved: float
-    dtype: torch.dtype
-    outputs: int
-    inputs: str  # "random", or what they were taken from
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is one of rounding."""
-        return self.largest_relative_difference <= TOLERANCE[self.dtype]
 
 
 def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> Surgery:
@@ -116,27 +88,14 @@ def shrink(
 def _closeness(
     module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
 ) -> Callable[[nn.Module], None]:
-    given, gone = _inputs_for(traced, example_inputs), gone_labels(traced.groups, plan)
-    whole = whole_layers(traced.ground, gone)
-    reference = silenced_outputs(traced.ground, module, gone, given, whole)
+    reference = reference_of(module, traced, plan, example_inputs, dtype=torch.float32)
 
     def judge(small: nn.Module) -> None:
-        answers = said(traced.ground, copy.deepcopy(small).eval(), given, whole)
-        if [t.shape for t in answers] != [t.shape for t in reference]:
-            raise SurgeryError("the small network's outputs have another shape")
-        worst = max(map(relative_difference, answers, reference))
+        worst = difference(small, reference)
         if not worst < CLOSE:
             raise differing(worst)
 
     return judge
-
-
-def differing(worst: float) -> SurgeryError:
-    """The refusal of a small network that is another one."""
-    return SurgeryError(
-        f"the small network differs from the silenced dense one by {worst:.2g}",
-        hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
-    )
 
 
 def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
@@ -168,13 +127,6 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
         yield of_program
 
 
-def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor], *, seed: int = 0) -> list[Tensor]:
-    if traced.ground.exported.choices:  # its graph is that of these
-        return list(example_inputs)
-    batch = 2 if traced.ground.exported.open else len(example_inputs[0])
-    return random_like(example_inputs, batch=batch, seed=seed)
-
-
 def _integers_to_mend(
     module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan
 ) -> dict[str, dict[str, int]]:
@@ -189,13 +141,6 @@ def _integers_to_mend(
                 if type(value) is int and len(widths.get(value, ())) == 1:
                     mended[name][attribute] = next(iter(widths[value]))
     return dict(mended)
-
-
-def gone_mask(group: ChannelGroup, plan: PruningPlan) -> Tensor:
-    """Which of the group's channels leave: bool `[channels]`."""
-    gone = torch.zeros(group.channels, dtype=torch.bool)
-    gone[list(plan.removed.get(group.root, ()))] = True
-    return gone
 
 
 def _attributes(module: nn.Module, slices: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[str, int]]:
@@ -254,100 +199,3 @@ def _convolution_attributes(layer: Any, weight: Mapping[int, Tensor]) -> dict[st
     values[per_group[0]] = shape[0]
     values[per_group[1]] = shape[1] * groups
     return values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """What a small network is to say: inputs in the dtype of the proof, what is compared, the dense network's answers.
-
-    `silenced` is without what leaves, `speaking` with it.
-    """
-
-    inputs: list[Tensor]
-    whole: Mapping[str, Sequence[Any]]
-    silenced: list[Tensor]
-    speaking: list[Tensor]
-
-
-def reference_of(
-    dense: nn.Module,
-    traced: Traced,
-    plan: PruningPlan,
-    example_inputs: Sequence[Tensor],
-    *,
-    dtype: torch.dtype = torch.float64,
-    inputs: Sequence[Tensor] | None = None,
-    seed: int = 0,
-) -> Reference:
-    """The dense network's side of the proof, on `inputs` or on normal random ones shaped like the example, two of them.
-
-    Refused: a network that does not run in `dtype`.
-    """
-    given = _inputs_for(traced, example_inputs, seed=seed) if inputs is None else list(inputs)
-    given = [t.to(dtype) if t.is_floating_point() else t for t in given]
-    gone = gone_labels(traced.groups, plan)
-    whole = whole_layers(traced.ground, gone)
-    with _running_in(dtype):
-        silenced = silenced_outputs(traced.ground, dense, gone, given, whole)
-        speaking = silenced_outputs(traced.ground, dense, set(), given, whole)
-    return Reference(inputs=given, whole=whole, silenced=silenced, speaking=speaking)
-
-
-def prove(
-    dense: nn.Module,
-    small: nn.Module,
-    traced: Traced,
-    plan: PruningPlan,
-    example_inputs: Sequence[Tensor],
-    *,
-    dtype: torch.dtype = torch.float64,
-    inputs: Sequence[Tensor] | None = None,
-    seed: int = 0,
-    reference: Reference | None = None,
-) -> Proof:
-    """The surgery proof in `dtype`, against the `reference` or the one that `reference_of` makes of the arguments.
-
-    A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
-    in what it gives and in what it chooses from.
-
-    `small` holds the dense network's own weights at what the plan leaves. Refused: a small network that does not run,
-    or whose outputs have another shape. A difference is for the caller to judge (`Proof.holds`), who knows what to do
-    about it.
-    """
-    reference = reference or reference_of(dense, traced, plan, example_inputs, dtype=dtype, inputs=inputs, seed=seed)
-    with _running_in(dtype):
-        answers = said(traced.ground, copy.deepcopy(small).to(dtype).eval(), reference.inputs, reference.whole)
-    if [t.shape for t in reference.silenced] != [t.shape for t in answers]:
-        raise SurgeryError(
-            "the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`"
-        )
-    return Proof(
-        largest_relative_difference=max(map(relative_difference, answers, reference.silenced)),
-        moved=max(map(relative_difference, reference.silenced, reference.speaking)),
-        dtype=dtype,
-        outputs=len(reference.silenced),
-        inputs="random" if inputs is None else "data",
-    )
-
-
-@contextlib.contextmanager
-def _running_in(dtype: torch.dtype) -> Iterator[None]:
-    """A forward pass raises whatever its code raises."""
-    try:
-        yield
-    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        raise SurgeryError(f"the small network does not run in {dtype}: {error}") from error
-
-
-def gone_labels(groups: Sequence[ChannelGroup], plan: PruningPlan) -> set[int]:
-    """The labels of what leaves."""
-    return {group.labels[c] for group in groups for c in plan.removed.get(group.root, ())}
-
-
-def random_like(example_inputs: Sequence[Tensor], *, batch: int = 2, seed: int = 0) -> list[Tensor]:
-    """Normal random tensors of the examples' shapes with another batch size; integer inputs are repeated."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(batch, *t.shape[1:], generator=generator) if t.is_floating_point() else torch.cat([t[:1]] * batch)
-        for t in example_inputs
-    ]

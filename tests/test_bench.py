@@ -31,11 +31,11 @@ from compressor.outputs import outputs_of, relative_difference
 from compressor.parity import Parity
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan
+from compressor.proof import random_like
 from compressor.pruning import prune_to
 from compressor.report.findings import findings_from_results
 from compressor.request import Request
 from compressor.runtimes import Memory, Prepared, Reads, Runtime
-from compressor.shrink import random_like
 from tests.topologies import alive, checkpoint_of, plain
 
 NAMES = [str(name) for name in CandidateName]

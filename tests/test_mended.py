@@ -17,8 +17,9 @@ from compressor.groups import trace
 from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.proof import random_like
 from compressor.recorded import RecordedProgram, program_from
-from compressor.shrink import random_like, shrink
+from compressor.shrink import shrink
 from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
 from tests.topologies import INPUT, TOPOLOGIES, WAYS, FusedAttention, PaddedSkip, alive, head
 

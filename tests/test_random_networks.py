@@ -16,8 +16,8 @@ from compressor.errors import GroupError, PlanError
 from compressor.groups import trace
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.proof import random_like
 from compressor.proving import shrink_proved
-from compressor.shrink import random_like
 from tests.topologies import alive
 
 EXAMPLE = (torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(1)),)

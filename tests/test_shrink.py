@@ -16,9 +16,10 @@ from compressor import proving
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
+from compressor.proof import TOLERANCE, prove, random_like, reference_of
 from compressor.proving import shrink_proved
-from compressor.shrink import TOLERANCE, gone_labels, prove, random_like, shrink, surgery_of
+from compressor.shrink import shrink, surgery_of
 from compressor.silence import silenced_outputs
 from compressor.surgery import Surgery, operate, surgery_from_json
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain
@@ -40,8 +41,8 @@ def test_the_small_network_equals_the_silenced_dense_one(name: str, ratio: float
     groups = traced.groups
     plan = random_plan(groups, ratio)
     small, _ = shrink(module, traced, plan, EXAMPLE)
-    exact = prove(module, small, traced, plan, EXAMPLE, dtype=torch.float64)
-    single = prove(module, small, traced, plan, EXAMPLE, dtype=torch.float32)
+    exact = prove(small, reference_of(module, traced, plan, EXAMPLE, dtype=torch.float64))
+    single = prove(small, reference_of(module, traced, plan, EXAMPLE, dtype=torch.float32))
     assert exact.largest_relative_difference <= 1e-10
     assert single.largest_relative_difference <= 1e-5
 
@@ -58,7 +59,7 @@ def test_a_small_network_trains_and_can_be_pruned_again(name: str) -> None:
     traced = trace(small, EXAMPLE)
     plan = random_plan(traced.groups, 0.4)
     smaller, second = shrink(small, traced, plan, EXAMPLE)
-    assert prove(small, smaller, traced, plan, EXAMPLE).holds
+    assert prove(smaller, reference_of(small, traced, plan, EXAMPLE)).holds
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in small.parameters())
     at_once = operate(module, first.then(second))
     for a, b in zip(outputs_of(at_once, EXAMPLE), outputs_of(smaller, EXAMPLE), strict=True):
@@ -94,7 +95,7 @@ def test_the_callers_network_stays_as_it_was(name: str) -> None:
     groups = traced.groups
     plan = random_plan(groups, 0.5)
     small, surgery = shrink(module, traced, plan, EXAMPLE)
-    prove(module, small, traced, plan, EXAMPLE)
+    prove(small, reference_of(module, traced, plan, EXAMPLE))
     assert [m.training for m in module.modules()] == modes
     assert [p.requires_grad for p in module.parameters()] == grads
     assert small.training == module.training
@@ -113,7 +114,7 @@ def test_a_wrong_row_fails_the_proof() -> None:
     name = "conv1.weight"
     wrong = {**surgery.slices, name: {**surgery.slices[name], 0: surgery.slices[name][0].flip(0)}}
     small = operate(module, dataclasses.replace(surgery, slices=wrong))
-    proof = prove(module, small, traced, plan, EXAMPLE)
+    proof = prove(small, reference_of(module, traced, plan, EXAMPLE))
     assert not proof.holds
     assert proof.largest_relative_difference > 1e-3
 
@@ -124,12 +125,14 @@ def test_attention_without_its_scale_fails_the_proof() -> None:
     traced = trace(module, EXAMPLE, heads=False)
     plan = random_plan(traced.groups, 0.5)
     small, surgery = shrink(module, traced, plan, EXAMPLE)
-    assert prove(module, small, traced, plan, EXAMPLE).holds
+    assert prove(small, reference_of(module, traced, plan, EXAMPLE)).holds
     assert surgery.program is not None
     plain = json.loads(json.dumps(surgery.program))
     scaled = [node for node in plain["nodes"] if "scaled_dot_product" in node.get("call", "")]
     assert [node["kwargs"].pop("scale") for node in scaled] == [pytest.approx(8**-0.5)]
-    assert not prove(module, operate(module, dataclasses.replace(surgery, program=plain)), traced, plan, EXAMPLE).holds
+    assert not prove(
+        operate(module, dataclasses.replace(surgery, program=plain)), reference_of(module, traced, plan, EXAMPLE)
+    ).holds
 
 
 def test_silencing_where_channels_are_made_is_not_enough() -> None:
@@ -213,7 +216,7 @@ def test_random_networks_are_proved(widths: list[int], ratio: float, norms: list
         return
     plan = plan_pruning(groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=ratio))
     small, _ = shrink(module, traced, plan, EXAMPLE)
-    assert prove(module, small, traced, plan, EXAMPLE).holds
+    assert prove(small, reference_of(module, traced, plan, EXAMPLE)).holds
 
 
 class Bare(nn.Module):
