@@ -26,19 +26,23 @@ def scaled_dot_product_attention(
     """softmax(query keyᵀ · scale + mask) value in ONNX's operators, as torch documents it.
 
     Shapes: `[..., queries, features]`, `[..., keys, features]`, `[..., keys, features]` to `[..., queries, features]`.
-    Raises `NotImplementedError` for causal masks and grouped queries, which arrive in four dimensions.
+    Raises `NotImplementedError` for grouped queries, which torch's exporter writes in four dimensions.
     """
     from onnx import TensorProto
     from onnxscript import opset18 as op
 
-    if is_causal or enable_gqa:
-        raise NotImplementedError("causal masks and grouped queries over more than batch and heads")
+    if enable_gqa:
+        raise NotImplementedError("grouped queries in other than four dimensions have no ONNX counterpart here")
     rank = len(query.shape)
-    factor = op.CastLike(op.Constant(value_float=scale or 1 / math.sqrt(query.shape[-1])), query)
+    factor = op.CastLike(op.Constant(value_float=1 / math.sqrt(query.shape[-1]) if scale is None else scale), query)
+    least = op.CastLike(op.Constant(value_float=-math.inf), query)
     turned = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = op.MatMul(op.Mul(query, factor), turned)
-    if attn_mask is not None and attn_mask.dtype == TensorProto.BOOL:
-        scores = op.Where(attn_mask, scores, op.CastLike(op.Constant(value_float=-math.inf), scores))
+    if is_causal:
+        later = op.Expand(least, op.Shape(scores, start=rank - 2))
+        scores = op.Add(scores, op.Trilu(later, op.Constant(value_int=1), upper=1))
+    elif attn_mask is not None and attn_mask.dtype == TensorProto.BOOL:
+        scores = op.Where(attn_mask, scores, least)
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)

@@ -108,19 +108,24 @@ class TestParity:
         assert [o.name for o in session.get_outputs()] == ["scores", "aux", "output_x"]  # `x` is the input
         assert [i.name for i in session.get_inputs()] == ["x"]
 
-    @pytest.mark.parametrize("mask", [None, torch.bool, torch.float32])
-    def test_attention_over_more_than_batch_and_heads(self, tmp_path: Path, mask: torch.dtype | None) -> None:
+    @pytest.mark.parametrize("scale", [None, 0.3])
+    @pytest.mark.parametrize("mask", [None, torch.bool, torch.float32, "causal"])
+    def test_attention_over_more_than_batch_and_heads(
+        self, tmp_path: Path, mask: torch.dtype | str | None, scale: float | None
+    ) -> None:
         class Windowed(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 torch.manual_seed(0)
                 self.qkv = nn.Linear(8, 24)
                 drawn = torch.rand(1, 3, 1, 5, 5)
-                self.register_buffer("mask", None if mask is None else (drawn > 0.3 if mask is torch.bool else drawn))
+                self.register_buffer("mask", {torch.bool: drawn > 0.3, torch.float32: drawn}.get(mask))
 
             def forward(self, x: Tensor) -> Tensor:
                 q, k, v = self.qkv(x).reshape(x.shape[0], 3, 5, 3, 2, 4).permute(3, 0, 1, 4, 2, 5)
-                return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+                return nn.functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=self.mask, is_causal=mask == "causal", scale=scale
+                )
 
         parity = export_onnx(checkpoint_of(Windowed().eval(), (1, 15, 8)), tmp_path / "a.onnx")
         assert parity.largest_relative_difference < 1e-5
