@@ -33,9 +33,10 @@ from compressor.errors import ArchitectureError, CompressError
 from compressor.export import export_onnx
 from compressor.inputs import example_inputs
 from compressor.outputs import tensors_in
-from compressor.pipeline import Say, prune
+from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.request import Request
+from compressor.scoring import Say
 
 DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 leaves 0.25 to 0.3 where all is coupled
 

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from compressor import criteria
-from compressor.calibration import (
-    CALIBRATION_BATCH,
-    Calibration,
-    Needs,
-    calibration_split,
-    gather,
-)
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
-from compressor.data import Data, batches, first
-from compressor.errors import CalibrationError, SurgeryError
-from compressor.groups import ChannelGroup, Role, Traced, trace, without
+from compressor.data import Data
+from compressor.errors import SurgeryError
+from compressor.groups import Role, Traced, trace, without
 from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
-from compressor.probing import allocated, fitted_and_probed, probing_of
+from compressor.probing import allocated, probing_of
 from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
 from compressor.recorded import RecordedProgram
-from compressor.repair import Repair, Repaired, emptied, images_to_repair_with, repair, repair_blind
+from compressor.repair import Repair, Repaired, emptied, repair, repair_blind
 from compressor.request import Request, budget_to_json
+from compressor.scoring import Say, calibration_images, score
 from compressor.sensitivity import Curve, writable
 from compressor.shrink import shrink
 from compressor.surgery import Surgery
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,60 +287,6 @@ def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object
     if repaired is not None:
         entries.append(repaired.step(seed=request.seed))
     return entries
-
-
-def calibration_images(
-    checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say
-) -> list[tuple[Tensor, ...]]:
-    """What second moments, measuring and repair look at: inputs in batches of one size, as many as memory holds.
-
-    Empty where nothing looks at them. Refused: images that are asked for and not there.
-    """
-    moments = criteria.load(request.criterion).needs is Needs.SECOND_MOMENTS
-    measured = request.scope is Scope.MEASURED
-    if not (moments or measured or request.repair is not Repair.NONE):
-        return []
-    if data is None and request.repair is Repair.MEAN and not (moments or measured):
-        return []  # the batch norms know
-    if data is None:
-        what = f"the criterion `{request.criterion}`"
-        if measured or not moments:
-            what = "measuring widths" if measured else f"repair by {request.repair}"
-        raise CalibrationError(f"{what} needs images", hint="give some, labels are not needed: `--data DIR`")
-    return images_to_repair_with(
-        checkpoint, data, how=request.repair, images=request.images, memory_bytes=request.memory_bytes,
-        seed=request.seed, say=say,
-    )  # fmt: skip
-
-
-def score(
-    module: nn.Module,
-    groups: tuple[ChannelGroup, ...],
-    request: Request,
-    *,
-    data: Data | None,
-    images: list[tuple[Tensor, ...]],
-    checkpoint: Checkpoint,
-) -> tuple[Scores, Calibration]:
-    """Every group's scores by the requested criterion, and what it knew; refused where its data is missing.
-
-    Second moments come from those of `images` that nothing is judged on; other criteria draw theirs, with labels.
-    """
-    criterion = criteria.load(request.criterion)
-    stream: Iterable[tuple[Tensor, Tensor | None]] | None = None
-    if criterion.needs is Needs.SECOND_MOMENTS:
-        stream = [(inputs, None) for (inputs,) in fitted_and_probed(images)[0]]
-    elif criterion.needs is not Needs.NOTHING:
-        if data is None:
-            raise CalibrationError(
-                f"the criterion `{request.criterion}` needs images", hint="give some: `--data DIR`, or use `l1-norm`"
-            )
-        drawn = first(calibration_split(data), request.images, seed=request.seed)
-        stream = batches(drawn, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
-    calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
-    by_root = {group.root: criterion.score(group, calibration=calibration) for group in groups}
-    scores = Scores(by_root=by_root, comparable=criterion.comparable)
-    return (scores.reversed() if request.largest else scores), calibration
 
 
 def _plan(

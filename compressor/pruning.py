@@ -15,10 +15,11 @@ from compressor.environment import environment
 from compressor.errors import PlanError, named
 from compressor.masking import mask_weights
 from compressor.masks import MaskScope
-from compressor.pipeline import Say, prune
+from compressor.pipeline import prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
 from compressor.repair import Repair, repair_named
 from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
+from compressor.scoring import Say
 from compressor.synthetic import synthetic_data
 
 

@@ -1,0 +1,74 @@
+"""The images that a run looks at without their labels, and every group's scores by a criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+
+from compressor import criteria
+from compressor.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
+from compressor.checkpoint import Checkpoint
+from compressor.data import Data, batches, first
+from compressor.errors import CalibrationError
+from compressor.groups import ChannelGroup
+from compressor.plan import Scope, Scores
+from compressor.probing import fitted_and_probed
+from compressor.repair import Repair, images_to_repair_with
+from compressor.request import Request
+
+Say = Callable[[str], None]
+
+
+def calibration_images(
+    checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say
+) -> list[tuple[Tensor, ...]]:
+    """What second moments, measuring and repair look at: inputs in batches of one size, as many as memory holds.
+
+    Empty where nothing looks at them. Refused: images that are asked for and not there.
+    """
+    moments = criteria.load(request.criterion).needs is Needs.SECOND_MOMENTS
+    measured = request.scope is Scope.MEASURED
+    if not (moments or measured or request.repair is not Repair.NONE):
+        return []
+    if data is None and request.repair is Repair.MEAN and not (moments or measured):
+        return []  # the batch norms know
+    if data is None:
+        what = f"the criterion `{request.criterion}`"
+        if measured or not moments:
+            what = "measuring widths" if measured else f"repair by {request.repair}"
+        raise CalibrationError(f"{what} needs images", hint="give some, labels are not needed: `--data DIR`")
+    return images_to_repair_with(
+        checkpoint, data, how=request.repair, images=request.images, memory_bytes=request.memory_bytes,
+        seed=request.seed, say=say,
+    )  # fmt: skip
+
+
+def score(
+    module: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    request: Request,
+    *,
+    data: Data | None,
+    images: list[tuple[Tensor, ...]],
+    checkpoint: Checkpoint,
+) -> tuple[Scores, Calibration]:
+    """Every group's scores by the requested criterion, and what it knew; refused where its data is missing.
+
+    Second moments come from those of `images` that nothing is judged on; other criteria draw theirs, with labels.
+    """
+    criterion = criteria.load(request.criterion)
+    stream: Iterable[tuple[Tensor, Tensor | None]] | None = None
+    if criterion.needs is Needs.SECOND_MOMENTS:
+        stream = [(inputs, None) for (inputs,) in fitted_and_probed(images)[0]]
+    elif criterion.needs is not Needs.NOTHING:
+        if data is None:
+            raise CalibrationError(
+                f"the criterion `{request.criterion}` needs images", hint="give some: `--data DIR`, or use `l1-norm`"
+            )
+        drawn = first(calibration_split(data), request.images, seed=request.seed)
+        stream = batches(drawn, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
+    calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
+    by_root = {group.root: criterion.score(group, calibration=calibration) for group in groups}
+    scores = Scores(by_root=by_root, comparable=criterion.comparable)
+    return (scores.reversed() if request.largest else scores), calibration
