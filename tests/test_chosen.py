@@ -124,6 +124,7 @@ def test_a_detector_loses_half_of_its_channels_with_proof_and_keeps_its_heads(de
     small, _, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
     assert proof.dtype is torch.float64
     assert proof.largest_relative_difference <= 1e-10
+    assert proof.inputs == "example"
     assert proof.outputs == 5  # both outputs and one call of each head, behind the first choice too
     with torch.no_grad():
         (found,) = small(*EXAMPLE)
