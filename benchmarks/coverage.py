@@ -8,7 +8,8 @@ torchvision: every classification, segmentation and video model, the detectors a
 every module that registers models. `deep` means that at most 40 % of the parameters are left (55 % where most of the
 weights are those of linear layers). One JSON file per architecture in `benchmarks/coverage/`; one that has been tried
 as far as asked is not run again. Seconds are processor time; memory is what the process's peak has grown by when there
-is a plan, the activations of two inputs among it. `compress inspect LIST --report-coverage` does the same
+is a plan, the forward pass's activations among it, what libraries load when they are first used not. `--plans` measures
+both again, and nothing else, for every row. `compress inspect LIST --report-coverage` does the same
 for any list.
 """
 
@@ -111,7 +112,7 @@ def summary() -> str:
     ]
     for zoo in ("torchvision", "timm"):
         mine = [r for r in results() if r["zoo"] == zoo]
-        proved = [r for r in mine if r["reached"]]
+        proved = [r for r in mine if r["reached"] not in (None, Stage.PLAN)]
         if not proved:
             continue
         counts = (len(proved), sum(r["reached"] == "reload" for r in mine), sum(map(_deep, proved)))
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--until", choices=list(Stage), default=Stage.RELOAD, type=Stage)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="Run what failed once more.")
+    parser.add_argument("--plans", action="store_true", help="Measure tracing and planning again, in every row.")
     parser.add_argument("--one", help="One architecture, whose result goes to stdout.")
     arguments = parser.parse_args()
     if arguments.one:
@@ -171,6 +173,14 @@ def main() -> None:
             path = FOLDER / f"{zoo}-{name}.json"
             before = json.loads(path.read_text()) if path.exists() else None
             if arguments.only and name not in arguments.only.split(","):
+                continue
+            if arguments.plans:
+                if before is not None and "plan_provenance" not in before:
+                    row = _in_a_process(zoo, name, Stage.PLAN, arguments.threads)
+                    found = {key: row.get(key) for key in ("plan_s", "plan_bytes", "model_bytes")}
+                    found["plan_provenance"] = row.get("provenance")
+                    path.write_text(json.dumps(before | found, indent=1) + "\n")
+                    print(path.stem, found["plan_s"], found["plan_bytes"], row.get("why"), flush=True)
                 continue
             done = before is not None and before["until"] in ("reload", arguments.until)
             if done and not (arguments.again and before["reached"] != before["until"]):

@@ -47,6 +47,7 @@ Inputs = Tensor | Sequence[Tensor]
 Batches = Iterable[tuple[Inputs, Tensor | None]]
 
 CALIBRATION_BATCH, LEAST_BATCHES = 64, 8
+ELEMENTS_AT_ONCE = 2**20  # of a weight in float64: eight megabytes
 
 
 class Needs(enum.StrEnum):
@@ -112,8 +113,22 @@ def required(gathered: T | None, needs: Needs) -> T:
 
 def rows(member: Member, tensors: Mapping[str, Tensor]) -> Tensor:
     """The member's slice of its tensor at each of its positions: float64 `[positions, elements]`."""
-    tensor = tensors[member.tensor].double()
-    return tensor.movedim(member.dim, 0)[member.positions].reshape(len(member.positions), -1)
+    return _at(member, tensors, member.positions)
+
+
+def _at(member: Member, tensors: Mapping[str, Tensor], positions: Tensor) -> Tensor:
+    return tensors[member.tensor].movedim(member.dim, 0)[positions].double().reshape(len(positions), -1)
+
+
+def by_row(tensors: Mapping[str, Tensor], value: Callable[[Tensor], Tensor]) -> Callable[[Member], Tensor]:
+    """`value`, from `[some, elements]` float64 to `[some]`, of a member's rows; a few at a time."""
+
+    def of(member: Member) -> Tensor:
+        length = max(1, tensors[member.tensor].numel() // tensors[member.tensor].shape[member.dim])
+        some = max(1, ELEMENTS_AT_ONCE // length)
+        return torch.cat([value(_at(member, tensors, positions)) for positions in torch.split(member.positions, some)])
+
+    return of
 
 
 def over_channels(group: ChannelGroup, members: Iterable[Member], value: Callable[[Member], Tensor]) -> Tensor:

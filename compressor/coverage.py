@@ -2,7 +2,8 @@
 
 What a user would do with a network, one stage after the other; the first that fails says why:
 
-    prune     ratio 0.5, l1-norm, uniform, no alignment, and the surgery proof holds
+    plan      traced, scored and planned: ratio 0.5, l1-norm, uniform, no alignment
+    prune     shrunk, and the surgery proof holds
     backward  one backward pass through the small network, as the first step of training takes it
     again     the small network pruned a second time, with its proof
     export    an ONNX file, and onnxruntime says what the network says
@@ -31,6 +32,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export import export_onnx
+from compressor.groups import trace
 from compressor.inputs import example_inputs
 from compressor.outputs import tensors_in
 from compressor.pipeline import prune
@@ -44,6 +46,7 @@ DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 lea
 class Stage(enum.StrEnum):
     """What an architecture goes through, in order."""
 
+    PLAN = "plan"
     PRUNE = "prune"
     BACKWARD = "backward"
     AGAIN = "again"
@@ -127,14 +130,21 @@ def coverage_of(
 def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     request = Request(budget=ChannelBudget(ratio=0.5), align=1)
     row.model_bytes = sum(t.numel() * t.element_size() for t in checkpoint.module.state_dict().values())
+    trace(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), (torch.zeros(1, 4),))  # loads what tracing loads
     started, peak = time.process_time(), _peak_bytes()
 
     def heard(step: str) -> None:
         if row.plan_s is None and step.startswith("shrinking"):
             row.plan_s, row.plan_bytes = time.process_time() - started, (_peak_bytes() - peak) or None
+            row.reached = Stage.PLAN
+            if row.until is Stage.PLAN:
+                raise _FarEnough
         say(step)
 
-    pruned = prune(checkpoint, request, say=heard)
+    try:
+        pruned = prune(checkpoint, request, say=heard)
+    except _FarEnough:
+        return
     small = pruned.checkpoint
     row.prune_s = time.process_time() - started
     row.proof, row.dtype = pruned.proof.largest_relative_difference, str(pruned.proof.dtype).removeprefix("torch.")
@@ -171,6 +181,10 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
         say("writing, and reading it back in a fresh process")
         write_artifact(Path(scratch) / "a.compressed", small, source={}, results={}, trust_pickle=False)
         row.reached = Stage.RELOAD
+
+
+class _FarEnough(Exception):  # no error: the end of what was asked
+    """There is a plan, and no more was asked for."""
 
 
 def _peak_bytes() -> int:

@@ -160,26 +160,18 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
 
 def _groups(ground: Trace) -> list[ChannelGroup]:
     """Labels that stand in the same dimensions of the same tensors, equally often, make a group."""
-    held: dict[tuple[str, int], list[Ids]] = {}
-    where: dict[int, dict[tuple[str, int], int]] = defaultdict(dict)
-    for tensor, dims in ground.tensors.items():
-        for d, dim in enumerate(dims):
-            vectors = list(ground.labels.resolve(dim))
-            held[tensor, d] = vectors
-            for ids in vectors:
-                for label, count in zip(*np.unique(ids[ids > 0], return_counts=True), strict=True):
-                    where[int(label)][tensor, d] = where[int(label)].get((tensor, d), 0) + int(count)
+    resolve = ground.labels.resolve
+    held = {(t, d): list(resolve(dim)) for t, dims in ground.tensors.items() for d, dim in enumerate(dims)}
+    keys_of = list(held)
     batched = {int(i) for ids in ground.batched for i in ground.labels.find(ids).tolist()}
-    together: dict[object, list[int]] = defaultdict(list)
-    for label, places in where.items():
-        together[(frozenset(places.items()), label in batched)].append(label)
+    together = _alike([held[key] for key in keys_of], batched)
     making = [(w, d) for w in ground.layers for d in (0, 1, 2) if ground.roles.get((w, d)) is Role.PRODUCES]
     rank = {key: i for i, key in enumerate(making)}
     groups: list[ChannelGroup] = []
     roots: dict[str, int] = defaultdict(int)
     drafts = []
-    for labels in together.values():
-        keys = list(where[labels[0]])
+    for labels, places in together:
+        keys = [keys_of[place] for place in places]
         producers = sorted((rank[key], key) for key in keys if key in rank)
         if not producers or len(labels) == 1:  # of one channel none can leave
             continue
@@ -201,6 +193,32 @@ def _groups(ground: Trace) -> list[ChannelGroup]:
             )
         )
     return groups
+
+
+def _alike(held: Sequence[Sequence[Ids]], batched: set[int]) -> list[tuple[list[int], list[int]]]:
+    """Labels that stand in the same places equally often, and are batched or are not; with the places' numbers."""
+    columns = []
+    for place, vectors in enumerate(held):
+        if vectors:
+            ids = np.concatenate(vectors)
+            label, count = np.unique(ids[ids > 0], return_counts=True)
+            columns.append(np.stack([label, np.full_like(label, place), count]))
+    if not columns:
+        return []
+    label, place, count = np.concatenate(columns, axis=1)
+    order = np.argsort(label, kind="stable")  # by label; places of each label rise
+    label, place, count = label[order], place[order], count[order]
+    found, start, places = np.unique(label, return_index=True, return_counts=True)
+    within = np.isin(found, list(batched))
+    alike = []
+    for n in np.unique(places):
+        here = (places == n).nonzero()[0]
+        at = start[here, None] + np.arange(n)
+        rows = np.concatenate([place[at], count[at], within[here, None]], axis=1)
+        kinds, kind = np.unique(rows, axis=0, return_inverse=True)
+        by_kind = np.split(found[here][np.argsort(kind, kind="stable")], np.cumsum(np.bincount(kind.ravel()))[:-1])
+        alike += [(labels.tolist(), row[:n].tolist()) for labels, row in zip(by_kind, kinds, strict=True)]
+    return alike
 
 
 def _ordered(vectors: Sequence[Ids], labels: Sequence[int]) -> list[int]:
@@ -244,15 +262,21 @@ def _bare_norms(ground: Trace, labels: Sequence[int]) -> tuple[BareNorm, ...]:
 
 def _chosen(groups: list[ChannelGroup], *, heads: bool) -> list[ChannelGroup]:
     """Of groups that divide the same positions in different ways, one of each two."""
-    at: dict[tuple[str, int, int], set[int]] = defaultdict(set)
+    at: dict[tuple[str, int], list[tuple[int, Tensor]]] = defaultdict(list)
     for i, group in enumerate(groups):
         for member in group.members:
-            for p in set(member.positions.tolist()):
-                at[member.tensor, member.dim, p].add(i)
+            at[member.tensor, member.dim].append((i, member.positions))
     against: dict[int, set[int]] = defaultdict(set)
     for here in at.values():
-        for i in here:
-            against[i] |= here - {i}
+        positions = np.concatenate([p.numpy() for _, p in here])
+        owners = np.repeat([i for i, _ in here], [len(p) for _, p in here])
+        pairs = np.unique(np.stack([positions, owners]), axis=1)
+        ends = np.flatnonzero(np.diff(pairs[0], append=-1)) + 1
+        starts = np.concatenate([[0], ends[:-1]])
+        for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+            sharing = set(pairs[1, start:end].tolist())
+            for i in sharing:
+                against[i] |= sharing - {i}
     taken: set[int] = set()
     for i in sorted(range(len(groups)), key=lambda i: (groups[i].heads is not heads, -groups[i].channels, i)):
         if not against[i] & taken:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+ELEMENTS_AT_ONCE = 2**22
+
 
 def broken_in(module: nn.Module) -> str | None:
     """The first parameter or statistic that is not finite, or other buffer with NaN: masks and bounds are infinite."""
@@ -12,6 +14,7 @@ def broken_in(module: nn.Module) -> str | None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             finite = name in learnt or name.rpartition(".")[2].startswith("running_")
-            if not bool((torch.isfinite(tensor) if finite else ~torch.isnan(tensor)).all()):
+            pieces = tensor.flatten().split(ELEMENTS_AT_ONCE)
+            if not all(bool((torch.isfinite(p) if finite else ~torch.isnan(p)).all()) for p in pieces):
                 return name
     return None

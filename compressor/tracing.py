@@ -254,7 +254,7 @@ class Tracer:
         results = [[] for _ in bare]
         for d, dim in enumerate(x.dims):
             for ids in self.labels.resolve(dim):
-                spread = torch.from_numpy(ids).view([-1 if e == d else 1 for e in range(x.value.ndim)])
+                spread = torch.from_numpy(ids.astype(np.int32)).view([-1 if e == d else 1 for e in range(x.value.ndim)])
                 there = spread.expand(x.value.shape).contiguous()
                 for k, out in enumerate(pytree.tree_leaves(run(there))):
                     results[k].append((d, out.numpy()))
@@ -269,7 +269,8 @@ class Tracer:
         for d, out in found:
             varies = _varies_along(out)
             if not varies and out.any():
-                self.labels.pin((np.unique(out),), f"`{_short(self.node.target)}` picks single channels")
+                single = np.unique(out).astype(np.int64)
+                self.labels.pin((single,), f"`{_short(self.node.target)}` picks single channels")
                 continue
             ranges.append((varies, out))
             for e in varies:
@@ -317,7 +318,7 @@ def _varies_along(out: Ids) -> list[int]:
 def _along(out: Ids, axes: Sequence[int]) -> Ids:
     """A tensor of labels, at the first position of all other axes: flat."""
     index = tuple(slice(None) if e in axes else 0 for e in range(out.ndim))
-    return np.ascontiguousarray(out[index]).reshape(-1)
+    return np.ascontiguousarray(out[index], dtype=np.int64).reshape(-1)
 
 
 def _components(sets: list[set[int]]) -> list[set[int]]:

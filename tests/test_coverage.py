@@ -82,7 +82,7 @@ def test_the_row_says_what_stopped_it() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_proof_that_has_seen_nothing_does_not_count() -> None:
     row = coverage_of(architecture_from_user("dead.py:Dead"), (SHAPE,))
-    assert row.reached is None
+    assert row.reached is Stage.PLAN
     assert row.moved == 0
     assert "has seen nothing" in (row.why or "")
 
@@ -131,3 +131,10 @@ def test_the_command_makes_a_table_and_json(folder: Path) -> None:
     rows = json.loads(done("inspect", "names.txt", "--report-coverage", "--json").stdout)["architectures"]
     assert [row["reached"] for row in rows] == ["reload", None]
     refused("inspect", "nowhere.txt", "--report-coverage", says="list of architectures", hints="one a line"[4:])
+
+
+def test_planning_can_be_all_that_is_asked() -> None:
+    row = coverage_of(architecture_from_user("torchvision:squeezenet1_1"), ("1x3x64x64",), until=Stage.PLAN)
+    assert row.through
+    assert row.plan_s is not None
+    assert row.prune_s is None

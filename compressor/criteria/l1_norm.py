@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, producers, rows
+from compressor.calibration import Calibration, Needs, by_row, over_channels, producers
 from compressor.groups import ChannelGroup
 
 NEEDS = Needs.NOTHING
@@ -17,4 +17,4 @@ COMPARABLE = False  # a sum over fan-in: wide layers score higher
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
     """Sums of absolute weights; `[channels]`, float64."""
-    return over_channels(group, producers(group), lambda m: rows(m, calibration.weights).abs().sum(dim=1))
+    return over_channels(group, producers(group), by_row(calibration.weights, lambda rows: rows.abs().sum(dim=1)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, producers, rows
+from compressor.calibration import Calibration, Needs, by_row, over_channels, producers
 from compressor.groups import ChannelGroup
 
 NEEDS = Needs.NOTHING
@@ -17,4 +17,4 @@ COMPARABLE = False  # it grows with the square root of the fan-in
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
     """Euclidean norms; `[channels]`, float64."""
-    return over_channels(group, producers(group), lambda m: rows(m, calibration.weights).norm(dim=1))
+    return over_channels(group, producers(group), by_row(calibration.weights, lambda rows: rows.norm(dim=1)))

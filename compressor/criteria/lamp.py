@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, producers, rows
+from compressor.calibration import Calibration, Needs, by_row, over_channels, producers
 from compressor.groups import ChannelGroup
 
 NEEDS = Needs.NOTHING
@@ -22,7 +22,7 @@ COMPARABLE = True
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
     """Shares of the squared norm at or above; `[channels]`, float64."""
-    squares = over_channels(group, producers(group), lambda m: rows(m, calibration.weights).square().sum(dim=1))
+    squares = over_channels(group, producers(group), by_row(calibration.weights, lambda rows: rows.square().sum(dim=1)))
     at_or_above = squares[None, :] >= squares[:, None]
     total = (at_or_above * squares[None, :]).sum(dim=1)
     return squares / total.where(total > 0, 1)  # a group of zeros scores 0
