@@ -1,33 +1,50 @@
 """Widths by measurement: where narrowing costs the output least for what it saves.
 
-Every group has a measured curve of error against width (`compressor.sensitivity`). Starting from the dense widths, the
-step of one group that costs the least rise for what it saves is taken, until the budget is met. A step goes from a
-width to the next lower multiple of the alignment, or to none at all where the group may be emptied. As every curve is
-convex, the greedy choice is the one of a knapsack's relaxation; what a step saves is counted with the neighbours at the
-widths that they have by then.
+Every group has a curve of error against width (`compressor.sensitivity`), and the network a cost at any widths
+(`compressor.widths`): channels, MACs, parameters or predicted latency. Starting from the dense widths, of all groups
+and a few of the next lower widths of each, the one that costs the least rise for what it saves *with the neighbours as
+they are by then* is taken, until the budget is met. Several widths are looked ahead, for a runtime's time falls in
+steps, and between two steps a channel given away saves nothing. The last step is the one of those that suffice which
+costs least. Then widths are exchanged: a group becomes wider where that fits, or where another gives way for less.
+
+Where every channel saves the same and curves are convex, this is the best of all choices; it is the knapsack of HALP
+(Shen et al. 2022, arXiv:2110.10811) with the coupling of neighbours priced instead of left out.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.costs import CostModel
+import numpy as np
+from numpy.typing import NDArray
+
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
-from compressor.plan import Budget, ChannelBudget, PruningPlan, Scores, multiple_of
+from compressor.plan import PruningPlan, Scores, multiple_of
 from compressor.sensitivity import Curve
 
 PROBED = (0.75, 0.5, 0.25, 0.125)  # shares of a group's channels whose error is measured, rounded to the alignment
+AHEAD = (1, 2, 3, 4, 8)  # how many widths further a step may go
+CHOICES = 64  # widths that a group may have at most; wider ones go in larger steps
+EXCHANGES = 400
+
+Numbers = NDArray[np.float64]
+Share = Callable[[Numbers], Numbers]  # widths `[rows, groups]` → what the network costs, over what the dense one does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """A plan, and the groups of which nothing is to stay: the plan leaves them their last unit, repair empties them."""
+    """A plan, and the groups of which nothing is to stay: the plan leaves them their last unit, repair empties them.
+
+    `share` is what the network costs at these widths, over what the dense one costs; `rise` the sum of the curves'.
+    """
 
     plan: PruningPlan
     emptied: tuple[str, ...]
+    widths: Mapping[str, int]
+    share: float
+    rise: float
 
 
 def orders_from(groups: Sequence[ChannelGroup], scores: Scores) -> dict[str, tuple[int, ...]]:
@@ -38,13 +55,34 @@ def orders_from(groups: Sequence[ChannelGroup], scores: Scores) -> dict[str, tup
     return orders
 
 
-def widths_to_probe(group: ChannelGroup, *, align: int, min_channels: int, may_empty: bool) -> tuple[int, ...]:
+def widths_to_probe(
+    group: ChannelGroup, *, align: int, min_channels: int, may_empty: bool, strict: bool = False
+) -> tuple[int, ...]:
     """Falling widths below the group's own, on the steps that an allocation may take."""
-    step = multiple_of(group, align)
+    step = multiple_of(group, align, strict=strict)
     least = max(step, -(-min(min_channels, group.channels) // step) * step)
     shares = {max(least, -(-group.channels * share // step) * step) for share in PROBED}
     widths = {int(w) for w in shares if w < group.channels} | ({0} if may_empty else set())
     return tuple(sorted(widths, reverse=True))
+
+
+def scored_curves(
+    groups: Sequence[ChannelGroup], scores: Scores, *, align: int, min_channels: int, strict: bool = False
+) -> list[Curve]:
+    """What a criterion alone says that narrowing costs: the scores of what leaves, in units of the group's mean."""
+    curves = []
+    for group in groups:
+        ranked = scores.by_root[group.root].double().sort(stable=True).values
+        if not scores.comparable:
+            ranked = ranked / (ranked.abs().mean() or 1.0)
+        lost = np.concatenate([[0.0], np.cumsum(ranked.clamp(min=0).numpy())])
+        step = multiple_of(group, align, strict=strict)
+        least = max(step, -(-min(min_channels, group.channels) // step) * step)
+        below = range(-(-group.channels // step) * step - step, least - 1, -step)
+        widths = (group.channels, *below)
+        rises = tuple(float(lost[group.channels - w]) for w in widths)
+        curves.append(Curve(root=group.root, widths=widths, measured=rises))
+    return curves
 
 
 def allocate(
@@ -52,78 +90,156 @@ def allocate(
     orders: Mapping[str, Sequence[int]],
     curves: Sequence[Curve],
     *,
-    budget: Budget,
-    costs: CostModel,
+    target: float,
+    share: Share,
     align: int,
     min_channels: int = 1,
+    strict: bool = False,
 ) -> Allocation:
-    """The widths that meet the budget at the least measured rise; groups without a curve stay as they are.
+    """The widths at which the network costs at most `target` of the dense one, at the least rise.
 
-    Refused: a budget that cannot be met by the groups that have a curve, or that removes nothing.
+    With `strict`, widths that are no multiple of `align` are for no group, but for its own width. Groups without a
+    curve stay as they are. Refused: a target that cannot be met by the groups that have a curve, or that removes
+    nothing.
     """
-    by_root = {g.root: g for g in groups}
-    curve_of = {c.root: c for c in curves}
-    widths = {g.root: g.channels for g in groups}
-    channels = sum(widths.values())
-
-    def stays(wanted: Mapping[str, int]) -> float:
-        if isinstance(budget, ChannelBudget):
-            return sum(wanted.values()) / channels
-        return costs.stays(_plan(by_root, orders, wanted))[budget.counted]
-
-    def step_of(root: str) -> tuple[float, str, int] | None:
-        """What the group's next step costs for what it saves, now; `None` where there is none."""
-        narrower = _next(by_root[root], widths[root], curve_of[root], align=align, min_channels=min_channels)
-        saved = 0.0 if narrower is None else left - stays({**widths, root: narrower})
-        if narrower is None or saved <= 0:
-            return None
-        return (curve_of[root].at(narrower) - curve_of[root].at(widths[root])) / saved, root, narrower
-
-    target = 1 - budget.ratio if isinstance(budget, ChannelBudget) else budget.stays
-    left = stays(widths)
-    # a step never becomes cheaper: curves are convex, and a layer saves less the narrower its neighbours are; so only
-    # the cheapest by its last price has to be priced again
-    priced = [step for root in curve_of if (step := step_of(root)) is not None]
-    heapq.heapify(priced)
+    state = _Widths.of(groups, curves, align=align, min_channels=min_channels, strict=strict)
+    left = float(share(state.row[None])[0])
     while left > target:
-        if not priced:
+        number = state.best_step(share, left, target)
+        if number is None:
             raise PlanError(
                 f"{target:.1%} cannot be met: with the narrowest widths that were measured {left:.1%} stays",
                 hint="ask for more, lower `--min-channels` or `--align`, or protect less",
             )
-        _, root, _ = heapq.heappop(priced)
-        now = step_of(root)
-        if now is None:
-            continue
-        if priced and now > priced[0]:
-            heapq.heappush(priced, now)
-            continue
-        widths[root] = now[2]
-        left = stays(widths)
-        following = step_of(root)
-        if following is not None:
-            heapq.heappush(priced, following)
-    emptied = tuple(root for root, width in widths.items() if not width)
-    least = {root: max(width, 1) for root, width in widths.items()}
-    plan = _plan(by_root, orders, least)
+        left = state.take(number, share)
+    for _ in range(EXCHANGES):
+        if not state.exchange(share, target):
+            break
+    widths = {g.root: int(w) for g, w in zip(groups, state.row, strict=True)}
+    plan = plan_of_widths(groups, orders, widths)
     if not plan.count:
         raise PlanError("nothing would be removed: the budget is met as it is", hint="ask for less to stay")
     plan.check(groups)
-    return Allocation(plan=plan, emptied=emptied)
+    return Allocation(
+        plan=plan,
+        emptied=tuple(root for root, width in widths.items() if not width),
+        widths=widths,
+        share=float(share(state.row[None])[0]),
+        rise=float(sum(rises[at] for rises, at in zip(state.rises, state.at, strict=True))),
+    )
 
 
-def _next(group: ChannelGroup, width: int, curve: Curve, *, align: int, min_channels: int) -> int | None:
-    """The next lower width that the group may have."""
-    step = multiple_of(group, align)
-    narrower = -(-width // step) * step - step
-    lowest = curve.widths[-1]
-    if narrower >= max(step, min(min_channels, group.channels)) and narrower >= lowest:
-        return narrower
-    return 0 if lowest == 0 and width > 0 else None
+def narrowest(
+    groups: Sequence[ChannelGroup], curves: Sequence[Curve], *, align: int, min_channels: int = 1, strict: bool = False
+) -> dict[str, int]:
+    """The lowest width of every group, as far as curves go."""
+    state = _Widths.of(groups, curves, align=align, min_channels=min_channels, strict=strict)
+    return {g.root: int(choices[-1]) for g, choices in zip(groups, state.choices, strict=True)}
 
 
-def _plan(
-    by_root: Mapping[str, ChannelGroup], orders: Mapping[str, Sequence[int]], widths: Mapping[str, int]
+def plan_of_widths(
+    groups: Sequence[ChannelGroup], orders: Mapping[str, Sequence[int]], widths: Mapping[str, int]
 ) -> PruningPlan:
-    removed = {root: tuple(sorted(orders[root][: by_root[root].channels - width])) for root, width in widths.items()}
-    return PruningPlan(removed=removed)
+    """The plan that leaves these widths; of an emptied group one channel stays in it."""
+    return PruningPlan(
+        removed={g.root: tuple(sorted(orders[g.root][: g.channels - max(widths[g.root], 1)])) for g in groups}
+    )
+
+
+@dataclass(slots=True, eq=False)
+class _Widths:
+    """Every group's choices, falling, with the rise at each, and the number of the one that it has now."""
+
+    choices: list[Numbers]
+    rises: list[Numbers]
+    at: list[int]
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[ChannelGroup], curves: Sequence[Curve], *, align: int, min_channels: int, strict: bool
+    ) -> _Widths:
+        curve_of = {c.root: c for c in curves}
+        choices, rises = [], []
+        for group in groups:
+            curve = curve_of.get(group.root)
+            widths = (group.channels,) if curve is None else _choices(group, curve, align, min_channels, strict=strict)
+            choices.append(np.array(widths, dtype=np.float64))
+            rises.append(np.array([0.0 if curve is None else curve.at(w) for w in widths]))
+        return cls(choices, rises, [0] * len(choices))
+
+    @property
+    def row(self) -> Numbers:
+        return np.array([choices[at] for choices, at in zip(self.choices, self.at, strict=True)])
+
+    def best_step(self, share: Share, left: float, target: float) -> tuple[int, int] | None:
+        """Which group goes to which of its choices: the least rise for what it saves, or the least that suffices."""
+        moves = [(g, at + k) for g, at in enumerate(self.at) for k in AHEAD if at + k < len(self.choices[g])]
+        if not moves:
+            return None
+        shares = share(self._rows(moves))
+        rises = self._changes(moves)
+        saved = left - shares
+        with np.errstate(divide="ignore", invalid="ignore"):
+            prices = np.where(saved > 0, rises / saved, np.inf)
+        best = int(np.argmin(prices))
+        if not np.isfinite(prices[best]):
+            # all that is left saves nothing by itself, or costs without end: what saves most, if anything does
+            best = int(np.argmax(saved))
+            return moves[best] if saved[best] > 0 else None
+        if shares[best] <= target:
+            enough = np.where(shares <= target, rises, np.inf)
+            best = int(np.argmin(enough))
+        return moves[best]
+
+    def take(self, move: tuple[int, int], share: Share) -> float:
+        self.at[move[0]] = move[1]
+        return float(share(self.row[None])[0])
+
+    def exchange(self, share: Share, target: float) -> bool:
+        """Whether one group could become wider, by itself or for another's narrowing, with less rise at the target."""
+        wider = [(g, at - k) for g, at in enumerate(self.at) for k in (1, 2) if at >= k]
+        narrower = [(g, at + k) for g, at in enumerate(self.at) for k in (1, 2, 4) if at + k < len(self.choices[g])]
+        gains, losses = self._changes(wider), self._changes(narrower)
+        pairs: list[tuple[tuple[tuple[int, int], ...], float]]
+        pairs = [((u,), float(gains[i])) for i, u in enumerate(wider)]
+        pairs += [
+            ((u, d), float(gains[i] + losses[j]))
+            for i, u in enumerate(wider)
+            for j, d in enumerate(narrower)
+            if u[0] != d[0] and gains[i] + losses[j] < 0
+        ]
+        pairs = sorted((p for p in pairs if p[1] < -1e-12), key=lambda p: p[1])
+        for start in range(0, len(pairs), 256):  # the largest gains first
+            some = pairs[start : start + 256]
+            rows = np.repeat(self.row[None], len(some), axis=0)
+            for row, (moves, _) in zip(rows, some, strict=True):
+                for g, to in moves:
+                    row[g] = self.choices[g][to]
+            fits = np.flatnonzero(share(rows) <= target)
+            if len(fits):
+                for g, to in some[int(fits[0])][0]:
+                    self.at[g] = to
+                return True
+        return False
+
+    def _rows(self, moves: Sequence[tuple[int, int]]) -> Numbers:
+        rows = np.repeat(self.row[None], len(moves), axis=0)
+        for row, (g, to) in zip(rows, moves, strict=True):
+            row[g] = self.choices[g][to]
+        return rows
+
+    def _changes(self, moves: Sequence[tuple[int, int]]) -> Numbers:
+        return np.array([self.rises[g][to] - self.rises[g][self.at[g]] for g, to in moves])
+
+
+def _choices(group: ChannelGroup, curve: Curve, align: int, min_channels: int, *, strict: bool) -> tuple[int, ...]:
+    """The widths that the group may have: its own, multiples of its step, and none where the curve goes so far."""
+    step = multiple_of(group, align, strict=strict)
+    lowest = curve.widths[-1]
+    least = max(step, min(min_channels, group.channels), lowest)
+    below = list(range(-(-group.channels // step) * step - step, 0, -step))
+    below = [w for w in below if w >= least]
+    stride = -(-len(below) // CHOICES)
+    if stride > 1:
+        below = [*below[stride - 1 :: stride], *([] if len(below) % stride == 0 else below[-1:])]
+    return (group.channels, *below, *((0,) if lowest == 0 else ()))

@@ -101,7 +101,7 @@ def _written(
         module = WithHeads(module, heads).eval()
         proto = _traced_proto(module, examples, part, opset=opset)
     else:
-        proto = _proto_of(module, examples, opset=opset, dynamic=len(sizes) > 1)
+        proto = proto_of(module, examples, opset=opset, dynamic=len(sizes) > 1)
     written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if opset is not None and written != opset:
         raise ExportError(
@@ -134,7 +134,11 @@ def _written(
     )
 
 
-def _proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None, dynamic: bool) -> Any:
+def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None, dynamic: bool) -> Any:
+    """The network in eval mode as torch exports it, for batches of any size or of one; nothing is compared yet.
+
+    Refused: what cannot be exported, by `BatchIsFixedError` where a fixed batch may do.
+    """
     # a batch of one would be baked into the graph
     inputs = tuple(random_like(examples, batch=2 if dynamic else 1))
     shapes: Any = tuple({0: torch.export.Dim("batch")} if t.ndim else {} for t in inputs) if dynamic else None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.calibration import Calibration
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
 from compressor.data import Data
-from compressor.errors import SurgeryError
+from compressor.errors import PlanError, SurgeryError
 from compressor.groups import Role, Traced, trace, without
-from compressor.plan import Budget, ChannelBudget, CostBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, probing_of
 from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
@@ -106,8 +107,40 @@ class Pruned:
         return None if found is None else found.to_json()
 
 
-def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None, say: Say | None = None) -> Pruned:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A network with everything that a plan is made of: groups, scores, and images to measure on, if there are."""
+
+    module: nn.Module
+    traced: Traced
+    scores: Scores
+    calibration: Calibration
+    images: list[tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, the curves that decided if there are, and the groups of which nothing is to stay."""
+
+    plan: PruningPlan
+    curves: tuple[Curve, ...] = ()
+    emptied: tuple[str, ...] = ()
+
+
+Planner = Callable[[Scored], Planned]
+
+
+def prune(
+    checkpoint: Checkpoint,
+    request: Request,
+    *,
+    data: Data | None = None,
+    say: Say | None = None,
+    planner: Planner | None = None,
+) -> Pruned:
     """The small network that `request` asks for, proved; the checkpoint stays as it was.
+
+    With `planner` that one makes the plan, as a budget of latency takes (`compressor.speed`).
 
     Groups whose removal cannot be proved are left alone with their reason, and the plan is made again without them.
     Refused: nothing prunable, a budget that cannot be met or removes nothing, a criterion without the data it needs.
@@ -119,6 +152,7 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
         images=calibration_images(checkpoint, request, data, say=say or _silence),
         dense_cost=count(checkpoint.module, checkpoint.example_inputs),
         say=say or _silence,
+        planner=planner,
     )
     dense, inputs = checkpoint.module, checkpoint.example_inputs
     job.say("tracing the channel groups")
@@ -133,7 +167,8 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
         cut = _cut(job, module, traced, dense_traced, number)
         if number == 1:
             dense_traced = cut.traced  # what could not be proved is left alone from now on
-        emptied_groups = [g for g in cut.traced.groups if g.root in cut.emptied]
+        planned = cut.planned
+        emptied_groups = [g for g in cut.traced.groups if g.root in planned.emptied]
         silent |= {m.tensor for g in emptied_groups for m in g.members if m.role is Role.CONSUMES}
         surgery = surgery.then(cut.surgery)
         repaired = _repaired(job, cut.module, surgery, silent, last=number == request.levels)
@@ -141,11 +176,11 @@ def prune(checkpoint: Checkpoint, request: Request, *, data: Data | None = None,
         before = sum(g.channels for g in cut.traced.groups)
         levels.append(
             Level(
-                plan=cut.plan,
+                plan=planned.plan,
                 proof=cut.proof,
-                channels=(before, before - cut.plan.count - len(emptied_groups)),
-                curves=cut.curves,
-                emptied=cut.emptied,
+                channels=(before, before - planned.plan.count - len(emptied_groups)),
+                curves=planned.curves,
+                emptied=planned.emptied,
                 repaired=repaired,
             )
         )
@@ -182,6 +217,7 @@ class _Job:
     images: list[tuple[Tensor, ...]]  # for second moments, measuring and repair; empty where nothing looks at them
     dense_cost: Cost
     say: Say
+    planner: Planner | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,16 +228,15 @@ class _Cut:
     surgery: Surgery
     proof: Proof
     traced: Traced
-    plan: PruningPlan
-    curves: tuple[Curve, ...]
-    emptied: tuple[str, ...]
+    planned: Planned
 
 
 def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int) -> _Cut:
     """Plan, shrink and prove; where a group cannot be proved, again without it."""
     inputs = job.checkpoint.example_inputs
     while True:
-        plan, curves, empty = _planned(job, module, traced, dense_traced, level)
+        planned = _planned(job, module, traced, dense_traced, level)
+        plan = planned.plan
         job.say("shrinking, and proving it")
         try:
             small, surgery, proof = shrink_proved(module, traced, plan, inputs)
@@ -213,24 +248,26 @@ def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, lev
             if level == 1:
                 dense_traced = traced
             continue
-        return _Cut(module=small, surgery=surgery, proof=proof, traced=traced, plan=plan, curves=curves, emptied=empty)
+        return _Cut(module=small, surgery=surgery, proof=proof, traced=traced, planned=planned)
 
 
-def _planned(
-    job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int
-) -> tuple[PruningPlan, tuple[Curve, ...], tuple[str, ...]]:
-    """The level's plan; where widths are measured also the curves that decided, and the groups to empty."""
+def _planned(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int) -> Planned:
+    """The level's plan."""
     request, inputs = job.request, job.checkpoint.example_inputs
     job.say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
     scores, calibration = score(
         module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint
     )
+    if job.planner is not None:
+        return job.planner(
+            Scored(module=module, traced=traced, scores=scores, calibration=calibration, images=job.images)
+        )
     budget = _budget_at(request, level, module, inputs, job.dense_cost)
     job.say("planning")
     if request.scope is Scope.MEASURED:
         probing = probing_of(module, traced.groups, scores, calibration, job.images)
         allocation, curves = allocated(probing, budget, request, inputs, say=job.say)
-        return allocation.plan, curves, allocation.emptied
+        return Planned(plan=allocation.plan, curves=curves, emptied=allocation.emptied)
     already_smaller = sum(p.numel() for p in module.parameters()) < job.dense_cost.params
     options: dict[str, Any] = {
         "scope": request.scope,
@@ -239,7 +276,7 @@ def _planned(
         "dense_widths": {g.root: g.channels for g in dense_traced.groups},
         "may_be_empty": request.levels > 1 and (level < request.levels or already_smaller),
     }
-    return _plan(module, traced, scores, budget, inputs, options), (), ()
+    return Planned(plan=_plan(module, traced, scores, budget, inputs, options))
 
 
 def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[str], *, last: bool) -> Repaired | None:
@@ -293,7 +330,7 @@ def _plan(
     module: nn.Module,
     traced: Traced,
     scores: Scores,
-    budget: Budget,
+    budget: ChannelBudget | CostBudget,
     inputs: tuple[Tensor, ...],
     options: dict[str, Any],
 ) -> PruningPlan:
@@ -318,21 +355,23 @@ def _plan(
     return plan
 
 
-def _budget_at(request: Request, level: int, module: nn.Module, inputs: tuple[Tensor, ...], dense_cost: Cost) -> Budget:
+def _budget_at(
+    request: Request, level: int, module: nn.Module, inputs: tuple[Tensor, ...], dense_cost: Cost
+) -> ChannelBudget | CostBudget:
     """The level's budget: what stays falls by the same factor each time.
 
     Channels are counted from the dense network's, costs from those of the network before the level.
     """
-    share = level / request.levels
-    if isinstance(request.budget, ChannelBudget):
-        return ChannelBudget(ratio=1 - (1 - request.budget.ratio) ** share)
+    share, budget = level / request.levels, request.budget
+    if isinstance(budget, LatencyBudget):
+        raise PlanError("a budget of latency takes a clock", hint="`compressor.speed.prune_to_speed` has one")
+    if isinstance(budget, ChannelBudget):
+        return ChannelBudget(ratio=1 - (1 - budget.ratio) ** share)
     if request.levels == 1:
-        return request.budget
-    counted = str(request.budget.counted)
-    stays = request.budget.stays**share * getattr(dense_cost, counted)
-    return CostBudget(
-        counted=request.budget.counted, stays=min(0.9999, stays / getattr(count(module, inputs), counted))
-    )
+        return budget
+    counted = str(budget.counted)
+    stays = budget.stays**share * getattr(dense_cost, counted)
+    return CostBudget(counted=budget.counted, stays=min(0.9999, stays / getattr(count(module, inputs), counted)))
 
 
 def _only(traced: Traced, roots: set[str]) -> Traced:

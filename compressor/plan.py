@@ -67,7 +67,25 @@ class CostBudget:
             )
 
 
-Budget = ChannelBudget | CostBudget
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyBudget:
+    """The network is to be so many times as fast, or to take so many milliseconds; one of the two."""
+
+    speedup: float | None = None
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.speedup is None) == (self.latency_ms is None):
+            raise PlanError("a latency budget is a speed-up or a latency", hint="`--speedup 2` or `--latency 4ms`")
+        if self.speedup is not None and not self.speedup > 1:
+            raise PlanError(
+                f"a speed-up must be more than 1, and {self.speedup:g} is not", hint="twice as fast: `--speedup 2`"
+            )
+        if self.latency_ms is not None and not self.latency_ms > 0:
+            raise PlanError(f"a latency must be positive, and {self.latency_ms:g} ms is not", hint="`--latency 4ms`")
+
+
+Budget = ChannelBudget | CostBudget | LatencyBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +149,14 @@ def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> in
     return min(channels, math.ceil(wanted / multiple) * multiple)
 
 
-def multiple_of(group: ChannelGroup, align: int) -> int:
+def multiple_of(group: ChannelGroup, align: int, *, strict: bool = False) -> int:
     """What a group's number of channels is rounded up to, where there are enough: `align` positions of its first layer.
 
-    A channel that is a head of 64 features, say, is aligned to 8 by itself.
+    A channel that is a head of 64 features, say, is aligned to 8 by itself. Where there are not enough, any number
+    will do, or, `strict`, only all of them.
     """
     aligned = math.lcm(group.size, align) // group.size
-    return aligned if aligned < group.channels else 1
+    return aligned if aligned < group.channels else (group.channels if strict and aligned > 1 else 1)
 
 
 CostOf = Callable[[PruningPlan], Mapping[Countable, float]]
@@ -147,7 +166,7 @@ def plan_pruning(
     groups: Sequence[ChannelGroup],
     scores: Scores,
     *,
-    budget: Budget,
+    budget: ChannelBudget | CostBudget,
     scope: Scope = Scope.UNIFORM,
     align: int = 1,
     min_channels: int = 1,

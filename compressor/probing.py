@@ -12,13 +12,14 @@ from compressor.calibration import Calibration, Needs, gather
 from compressor.costs import CostModel
 from compressor.elimination import Reading, consumers
 from compressor.groups import ChannelGroup, Role
-from compressor.plan import Budget, Scores
+from compressor.plan import ChannelBudget, CostBudget, Scores
 from compressor.program import Program, program_of, readers
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.residual import residual_sum
 from compressor.sensitivity import Curve, sensitivity
 from compressor.silent import can_be_silent
+from compressor.widths import ChannelCost, CountedCost, Sizes, WidthCost
 
 Say = Callable[[str], None]
 Batches = list[tuple[Tensor, ...]]
@@ -54,24 +55,42 @@ def probing_of(
 
 
 def allocated(
-    probing: Probing, budget: Budget, request: Request, example_inputs: tuple[Tensor, ...], *, say: Say
+    probing: Probing,
+    budget: ChannelBudget | CostBudget,
+    request: Request,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    say: Say,
 ) -> tuple[Allocation, tuple[Curve, ...]]:
     """The widths within the budget at the least measured rise, and the curves that decided."""
     curves = measured_curves(probing, request, say=say)
+    sizes = Sizes(probing.module, probing.groups)
+    cost: WidthCost = ChannelCost(sizes)
+    if isinstance(budget, ChannelBudget):
+        target = 1 - budget.ratio
+    else:
+        model = CostModel(probing.module, probing.groups, example_inputs)
+        target, cost = budget.stays, CountedCost(model, sizes, budget.counted)
     allocation = allocate(
         probing.groups,
         orders_from(probing.groups, probing.scores),
         curves,
-        budget=budget,
-        costs=CostModel(probing.module, probing.groups, example_inputs),
+        target=target,
+        share=cost.stays,
         align=request.multiple,
         min_channels=request.min_channels,
     )
     return allocation, curves
 
 
-def measured_curves(probing: Probing, request: Request, *, say: Say) -> tuple[Curve, ...]:
-    """How the output suffers from each group alone at a few widths, where the group's readers can be seen."""
+def measured_curves(
+    probing: Probing, request: Request, *, say: Say, align: int | None = None, strict: bool = False
+) -> tuple[Curve, ...]:
+    """How the output suffers from each group alone at a few widths, where the group's readers can be seen.
+
+    `align` takes the place of the request's; `strict` is about widths that are no multiple of it.
+    """
+    align = request.multiple if align is None else align
     module, groups, probed = probing.module, probing.groups, probing.probed
     readings = probing.readings
     if readings is None:
@@ -85,7 +104,7 @@ def measured_curves(probing: Probing, request: Request, *, say: Say) -> tuple[Cu
         may_empty = emptiable(module, program, groups)
     widths = {
         g.root: widths_to_probe(
-            g, align=request.multiple, min_channels=request.min_channels, may_empty=g.root in may_empty
+            g, align=align, min_channels=request.min_channels, may_empty=g.root in may_empty, strict=strict
         )
         for g in groups
     }

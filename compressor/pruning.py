@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import PlanError, named
+from compressor.latency_table import read_table
 from compressor.masking import mask_weights
 from compressor.masks import MaskScope
 from compressor.pipeline import prune
-from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Scope
+from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 from compressor.repair import Repair, repair_named
 from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
 from compressor.scoring import Say
+from compressor.speed import Goal, prune_to_speed
 from compressor.synthetic import synthetic_data
 
 
@@ -29,6 +32,8 @@ def request_from(
     macs: float | None = None,
     params: float | None = None,
     sparsity: float | None = None,
+    speedup: float | None = None,
+    latency: str | None = None,
     criterion: str = "auto",
     scope: str = "auto",
     repair: str = "auto",
@@ -46,12 +51,17 @@ def request_from(
     """The request that a command line's plain values make; refused where they are not one budget, or name nothing.
 
     What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left
-    (of channels or of single weights), and a budget of MACs or parameters is shared by measurement; without it
-    `l1-norm` judges, uniformly, and nothing is repaired.
+    (of channels or of single weights), and a budget of MACs, parameters or latency is shared by measurement; without it
+    `l1-norm` judges, uniformly (a latency: by the scores of all groups), and nothing is repaired.
     """
-    budget = _budget(ratio=ratio, macs=macs, params=params, sparsity=sparsity)
+    budget = _budget(
+        ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup,
+        latency_ms=None if latency is None else milliseconds(latency),
+    )  # fmt: skip
     if scope == "auto":
-        scope = Scope.MEASURED if data_given and isinstance(budget, CostBudget) else Scope.UNIFORM
+        scope = Scope.GLOBAL if isinstance(budget, LatencyBudget) else Scope.UNIFORM
+        if data_given and isinstance(budget, (CostBudget, LatencyBudget)):
+            scope = Scope.MEASURED
     shared = named(Scope, scope, one="scope", many="scopes", refusal=PlanError)
     if repair == "auto":
         repair = Repair.LEAST_SQUARES if data_given else Repair.NONE
@@ -100,21 +110,65 @@ def request_from(
     )
 
 
-def _budget(*, ratio: float | None, macs: float | None, params: float | None, sparsity: float | None) -> Budget | float:
+def _budget(
+    *,
+    ratio: float | None,
+    macs: float | None,
+    params: float | None,
+    sparsity: float | None,
+    speedup: float | None,
+    latency_ms: float | None,
+) -> Budget | float:
     """The one budget that is given, a sparsity as it is; refused where there is none or several."""
-    given = {"--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity}
+    given = {
+        "--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity, "--speedup": speedup,
+        "--latency": latency_ms,
+    }  # fmt: skip
     budgets = [(name, value) for name, value in given.items() if value is not None]
     if len(budgets) != 1:
         what = f"several budgets: {', '.join(name for name, _ in budgets)}" if budgets else "no budget"
         raise PlanError(
-            f"{what} given", hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5` or `--sparsity 0.9`"
+            f"{what} given",
+            hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5`, `--speedup 2`, `--latency 4ms`, "
+            "`--max-drop 1` or `--sparsity 0.9`",
         )
     name, value = budgets[0]
     if name == "--ratio":
         return ChannelBudget(ratio=value)
     if name == "--sparsity":
         return float(value)
+    if name in ("--speedup", "--latency"):
+        return LatencyBudget(speedup=speedup, latency_ms=latency_ms)
     return CostBudget(counted=Countable(name.removeprefix("--")), stays=value)
+
+
+UNITS_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def milliseconds(text: str) -> float:
+    """`4ms`, `800us` or `0.004s` as milliseconds; refused without a unit."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|µs|ms|s)\s*", text)
+    if found is None:
+        raise PlanError(f"a latency is a number with its unit, not `{text}`", hint="for example `--latency 4ms`")
+    return float(found[1]) * UNITS_MS[found[2]]
+
+
+def goal_from(
+    request: Request | MaskRequest,
+    *,
+    runtime: str,
+    batch: int,
+    threads: int | None,
+    tolerance: float,
+    table: Path | None,
+) -> Goal | None:
+    """Where a budget of latency is to be met; `None` for any other."""
+    if isinstance(request, MaskRequest) or not isinstance(request.budget, LatencyBudget):
+        return None
+    known = None if table is None else read_table(table)
+    if known is not None:
+        runtime, batch, threads = known.target.runtime, known.target.batch, known.target.threads
+    return Goal(budget=request.budget, runtime=runtime, batch=batch, threads=threads, tolerance=tolerance, table=known)
 
 
 def needs_data(request: Request | MaskRequest) -> bool:
@@ -140,8 +194,12 @@ def prune_to(
     force: bool = False,
     trust_pickle: bool = False,
     say: Say | None = None,
+    goal: Goal | None = None,
 ) -> dict[str, Any]:
-    """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact."""
+    """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
+
+    A budget of latency is met on what `goal` says.
+    """
     say = say or (lambda _: None)
     if folder is not None:
         check_free(folder, force=force)
@@ -154,7 +212,11 @@ def prune_to(
         small, mask, results["mask"] = masked.checkpoint, masked.mask, masked.to_json()
         repaired = masked.repair_to_json()
     else:
-        pruned = prune(checkpoint, request, data=data, say=say)
+        if goal is not None:
+            fast = prune_to_speed(checkpoint, request, goal, data=data, say=say)
+            pruned, results["latency"] = fast.pruned, fast.to_json()
+        else:
+            pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
         if data is not None and needs_data(request):
             there = len(calibration_split(data))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compressor.errors import PlanError
 from compressor.masks import MaskScope
-from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, Scope
+from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, LatencyBudget, Scope
 from compressor.repair import Repair
 
 CALIBRATION_IMAGES = 512
@@ -33,6 +33,8 @@ class Request:
 
     def __post_init__(self) -> None:
         _check_images(self.images)
+        if isinstance(self.budget, LatencyBudget) and self.levels > 1:
+            raise PlanError("a latency is met in one level", hint="leave `--levels` out, or give `--macs`")
         if self.levels < 1:
             raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
 
@@ -65,4 +67,9 @@ def _check_images(images: int) -> None:
 
 def budget_to_json(budget: Budget) -> dict[str, float]:
     """What was asked for, under the name of its option."""
-    return {"ratio": budget.ratio} if isinstance(budget, ChannelBudget) else {str(budget.counted): budget.stays}
+    if isinstance(budget, ChannelBudget):
+        return {"ratio": budget.ratio}
+    if isinstance(budget, LatencyBudget):
+        asked = {"speedup": budget.speedup, "latency_ms": budget.latency_ms}
+        return {name: value for name, value in asked.items() if value is not None}
+    return {str(budget.counted): budget.stays}

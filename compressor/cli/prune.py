@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from compressor.cli.options import (
     OutOption,
     SeedOption,
     StdOption,
+    ThreadsOption,
     TrustOption,
     command_line,
     console,
@@ -38,7 +40,20 @@ def command(
     ratio: Annotated[float | None, typer.Option(help="Share of the channels that leave.")] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters that may stay.")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="How many times as fast it is to be, on the clock of `--on`.")
+    ] = None,
+    latency: Annotated[str | None, typer.Option(help="How long a batch may take there: 4ms, 800us.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of the weights to zero in place, instead.")] = None,
+    on: Annotated[
+        str, typer.Option("--on", help="The runtime that a latency is of: onnxruntime-cpu, torch-eager.")
+    ] = "onnxruntime-cpu",
+    batch: Annotated[int, typer.Option(help="The batch that a latency is of.", min=1)] = 1,
+    threads: ThreadsOption = None,
+    tolerance: Annotated[float, typer.Option(help="How far the measured speed-up may lie from the asked one.")] = 0.05,
+    table: Annotated[
+        Path | None, typer.Option(help="A latency table from the target, by `compress measure-table`.")
+    ] = None,
     criterion: Annotated[
         str, typer.Option(help="How a channel is judged: l1-norm, taylor, …; obs where there is data.")
     ] = "auto",
@@ -83,15 +98,17 @@ def command(
 
     With images (`--data`, labels are not needed) the network is repaired before any retraining.
 
-    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --macs 0.5 --data images/`
+    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --speedup 2 --data images/`
     """
-    from compressor.pruning import default_folder, needs_data, prune_to, request_from
+    from compressor.pruning import default_folder, goal_from, needs_data, prune_to, request_from
 
     request = request_from(
-        ratio=ratio, macs=macs, params=params, sparsity=sparsity, criterion=criterion, scope=scope, align=align,
+        ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup, latency=latency,
+        criterion=criterion, scope=scope, align=align,
         min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed,
         repair=repair, calibration=calibration, memory_gb=memory, data_given=data is not None,
     )  # fmt: skip
+    goal = goal_from(request, runtime=on, batch=batch, threads=threads, tolerance=tolerance, table=table)
     with status("loading") as say:
         checkpoint = load_model(
             model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
@@ -102,7 +119,7 @@ def command(
         folder = out or default_folder(checkpoint)
         results = prune_to(
             None if dry_run else folder, checkpoint, request, data=found, command=command_line(), force=force,
-            trust_pickle=trust_pickle, say=say,
+            trust_pickle=trust_pickle, say=say, goal=goal,
         )  # fmt: skip
     if as_json:
         print_json(results)
@@ -138,12 +155,38 @@ def show(results: dict[str, Any]) -> None:
     out.print(f"\nsurgery proof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}")
     if not proof["moved"]:
         talk().print("caveat: the channels that left said nothing on these inputs, so the proof has seen nothing")
+    show_latency(results.get("latency"))
     show_repair(results.get("repair"))
     if prune["emptied"]:
         out.print(f"branches taken out: {', '.join(prune['emptied'])}", markup=False)
     for layer in prune["left_alone"]:
         out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
     return None
+
+
+def show_latency(latency: dict[str, Any] | None) -> None:
+    """How fast the clock says that it is, where a latency was the budget."""
+    if latency is None:
+        return
+    where = f"{latency['runtime']}, batch {latency['batch']}, threads: {latency['threads']}"
+    found = latency["speedup"]
+    if found is None:
+        predicted = latency["trials"][-1]["predicted"]
+        console().print(f"latency: predicted {predicted:.2f}× on {where}, by a table from there", markup=False)
+        talk().print("caveat: predicted, not measured: run it there, `compress bench --pack`")
+        return
+    console().print(
+        f"speed-up: {found['ratio']:.2f}× ({found['low']:.2f} to {found['high']:.2f}), asked {latency['wanted']:.2f}×; "
+        f"{latency['dense_ms']:.3g} ms before, {latency['small_ms']:.3g} ms after, on {where}",
+        markup=False,
+    )
+    console().print(
+        f"table: {latency['table_error']:.1%} off at first; widths are multiples of {latency['align']}, "
+        f"by measurement; trials: {len(latency['trials'])}",
+        style="dim", markup=False,
+    )  # fmt: skip
+    if not latency["met"]:
+        talk().print(f"caveat: that is further from what was asked than {latency['tolerance']:.0%}")
 
 
 def show_repair(repair: dict[str, Any] | None) -> None:

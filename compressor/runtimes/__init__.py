@@ -6,6 +6,10 @@ known in `MEMORY`, whether it is prepared once for a whole measurement, because 
     def unavailable() -> str | None                      # why it cannot be used on this machine
     def prepare(model, inputs, *, threads) -> ...        # a context that holds the network ready, as `Prepared`
 
+and, where it can say how long each operator takes,
+
+    def profile(model, inputs, *, threads, warmup, calls) -> list[NodeTime]
+
 The model is lent: each preparation has weights and inputs of its own. Optional packages are imported inside these two.
 """
 
@@ -56,6 +60,26 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTime:
+    """An operator of a network as the runtime runs it, in the order of the forward pass, and what each call took."""
+
+    name: str
+    kind: str
+    samples_ns: tuple[int, ...]
+    provider: str = ""
+
+
+class Profile(Protocol):
+    """How long each operator takes in `calls` forward passes, after some that do not count."""
+
+    def __call__(
+        self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int, warmup: int, calls: int
+    ) -> list[NodeTime]:
+        """The operators in their order; their times do not quite add up to a call's."""
+        ...
+
+
 class Prepare(Protocol):
     """How a runtime makes a network ready; leaving the context gives back what it took, torch's threads included."""
 
@@ -77,6 +101,7 @@ class Runtime:
     held: bool
     unavailable: Callable[[], str | None]
     prepare: Prepare
+    profile: Profile | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -97,6 +122,7 @@ def load(name: str) -> Runtime:
         held=module.HELD,
         unavailable=module.unavailable,
         prepare=module.prepare,
+        profile=getattr(module, "profile", None),
     )
 
 

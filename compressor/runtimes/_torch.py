@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.outputs import tensors_in
+from compressor.runtimes import NodeTime
 
 
 @contextmanager
@@ -31,6 +33,34 @@ def own_copy(
     if not isinstance(model, nn.Module):
         raise TypeError(f"torch runs a module, not {model}")
     return copy.deepcopy(model).to(device).eval(), [t.detach().clone().to(device) for t in inputs]
+
+
+def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, calls: int) -> list[NodeTime]:
+    """What each module without children takes, by its path, on the CPU; one that is called twice counts both."""
+    module, own = own_copy(model, inputs)
+    leaves = {name: m for name, m in module.named_modules() if not list(m.children())}
+    started: dict[str, int] = {}
+    taken: dict[str, list[int]] = {}
+    number = 0
+
+    def begin(name: str) -> None:
+        started[name] = time.perf_counter_ns()
+
+    def end(name: str) -> None:
+        elapsed = time.perf_counter_ns() - started[name]
+        samples = taken.setdefault(name, [0] * (warmup + calls))
+        samples[number] += elapsed
+
+    for name, leaf in leaves.items():
+        leaf.register_forward_pre_hook(lambda _, __, n=name: begin(n))
+        leaf.register_forward_hook(lambda _, __, ___, n=name: end(n))
+    with torch.inference_mode():
+        for number in range(warmup + calls):  # noqa: B007  # the hooks read it
+            module(*own)
+    return [
+        NodeTime(name=name, kind=type(leaves[name]).__name__, samples_ns=tuple(samples[warmup:]), provider="cpu")
+        for name, samples in taken.items()
+    ]
 
 
 def device_of(output: object) -> str:

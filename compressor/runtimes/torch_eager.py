@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.runtimes import Memory, Prepared, Reads
-from compressor.runtimes._torch import device_of, own_copy, torch_threads
+from compressor.runtimes import Memory, NodeTime, Prepared, Reads
+from compressor.runtimes._torch import device_of, own_copy, profiled, torch_threads
 
 READS = Reads.MODULE
 MEMORY = Memory.PROCESS
@@ -33,3 +33,11 @@ def prepare(model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int
 
     with torch_threads(threads):
         yield Prepared(run=run, provider=device_of(run()))
+
+
+def profile(
+    model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int, warmup: int, calls: int
+) -> list[NodeTime]:
+    """Module by module, those that hold no others; what is computed outside of them is nobody's."""
+    with torch_threads(threads):
+        return profiled(model, inputs, warmup=warmup, calls=calls)

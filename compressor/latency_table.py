@@ -1,0 +1,209 @@
+"""Latency tables: what each operator of a network takes at what widths, as measured on one machine's runtime.
+
+A table belongs to a target: hardware, runtime and its version, batch and threads. Under each operator's key (what it
+does, but for its widths) stand samples: what it read, what it wrote, how long it took, within whole networks at drawn
+widths (`compressor.tabulating`). Between them a non-negative sum of products of the widths
+(`compressor.widths.features`) is fitted, with relative errors. The operators' sum is no call's time: starting each
+costs something too. So a factor and a constant are fitted to whole networks, which also say how well it predicts.
+
+A table is a file: measured on the target, used anywhere.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.artifact import read_json, write_json
+from compressor.errors import ArtifactError
+from compressor.widths import FEATURES, Layer, Numbers, Sizes, WidthCost, features
+
+SCHEMA = 1
+ENOUGH = 8  # samples of an operator: fewer say little about six prices
+ROUNDS = 400
+TOLERATED = 0.1  # the prices know what a width costs; alignment is about falling out of a runtime's layout
+
+Sample = tuple[float, float, float]  # channels read, channels written, nanoseconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a network is to be fast."""
+
+    runtime: str
+    batch: int
+    threads: int
+    hardware: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime}, batch {self.batch}, threads: {self.threads}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """How a network's time follows from its operators': by a factor and a constant; and networks that say so.
+
+    `networks` holds what was predicted, each without itself, and what was measured, in nanoseconds.
+    """
+
+    factor: float
+    constant: float
+    networks: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def error(self) -> float:
+        """The median of |predicted / measured − 1| over the networks."""
+        return statistics.median(abs(p / m - 1) for p, m in self.networks) if self.networks else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyTable:
+    """Samples by operator, what alignments cost, and how whole networks follow, by the network's signature.
+
+    `alignments` holds, for widths that are multiples of it and not of twice it, how much longer networks took than the
+    same widths would if they were aligned.
+    """
+
+    target: Target
+    samples: Mapping[str, tuple[Sample, ...]]
+    alignments: tuple[tuple[int, float], ...]
+    wholes: Mapping[str, Whole]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def align(self) -> int:
+        """The least multiple whose widths cost no more than aligned ones do, within `TOLERATED` of the best."""
+        if not self.alignments:
+            return 1
+        best = min(excess for _, excess in self.alignments)
+        return min(align for align, excess in self.alignments if excess <= best * (1 + TOLERATED))
+
+    def knows(self, keys: Sequence[str]) -> bool:
+        """Whether there are enough samples of all these operators."""
+        return all(len(self.samples.get(key, ())) >= ENOUGH for key in keys)
+
+    def with_samples(self, more: Mapping[str, Sequence[Sample]]) -> LatencyTable:
+        """The table with more samples."""
+        joined = {k: (*self.samples.get(k, ()), *more.get(k, ())) for k in {**self.samples, **more}}
+        return LatencyTable(
+            target=self.target,
+            samples=joined,
+            alignments=self.alignments,
+            wholes=self.wholes,
+            environment=self.environment,
+        )
+
+    def prices(self, keys: Sequence[str]) -> Numbers:
+        """What each operator's features cost: `[keys, FEATURES]`, nanoseconds."""
+        fitted = {key: fit_prices(self.samples[key]) for key in dict.fromkeys(keys)}
+        return np.stack([fitted[key] for key in keys]) if keys else np.zeros((0, FEATURES))
+
+    def cost(self, sizes: Sizes, layers: Sequence[Layer], keys: Sequence[str], *, signature: str) -> WidthCost:
+        """The predicted latency at any widths, in nanoseconds."""
+        whole = self.wholes[signature]
+        return WidthCost(sizes, layers, self.prices(keys) * whole.factor, constant=whole.constant)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "schema": SCHEMA,
+            "target": {
+                "runtime": self.target.runtime,
+                "batch": self.target.batch,
+                "threads": self.target.threads,
+                "hardware": self.target.hardware,
+                "version": self.target.version,
+            },
+            "align": self.align,
+            "alignments": [{"multiple": a, "excess": e} for a, e in self.alignments],
+            "samples": {key: [list(s) for s in some] for key, some in self.samples.items()},
+            "wholes": {
+                name: {"factor": w.factor, "constant": w.constant, "networks": [list(n) for n in w.networks]}
+                for name, w in self.wholes.items()
+            },
+            "environment": dict(self.environment),
+        }
+
+
+def table_from_json(plain: Mapping[str, Any]) -> LatencyTable:
+    """The table that `to_json` wrote; refused where it is none."""
+    try:
+        return LatencyTable(
+            target=Target(**plain["target"]),
+            samples={
+                key: tuple((float(r), float(w), float(t)) for r, w, t in some) for key, some in plain["samples"].items()
+            },
+            alignments=tuple((int(a["multiple"]), float(a["excess"])) for a in plain["alignments"]),
+            wholes={
+                name: Whole(
+                    factor=float(w["factor"]),
+                    constant=float(w["constant"]),
+                    networks=tuple((float(p), float(m)) for p, m in w["networks"]),
+                )
+                for name, w in plain["wholes"].items()
+            },
+            environment=plain.get("environment", {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"this is no latency table: {type(error).__name__}: {error}", hint="`compress measure-table` writes one"
+        ) from error
+
+
+def read_table(file: Path) -> LatencyTable:
+    """The table in a file; refused where there is none."""
+    return table_from_json(read_json(file))
+
+
+def write_table(file: Path, table: LatencyTable) -> None:
+    """Write the table; it appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, table.to_json())
+
+
+def fit_prices(samples: Sequence[Sample]) -> Numbers:
+    """Non-negative prices of the features with the least squared relative error: `[FEATURES]`."""
+    reads, writes, times = (np.array(column, dtype=np.float64) for column in zip(*samples, strict=True))
+    return nonnegative(features(reads, writes) / times[:, None], np.ones(len(samples)))
+
+
+def nonnegative(matrix: Numbers, wanted: Numbers) -> Numbers:
+    """The x ≥ 0 with the least |matrix x − wanted|², by coordinate descent (Franc et al. 2005); `[columns]`."""
+    scale = np.sqrt((matrix * matrix).sum(axis=0))
+    scale = np.where(scale > 0, scale, 1.0)
+    scaled = matrix / scale
+    gram, right = scaled.T @ scaled, scaled.T @ wanted
+    gram = gram + 1e-6 * np.eye(len(gram))  # columns that say the same share what they explain
+    x = np.zeros(len(right))
+    for _ in range(ROUNDS):
+        before = x.copy()
+        for k in range(len(x)):
+            x[k] = max(0.0, x[k] + (right[k] - gram[k] @ x) / gram[k, k])
+        if np.abs(x - before).max() < 1e-9:
+            break
+    return np.asarray(x / scale)
+
+
+def fit_whole(predicted: Sequence[float], measured: Sequence[float]) -> Whole:
+    """How whole networks follow from their operators' sums; each is predicted by what the others say."""
+    sums, times = np.array(predicted), np.array(measured)
+
+    def fitted(keep: Numbers) -> Numbers:
+        matrix = np.stack([sums[keep], np.ones(int(keep.sum()))], axis=1) / times[keep][:, None]
+        return nonnegative(matrix, np.ones(int(keep.sum())))
+
+    every = np.ones(len(times), dtype=bool)
+    factor, constant = fitted(every)
+    others = []
+    for k in range(len(times)):
+        keep = every.copy()
+        keep[k] = len(times) < 3  # of two networks none can be left out
+        a, b = fitted(keep)
+        others.append((float(a * sums[k] + b), float(times[k])))
+    return Whole(factor=float(factor), constant=float(constant), networks=tuple(others))

@@ -1,0 +1,440 @@
+"""Prune to a measured speed: latency is the budget, and the clock has the last word.
+
+    table      what each operator takes at what widths on the target (`compressor.tabulating`), measured or known
+    allocate   the widths whose predicted latency meets the budget at the least loss (`compressor.allocate`)
+    measure    the network at those widths, as the runtime runs it, against the dense one in turns
+    correct    where the clock says otherwise than the table did, aim by as much further or nearer, and again
+    prune      shrink, prove, repair; export, and measure the real small network against the dense one
+
+The trials in the middle cost no export: they run a graph without weights (`compressor.skeletons`). What is said of the
+speed-up in the end is measured on the files that come out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from compressor.allocate import Allocation, allocate, narrowest, orders_from, plan_of_widths, scored_curves
+from compressor.checkpoint import Checkpoint
+from compressor.data import Data
+from compressor.environment import cores
+from compressor.errors import PlanError
+from compressor.export import export_onnx
+from compressor.latency_table import LatencyTable, Target
+from compressor.measure import Call, Measurement, Speedup, pace, speedup, take_turns
+from compressor.pipeline import Planned, Pruned, Scored, prune
+from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
+from compressor.probing import measured_curves, probing_of
+from compressor.request import Request
+from compressor.runtimes import Reads, Runtime, usable
+from compressor.sensitivity import Curve
+from compressor.tabulating import Networks, table_for, target_of
+from compressor.widths import Numbers, WidthCost
+
+Say = Callable[[str], None]
+
+TOLERANCE = 0.05
+TRIALS = 6  # plans that are measured before anything is shrunk
+RETURNS = 2  # times that the real network may send the plan back
+TRIAL_SECONDS, FINAL_SECONDS = 4.0, 8.0
+MARGIN = 0.25  # of the tolerance: aimed at beyond what was asked, for the clock scatters
+UNIFORM_STEPS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """A speed on a runtime; `table` is one that was measured elsewhere, and then nothing can be measured here."""
+
+    budget: LatencyBudget
+    runtime: str = "onnxruntime-cpu"
+    batch: int = 1
+    threads: int | None = None
+    tolerance: float = TOLERANCE
+    table: LatencyTable | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise PlanError(f"a tolerance lies between 0 and 1, and {self.tolerance:g} does not")
+        if self.batch < 1:
+            raise PlanError(f"a batch of {self.batch}", hint="for example `--batch 1`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What was aimed at, predicted and measured: speed-ups."""
+
+    aim: float
+    predicted: float
+    measured: Speedup | None
+    channels: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        seen = None if self.measured is None else self.measured.to_json()
+        return {"aim": self.aim, "predicted": self.predicted, "measured": seen, "channels": self.channels}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fast:
+    """A pruned network with what the clock says of it."""
+
+    pruned: Pruned
+    goal: Goal
+    target: Target
+    table: LatencyTable
+    error: float  # of the table on the network, before any correction; relative
+    trials: tuple[Trial, ...]
+    wanted: float  # the speed-up
+    measured: Speedup | None
+    dense: Measurement | None
+    small: Measurement | None
+
+    @property
+    def met(self) -> bool:
+        """Whether what was measured lies within the tolerance."""
+        return self.measured is not None and abs(self.measured.ratio / self.wanted - 1) <= self.goal.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """The `latency` section of an artifact's results."""
+        return {
+            "runtime": self.target.runtime,
+            "batch": self.target.batch,
+            "threads": self.target.threads,
+            "hardware": self.target.hardware,
+            "version": self.target.version,
+            "wanted": self.wanted,
+            "tolerance": self.goal.tolerance,
+            "met": self.met,
+            "speedup": None if self.measured is None else self.measured.to_json(),
+            "dense_ms": None if self.dense is None else self.dense.median_ms,
+            "small_ms": None if self.small is None else self.small.median_ms,
+            "samples_ns": {
+                name: [list(block) for block in m.samples_ns]
+                for name, m in (("dense", self.dense), ("small", self.small))
+                if m is not None
+            },
+            "align": self.table.align,
+            "alignments": [{"multiple": a, "excess": e} for a, e in self.table.alignments],
+            "table_error": self.error,
+            "trials": [trial.to_json() for trial in self.trials],
+        }
+
+
+def prune_to_speed(
+    checkpoint: Checkpoint, request: Request, goal: Goal, *, data: Data | None = None, say: Say | None = None
+) -> Fast:
+    """The network that is as fast as `goal` says, at the least loss; the checkpoint stays as it was.
+
+    Refused: a speed that cannot be reached, with the best that can and what holds it; a small network that measures
+    slower than the dense one; a runtime that is not here.
+    """
+    say = say or (lambda _: None)
+    (runtime,) = usable((goal.runtime,))
+    threads = goal.threads or cores()
+    here = target_of(runtime, batch=goal.batch, threads=threads)
+    elsewhere = goal.table is not None and goal.table.target != here
+    with tempfile.TemporaryDirectory(prefix="compress-speed-") as folder:
+        planner = _Planner(
+            checkpoint=checkpoint,
+            request=request,
+            goal=goal,
+            runtime=runtime,
+            target=here if goal.table is None else goal.table.target,
+            folder=Path(folder),
+            say=say,
+            measures=not elsewhere,
+        )
+        again = 0
+        while True:
+            pruned = prune(checkpoint, request, data=data, say=say, planner=planner)
+            if elsewhere:
+                return planner.fast(pruned, None, None)
+            say("exporting the small network, and timing it against the dense one")
+            dense, small = _timed_files(checkpoint, pruned.checkpoint, planner, Path(folder))
+            fast = planner.fast(pruned, dense, small)
+            ratio = speedup(dense, small).ratio
+            if ratio <= 1 and again == RETURNS:
+                raise PlanError(
+                    f"the small network measured {ratio:.2f} times as fast as the dense one: that is kept",
+                    hint="ask for more, or on another runtime or batch: `--on`, `--batch`",
+                )
+            if fast.met or again == RETURNS:
+                return fast
+            planner.correct(ratio)
+            again += 1
+
+
+def _timed_files(
+    checkpoint: Checkpoint, small: Checkpoint, planner: _Planner, folder: Path
+) -> tuple[Measurement, Measurement]:
+    """The dense and the small network as they come out, in turns."""
+    if planner.runtime.reads is Reads.MODULE:
+        return planner.in_turns(checkpoint.module, small.module, seconds=FINAL_SECONDS)
+    files = folder / "dense.onnx", folder / "small.onnx"
+    if not files[0].exists():
+        export_onnx(checkpoint, files[0])
+    export_onnx(small, files[1])
+    return planner.in_turns(*files, seconds=FINAL_SECONDS)
+
+
+@dataclass(slots=True, eq=False)
+class _Planner:
+    """Makes plans, measures what they are worth, and remembers what the table got wrong."""
+
+    checkpoint: Checkpoint
+    request: Request
+    goal: Goal
+    runtime: Runtime
+    target: Target
+    folder: Path
+    say: Say
+    measures: bool
+    aim: float = 0.0  # the predicted speed-up to plan for; 0 before the first
+    wanted: float = 0.0
+    trials: list[Trial] = field(default_factory=list)
+    table: LatencyTable | None = None
+    networks: Networks | None = None
+    curves: dict[tuple[str, ...], tuple[Curve, ...]] = field(default_factory=dict)
+    dense_ms: float | None = None
+
+    def __call__(self, scored: Scored) -> Planned:
+        networks, table = self._ready(scored)
+        cost = table.cost(networks.sizes, networks.layers, networks.keys, signature=networks.signature)
+        align = table.align if self.request.align is None else self.request.align
+        curves = self._curves(scored, align)
+        orders = orders_from(scored.traced.groups, scored.scores)
+        self.wanted = self.wanted or self._wanted(cost)
+        self.aim = self.aim or self.wanted * (1 + MARGIN * self.goal.tolerance)
+        best: tuple[float, Allocation] | None = None
+        for number in range(TRIALS):
+            self.say(f"planning for {self.wanted:.2f} times the speed, trial {number + 1}")
+            try:
+                found = self._allocated(scored, orders, curves, cost, align)
+            except PlanError as error:
+                if "cannot be met" not in str(error):
+                    raise
+                found = self._narrowest(scored, orders, curves, cost, align)
+            trial = self._tried(found, cost)
+            if trial.measured is None:
+                return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
+            off = trial.measured.ratio / self.wanted - 1
+            # short of what was asked is worse than beyond it
+            judged = abs(off - MARGIN * self.goal.tolerance)
+            if best is None or judged < best[0]:
+                best = (judged, found)
+            if judged <= self.goal.tolerance / 2:
+                break
+            if found.share == self._least(scored, curves, cost, align) and off < 0:
+                if off < -self.goal.tolerance:
+                    raise self._unreachable(trial, found, cost, networks)
+                break
+            before = self.aim
+            self.correct(trial.measured.ratio)
+            if abs(self.aim / before - 1) < 1e-4:
+                break
+        assert best is not None
+        return Planned(plan=best[1].plan, curves=curves, emptied=best[1].emptied)
+
+    def correct(self, ratio: float) -> None:
+        """Aim further or nearer, by as much as the clock said otherwise."""
+        self.aim *= self.wanted * (1 + MARGIN * self.goal.tolerance) / ratio
+
+    def _ready(self, scored: Scored) -> tuple[Networks, LatencyTable]:
+        """The network at any widths, and the table; both made once, for a plan may be asked for again."""
+        if self.networks is None or len(self.networks.traced.groups) != len(scored.traced.groups):
+            self.say(f"writing the network for {self.runtime.name}")
+            self.networks = Networks(
+                self.checkpoint.module, scored.traced, self.checkpoint.example_inputs, self.runtime, self.folder,
+                batch=self.target.batch,
+            )  # fmt: skip
+        if self.table is None:
+            self.table = self.goal.table
+            if self.table is None:
+                self.table = table_for(self.networks, self.target, seed=self.request.seed, say=self.say)
+            elif not self.table.knows(self.networks.keys) or self.networks.signature not in self.table.wholes:
+                raise PlanError(
+                    "this latency table does not know all operators of this network",
+                    hint="measure it on the target, for this network: `compress measure-table MODEL`",
+                )
+        return self.networks, self.table
+
+    def _wanted(self, cost: WidthCost) -> float:
+        budget = self.goal.budget
+        if budget.speedup is not None:
+            return budget.speedup
+        assert budget.latency_ms is not None
+        self.dense_ms = cost.dense / 1e6
+        if self.measures:
+            assert self.networks is not None
+            model = self.networks.at(self.networks.sizes.dense)
+            dense, _ = self.in_turns(model, model, seconds=TRIAL_SECONDS)
+            self.dense_ms = dense.median_ms
+        if self.dense_ms <= budget.latency_ms:
+            raise PlanError(
+                f"the dense network takes {self.dense_ms:.3g} ms there, which is within {budget.latency_ms:g} ms",
+                hint="nothing has to leave; ask for less time",
+            )
+        return self.dense_ms / budget.latency_ms
+
+    def _curves(self, scored: Scored, align: int) -> tuple[Curve, ...]:
+        roots = tuple(g.root for g in scored.traced.groups)
+        if roots not in self.curves:
+            if self.request.scope is Scope.MEASURED:
+                probing = probing_of(
+                    scored.module, scored.traced.groups, scored.scores, scored.calibration, scored.images
+                )
+                self.curves[roots] = measured_curves(probing, self.request, say=self.say, align=align, strict=True)
+            else:
+                self.curves[roots] = tuple(
+                    scored_curves(
+                        scored.traced.groups,
+                        scored.scores,
+                        align=align,
+                        min_channels=self.request.min_channels,
+                        strict=True,
+                    )
+                )
+        return self.curves[roots]
+
+    def _allocated(
+        self,
+        scored: Scored,
+        orders: Mapping[str, Sequence[int]],
+        curves: tuple[Curve, ...],
+        cost: WidthCost,
+        align: int,
+    ) -> Allocation:
+        target = 1 / self.aim
+        if self.request.scope is Scope.UNIFORM:
+            return self._uniform(scored, cost, align, target)
+        return allocate(
+            scored.traced.groups, orders, curves, target=target, share=cost.stays, align=align,
+            min_channels=self.request.min_channels, strict=True,
+        )  # fmt: skip
+
+    def _uniform(self, scored: Scored, cost: WidthCost, align: int, target: float) -> Allocation:
+        """The least ratio, the same in every group, that is predicted to suffice."""
+        for step in range(1, UNIFORM_STEPS):
+            plan = plan_pruning(
+                scored.traced.groups, scored.scores, budget=ChannelBudget(ratio=step / UNIFORM_STEPS),
+                scope=Scope.UNIFORM, align=align, min_channels=self.request.min_channels,
+                dense_widths={g.root: g.channels for g in scored.traced.groups}, may_be_empty=True,
+            )  # fmt: skip
+            found = _priced(scored, plan, cost)
+            if found.share <= target and plan.count:
+                return found
+        raise PlanError(
+            f"{target:.1%} cannot be met: with a ratio of {1 - 1 / UNIFORM_STEPS:.0%} {found.share:.1%} stays"
+        )
+
+    def _narrowest(
+        self,
+        scored: Scored,
+        orders: Mapping[str, Sequence[int]],
+        curves: tuple[Curve, ...],
+        cost: WidthCost,
+        align: int,
+    ) -> Allocation:
+        widths = narrowest(
+            scored.traced.groups, curves, align=align, min_channels=self.request.min_channels, strict=True
+        )
+        plan = plan_of_widths(scored.traced.groups, orders, widths)
+        found = _priced(scored, plan, cost)
+        empty = tuple(root for root, width in widths.items() if not width)
+        row = cost.sizes.row(widths)
+        return Allocation(
+            plan=plan, emptied=empty, widths=widths, share=float(cost.stays(row[None])[0]), rise=found.rise
+        )
+
+    def _least(self, scored: Scored, curves: tuple[Curve, ...], cost: WidthCost, align: int) -> float:
+        widths = narrowest(
+            scored.traced.groups, curves, align=align, min_channels=self.request.min_channels, strict=True
+        )
+        return float(cost.stays(cost.sizes.row(widths)[None])[0])
+
+    def _tried(self, found: Allocation, cost: WidthCost) -> Trial:
+        """The plan on the clock, where it can be."""
+        networks = self.networks
+        assert networks is not None
+        measured = None
+        if self.measures:
+            row = cost.sizes.row(found.widths)
+            dense, small = self.in_turns(networks.at(networks.sizes.dense), networks.at(row), seconds=TRIAL_SECONDS)
+            measured = speedup(dense, small)
+        trial = Trial(
+            aim=self.aim, predicted=1 / found.share, measured=measured, channels=int(sum(found.widths.values()))
+        )
+        self.trials.append(trial)
+        return trial
+
+    def in_turns(
+        self, dense: nn.Module | Path, small: nn.Module | Path, *, seconds: float
+    ) -> tuple[Measurement, Measurement]:
+        """Both on the target's runtime, batch and threads."""
+        assert self.networks is not None
+        inputs = self.networks.inputs()
+        turns = {"dense": self._turn(dense, inputs), "small": self._turn(small, inputs)}
+        rhythm = pace(turns["dense"], candidates=2, seconds=seconds, blocks=None)
+        found = take_turns(
+            turns, blocks=rhythm.blocks, calls_per_block=rhythm.calls_per_block, warmup=rhythm.warmup,
+            batch_size=self.target.batch, seed=self.request.seed,
+        )  # fmt: skip
+        return found["dense"], found["small"]
+
+    def _turn(self, model: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Callable[[], AbstractContextManager[Call]]:
+        @contextmanager
+        def ready() -> Iterator[Call]:
+            with self.runtime.prepare(model, inputs, threads=self.target.threads) as prepared:
+                yield prepared.run
+
+        return ready
+
+    def _unreachable(self, trial: Trial, found: Allocation, cost: WidthCost, networks: Networks) -> PlanError:
+        row = cost.sizes.row(found.widths)[None]
+        by_layer = cost.by_layer(row)[0]
+        total = float(by_layer.sum()) + cost.constant
+        holding = [
+            f"{networks.operators[k].tensor.rpartition('.')[0]} ({by_layer[k] / total:.0%})"
+            for k in np.argsort(-by_layer)[:3]
+        ]
+        assert trial.measured is not None
+        return PlanError(
+            f"{self.wanted:.2f} times the speed cannot be reached on {self.target}: with the narrowest widths that may "
+            f"be, the network ran {trial.measured.ratio:.2f} times as fast",
+            hint=f"what is left of its time: {', '.join(holding)}, overhead {cost.constant / total:.0%}; protect less, "
+            "lower `--min-channels`, or ask for less",
+        )
+
+    def fast(self, pruned: Pruned, dense: Measurement | None, small: Measurement | None) -> Fast:
+        """What came out."""
+        assert self.table is not None
+        assert self.networks is not None
+        first = self.trials[0]
+        error = 0.0 if first.measured is None else abs(first.predicted / first.measured.ratio - 1)
+        return Fast(
+            pruned=pruned,
+            goal=self.goal,
+            target=self.target,
+            table=self.table,
+            error=error,
+            trials=tuple(self.trials),
+            wanted=self.wanted,
+            measured=None if dense is None or small is None else speedup(dense, small),
+            dense=dense,
+            small=small,
+        )
+
+
+def _priced(scored: Scored, plan: PruningPlan, cost: WidthCost) -> Allocation:
+    """A plan that was made otherwise, with its predicted share."""
+    widths = {g.root: g.channels - len(plan.removed.get(g.root, ())) for g in scored.traced.groups}
+    row: Numbers = cost.sizes.row(widths)
+    return Allocation(plan=plan, emptied=(), widths=widths, share=float(cost.stays(row[None])[0]), rise=0.0)
