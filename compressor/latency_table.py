@@ -88,6 +88,10 @@ class LatencyTable:
         """Whether there are enough samples of all these operators."""
         return all(len(self.samples.get(key, ())) >= ENOUGH for key in keys)
 
+    def describes(self, keys: Sequence[str], signature: str) -> bool:
+        """Whether it predicts the network of these operators as it is."""
+        return self.knows(keys) and signature in self.wholes
+
     def with_samples(self, more: Mapping[str, Sequence[Sample]]) -> LatencyTable:
         """The table with more samples."""
         joined = {k: (*self.samples.get(k, ()), *more.get(k, ())) for k in {**self.samples, **more}}

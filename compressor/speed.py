@@ -46,7 +46,7 @@ TRIALS = 6  # plans that are measured before anything is shrunk
 RETURNS = 2  # times that the real network may send the plan back
 TRIAL_SECONDS, FINAL_SECONDS = 4.0, 8.0
 MARGIN = 0.25  # of the tolerance: aimed at beyond what was asked, for the clock scatters
-UNIFORM_STEPS = 40
+RATIOS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +59,7 @@ class Goal:
     threads: int | None = None
     tolerance: float = TOLERANCE
     table: LatencyTable | None = None
+    by_ratio: bool = False  # the scope's plan at the ratio that suffices, as ratios are tried by hand; no knapsack
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
@@ -128,13 +129,33 @@ class Fast:
         }
 
 
+@dataclass(slots=True, eq=False)
+class Known:
+    """What one run found out that the next one on the same network and target needs again; the folder is the caller's.
+
+    Curves are of a criterion, an alignment and the groups that there are.
+    """
+
+    folder: Path
+    table: LatencyTable | None = None
+    networks: Networks | None = None
+    curves: dict[tuple[object, ...], tuple[Curve, ...]] = field(default_factory=dict)
+
+
 def prune_to_speed(
-    checkpoint: Checkpoint, request: Request, goal: Goal, *, data: Data | None = None, say: Say | None = None
+    checkpoint: Checkpoint,
+    request: Request,
+    goal: Goal,
+    *,
+    data: Data | None = None,
+    say: Say | None = None,
+    known: Known | None = None,
 ) -> Fast:
     """The network that is as fast as `goal` says, at the least loss; the checkpoint stays as it was.
 
-    Refused: a speed that cannot be reached, with the best that can and what holds it; a small network that measures
-    slower than the dense one; a runtime that is not here.
+    With `known`, what an earlier run with the same goal but for its speed found out is not measured again. Refused: a
+    speed that cannot be reached, with the best that can and what holds it; a small network that measures slower than
+    the dense one; a runtime that is not here.
     """
     say = say or (lambda _: None)
     (runtime,) = usable((goal.runtime,))
@@ -148,7 +169,7 @@ def prune_to_speed(
             goal=goal,
             runtime=runtime,
             target=here if goal.table is None else goal.table.target,
-            folder=Path(folder),
+            known=known or Known(folder=Path(folder)),
             say=say,
             measures=not elsewhere,
         )
@@ -158,7 +179,7 @@ def prune_to_speed(
             if elsewhere:
                 return planner.fast(pruned, None, None)
             say("exporting the small network, and timing it against the dense one")
-            dense, small = _timed_files(checkpoint, pruned.checkpoint, planner, Path(folder))
+            dense, small = _timed_files(checkpoint, pruned.checkpoint, planner)
             fast = planner.fast(pruned, dense, small)
             ratio = speedup(dense, small).ratio
             if ratio <= 1 and again == RETURNS:
@@ -172,13 +193,11 @@ def prune_to_speed(
             again += 1
 
 
-def _timed_files(
-    checkpoint: Checkpoint, small: Checkpoint, planner: _Planner, folder: Path
-) -> tuple[Measurement, Measurement]:
+def _timed_files(checkpoint: Checkpoint, small: Checkpoint, planner: _Planner) -> tuple[Measurement, Measurement]:
     """The dense and the small network as they come out, in turns."""
     if planner.runtime.reads is Reads.MODULE:
         return planner.in_turns(checkpoint.module, small.module, seconds=FINAL_SECONDS)
-    files = folder / "dense.onnx", folder / "small.onnx"
+    files = planner.known.folder / "dense.onnx", planner.known.folder / "small.onnx"
     if not files[0].exists():
         export_onnx(checkpoint, files[0])
     export_onnx(small, files[1])
@@ -194,15 +213,12 @@ class _Planner:
     goal: Goal
     runtime: Runtime
     target: Target
-    folder: Path
+    known: Known
     say: Say
     measures: bool
     aim: float = 0.0  # the predicted speed-up to plan for; 0 before the first
     wanted: float = 0.0
     trials: list[Trial] = field(default_factory=list)
-    table: LatencyTable | None = None
-    networks: Networks | None = None
-    curves: dict[tuple[str, ...], tuple[Curve, ...]] = field(default_factory=dict)
     dense_ms: float | None = None
 
     def __call__(self, scored: Scored) -> Planned:
@@ -249,22 +265,25 @@ class _Planner:
 
     def _ready(self, scored: Scored) -> tuple[Networks, LatencyTable]:
         """The network at any widths, and the table; both made once, for a plan may be asked for again."""
-        if self.networks is None or len(self.networks.traced.groups) != len(scored.traced.groups):
+        if self.known.networks is None or len(self.known.networks.traced.groups) != len(scored.traced.groups):
             self.say(f"writing the network for {self.runtime.name}")
-            self.networks = Networks(
-                self.checkpoint.module, scored.traced, self.checkpoint.example_inputs, self.runtime, self.folder,
+            self.known.networks = Networks(
+                self.checkpoint.module, scored.traced, self.checkpoint.example_inputs, self.runtime, self.known.folder,
                 batch=self.target.batch,
             )  # fmt: skip
-        if self.table is None:
-            self.table = self.goal.table
-            if self.table is None:
-                self.table = table_for(self.networks, self.target, seed=self.request.seed, say=self.say)
-            elif not self.table.knows(self.networks.keys) or self.networks.signature not in self.table.wholes:
+        if self.known.table is None:
+            self.known.table = self.goal.table
+            if self.known.table is None:
+                self.known.table = table_for(self.known.networks, self.target, seed=self.request.seed, say=self.say)
+            elif (
+                not self.known.table.knows(self.known.networks.keys)
+                or self.known.networks.signature not in self.known.table.wholes
+            ):
                 raise PlanError(
                     "this latency table does not know all operators of this network",
                     hint="measure it on the target, for this network: `compress measure-table MODEL`",
                 )
-        return self.networks, self.table
+        return self.known.networks, self.known.table
 
     def _wanted(self, cost: WidthCost) -> float:
         budget = self.goal.budget
@@ -273,8 +292,8 @@ class _Planner:
         assert budget.latency_ms is not None
         self.dense_ms = cost.dense / 1e6
         if self.measures:
-            assert self.networks is not None
-            model = self.networks.at(self.networks.sizes.dense)
+            assert self.known.networks is not None
+            model = self.known.networks.at(self.known.networks.sizes.dense)
             dense, _ = self.in_turns(model, model, seconds=TRIAL_SECONDS)
             self.dense_ms = dense.median_ms
         if self.dense_ms <= budget.latency_ms:
@@ -285,15 +304,17 @@ class _Planner:
         return self.dense_ms / budget.latency_ms
 
     def _curves(self, scored: Scored, align: int) -> tuple[Curve, ...]:
-        roots = tuple(g.root for g in scored.traced.groups)
-        if roots not in self.curves:
+        roots = (self.request.criterion, self.request.scope, align, *(g.root for g in scored.traced.groups))
+        if roots not in self.known.curves:
             if self.request.scope is Scope.MEASURED:
                 probing = probing_of(
                     scored.module, scored.traced.groups, scored.scores, scored.calibration, scored.images
                 )
-                self.curves[roots] = measured_curves(probing, self.request, say=self.say, align=align, strict=True)
+                self.known.curves[roots] = measured_curves(
+                    probing, self.request, say=self.say, align=align, strict=True
+                )
             else:
-                self.curves[roots] = tuple(
+                self.known.curves[roots] = tuple(
                     scored_curves(
                         scored.traced.groups,
                         scored.scores,
@@ -302,7 +323,7 @@ class _Planner:
                         strict=True,
                     )
                 )
-        return self.curves[roots]
+        return self.known.curves[roots]
 
     def _allocated(
         self,
@@ -313,27 +334,31 @@ class _Planner:
         align: int,
     ) -> Allocation:
         target = 1 / self.aim
-        if self.request.scope is Scope.UNIFORM:
-            return self._uniform(scored, cost, align, target)
+        if self.goal.by_ratio or self.request.scope is Scope.UNIFORM:
+            return self._by_ratio(scored, cost, align, target)
         return allocate(
             scored.traced.groups, orders, curves, target=target, share=cost.stays, align=align,
             min_channels=self.request.min_channels, strict=True,
         )  # fmt: skip
 
-    def _uniform(self, scored: Scored, cost: WidthCost, align: int, target: float) -> Allocation:
-        """The least ratio, the same in every group, that is predicted to suffice."""
-        for step in range(1, UNIFORM_STEPS):
+    def _by_ratio(self, scored: Scored, cost: WidthCost, align: int, target: float) -> Allocation:
+        """The plan of the least ratio that is predicted to suffice."""
+        low, high, best = 0, RATIOS, None
+        while low < high:
+            middle = (low + high) // 2
             plan = plan_pruning(
-                scored.traced.groups, scored.scores, budget=ChannelBudget(ratio=step / UNIFORM_STEPS),
-                scope=Scope.UNIFORM, align=align, min_channels=self.request.min_channels,
+                scored.traced.groups, scored.scores, budget=ChannelBudget(ratio=max(1, middle) / (RATIOS + 1)),
+                scope=self.request.scope, align=align, min_channels=self.request.min_channels,
                 dense_widths={g.root: g.channels for g in scored.traced.groups}, may_be_empty=True,
             )  # fmt: skip
             found = _priced(scored, plan, cost)
             if found.share <= target and plan.count:
-                return found
-        raise PlanError(
-            f"{target:.1%} cannot be met: with a ratio of {1 - 1 / UNIFORM_STEPS:.0%} {found.share:.1%} stays"
-        )
+                best, high = found, middle
+            else:
+                low = middle + 1
+        if best is None:
+            raise PlanError(f"{target:.1%} cannot be met by any ratio")
+        return best
 
     def _narrowest(
         self,
@@ -362,7 +387,7 @@ class _Planner:
 
     def _tried(self, found: Allocation, cost: WidthCost) -> Trial:
         """The plan on the clock, where it can be."""
-        networks = self.networks
+        networks = self.known.networks
         assert networks is not None
         measured = None
         if self.measures:
@@ -379,8 +404,8 @@ class _Planner:
         self, dense: nn.Module | Path, small: nn.Module | Path, *, seconds: float
     ) -> tuple[Measurement, Measurement]:
         """Both on the target's runtime, batch and threads."""
-        assert self.networks is not None
-        inputs = self.networks.inputs()
+        assert self.known.networks is not None
+        inputs = self.known.networks.inputs()
         turns = {"dense": self._turn(dense, inputs), "small": self._turn(small, inputs)}
         rhythm = pace(turns["dense"], candidates=2, seconds=seconds, blocks=None)
         found = take_turns(
@@ -415,15 +440,15 @@ class _Planner:
 
     def fast(self, pruned: Pruned, dense: Measurement | None, small: Measurement | None) -> Fast:
         """What came out."""
-        assert self.table is not None
-        assert self.networks is not None
+        assert self.known.table is not None
+        assert self.known.networks is not None
         first = self.trials[0]
         error = 0.0 if first.measured is None else abs(first.predicted / first.measured.ratio - 1)
         return Fast(
             pruned=pruned,
             goal=self.goal,
             target=self.target,
-            table=self.table,
+            table=self.known.table,
             error=error,
             trials=tuple(self.trials),
             wanted=self.wanted,

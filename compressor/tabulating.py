@@ -17,19 +17,20 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.environment import ONNXRUNTIMES, environment, processor, version
 from compressor.errors import ExportError, PlanError, RuntimeUnavailable
 from compressor.groups import Traced
-from compressor.latency_table import LatencyTable, Sample, Target, Whole, fit_prices, fit_whole, read_table, write_table
+from compressor.latency_table import LatencyTable, Sample, Target, fit_prices, fit_whole, read_table, write_table
 from compressor.measure import Call, take_turns
 from compressor.plan import PruningPlan
 from compressor.proof import random_like
@@ -170,8 +171,7 @@ def table_for(
     say = say or (lambda _: None)
     file = (cache or cache_folder()) / f"{_target_key(target)}.json"
     known = read_table(file) if file.exists() else None
-    signature = networks.signature
-    if known is not None and known.knows(networks.keys) and signature in known.wholes:
+    if known is not None and known.describes(networks.keys, networks.signature):
         say("the latency table is known from before")
         return known
     found = measured_table(networks, target, seconds=seconds, seed=seed, say=say)
@@ -264,7 +264,7 @@ def measured_table(
             profiles[k].append(networks.by_operator(times))
     taken = np.stack([np.min(rounds, axis=0) for rounds in profiles])  # [networks, operators]; others only slow it
     walls = {k: min(plain[str(k)].block_medians_ns) for k in wholes}
-    return _table(networks, target, rows, taken, walls)
+    return table_of(drawn_of(networks, rows), target, taken, walls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,45 +289,70 @@ def _pace(turn: Callable[[], AbstractContextManager[Call]], *, networks: int, se
     return _Pace(rounds=min(5, max(2, int(seconds * 1e9 / round_ns))), warmup=warmup, calls=calls)
 
 
-def _table(
-    networks: Networks, target: Target, rows: Sequence[tuple[int, Numbers]], taken: Numbers, walls: dict[int, float]
-) -> LatencyTable:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """The networks that a table is made from: alignment, what each operator reads and writes `[networks, operators]`.
+
+    An alignment of 0 is the dense network's.
+    """
+
+    aligns: tuple[int, ...]
+    reads: Numbers
+    writes: Numbers
+    keys: tuple[str, ...]
+    signature: str
+
+
+def drawn_of(networks: Networks, rows: Sequence[tuple[int, Numbers]]) -> Drawn:
+    """The same of rows of widths."""
     widths = np.stack([row for _, row in rows])
     pairs = [networks.sizes.of(layer, widths) for layer in networks.layers]
     reads, writes = (np.stack([pair[k] for pair in pairs], axis=1) for k in (0, 1))
-    regular = np.array([align == 0 or align >= min(a for a, _ in REGULAR) for align, _ in rows])
+    return Drawn(
+        aligns=tuple(align for align, _ in rows),
+        reads=reads,
+        writes=writes,
+        keys=networks.keys,
+        signature=networks.signature,
+    )
 
-    def samples(keep: Numbers) -> dict[str, tuple[Sample, ...]]:
+
+def table_of(drawn: Drawn, target: Target, taken: Numbers, walls: Mapping[int, float]) -> LatencyTable:
+    """The table that measurements make: `taken` `[networks, operators]` and whole networks by number, nanoseconds."""
+    aligns, keys = np.array(drawn.aligns), drawn.keys
+
+    def samples(keep: NDArray[np.bool_]) -> dict[str, tuple[Sample, ...]]:
         found: dict[str, list[Sample]] = {}
         for k in np.flatnonzero(keep):
-            for o, key in enumerate(networks.keys):
+            for o, key in enumerate(keys):
                 if taken[k, o] > 0:
-                    found.setdefault(key, []).append((float(reads[k, o]), float(writes[k, o]), float(taken[k, o])))
+                    point = float(drawn.reads[k, o]), float(drawn.writes[k, o]), float(taken[k, o])
+                    found.setdefault(key, []).append(point)
         return {key: tuple(some) for key, some in found.items()}
 
+    regular = (aligns == 0) | (aligns >= min(a for a, _ in REGULAR))
     aligned = samples(regular)
-    missing = [key for key in networks.keys if key not in aligned]
+    missing = [key for key in keys if key not in aligned]
     if missing:
         raise PlanError(f"the runtime did not say what `{missing[0]}` takes", hint="try another runtime: `--on`")
     prices = {key: fit_prices(some) for key, some in aligned.items()}
     expected = np.stack(
-        [features(reads[:, o], writes[:, o]) @ prices[key] for o, key in enumerate(networks.keys)], axis=1
+        [features(drawn.reads[:, o], drawn.writes[:, o]) @ prices[key] for o, key in enumerate(keys)], axis=1
     )
     alignments = []
-    for align in sorted({a for a, _ in rows if a}):
-        here = np.array([a == align for a, _ in rows])
+    for align in sorted(set(drawn.aligns) - {0}):
+        here = aligns == align
         excess = taken[here].sum(axis=1) / np.maximum(1.0, expected[here].sum(axis=1))
         alignments.append((align, float(statistics.median(excess.tolist()))))
     table = LatencyTable(
         target=target, samples=aligned, alignments=tuple(alignments), wholes={}, environment=environment()
     )
-    fine = np.array([a == 0 or a >= table.align for a, _ in rows])
+    fine = (aligns == 0) | (aligns >= table.align)
     table = replace(table, samples=samples(fine))
-    priced = table.prices(networks.keys)
-    sums = np.einsum("klf,lf->k", features(reads, writes), priced)
+    sums = np.einsum("klf,lf->k", features(drawn.reads, drawn.writes), table.prices(keys))
     measured = [k for k in walls if fine[k]]
-    whole: Whole = fit_whole([float(sums[k]) for k in measured], [walls[k] for k in measured])
-    return replace(table, wholes={networks.signature: whole})
+    whole = fit_whole([float(sums[k]) for k in measured], [walls[k] for k in measured])
+    return replace(table, wholes={drawn.signature: whole})
 
 
 def _typical(samples: Sequence[int]) -> float:
