@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from compressor.environment import cores
 from compressor.errors import PlanError
 from compressor.export import export_onnx
 from compressor.latency_table import LatencyTable, Target
-from compressor.measure import Call, Measurement, Speedup, pace, speedup, take_turns
+from compressor.measure import Call, Measurement, Speedup, Turn, pace, speedup, take_turns
 from compressor.pipeline import Planned, Pruned, Scored, prune
 from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
 from compressor.probing import measured_curves, probing_of
+from compressor.proof import random_like
 from compressor.request import Request
 from compressor.runtimes import Reads, Runtime, usable
 from compressor.sensitivity import Curve
@@ -191,6 +192,38 @@ def prune_to_speed(
                 return fast
             planner.correct(ratio)
             again += 1
+
+
+def timed_in_turns(
+    dense: nn.Module | Path,
+    small: nn.Module | Path,
+    example_inputs: Sequence[Tensor],
+    *,
+    runtime: str,
+    batch: int,
+    threads: int,
+    seconds: float,
+    seed: int = 0,
+) -> tuple[Measurement, Measurement]:
+    """Both networks on a runtime in turns, for about so many seconds."""
+    (taken,) = usable((runtime,))
+    inputs = tuple(random_like(example_inputs, batch=batch, seed=0))
+
+    def turn(model: nn.Module | Path) -> Turn:
+        @contextmanager
+        def ready() -> Iterator[Call]:
+            with taken.prepare(model, inputs, threads=threads) as prepared:
+                yield prepared.run
+
+        return ready
+
+    turns = {"dense": turn(dense), "small": turn(small)}
+    rhythm = pace(turns["dense"], candidates=2, seconds=seconds, blocks=None)
+    found = take_turns(
+        turns, blocks=rhythm.blocks, calls_per_block=rhythm.calls_per_block, warmup=rhythm.warmup, batch_size=batch,
+        seed=seed,
+    )  # fmt: skip
+    return found["dense"], found["small"]
 
 
 def _timed_files(checkpoint: Checkpoint, small: Checkpoint, planner: _Planner) -> tuple[Measurement, Measurement]:
@@ -404,23 +437,11 @@ class _Planner:
         self, dense: nn.Module | Path, small: nn.Module | Path, *, seconds: float
     ) -> tuple[Measurement, Measurement]:
         """Both on the target's runtime, batch and threads."""
-        assert self.known.networks is not None
-        inputs = self.known.networks.inputs()
-        turns = {"dense": self._turn(dense, inputs), "small": self._turn(small, inputs)}
-        rhythm = pace(turns["dense"], candidates=2, seconds=seconds, blocks=None)
-        found = take_turns(
-            turns, blocks=rhythm.blocks, calls_per_block=rhythm.calls_per_block, warmup=rhythm.warmup,
-            batch_size=self.target.batch, seed=self.request.seed,
+        target = self.target
+        return timed_in_turns(
+            dense, small, self.checkpoint.example_inputs, runtime=target.runtime, batch=target.batch,
+            threads=target.threads, seconds=seconds, seed=self.request.seed,
         )  # fmt: skip
-        return found["dense"], found["small"]
-
-    def _turn(self, model: nn.Module | Path, inputs: tuple[Tensor, ...]) -> Callable[[], AbstractContextManager[Call]]:
-        @contextmanager
-        def ready() -> Iterator[Call]:
-            with self.runtime.prepare(model, inputs, threads=self.target.threads) as prepared:
-                yield prepared.run
-
-        return ready
 
     def _unreachable(self, trial: Trial, found: Allocation, cost: WidthCost, networks: Networks) -> PlanError:
         row = cost.sizes.row(found.widths)[None]
