@@ -233,8 +233,8 @@ def speedup_summary() -> str:
     if not errors:
         return ""
     return (
-        f"{len(met) - len(refused)} of {len(rows)} lie within 5 % of what was asked, {len(refused)} were refused as out "
-        f"of reach; tables were {statistics.median(errors):.1%} off in the median before any correction, at most "
+        f"{len(met) - len(refused)} of {len(rows)} lie within 5 % of what was asked, {len(refused)} were refused as "
+        f"out of reach; tables were {statistics.median(errors):.1%} off in the median before any correction, at most "
         f"{max(errors):.1%}.\n"
     )
 
@@ -252,7 +252,7 @@ def accuracy_table() -> str:
         cells = []
         for model, asked in columns:
             mine = [r for r in rows if (r["model"], r["asked"], r["arm"]) == (model, asked, arm)]
-                clock = statistics.median([r["speedup"]["ratio"] for r in mine]) if mine else 0
+            clock = statistics.median([r["speedup"]["ratio"] for r in mine]) if mine else 0
             cells.append(f"{accuracy([r['test'] for r in mine])} at {clock:.2f}×" if mine else "–")
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
