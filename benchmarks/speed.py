@@ -102,7 +102,6 @@ def ours(**options: Any) -> Callable[..., Fast]:
 
 ARMS: dict[str, Callable[..., Fast]] = {
     "measured + least-squares": ours(),
-    "measured + distill": ours(repair="distill"),
     "l1-norm, uniform + batch-norm": ours(criterion="l1-norm", scope="uniform", repair="batch-norm"),
     "l1-norm, uniform + least-squares": ours(criterion="l1-norm", scope="uniform", repair="least-squares"),
     "obs, uniform + least-squares": ours(scope="uniform", repair="least-squares"),
