@@ -90,12 +90,18 @@ def ours(**options: Any) -> Callable[..., Fast]:
     def arm(checkpoint: Checkpoint, data: Data, asked: float, draw: int, threads: int, known: Known) -> Fast:
         by_ratio = options.get("by_ratio", False)
         given = {k: v for k, v in options.items() if k != "by_ratio"}
-        request = request_from(speedup=asked, data_given=True, seed=draw, **given)
-        assert isinstance(request, Request)
         goal = Goal(
             budget=LatencyBudget(speedup=asked), runtime=RUNTIME, threads=threads, by_ratio=by_ratio, tolerance=0.03
         )
-        return prune_to_speed(checkpoint, request, goal, data=data, known=known)
+        tried = []
+        # with widths in steps of 8 the same ratio everywhere has few plans: finer ones, where none is fast enough
+        for align in ("auto", "4", "1") if given.get("scope") == "uniform" else ("auto",):
+            request = request_from(speedup=asked, data_given=True, seed=draw, align=align, **given)
+            assert isinstance(request, Request)
+            tried.append(prune_to_speed(checkpoint, request, goal, data=data, known=known))
+            if tried[-1].met:
+                break
+        return min(tried, key=lambda fast: abs((fast.measured.ratio if fast.measured else 0) / asked - 1))
 
     return arm
 

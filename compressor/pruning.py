@@ -13,7 +13,8 @@ from compressor.calibration import Needs, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
-from compressor.errors import PlanError, named
+from compressor.errors import CalibrationError, PlanError, named
+from compressor.frontier import FIRST, fastest_within
 from compressor.latency_table import read_table
 from compressor.masking import mask_weights
 from compressor.masks import MaskScope
@@ -34,6 +35,7 @@ def request_from(
     sparsity: float | None = None,
     speedup: float | None = None,
     latency: str | None = None,
+    max_drop: float | None = None,
     criterion: str = "auto",
     scope: str = "auto",
     repair: str = "auto",
@@ -56,7 +58,7 @@ def request_from(
     """
     budget = _budget(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup,
-        latency_ms=None if latency is None else milliseconds(latency),
+        latency_ms=None if latency is None else milliseconds(latency), max_drop=max_drop,
     )  # fmt: skip
     if scope == "auto":
         scope = Scope.GLOBAL if isinstance(budget, LatencyBudget) else Scope.UNIFORM
@@ -118,11 +120,12 @@ def _budget(
     sparsity: float | None,
     speedup: float | None,
     latency_ms: float | None,
+    max_drop: float | None,
 ) -> Budget | float:
     """The one budget that is given, a sparsity as it is; refused where there is none or several."""
     given = {
         "--ratio": ratio, "--macs": macs, "--params": params, "--sparsity": sparsity, "--speedup": speedup,
-        "--latency": latency_ms,
+        "--latency": latency_ms, "--max-drop": max_drop,
     }  # fmt: skip
     budgets = [(name, value) for name, value in given.items() if value is not None]
     if len(budgets) != 1:
@@ -137,6 +140,8 @@ def _budget(
         return ChannelBudget(ratio=value)
     if name == "--sparsity":
         return float(value)
+    if name == "--max-drop":
+        return LatencyBudget(speedup=FIRST)  # where the search begins
     if name in ("--speedup", "--latency"):
         return LatencyBudget(speedup=speedup, latency_ms=latency_ms)
     return CostBudget(counted=Countable(name.removeprefix("--")), stays=value)
@@ -195,10 +200,11 @@ def prune_to(
     trust_pickle: bool = False,
     say: Say | None = None,
     goal: Goal | None = None,
+    max_drop: float | None = None,
 ) -> dict[str, Any]:
     """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
 
-    A budget of latency is met on what `goal` says.
+    A budget of latency is met on what `goal` says; with `max_drop` it is searched for, on the tuning split of `data`.
     """
     say = say or (lambda _: None)
     if folder is not None:
@@ -212,12 +218,19 @@ def prune_to(
         small, mask, results["mask"] = masked.checkpoint, masked.mask, masked.to_json()
         repaired = masked.repair_to_json()
     else:
-        if goal is not None:
+        if goal is not None and max_drop is not None:
+            if data is None:
+                raise CalibrationError("a drop is judged on images", hint="with labels or without: `--data DIR`")
+            found = fastest_within(checkpoint, request, goal, data, max_drop=max_drop, say=say)
+            pruned, results["latency"] = found.fast.pruned, {**found.fast.to_json(), "search": found.to_json()}
+        elif goal is not None:
             fast = prune_to_speed(checkpoint, request, goal, data=data, say=say)
             pruned, results["latency"] = fast.pruned, fast.to_json()
         else:
             pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
+        if max_drop is not None:
+            results["prune"]["requested"] = {"max_drop": max_drop}
         if data is not None and needs_data(request):
             there = len(calibration_split(data))
             results["prune"]["data"] = {"name": data.name, "images": min(request.images, there)}

@@ -12,6 +12,7 @@ speed-up in the end is measured on the files that come out.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,14 +184,15 @@ def prune_to_speed(
             dense, small = _timed_files(checkpoint, pruned.checkpoint, planner)
             fast = planner.fast(pruned, dense, small)
             ratio = speedup(dense, small).ratio
-            if ratio <= 1 and again == RETURNS:
+            if ratio <= 1 and (again == RETURNS or planner.exhausted):
                 raise PlanError(
                     f"the small network measured {ratio:.2f} times as fast as the dense one: that is kept",
                     hint="ask for more, or on another runtime or batch: `--on`, `--batch`",
                 )
-            if fast.met or again == RETURNS:
+            if fast.met or again == RETURNS or planner.exhausted:
                 return fast
             planner.correct(ratio)
+            planner.best = None if planner.best is None else (math.inf, planner.best[1])
             again += 1
 
 
@@ -253,6 +255,9 @@ class _Planner:
     wanted: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     dense_ms: float | None = None
+    seen: set[tuple[tuple[str, int], ...]] = field(default_factory=set)
+    best: tuple[float, Allocation] | None = None  # how far off on the clock, and the plan
+    exhausted: bool = False
 
     def __call__(self, scored: Scored) -> Planned:
         networks, table = self._ready(scored)
@@ -262,7 +267,7 @@ class _Planner:
         orders = orders_from(scored.traced.groups, scored.scores)
         self.wanted = self.wanted or self._wanted(cost)
         self.aim = self.aim or self.wanted * (1 + MARGIN * self.goal.tolerance)
-        best: tuple[float, Allocation] | None = None
+        best = self.best
         for number in range(TRIALS):
             self.say(f"planning for {self.wanted:.2f} times the speed, trial {number + 1}")
             try:
@@ -271,6 +276,11 @@ class _Planner:
                 if "cannot be met" not in str(error):
                     raise
                 found = self._narrowest(scored, orders, curves, cost, align)
+            told = tuple(sorted(found.widths.items()))
+            if told in self.seen:  # there is no plan between those that were tried
+                self.exhausted = True
+                break
+            self.seen.add(told)
             trial = self._tried(found, cost)
             if trial.measured is None:
                 return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
@@ -285,12 +295,11 @@ class _Planner:
                 if off < -self.goal.tolerance:
                     raise self._unreachable(trial, found, cost, networks)
                 break
-            before = self.aim
             self.correct(trial.measured.ratio)
-            if abs(self.aim / before - 1) < 1e-4:
-                break
-        assert best is not None
-        return Planned(plan=best[1].plan, curves=curves, emptied=best[1].emptied)
+        self.best = best or self.best
+        assert self.best is not None
+        found = self.best[1]
+        return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
 
     def correct(self, ratio: float) -> None:
         """Aim further or nearer, by as much as the clock said otherwise."""
@@ -308,10 +317,7 @@ class _Planner:
             self.known.table = self.goal.table
             if self.known.table is None:
                 self.known.table = table_for(self.known.networks, self.target, seed=self.request.seed, say=self.say)
-            elif (
-                not self.known.table.knows(self.known.networks.keys)
-                or self.known.networks.signature not in self.known.table.wholes
-            ):
+            elif not self.known.table.describes(self.known.networks.keys, self.known.networks.signature):
                 raise PlanError(
                     "this latency table does not know all operators of this network",
                     hint="measure it on the target, for this network: `compress measure-table MODEL`",

@@ -44,6 +44,10 @@ def command(
         float | None, typer.Option(help="How many times as fast it is to be, on the clock of `--on`.")
     ] = None,
     latency: Annotated[str | None, typer.Option(help="How long a batch may take there: 4ms, 800us.")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="As fast as possible at this loss: points of accuracy on the tuning split, or of agreement."),
+    ] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of the weights to zero in place, instead.")] = None,
     on: Annotated[
         str, typer.Option("--on", help="The runtime that a latency is of: onnxruntime-cpu, torch-eager.")
@@ -104,6 +108,7 @@ def command(
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup, latency=latency,
+        max_drop=max_drop,
         criterion=criterion, scope=scope, align=align,
         min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed,
         repair=repair, calibration=calibration, memory_gb=memory, data_given=data is not None,
@@ -114,12 +119,12 @@ def command(
             model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
         )
         found = None
-        if data is not None or needs_data(request):
+        if data is not None or max_drop is not None or needs_data(request):
             found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
         folder = out or default_folder(checkpoint)
         results = prune_to(
             None if dry_run else folder, checkpoint, request, data=found, command=command_line(), force=force,
-            trust_pickle=trust_pickle, say=say, goal=goal,
+            trust_pickle=trust_pickle, say=say, goal=goal, max_drop=max_drop,
         )  # fmt: skip
     if as_json:
         print_json(results)
@@ -185,7 +190,14 @@ def show_latency(latency: dict[str, Any] | None) -> None:
         f"by measurement; trials: {len(latency['trials'])}",
         style="dim", markup=False,
     )  # fmt: skip
-    if not latency["met"]:
+    search = latency.get("search")
+    if search is not None:
+        console().print(
+            f"loses {search['drop']:.2f} points on the tuning split, {search['allowed']:g} allowed; tried: "
+            + ", ".join(f"{t['speedup']:.2f}× loses {t['drop']:.2f}" for t in search["tried"]),
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    elif not latency["met"]:
         talk().print(f"caveat: that is further from what was asked than {latency['tolerance']:.0%}")
 
 

@@ -1,0 +1,249 @@
+"""Accuracy against measured latency: the whole curve, and the fastest network that loses little enough.
+
+Each point is a network that was pruned to a speed (`compressor.speed`), repaired as asked, exported, timed against the
+dense one in turns, and judged on the tuning split: accuracy where there are labels, agreement with the dense network
+where there are none. The test split is not looked at, for points are chosen from this curve.
+
+A finished point is a file of its own, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compressor.artifact import read_json, write_json
+from compressor.checkpoint import Checkpoint
+from compressor.data import UNLABELLED, Data, ImageSet, SplitName
+from compressor.environment import environment
+from compressor.errors import DataError, PlanError
+from compressor.evaluate import agreement, evaluate
+from compressor.labels import with_labels_of
+from compressor.plan import LatencyBudget, Scope
+from compressor.repair import Repair
+from compressor.request import Request, budget_to_json
+from compressor.speed import Fast, Goal, Known, prune_to_speed
+
+Say = Callable[[str], None]
+
+SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+FIRST, FASTEST, SEARCHES = 2.0, 16.0, 7
+CLOSE = 1.05  # two speeds of which no search need look between
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A way to prune to a speed, by its name in the picture."""
+
+    name: str
+    request: Request
+    by_ratio: bool
+
+
+def arms_of(request: Request) -> tuple[Arm, ...]:
+    """What is asked for, and beside it uniform pruning and global magnitude, by l1-norm with re-estimated norms."""
+    plain = dataclasses.replace(
+        request, criterion="l1-norm", repair=Repair.NONE if request.repair is Repair.NONE else Repair.BATCH_NORM
+    )
+    return (
+        Arm(name="compress", request=request, by_ratio=False),
+        Arm(name="uniform", request=dataclasses.replace(plain, scope=Scope.UNIFORM), by_ratio=True),
+        # as torch-pruning's users do: one ranking of all channels, and any width that comes out
+        Arm(name="global magnitude", request=dataclasses.replace(plain, scope=Scope.GLOBAL, align=1), by_ratio=True),
+    )
+
+
+class Judge:
+    """How good a network is on the tuning split; the dense one is judged first."""
+
+    def __init__(self, checkpoint: Checkpoint, data: Data) -> None:
+        """Refused: data with a test split alone."""
+        data = with_labels_of(data, checkpoint.classes)
+        name = SplitName.TUNE if data.tune is not None else SplitName.TRAIN
+        if getattr(data, name) is None:
+            raise DataError(
+                f"{data.name} has a test split alone, and points are chosen by what is measured here",
+                hint="give images to tune on: a folder of at least three is split by itself",
+            )
+        self.images: ImageSet = data.split(name)
+        self.split, self.checkpoint = str(name), checkpoint
+        self.labelled = self.images[0][1] != UNLABELLED
+        self.dense = self(checkpoint.module)
+
+    def __call__(self, module: nn.Module) -> dict[str, Any]:
+        """`correct` (or `agreeing`) of `total`, with the share's interval."""
+        options: dict[str, Any] = {"split": self.split, "preprocessing": self.checkpoint.preprocessing}
+        if self.labelled:
+            return evaluate(module, self.images, **options).to_json()
+        return agreement(module, self.checkpoint.module, self.images, **options).to_json()
+
+
+def share_of(quality: Mapping[str, Any]) -> float:
+    """Correct, or agreeing, of all."""
+    return float(quality["correct"] if "correct" in quality else quality["agreeing"]) / float(quality["total"])
+
+
+def frontier(
+    checkpoint: Checkpoint,
+    request: Request,
+    goal: Goal,
+    data: Data,
+    folder: Path,
+    *,
+    speedups: Sequence[float] = SPEEDUPS,
+    baselines: bool = True,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """The curve of every arm, as plain values; points that lie in `folder` from before are not made again.
+
+    A speed that an arm cannot reach is a point with its reason.
+    """
+    say = say or (lambda _: None)
+    folder.mkdir(parents=True, exist_ok=True)
+    say("judging the dense network")
+    judge = Judge(checkpoint, data)
+    points: list[dict[str, Any]] = []
+    arms = arms_of(request)[: None if baselines else 1]
+    with tempfile.TemporaryDirectory(prefix="compress-frontier-") as scratch:
+        known = Known(folder=Path(scratch))
+        for arm in arms:
+            for asked in speedups:
+                file = folder / f"{_point_key(checkpoint, arm, goal, asked, data)}.json"
+                if not file.exists():
+                    say(f"{arm.name}, {asked:g} times the speed")
+                    write_json(file, _point(checkpoint, arm, goal, asked, data, judge, known, say))
+                points.append(read_json(file))
+    return {
+        "schema": 1,
+        "name": checkpoint.name,
+        "target": {"runtime": goal.runtime, "batch": goal.batch, "threads": points[0].get("threads")},
+        "split": judge.split,
+        "data": data.name,
+        "labelled": judge.labelled,
+        "dense": judge.dense,
+        "points": points,
+        "environment": environment(),
+    }
+
+
+def _point(
+    checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data, judge: Judge, known: Known, say: Say
+) -> dict[str, Any]:
+    budget = LatencyBudget(speedup=asked)
+    request = dataclasses.replace(arm.request, budget=budget)
+    mine = dataclasses.replace(goal, budget=budget, by_ratio=arm.by_ratio)
+    try:
+        fast = prune_to_speed(
+            checkpoint, request, mine, data=data, known=known, say=lambda s: say(f"{arm.name}, {asked:g}×: {s}")
+        )
+    except PlanError as error:
+        return {"arm": arm.name, "asked": asked, "refused": str(error), "hint": error.hint}
+    found = fast.to_json()
+    kept = {k: found[k] for k in ("speedup", "dense_ms", "small_ms", "threads", "met", "trials", "table_error")}
+    cost = fast.pruned.small_cost
+    return {
+        "arm": arm.name,
+        "asked": asked,
+        **kept,
+        "params": cost.params,
+        "macs": cost.macs,
+        "quality": judge(fast.pruned.checkpoint.module),
+    }
+
+
+def _point_key(checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data) -> str:
+    """The same for the same network, request, target, speed and data."""
+    request = dataclasses.replace(arm.request, budget=LatencyBudget(speedup=asked))
+    told = [
+        checkpoint.sha256, list(checkpoint.lineage), repr(request), budget_to_json(request.budget), arm.by_ratio,
+        goal.runtime, goal.batch, goal.threads, goal.tolerance, data.name,
+    ]  # fmt: skip
+    return f"{arm.name.replace(' ', '-')}-{asked:g}-" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The fastest network within a drop, and everything that was tried on the way."""
+
+    fast: Fast
+    drop: float  # points of a hundred, on the tuning split
+    allowed: float
+    tried: tuple[tuple[float, float], ...]  # measured speed-up, drop
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "allowed": self.allowed,
+            "drop": self.drop,
+            "tried": [{"speedup": s, "drop": d} for s, d in self.tried],
+        }
+
+
+def fastest_within(
+    checkpoint: Checkpoint,
+    request: Request,
+    goal: Goal,
+    data: Data,
+    *,
+    max_drop: float,
+    say: Say | None = None,
+) -> Found:
+    """The fastest network that loses at most `max_drop` points of a hundred on the tuning split, by bisection.
+
+    The budgets of `request` and `goal` are where the search starts. Refused: a drop that even a slightly faster
+    network exceeds.
+    """
+    if not max_drop > 0:
+        raise PlanError(f"a drop must be positive, and {max_drop:g} is not", hint="one point: `--max-drop 1`")
+    say = say or (lambda _: None)
+    judge = Judge(checkpoint, data)
+    reference = share_of(judge.dense)
+    low, high = 1.0, FASTEST  # the fastest known to be within, the slowest known to be beyond
+    asked, tried = FIRST, []
+    best: tuple[float, float, Fast] | None = None  # speed-up, drop
+    with tempfile.TemporaryDirectory(prefix="compress-drop-") as scratch:
+        known = Known(folder=Path(scratch))
+        for _ in range(SEARCHES):
+            budget = LatencyBudget(speedup=asked)
+            words = f"{asked:.2f}×"
+            try:
+                fast = prune_to_speed(
+                    checkpoint,
+                    dataclasses.replace(request, budget=budget),
+                    dataclasses.replace(goal, budget=budget),
+                    data=data,
+                    known=known,
+                    say=lambda s, w=words: say(f"{w}: {s}"),  # type: ignore[misc]  # a default that is no parameter
+                )
+            except PlanError:
+                high = asked
+            else:
+                assert fast.measured is not None
+                drop = 100 * (reference - share_of(judge(fast.pruned.checkpoint.module)))
+                tried.append((fast.measured.ratio, drop))
+                say(f"{fast.measured.ratio:.2f} times as fast loses {drop:.2f} points")
+                if drop <= max_drop:
+                    low = max(low, asked)
+                    if best is None or fast.measured.ratio > best[0]:
+                        best = fast.measured.ratio, drop, fast
+                else:
+                    high = min(high, asked)
+            if high / low < CLOSE:
+                break
+            asked = min(math.sqrt(low * high), 2 * low) if low > 1 else math.sqrt(high)
+    if best is None:
+        told = ", ".join(f"{s:.2f}× loses {d:.2f}" for s, d in tried)
+        raise PlanError(
+            f"no faster network within {max_drop:g} points was found ({told or 'no speed could be reached'})",
+            hint="allow more, or repair by more: `--repair distill`",
+        )
+    return Found(fast=best[2], drop=best[1], allowed=max_drop, tried=tuple(tried))
