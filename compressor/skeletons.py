@@ -55,10 +55,15 @@ class Skeleton:
 
     def owner(self, name: str) -> str | None:
         """The weight that a profiled node's time counts with; `None` where its name says nothing."""
-        for suffix in SUFFIXES:
-            name = name.removesuffix(suffix)
-        name = name.removeprefix("fused ")
-        return self.owners.get(name) or self.owners.get(name.partition("/")[0])
+        return owner_of(name, self.owners)
+
+
+def owner_of(name: str, owners: Mapping[str, str]) -> str | None:
+    """The same from a skeleton's `owners`: onnxruntime names what it fused after one of the parts."""
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    name = name.removeprefix("fused ")
+    return owners.get(name) or owners.get(name.partition("/")[0])
 
 
 def skeleton_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: int = 1) -> Skeleton:

@@ -76,7 +76,7 @@ class Networks:
             self.operators: tuple[Operator, ...] = self.skeleton.operators
             self._slices = self._runs_narrow()
         else:
-            self.operators = _module_operators(module, example_inputs)
+            self.operators = module_operators(module, example_inputs)
         self.layers = tuple(
             Layer(tensor=o.tensor, reads=0 if o.swapped else 1, writes=1 if o.swapped else 0) for o in self.operators
         )
@@ -114,7 +114,7 @@ class Networks:
         for node in times:
             owner = self._owner(node.name)
             last = owner if owner in number else last
-            found[number[last]] += _typical(node.samples_ns)
+            found[number[last]] += node.typical_ns
         return found
 
     def _owner(self, name: str) -> str:
@@ -355,14 +355,7 @@ def table_of(drawn: Drawn, target: Target, taken: Numbers, walls: Mapping[int, f
     return replace(table, wholes={drawn.signature: whole})
 
 
-def _typical(samples: Sequence[int]) -> float:
-    """The mean of the middle half: a profiler's microseconds are too coarse for a median."""
-    ordered = sorted(samples)
-    quarter = len(ordered) // 4
-    return statistics.fmean(ordered[quarter : len(ordered) - quarter])
-
-
-def _module_operators(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[Operator, ...]:
+def module_operators(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[Operator, ...]:
     """The modules that hold a weight, keyed by what they say of themselves without their widths."""
     shapes: dict[str, str] = {}
     handles = []

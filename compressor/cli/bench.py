@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +44,16 @@ def command(
     data: DataOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Where the time goes, layer by layer, before and after, and what holds it.")
+    ] = False,
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="Write a folder that measures this on a machine without torch, instead of measuring here."),
+    ] = None,
+    read: Annotated[
+        Path | None, typer.Option(help="Take in what such a folder measured: its measured.json, instead of measuring.")
+    ] = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Exit with 3 unless the interval lies at this or above, in every setting.")
     ] = None,
@@ -52,11 +63,14 @@ def command(
 ) -> None:
     """Time the dense, the masked and the small network in turns, with intervals, and the dense one against itself.
 
-    Example: `compress bench`, `compress bench --batch 1 --runtimes onnxruntime-cpu --threads 2 --min-speedup 1.5`
+    Example: `compress bench`, `compress bench --why --batch 1 --runtimes onnxruntime-cpu --min-speedup 1.5`
     """
     batches, names = _batches(batch), None if runtimes is None else _names(runtimes)
-    from compressor.artifact import add_results
+    from compressor.artifact import add_results, read_json
     from compressor.bench import bench, missed
+    from compressor.pack import bench_of_pack, write_pack
+    from compressor.runtimes import usable
+    from compressor.why import why as reasons
 
     opened = open_default(artifact)
     with status("loading") as say:
@@ -65,12 +79,27 @@ def command(
         found = (
             load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=small) if asked else None
         )
-        result = bench(
-            small, reference, mask=opened.mask(), runtimes=names, batches=batches, threads=threads, data=found,
-            blocks=blocks, seed=seed, say=say,
-        )  # fmt: skip
+        if pack is not None:
+            files = write_pack(pack, small, reference, mask=opened.mask(), batches=batches, threads=threads, say=say)
+        elif read is not None:
+            result = bench_of_pack(read_json(read), where=str(read))
+        else:
+            result = bench(
+                small, reference, mask=opened.mask(), runtimes=names, batches=batches, threads=threads, data=found,
+                blocks=blocks, seed=seed, say=say,
+            )  # fmt: skip
+            if why:
+                chosen = next((r for r in usable(names) if r.profile is not None), usable(names)[0])
+                result["why"] = reasons(
+                    small, reference, chosen, batch=batches[0], threads=result["threads"], seed=seed, say=say
+                )
+    if pack is not None:
+        console().print(f"wrote {pack}: {files} files; there: `python bench.py`, and bring back measured.json")
+        return
     add_results(opened.folder, "bench", result)
     print_json(result) if as_json else show(result)
+    if "why" in result and not as_json:
+        show_why(result["why"])
     for caveat in result["caveats"]:
         talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
     too_slow = [] if min_speedup is None else missed(result, at_least=min_speedup)
@@ -125,6 +154,41 @@ def show(result: dict[str, Any]) -> None:
     percent = f"{result['confidence']:.0%}"
     out.print(
         f"\nspeed-up: dense latency over the candidate's, with its {percent} interval; theoretical: by MACs alone"
+    )
+
+
+def show_why(why: dict[str, Any]) -> None:
+    """A row for every layer, those that took longest first."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    names = ("", "in", "out", "dense", "small", "", "MACs/byte", "held by", "of that ceiling")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("held by",) or not table.columns else "right", no_wrap=True)
+
+    def taken(row: dict[str, Any], which: str) -> float:
+        return float(row[which]["us"]) if row[which] else 0.0
+
+    rows = sorted(why["rows"], key=lambda r: -max(taken(r, "dense"), taken(r, "small")))
+    for row in rows:
+        dense, small = row["dense"], row["small"]
+        last = small or dense
+        arrows = [f"{a} → {b}" if a != b else f"{a}" for a, b in (row["in"], row["out"])]
+        ratio = f"{dense['us'] / small['us']:.2f}×" if dense and small and small["us"] else ""
+        intensity = "" if last["intensity"] is None else f"{last['intensity']:.3g}"
+        held = "" if last["of_ceiling"] is None else f"{last['of_ceiling']:.0%}"
+        times = [digits(one["us"]) if one else "gone" for one in (dense, small)]
+        table.add_row(row["layer"], *arrows, *times, ratio, intensity, last["ceiling"], held)
+    peaks, out = why["ceilings"], console()
+    out.print(
+        f"\n[bold]{why['runtime']}[/], batch {why['batch']}, threads: {why['threads']}, microseconds by layer, with "
+        "what is fused into it or follows without weights:"
+    )
+    out.print(table)
+    out.print(
+        f"\nthe machine at most, as measured: {peaks['gmacs_per_s']:.3g} GMACs/s, {peaks['gbytes_per_s']:.3g} GB/s "
+        f"from memory (caches give more), {peaks['launch_us']:.2g} µs to start an operator",
+        soft_wrap=True,
     )
 
 

@@ -20,7 +20,10 @@ from compressor.cli.options import ExitCode, command_line, talk
 from compressor.errors import CompressError, UntrustedPickle
 
 NOT_COMMANDS = {"main", "options"}
-ORDER = ("inspect", "sensitivity", "prune", "retrain", "export", "bench", "report", "evaluate", "demo")
+ORDER = (
+    "inspect", "sensitivity", "prune", "frontier", "retrain", "export", "bench", "measure-table", "report", "evaluate",
+    "demo",
+)  # fmt: skip
 
 app = typer.Typer(
     name="compress",

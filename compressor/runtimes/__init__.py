@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -62,12 +63,23 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTime:
-    """An operator of a network as the runtime runs it, in the order of the forward pass, and what each call took."""
+    """An operator of a network as the runtime runs it, in the order of the forward pass, and what each call took.
+
+    `bytes` is what it reads and writes, weights among it.
+    """
 
     name: str
     kind: str
     samples_ns: tuple[int, ...]
+    bytes: int = 0
     provider: str = ""
+
+    @property
+    def typical_ns(self) -> float:
+        """The mean of the middle half: a profiler's microseconds are too coarse for a median."""
+        ordered = sorted(self.samples_ns)
+        quarter = len(ordered) // 4
+        return statistics.fmean(ordered[quarter : len(ordered) - quarter])
 
 
 class Profile(Protocol):

@@ -85,6 +85,7 @@ def node_times(events: Sequence[Mapping[str, Any]], *, warmup: int) -> list[Node
             name=name,
             kind=found[0]["args"]["op_name"],
             samples_ns=tuple(int(e["dur"]) * 1000 for e in found[warmup:]),
+            bytes=sum(int(found[0]["args"].get(f"{part}_size", 0)) for part in ("activation", "parameter", "output")),
             provider=found[0]["args"]["provider"],
         )
         for name, found in kernels.items()

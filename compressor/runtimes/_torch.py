@@ -41,24 +41,34 @@ def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, 
     leaves = {name: m for name, m in module.named_modules() if not list(m.children())}
     started: dict[str, int] = {}
     taken: dict[str, list[int]] = {}
+    moved: dict[str, int] = {}
     number = 0
 
     def begin(name: str) -> None:
         started[name] = time.perf_counter_ns()
 
-    def end(name: str) -> None:
+    def end(name: str, seen: object) -> None:
         elapsed = time.perf_counter_ns() - started[name]
         samples = taken.setdefault(name, [0] * (warmup + calls))
         samples[number] += elapsed
+        if number == 0:
+            tensors = [*tensors_in(seen), *leaves[name].parameters()]
+            moved[name] = moved.get(name, 0) + sum(t.numel() * t.element_size() for t in tensors)
 
     for name, leaf in leaves.items():
         leaf.register_forward_pre_hook(lambda _, __, n=name: begin(n))
-        leaf.register_forward_hook(lambda _, __, ___, n=name: end(n))
+        leaf.register_forward_hook(lambda _, given, made, n=name: end(n, (given, made)))
     with torch.inference_mode():
         for number in range(warmup + calls):  # noqa: B007  # the hooks read it
             module(*own)
     return [
-        NodeTime(name=name, kind=type(leaves[name]).__name__, samples_ns=tuple(samples[warmup:]), provider="cpu")
+        NodeTime(
+            name=name,
+            kind=type(leaves[name]).__name__,
+            samples_ns=tuple(samples[warmup:]),
+            bytes=moved[name],
+            provider="cpu",
+        )
         for name, samples in taken.items()
     ]
 

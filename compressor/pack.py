@@ -1,0 +1,252 @@
+"""A folder that measures on a machine without torch: ONNX files, one script, and what comes back.
+
+The script (`compressor/pack_script.py`, copied as `bench.py`) needs onnxruntime and numpy. It gives the same
+measurement in turns as `compress bench`, and with `--networks` what a latency table is made from; its measured.json is
+taken in by `compress bench --read` and `compress measure-table --read`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.artifact import read_json, write_json
+from compressor.candidates import candidates_of, with_onnx
+from compressor.checkpoint import Checkpoint
+from compressor.errors import ArtifactError
+from compressor.groups import trace
+from compressor.latency_table import LatencyTable, Target
+from compressor.masks import WeightMask
+from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
+from compressor.runtimes import NodeTime, load
+from compressor.skeletons import owner_of
+from compressor.tabulating import Drawn, drawn_of, drawn_widths, networks_of, table_of
+
+Say = Callable[[str], None]
+
+SCRIPT = Path(__file__).with_name("pack_script.py")
+PROVIDERS = {"CPUExecutionProvider": "onnxruntime-cpu", "CUDAExecutionProvider": "onnxruntime-cuda"}
+README = """# {name}: measure me here
+
+This folder needs onnxruntime and numpy, nothing else:
+
+    pip install numpy onnxruntime
+    python bench.py
+
+It times {candidates} in turns, for about {seconds:.0f} seconds a batch size, and writes measured.json.
+With `--networks` it also times {networks} networks of drawn widths, which makes a latency table. Take it back:
+
+    compress bench --read measured.json
+    compress measure-table {name} --pack {folder} --read measured.json --out target.json
+    compress prune {name} --speedup 2 --table target.json
+"""
+
+
+def write_pack(
+    folder: Path,
+    small: Checkpoint,
+    dense: Checkpoint,
+    *,
+    mask: WeightMask | None = None,
+    batches: Sequence[int],
+    threads: int | None,
+    seed: int = 0,
+    say: Say | None = None,
+) -> int:
+    """Write the folder; how many files it has. Refused: one that is there already, a network without ONNX."""
+    say = say or (lambda _: None)
+    if folder.exists():
+        raise ArtifactError(f"{folder} is there already", hint="give another folder, or take that one away")
+    with tempfile.TemporaryDirectory(prefix="compress-pack-") as scratch:
+        part = Path(scratch) / "pack"
+        (part / "networks").mkdir(parents=True)
+        candidates = with_onnx(candidates_of(small, dense, mask=mask), small, dense, part, say=say)
+        say("writing the latency table's networks")
+        networks = _write_networks(dense, part, batch=batches[0], seed=seed)
+        inputs = _inputs(part / "dense.onnx", dense)
+        listed = [
+            {
+                "candidate": str(c.name),
+                "file": c.onnx.file.name,
+                "file_bytes": c.onnx.file.stat().st_size,
+                "params": c.params,
+                "macs": c.macs,
+            }
+            for c in candidates.all
+            if c.onnx is not None
+        ]
+        spec = {
+            "schema": 1, "name": dense.name, "threads": threads, "batches": list(batches), "inputs": inputs,
+            "candidates": listed, "networks": networks,
+        }  # fmt: skip
+        write_json(part / "pack.json", spec)
+        shutil.copyfile(SCRIPT, part / "bench.py")
+        told = README.format(
+            name=dense.name, candidates=", ".join(str(c["candidate"]) for c in listed), seconds=8.0,
+            networks=len(networks["files"]), folder=folder.name,
+        )  # fmt: skip
+        (part / "README.md").write_text(told)
+        files = sum(1 for p in part.rglob("*") if p.is_file())
+        try:
+            shutil.move(part, folder)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {folder}: {error.strerror or error}") from error
+    return files
+
+
+def _write_networks(dense: Checkpoint, part: Path, *, batch: int, seed: int) -> dict[str, Any]:
+    """The networks at drawn widths, and what is needed to make a table of what they take."""
+    traced = trace(dense.module, dense.example_inputs)
+    with networks_of(dense.module, traced, dense.example_inputs, load("onnxruntime-cpu"), batch=batch) as networks:
+        rows = drawn_widths(networks.sizes, seed=seed, few=not networks.quick)
+        names = []
+        for k, (_, row) in enumerate(rows):
+            names.append(f"networks/{k:02d}.onnx")
+            made = networks.at(row)
+            assert isinstance(made, Path)
+            shutil.copyfile(made, part / names[-1])
+        drawn = drawn_of(networks, rows)
+        assert networks.skeleton is not None
+        return {
+            "batch": batch,
+            "files": names,
+            "aligns": list(drawn.aligns),
+            "reads": drawn.reads.tolist(),
+            "writes": drawn.writes.tolist(),
+            "keys": list(drawn.keys),
+            "tensors": [o.tensor for o in networks.operators],
+            "signature": drawn.signature,
+            "owners": dict(networks.skeleton.owners),
+        }
+
+
+def _inputs(file: Path, dense: Checkpoint) -> list[dict[str, Any]]:
+    import onnx
+
+    proto = onnx.load(str(file), load_external_data=False)
+    return [
+        {"name": one.name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+        for one, t in zip(proto.graph.input, dense.example_inputs, strict=True)
+    ]
+
+
+def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """The `bench` section of an artifact's results, of what a pack measured; refused where it is something else."""
+    try:
+        runtime = PROVIDERS.get(measured["provider"], str(measured["provider"]))
+        rows: list[dict[str, Any]] = []
+        caveats: list[str] = []
+        for batch in dict.fromkeys(int(row["batch"]) for row in measured["rows"]):
+            mine = [row for row in measured["rows"] if row["batch"] == batch]
+            found = {
+                str(row["candidate"]): Measurement(
+                    name=str(row["candidate"]),
+                    batch_size=batch,
+                    samples_ns=tuple(tuple(map(int, block)) for block in row["samples_ns"]),
+                )
+                for row in mine
+            }
+            null = speedup(found["dense"], found["dense again"]) if "dense again" in found else None
+            setting = f"{runtime}, batch {batch}"
+            caveats += [str(c) for c in caveats_of(tuple(found.values()), null=null, where=setting)]
+            rows += [_row(row, found, mine[0], runtime, str(measured["provider"])) for row in mine]
+        environment = {
+            "cpu": measured["hardware"],
+            "onnxruntime": measured["onnxruntime"],
+            "python": measured["python"],
+            "platform": measured["platform"],
+            "threads": measured["threads"],
+        }
+        return {
+            "environment": environment,
+            "threads": int(measured["threads"]),
+            "blocks": min(row["blocks"] for row in rows),
+            "batches": list(dict.fromkeys(row["batch"] for row in rows)),
+            "confidence": CONFIDENCE,
+            "seed": 0,
+            "machine_before": None,
+            "machine_after": None,
+            "rows": rows,
+            "caveats": caveats,
+            "notes": [f"measured on another machine, by a pack: {measured['hardware']}"],
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{where} is not what a pack measured: {type(error).__name__}: {error}",
+            hint="it is the measured.json that the pack's `python bench.py` writes",
+        ) from error
+
+
+def _row(
+    row: Mapping[str, Any], found: Mapping[str, Measurement], dense: Mapping[str, Any], runtime: str, provider: str
+) -> dict[str, Any]:
+    mine = found[str(row["candidate"])]
+    ratio = None if row["candidate"] == "dense" else speedup(found["dense"], mine).to_json()
+    return {
+        "runtime": runtime,
+        "provider": provider,
+        "batch": mine.batch_size,
+        "candidate": str(row["candidate"]),
+        "median_ms": mine.median_ms,
+        "p90_ms": mine.p90_ms,
+        "p99_ms": mine.p99_ms,
+        "throughput": mine.throughput,
+        "peak_memory_bytes": None,
+        "file_bytes": row["file_bytes"],
+        "params": row["params"],
+        "macs": row["macs"],
+        "accuracy": None,
+        "speedup": ratio,
+        "theoretical_speedup": dense["macs"] / row["macs"] if row["macs"] else None,
+        "blocks": len(mine.samples_ns),
+        "calls_per_block": len(mine.samples_ns[0]),
+        "samples_ns": [list(block) for block in mine.samples_ns],
+    }
+
+
+def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
+    """The latency table of what a pack measured with `--networks`; `folder` is the pack. Refused: anything else."""
+    spec = read_json(folder / "pack.json")["networks"]
+    try:
+        found = measured["networks"]
+        number = {tensor: k for k, tensor in enumerate(spec["tensors"])}
+        taken = np.stack([_taken(rounds, spec["owners"], number) for rounds in found["profiles"]])
+        drawn = Drawn(
+            aligns=tuple(spec["aligns"]),
+            reads=np.array(spec["reads"]),
+            writes=np.array(spec["writes"]),
+            keys=tuple(spec["keys"]),
+            signature=spec["signature"],
+        )
+        target = Target(
+            runtime=PROVIDERS.get(measured["provider"], str(measured["provider"])),
+            batch=int(spec["batch"]),
+            threads=int(measured["threads"]),
+            hardware=str(measured["hardware"]),
+            version=str(measured["onnxruntime"]),
+        )
+        walls = {int(k): float(v) for k, v in found["walls"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"this is not what the pack's networks took: {type(error).__name__}: {error}",
+            hint="run the pack with `python bench.py --networks`",
+        ) from error
+    return table_of(drawn, target, taken, walls)
+
+
+def _taken(rounds: Sequence[Any], owners: Mapping[str, str], number: Mapping[str, int]) -> Any:
+    """What each operator took in the round in which it was quickest: nanoseconds `[operators]`."""
+    found = []
+    for nodes in rounds:
+        taken, last = np.zeros(len(number)), next(iter(number))
+        for name, kind, samples in nodes:
+            owner = owner_of(name, owners)
+            last = owner if owner is not None and owner in number else last
+            taken[number[last]] += NodeTime(name=name, kind=kind, samples_ns=tuple(samples)).typical_ns
+        found.append(taken)
+    return np.min(found, axis=0)

@@ -1,0 +1,194 @@
+"""Times what lies beside it in turns, on a machine with onnxruntime and numpy alone.
+
+    python bench.py                     # dense, masked and small, as `compress bench` would
+    python bench.py --networks          # the latency table's networks too: for `compress prune --table`
+    python bench.py --provider CUDAExecutionProvider --threads 4 --batch 1,16
+
+Writes measured.json, which `compress bench --read` and `compress measure-table --read` take in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+HERE = pathlib.Path(__file__).parent
+BLOCK_NS, WARMUP_NS = 40_000_000, 10_000_000
+
+
+def session_of(file: pathlib.Path, arguments: argparse.Namespace, profile: pathlib.Path | None = None) -> Any:
+    """A session with its threads set; refused where it got another provider than the one that was asked for."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = arguments.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    session = onnxruntime.InferenceSession(str(file), options, providers=[arguments.provider])
+    if session.get_providers()[0] != arguments.provider:
+        sys.exit(f"error: asked for {arguments.provider}, got {session.get_providers()[0]}")
+    return session
+
+
+def inputs_of(spec: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Random inputs, the same in every run."""
+    draw = np.random.default_rng(0)
+    found: dict[str, Any] = {}
+    for one in spec["inputs"]:
+        shape = [batch, *one["shape"][1:]]
+        if one["dtype"] == "float32":
+            found[one["name"]] = draw.standard_normal(shape).astype(np.float32)
+        else:
+            found[one["name"]] = draw.integers(0, 2, shape).astype(one["dtype"])
+    return found
+
+
+def timed(session: Any, given: dict[str, Any], warmup: int, calls: int) -> list[int]:
+    """Nanoseconds of single calls, after some that do not count."""
+    for _ in range(warmup):
+        session.run(None, given)
+    samples = []
+    for _ in range(calls):
+        started = time.perf_counter_ns()
+        session.run(None, given)
+        samples.append(time.perf_counter_ns() - started)
+    return samples
+
+
+def pace(
+    file: pathlib.Path, given: dict[str, Any], arguments: argparse.Namespace, count: int, seconds: float
+) -> tuple[int, int, int]:
+    """Blocks of about 40 ms, and as many rounds as fit."""
+    started = time.perf_counter_ns()
+    session = session_of(file, arguments)
+    session.run(None, given)
+    ready = time.perf_counter_ns() - started
+    call = max(1, min(timed(session, given, 1, 3)))
+    calls = min(200, max(3, round(BLOCK_NS / call)))
+    warmup = min(20, max(2, round(WARMUP_NS / call)))
+    rounds = int(seconds * 1e9 / (count * (ready + (calls + warmup) * call)))
+    return warmup, calls, min(30, max(8, rounds))
+
+
+def candidates(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.Random) -> list[dict[str, Any]]:
+    """Every candidate in turns at every batch size: rows with all samples."""
+    rows: list[dict[str, Any]] = []
+    for batch in arguments.batch:
+        given = inputs_of(spec, batch)
+        files = {c["candidate"]: HERE / c["file"] for c in spec["candidates"]}
+        warmup, calls, rounds = pace(files["dense"], given, arguments, len(files), arguments.seconds)
+        samples: dict[str, list[list[int]]] = {name: [] for name in files}
+        order = list(files)
+        for done in range(rounds):
+            draw.shuffle(order)
+            for name in order:
+                session = session_of(files[name], arguments)
+                samples[name].append(timed(session, given, warmup, calls))
+                del session
+            print(f"\rbatch {batch}: round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        rows += [{**c, "batch": batch, "samples_ns": samples[c["candidate"]]} for c in spec["candidates"]]
+    return rows
+
+
+def networks(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.Random) -> dict[str, Any]:
+    """What the operators of drawn networks take, and some whole networks: what a latency table is made from."""
+    batch = spec["networks"]["batch"]
+    given = inputs_of(spec, batch)
+    files = [HERE / name for name in spec["networks"]["files"]]
+    call = statistics.median(timed(session_of(files[0], arguments), given, 1, 3))
+    calls, warmup = min(60, max(1, round(25e6 / call))), min(10, max(1, round(8e6 / call)))
+    profiles: list[list[Any]] = [[] for _ in files]
+    walls: dict[int, list[float]] = {}
+    order = list(range(len(files)))
+    for done in range(arguments.rounds):
+        draw.shuffle(order)
+        for k in order:
+            if k % 2 == 0:
+                session = session_of(files[k], arguments)
+                walls.setdefault(k, []).append(statistics.median(timed(session, given, warmup, calls)))
+                del session
+            with tempfile.TemporaryDirectory() as folder:
+                session = session_of(files[k], arguments, pathlib.Path(folder) / "profile")
+                timed(session, given, warmup, calls)
+                events = json.loads(pathlib.Path(session.end_profiling()).read_text())
+            profiles[k].append(kernels(events, warmup))
+        print(f"\rnetworks: round {done + 1} of {arguments.rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return {"profiles": profiles, "walls": {str(k): min(v) for k, v in walls.items()}}
+
+
+def kernels(events: list[dict[str, Any]], warmup: int) -> list[Any]:
+    """Name, kind and nanoseconds of every node, in the order of the forward pass."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and "provider" in event.get("args", {}):
+            found.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"] * 1000)
+    return [[name, kind, samples[warmup:]] for (name, kind), samples in found.items() if len(samples) > warmup]
+
+
+def processor() -> str:
+    """The processor's name, with its vectors."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = set(fields.get("flags", "").split())
+    vectors = next((v for v in ("avx512f", "avx2") if v in flags), None)
+    return name if vectors is None else f"{name} ({vectors})"
+
+
+def main() -> None:
+    """Measure, and write measured.json."""
+    spec = json.loads((HERE / "pack.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--provider", default="CPUExecutionProvider")
+    parser.add_argument("--threads", type=int, default=spec["threads"] or os.cpu_count())
+    parser.add_argument("--batch", default=",".join(map(str, spec["batches"])))
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each batch size")
+    parser.add_argument("--networks", action="store_true", help="measure the latency table's networks too")
+    parser.add_argument("--rounds", type=int, default=3, help="over those networks")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "measured.json")
+    arguments = parser.parse_args()
+    arguments.batch = [int(b) for b in arguments.batch.split(",")]
+    draw = random.Random(0)
+    found = {
+        "schema": 1,
+        "name": spec["name"],
+        "provider": arguments.provider,
+        "threads": arguments.threads,
+        "hardware": processor(),
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()}-{platform.machine()}",
+        "rows": candidates(spec, arguments, draw),
+    }
+    if arguments.networks:
+        found["networks"] = networks(spec, arguments, draw)
+    part = arguments.out.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(arguments.out)
+    for row in found["rows"]:
+        mine = [s for block in row["samples_ns"] for s in block]
+        print(f"batch {row['batch']:>3}  {row['candidate']:<16} {statistics.median(mine) / 1e6:9.3f} ms")
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

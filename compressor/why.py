@@ -1,0 +1,151 @@
+"""Where the time goes, layer by layer, before and after: what each took, and which ceiling it sits under.
+
+The dense and the small network are profiled in turns on the runtime. What a runtime fuses into a layer, and what has
+no weights of its own, counts with the weight that came last before it. Beside its times stand what a layer reads and
+writes, its arithmetic intensity (MACs per byte moved), and how near it is to what the machine can do at most.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from compressor.ceilings import Ceilings, ceilings
+from compressor.checkpoint import Checkpoint
+from compressor.costs import LayerCost, layer_costs
+from compressor.errors import RuntimeUnavailable
+from compressor.proof import random_like
+from compressor.runtimes import NodeTime, Reads, Runtime
+from compressor.skeletons import skeleton_of
+
+Say = Callable[[str], None]
+
+ROUNDS, WARMUP, CALLS = 5, 2, 12
+SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """What one network's operators took with one weight: nanoseconds, bytes, and how many they are."""
+
+    ns: float
+    bytes: int
+    operators: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Network:
+    """A network as the runtime takes it, whose weights its operators count with, and what they cost."""
+
+    model: nn.Module | Path
+    owner: Callable[[str], str | None]
+    first: str
+    costs: dict[str, LayerCost]
+
+
+def why(
+    small: Checkpoint, dense: Checkpoint, runtime: Runtime, *, batch: int, threads: int, seed: int = 0,
+    say: Say | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A row for every weight of the dense network, the ceilings, and the totals, as plain values.
+
+    Refused: a runtime that does not say what its operators take.
+    """
+    say = say or (lambda _: None)
+    if runtime.profile is None:
+        raise RuntimeUnavailable(
+            f"`{runtime.name}` does not say what its operators take", hint="`--runtimes onnxruntime-cpu` does"
+        )
+    say("measuring what the machine can do at most")
+    peaks = ceilings(runtime, threads=threads)
+    with TemporaryDirectory(prefix="compress-why-") as folder:
+        say("writing both networks for the profiler")
+        networks = [
+            _network(checkpoint, runtime, Path(folder) / f"{k}.onnx") for k, checkpoint in enumerate((dense, small))
+        ]
+        inputs = tuple(random_like(dense.example_inputs, batch=batch, seed=seed))
+        profiles: tuple[list[list[NodeTime]], ...] = ([], [])
+        draw = random.Random(seed)
+        calls = CALLS if batch == 1 else max(3, CALLS // 3)
+        for done in range(ROUNDS):
+            say(f"profiling, round {done + 1} of {ROUNDS}")
+            for k in draw.sample((0, 1), 2):
+                found = runtime.profile(networks[k].model, inputs, threads=threads, warmup=WARMUP, calls=calls)
+                profiles[k].append(found)
+    before, after = (_by_layer(n, rounds) for n, rounds in zip(networks, profiles, strict=True))
+    rows = [
+        _row(tensor, networks, before.get(tensor), after.get(tensor), peaks, batch)
+        for tensor in dict.fromkeys((*before, *after))
+    ]
+    return {
+        "runtime": runtime.name,
+        "batch": batch,
+        "threads": threads,
+        "ceilings": peaks.to_json(),
+        "total_us": [sum(layer.ns for layer in found.values()) / 1e3 for found in (before, after)],
+        "rows": rows,
+    }
+
+
+def _network(checkpoint: Checkpoint, runtime: Runtime, file: Path) -> _Network:
+    costs = {c.weight: c for c in layer_costs(checkpoint.module, checkpoint.example_inputs)}
+    if runtime.reads is Reads.MODULE:
+        return _Network(
+            model=checkpoint.module, owner=lambda name: f"{name}.weight", first=next(iter(costs), ""), costs=costs
+        )
+    skeleton = skeleton_of(checkpoint.module, checkpoint.example_inputs)
+    file.write_bytes(skeleton.proto)
+    first = skeleton.operators[0].tensor if skeleton.operators else ""
+    return _Network(model=file, owner=skeleton.owner, first=first, costs=costs)
+
+
+def _by_layer(network: _Network, rounds: Sequence[Sequence[NodeTime]]) -> dict[str, _Layer]:
+    """By weight: of every operator the round in which it was quickest, for others can only slow it."""
+    found: dict[str, _Layer] = {}
+    last = network.first
+    for k, node in enumerate(rounds[0]):
+        owner = network.owner(node.name)
+        last = owner if owner is not None and owner in network.costs else last
+        ns = min(nodes[k].typical_ns for nodes in rounds if k < len(nodes))
+        before = found.get(last, _Layer(ns=0.0, bytes=0, operators=0))
+        found[last] = _Layer(ns=before.ns + ns, bytes=before.bytes + node.bytes, operators=before.operators + 1)
+    return found
+
+
+def _row(
+    tensor: str, networks: Sequence[_Network], before: _Layer | None, after: _Layer | None, peaks: Ceilings, batch: int
+) -> dict[str, Any]:
+    pair = [n.costs.get(tensor) for n in networks]
+    cost = pair[0] or pair[1]
+    held: list[dict[str, Any] | None] = []
+    for found, one in zip((before, after), pair, strict=True):
+        if found is None:
+            held.append(None)
+            continue
+        macs = batch * one.macs if one is not None else 0
+        ceiling, least = peaks.over(macs=macs, moved=found.bytes, operators=found.operators)
+        held.append(
+            {
+                "us": found.ns / 1e3,
+                "operators": found.operators,
+                "macs": macs,
+                "bytes": found.bytes,
+                "intensity": macs / found.bytes if found.bytes else None,
+                "ceiling": str(ceiling),
+                "of_ceiling": least / found.ns if found.ns else None,
+            }
+        )
+    return {
+        "layer": tensor.removesuffix(".weight"),
+        "kind": cost.kind if cost is not None else "",
+        "in": [p.inputs if p is not None else 0 for p in pair],
+        "out": [p.outputs if p is not None else 0 for p in pair],
+        "dense": held[0],
+        "small": held[1],
+    }
