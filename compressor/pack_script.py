@@ -137,7 +137,7 @@ def kernels(events: list[dict[str, Any]], warmup: int) -> list[Any]:
     found: dict[tuple[str, str], list[int]] = {}
     for event in events:
         if event.get("cat") == "Node" and "provider" in event.get("args", {}):
-            found.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"] * 1000)
+            found.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"] * 1000 + 500)
     return [[name, kind, samples[warmup:]] for (name, kind), samples in found.items() if len(samples) > warmup]
 
 

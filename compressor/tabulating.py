@@ -41,7 +41,7 @@ from compressor.widths import Layer, Numbers, Sizes, features
 
 Say = Callable[[str], None]
 
-REGULAR = ((8, 10), (16, 6))  # multiples, and how many networks are drawn at each
+REGULAR = ((8, 10), (16, 8))  # multiples, and how many networks are drawn at each
 IRREGULAR = ((1, 3), (2, 3), (4, 4))  # multiples of it, not of twice it
 EXPORTED = 8  # networks where each has to be exported by itself
 BLOCK_NS, WARMUP_NS = 25_000_000, 8_000_000
