@@ -44,7 +44,7 @@ from compressor.widths import Numbers, WidthCost
 Say = Callable[[str], None]
 
 TOLERANCE = 0.05
-TRIALS = 6  # plans that are measured before anything is shrunk
+TRIALS = 9  # plans before anything is shrunk; one that was measured before is not measured again
 RETURNS = 2  # times that the real network may send the plan back
 TRIAL_SECONDS, FINAL_SECONDS = 4.0, 8.0
 MARGIN = 0.25  # of the tolerance: aimed at beyond what was asked, for the clock scatters
@@ -192,7 +192,6 @@ def prune_to_speed(
             if fast.met or again == RETURNS or planner.exhausted:
                 return fast
             planner.correct(ratio)
-            planner.best = None if planner.best is None else (math.inf, planner.best[1])
             again += 1
 
 
@@ -255,8 +254,9 @@ class _Planner:
     wanted: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     dense_ms: float | None = None
-    seen: set[tuple[tuple[str, int], ...]] = field(default_factory=set)
-    best: tuple[float, Allocation] | None = None  # how far off on the clock, and the plan
+    ratios: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict)  # by widths, as measured
+    heard: list[tuple[float, float]] = field(default_factory=list)  # aim, and what the clock said
+    best: tuple[float, Allocation, float] | None = None  # how far off on the clock, the plan, and its aim
     exhausted: bool = False
 
     def __call__(self, scored: Scored) -> Planned:
@@ -267,7 +267,7 @@ class _Planner:
         orders = orders_from(scored.traced.groups, scored.scores)
         self.wanted = self.wanted or self._wanted(cost)
         self.aim = self.aim or self.wanted * (1 + MARGIN * self.goal.tolerance)
-        best = self.best
+        best, fresh = self.best, False
         for number in range(TRIALS):
             self.say(f"planning for {self.wanted:.2f} times the speed, trial {number + 1}")
             try:
@@ -277,33 +277,57 @@ class _Planner:
                     raise
                 found = self._narrowest(scored, orders, curves, cost, align)
             told = tuple(sorted(found.widths.items()))
-            if told in self.seen:  # there is no plan between those that were tried
-                self.exhausted = True
-                break
-            self.seen.add(told)
+            if told in self.ratios:  # between two speeds there may be no plan: nothing to measure again
+                self._heard(self.ratios[told])
+                continue
             trial = self._tried(found, cost)
             if trial.measured is None:
                 return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
-            off = trial.measured.ratio / self.wanted - 1
+            ratio = self.ratios[told] = trial.measured.ratio
+            fresh = True
             # short of what was asked is worse than beyond it
-            judged = abs(off - MARGIN * self.goal.tolerance)
+            judged = abs(ratio / self.wanted - 1 - MARGIN * self.goal.tolerance)
             if best is None or judged < best[0]:
-                best = (judged, found)
+                best = (judged, found, self.aim)
             if judged <= self.goal.tolerance / 2:
                 break
-            if found.share == self._least(scored, curves, cost, align) and off < 0:
-                if off < -self.goal.tolerance:
+            if ratio < self.wanted and found.share <= self._least(scored, curves, cost, align):
+                if ratio < self.wanted * (1 - self.goal.tolerance):
                     raise self._unreachable(trial, found, cost, networks)
                 break
-            self.correct(trial.measured.ratio)
+            self._heard(ratio)
+        self.exhausted = not fresh
         self.best = best or self.best
         assert self.best is not None
         found = self.best[1]
         return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
 
     def correct(self, ratio: float) -> None:
-        """Aim further or nearer, by as much as the clock said otherwise."""
-        self.aim *= self.wanted * (1 + MARGIN * self.goal.tolerance) / ratio
+        """The files that came out measured otherwise than the best plan did: that is what holds."""
+        assert self.best is not None
+        _, found, self.aim = self.best
+        self.best = math.inf, found, self.aim
+        self.heard = [(aim, r) for aim, r in self.heard if aim != self.aim]
+        self.ratios[tuple(sorted(found.widths.items()))] = ratio
+        self._heard(ratio)
+
+    def _heard(self, ratio: float) -> None:
+        """Aim anew, after what the clock said of the last aim.
+
+        By as much further or nearer as the clock said otherwise; once there are aims on both sides, between them: where
+        a straight line through both has it (on logarithms), or in the middle where that was tried.
+        """
+        wished = self.wanted * (1 + MARGIN * self.goal.tolerance)
+        self.heard.append((self.aim, ratio))
+        short = max((pair for pair in self.heard if pair[1] < wished), default=None, key=lambda p: (p[1], p[0]))
+        beyond = min((pair for pair in self.heard if pair[1] >= wished), default=None, key=lambda p: (p[1], -p[0]))
+        if short is None or beyond is None or short[0] >= beyond[0]:
+            self.aim *= wished / ratio
+            return
+        part = math.log(wished / short[1]) / math.log(beyond[1] / short[1])
+        narrowing = sum(r in (short[1], beyond[1]) for _, r in self.heard) > 2  # a plan came out twice
+        part = 0.5 if narrowing else min(0.9, max(0.1, part))
+        self.aim = short[0] * (beyond[0] / short[0]) ** part
 
     def _ready(self, scored: Scored) -> tuple[Networks, LatencyTable]:
         """The network at any widths, and the table; both made once, for a plan may be asked for again."""

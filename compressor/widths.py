@@ -18,7 +18,8 @@ from compressor.groups import ChannelGroup
 from compressor.plan import Countable
 
 Numbers = NDArray[np.float64]
-WIDE = 32  # output channels that a blocked convolution computes at once: four blocks of eight
+BLOCK = 16  # channels of a block with AVX-512; two blocks with AVX2
+WIDE = 32  # output channels that a blocked convolution computes at once, if it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +34,13 @@ class Layer:
 def features(reads: Numbers, writes: Numbers) -> Numbers:
     """What a layer's time is a sum of, at these widths: `[..., 6]`; nothing of a layer that reads or writes nothing.
 
-    A start, the width that is read, the width that is written, their product, and both again with what is written
-    rounded up to whole blocks of `WIDE`.
+    A start, the width that is read, the width that is written, their product, the product of both rounded up to whole
+    blocks of `BLOCK`, and that with what is written rounded up to `WIDE`.
     """
-    rounded = np.ceil(writes / WIDE) * WIDE
+    blocks = [np.ceil(width / BLOCK) * BLOCK for width in (reads, writes)]
+    wide = np.ceil(writes / WIDE) * WIDE
     there = (reads > 0) & (writes > 0)
-    parts = (np.ones_like(reads), reads, writes, reads * writes, rounded, reads * rounded)
+    parts = (np.ones_like(reads), reads, writes, reads * writes, blocks[0] * blocks[1], reads * wide)
     return np.stack([np.where(there, part, 0.0) for part in parts], axis=-1)
 
 

@@ -23,6 +23,7 @@ from compressor.report.markdown import markdown
 from compressor.report.missing import Commands
 from compressor.report.page import page
 from compressor.report.provenance import environment_section, glossary_section, lineage_section, retraining_section
+from compressor.report.speeds import latency_section, why_section
 from compressor.report.timings import accuracy_section, clock_section
 
 __all__ = ["Report", "report"]
@@ -72,6 +73,7 @@ def compose(findings: Findings, commands: Commands) -> Document:
     sections = (
         result_section(findings, commands),
         clock_section(findings, commands),
+        *(section for section in (latency_section(findings), why_section(findings)) if section is not None),
         accuracy_section(findings, commands),
         *changes,
         proof_section(findings, commands),

@@ -77,6 +77,7 @@ class Bench:
     threads: int | None
     blocks: int | None
     environment: Facts
+    why: Facts | None
     rest: Facts
 
 
@@ -178,6 +179,7 @@ class Findings:
     repairing: Repairing | None
     retrainings: tuple[Retraining, ...]
     export: Facts
+    latency: Facts | None
     bench: Bench | None
     evaluations: tuple[Evaluation, ...]
     lineage: tuple[Facts, ...]
@@ -199,7 +201,7 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         )
     environment, bench = top.entry("environment"), top.entry("bench")
     pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
-    repairing = top.entry("repair")
+    repairing, latency = top.entry("repair"), top.entry("latency")
     return Findings(
         name=top.text("name") or "unnamed network",
         command=top.text("command"),
@@ -209,6 +211,7 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         repairing=_repairing(repairing) if repairing else None,
         retrainings=tuple(_retraining(entry) for entry in top.entries("retrain")),
         export=export.facts() if export else (),
+        latency=latency.facts() if latency else None,
         bench=_bench(bench) if bench else None,
         evaluations=tuple(_evaluation(entry) for entry in top.entries("evaluate")),
         lineage=tuple(entry.facts() for entry in top.entries("lineage")),
@@ -294,13 +297,14 @@ def _retraining(entry: Entry) -> Retraining:
 
 
 def _bench(entry: Entry) -> Bench:
-    environment = entry.entry("environment")
+    environment, why = entry.entry("environment"), entry.entry("why")
     return Bench(
         rows=tuple(_row(row) for row in entry.entries("rows")),
         caveats=entry.texts("caveats"),
         threads=entry.count("threads"),
         blocks=entry.count("blocks"),
         environment=environment.facts() if environment else (),
+        why=why.facts() if why else None,
         rest=entry.rest(),
     )
 
