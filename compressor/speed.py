@@ -49,6 +49,7 @@ RETURNS = 2  # times that the real network may send the plan back
 TRIAL_SECONDS, FINAL_SECONDS = 4.0, 8.0
 MARGIN = 0.25  # of the tolerance: aimed at beyond what was asked, for the clock scatters
 RATIOS = 400
+LEAST_AIM = 1.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +323,7 @@ class _Planner:
         short = max((pair for pair in self.heard if pair[1] < wished), default=None, key=lambda p: (p[1], p[0]))
         beyond = min((pair for pair in self.heard if pair[1] >= wished), default=None, key=lambda p: (p[1], -p[0]))
         if short is None or beyond is None or short[0] >= beyond[0]:
-            self.aim *= wished / ratio
+            self.aim = max(LEAST_AIM, self.aim * wished / ratio)
             return
         part = math.log(wished / short[1]) / math.log(beyond[1] / short[1])
         narrowing = sum(r in (short[1], beyond[1]) for _, r in self.heard) > 2  # a plan came out twice

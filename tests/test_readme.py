@@ -135,7 +135,7 @@ def test_every_public_name_resolves() -> None:
 
 
 def test_the_order_of_help_is_the_order_of_work() -> None:
-    assert list(COMMANDS)[:4] == ["inspect", "sensitivity", "prune", "retrain"]
+    assert list(COMMANDS)[:4] == ["inspect", "sensitivity", "prune", "frontier"]
 
 
 def test_the_tables_are_what_the_raw_results_say() -> None:

@@ -62,8 +62,9 @@ def command(
 ) -> None:
     """Prune to one speed after the other, and show what each costs: accuracy against measured latency.
 
-    Finished points are kept; the same command goes on where it stopped. Example: `compress frontier model.pt --data
-    images/`
+    Finished points are kept; the same command goes on where it stopped.
+
+    Example: `compress frontier model.pt --data images/`
     """
     from compressor.artifact import write_json
     from compressor.errors import DataError

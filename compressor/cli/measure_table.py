@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Measure a latency table on this machine, or make one of what a pack measured on another.
 
-    `compress prune --speedup 2 --table FILE` then plans for that machine. Example: `compress measure-table model.pt`,
+    With `--table FILE`, prune then plans for that machine. Example: `compress measure-table model.pt`,
     `compress measure-table model.pt --pack DIR --read measured.json`
     """
     from compressor.artifact import read_json
