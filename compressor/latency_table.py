@@ -4,7 +4,8 @@ A table belongs to a target: hardware, runtime and its version, batch and thread
 does, but for its widths) stand samples: what it read, what it wrote, how long it took, within whole networks at drawn
 widths (`compressor.tabulating`). Between them a non-negative sum of products of the widths
 (`compressor.widths.features`) is fitted, with relative errors. The operators' sum is no call's time: starting each
-costs something too. So a factor and a constant are fitted to whole networks, which also say how well it predicts.
+costs something too. So factors for
+starts and for the rest are fitted to whole networks, which also say how well it predicts.
 
 A table is a file: measured on the target, used anywhere.
 """
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.artifact import read_json, write_json
 from compressor.errors import ArtifactError
-from compressor.widths import FEATURES, Layer, Numbers, Sizes, WidthCost, features
+from compressor.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 
 SCHEMA = 1
 ENOUGH = 8  # samples of an operator: fewer say little about six prices
@@ -47,13 +49,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """How a network's time follows from its operators': by a factor and a constant; and networks that say so.
+    """How a network's time follows from its operators': by a factor for their starts and one for the rest.
 
-    `networks` holds what was predicted, each without itself, and what was measured, in nanoseconds.
+    A profiler makes starting an operator dearer than it is. `networks` holds what was predicted, each without itself,
+    and what was measured, in nanoseconds.
     """
 
     factor: float
-    constant: float
+    starts: float
     networks: tuple[tuple[float, float], ...] = ()
 
     @property
@@ -111,7 +114,9 @@ class LatencyTable:
     def cost(self, sizes: Sizes, layers: Sequence[Layer], keys: Sequence[str], *, signature: str) -> WidthCost:
         """The predicted latency at any widths, in nanoseconds."""
         whole = self.wholes[signature]
-        return WidthCost(sizes, layers, self.prices(keys) * whole.factor, constant=whole.constant)
+        prices = self.prices(keys) * whole.factor
+        prices[:, START] *= whole.starts / whole.factor if whole.factor else 0.0
+        return WidthCost(sizes, layers, prices)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -128,7 +133,7 @@ class LatencyTable:
             "alignments": [{"multiple": a, "excess": e} for a, e in self.alignments],
             "samples": {key: [list(s) for s in some] for key, some in self.samples.items()},
             "wholes": {
-                name: {"factor": w.factor, "constant": w.constant, "networks": [list(n) for n in w.networks]}
+                name: {"factor": w.factor, "starts": w.starts, "networks": [list(n) for n in w.networks]}
                 for name, w in self.wholes.items()
             },
             "environment": dict(self.environment),
@@ -147,7 +152,7 @@ def table_from_json(plain: Mapping[str, Any]) -> LatencyTable:
             wholes={
                 name: Whole(
                     factor=float(w["factor"]),
-                    constant=float(w["constant"]),
+                    starts=float(w["starts"]),
                     networks=tuple((float(p), float(m)) for p, m in w["networks"]),
                 )
                 for name, w in plain["wholes"].items()
@@ -194,20 +199,18 @@ def nonnegative(matrix: Numbers, wanted: Numbers) -> Numbers:
     return np.asarray(x / scale)
 
 
-def fit_whole(predicted: Sequence[float], measured: Sequence[float]) -> Whole:
-    """How whole networks follow from their operators' sums; each is predicted by what the others say."""
-    sums, times = np.array(predicted), np.array(measured)
+def fit_whole(starts: Sequence[float], rest: Sequence[float], measured: Sequence[float]) -> Whole:
+    """How whole networks follow from their operators' sums, of starts and of the rest; each predicted by the others."""
+    columns, times = np.stack([np.array(rest), np.array(starts)], axis=1), np.array(measured)
 
-    def fitted(keep: Numbers) -> Numbers:
-        matrix = np.stack([sums[keep], np.ones(int(keep.sum()))], axis=1) / times[keep][:, None]
-        return nonnegative(matrix, np.ones(int(keep.sum())))
+    def fitted(keep: NDArray[np.bool_]) -> Numbers:
+        return nonnegative(columns[keep] / times[keep][:, None], np.ones(int(keep.sum())))
 
     every = np.ones(len(times), dtype=bool)
-    factor, constant = fitted(every)
+    factor, begun = fitted(every)
     others = []
     for k in range(len(times)):
         keep = every.copy()
         keep[k] = len(times) < 3  # of two networks none can be left out
-        a, b = fitted(keep)
-        others.append((float(a * sums[k] + b), float(times[k])))
-    return Whole(factor=float(factor), constant=float(constant), networks=tuple(others))
+        others.append((float(columns[k] @ fitted(keep)), float(times[k])))
+    return Whole(factor=float(factor), starts=float(begun), networks=tuple(others))

@@ -39,7 +39,7 @@ from compressor.request import Request
 from compressor.runtimes import Reads, Runtime, usable
 from compressor.sensitivity import Curve
 from compressor.tabulating import Networks, table_for, target_of
-from compressor.widths import Numbers, WidthCost
+from compressor.widths import START, Numbers, WidthCost
 
 Say = Callable[[str], None]
 
@@ -477,7 +477,7 @@ class _Planner:
     def _unreachable(self, trial: Trial, found: Allocation, cost: WidthCost, networks: Networks) -> PlanError:
         row = cost.sizes.row(found.widths)[None]
         by_layer = cost.by_layer(row)[0]
-        total = float(by_layer.sum()) + cost.constant
+        total, starts = float(by_layer.sum()), float(cost.prices[:, START].sum())
         holding = [
             f"{networks.operators[k].tensor.rpartition('.')[0]} ({by_layer[k] / total:.0%})"
             for k in np.argsort(-by_layer)[:3]
@@ -486,7 +486,7 @@ class _Planner:
         return PlanError(
             f"{self.wanted:.2f} times the speed cannot be reached on {self.target}: with the narrowest widths that may "
             f"be, the network ran {trial.measured.ratio:.2f} times as fast",
-            hint=f"what is left of its time: {', '.join(holding)}, overhead {cost.constant / total:.0%}; protect less, "
+            hint=f"what is left of its time: {', '.join(holding)}, and starting all operators {starts / total:.0%}; protect less, "
             "lower `--min-channels`, or ask for less",
         )
 

@@ -37,7 +37,7 @@ from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
 from compressor.shrink import shrink
 from compressor.skeletons import Operator, Skeleton, narrowed, skeleton_of
-from compressor.widths import Layer, Numbers, Sizes, features
+from compressor.widths import START, Layer, Numbers, Sizes, features
 
 Say = Callable[[str], None]
 
@@ -349,9 +349,10 @@ def table_of(drawn: Drawn, target: Target, taken: Numbers, walls: Mapping[int, f
     )
     fine = (aligns == 0) | (aligns >= table.align)
     table = replace(table, samples=samples(fine))
-    sums = np.einsum("klf,lf->k", features(drawn.reads, drawn.writes), table.prices(keys))
+    parts = np.einsum("klf,lf->kf", features(drawn.reads, drawn.writes), table.prices(keys))
+    starts, rest = parts[:, START], np.delete(parts, START, axis=1).sum(axis=1)
     measured = [k for k in walls if fine[k]]
-    whole = fit_whole([float(sums[k]) for k in measured], [walls[k] for k in measured])
+    whole = fit_whole(starts[measured].tolist(), rest[measured].tolist(), [walls[k] for k in measured])
     return replace(table, wholes={drawn.signature: whole})
 
 

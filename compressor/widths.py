@@ -45,6 +45,7 @@ def features(reads: Numbers, writes: Numbers) -> Numbers:
 
 
 FEATURES = 6
+START = 0  # the number of the feature that is a start
 PRODUCT = 3  # the number of the feature that is proportional to MACs
 
 
@@ -82,11 +83,11 @@ class Sizes:
 
 
 class WidthCost:
-    """Σ over layers of prices · `features`, and a constant; as a share of what the dense network costs."""
+    """Σ over layers of prices · `features`, as a share of what the dense network costs."""
 
-    def __init__(self, sizes: Sizes, layers: Sequence[Layer], prices: Numbers, *, constant: float = 0.0) -> None:
+    def __init__(self, sizes: Sizes, layers: Sequence[Layer], prices: Numbers) -> None:
         """`prices` are `[layers, FEATURES]`."""
-        self.sizes, self.layers, self.prices, self.constant = sizes, tuple(layers), prices, constant
+        self.sizes, self.layers, self.prices = sizes, tuple(layers), prices
         self.dense = float(self.total(sizes.dense[None])[0])
 
     def by_layer(self, rows: Numbers) -> Numbers:
@@ -97,7 +98,7 @@ class WidthCost:
 
     def total(self, rows: Numbers) -> Numbers:
         """What the network costs at each row of widths `[rows, groups]`: `[rows]`."""
-        return np.asarray(self.by_layer(rows).sum(axis=-1) + self.constant)
+        return np.asarray(self.by_layer(rows).sum(axis=-1))
 
     def stays(self, rows: Numbers) -> Numbers:
         """The same over what the dense network costs."""

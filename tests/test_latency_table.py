@@ -52,13 +52,13 @@ def test_prices_predict_between_the_widths_that_were_measured() -> None:
     assert fresh @ found == pytest.approx(fresh @ prices, rel=0.05)
 
 
-def test_whole_networks_follow_by_a_factor_and_a_constant_and_are_predicted_without_themselves() -> None:
-    sums = [100.0, 200.0, 400.0, 700.0]
-    whole = fit_whole(sums, [1.5 * s + 40 for s in sums])
+def test_whole_networks_follow_by_two_factors_and_are_predicted_without_themselves() -> None:
+    starts, rest = [50.0, 50.0, 50.0, 40.0], [100.0, 200.0, 400.0, 700.0]
+    whole = fit_whole(starts, rest, [1.5 * r + 0.4 * s for r, s in zip(rest, starts, strict=True)])
     assert whole.factor == pytest.approx(1.5, rel=1e-3)
-    assert whole.constant == pytest.approx(40, rel=1e-2)
+    assert whole.starts == pytest.approx(0.4, rel=2e-2)
     assert whole.error < 1e-3
-    spoilt = fit_whole(sums, [190.0, 340.0, 640.0, 5000.0])
+    spoilt = fit_whole(starts, rest, [170.0, 320.0, 620.0, 5000.0])
     assert spoilt.networks[-1][0] < 2000  # without itself nobody could know
 
 
@@ -86,7 +86,7 @@ ALIGNS = (0, *(8,) * 12, *(16,) * 6, *(1,) * 3, *(2,) * 3, *(4,) * 3)
 def test_the_alignment_is_what_the_clock_says(misaligned: float, align: int) -> None:
     made = drawn(ALIGNS)
     taken = taken_of(made, misaligned)
-    walls = {k: float(taken[k].sum()) * 1.1 + 1000 for k in range(0, len(ALIGNS), 2)}
+    walls = {k: float(taken[k].sum()) * 1.1 - 500 for k in range(0, len(ALIGNS), 2)}
     table = table_of(made, TARGET, taken, walls)
     assert table.align == align
     found = dict(table.alignments)
@@ -102,7 +102,7 @@ def some_table() -> LatencyTable:
         target=TARGET,
         samples={"a": tuple((float(k), 8.0, 100.0 + k) for k in range(1, ENOUGH + 1))},
         alignments=((1, 1.5), (8, 1.0)),
-        wholes={"s": Whole(factor=1.1, constant=5.0, networks=((10.0, 11.0), (20.0, 19.0)))},
+        wholes={"s": Whole(factor=1.1, starts=0.5, networks=((10.0, 11.0), (20.0, 19.0)))},
         environment={"cpu": "a processor"},
     )
 

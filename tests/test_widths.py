@@ -55,10 +55,10 @@ def test_many_rows_are_priced_as_each_alone() -> None:
     weights = [n for n, p in net.named_parameters() if p.ndim == 4]
     layers = [Layer(tensor=name, reads=1, writes=0) for name in weights]
     prices = np.random.default_rng(0).uniform(0, 1, (len(layers), FEATURES))
-    cost = WidthCost(sizes, layers, prices, constant=3.0)
+    cost = WidthCost(sizes, layers, prices)
     rows = np.random.default_rng(1).integers(1, 4, (5, len(traced.groups))).astype(float)
     assert cost.total(rows) == pytest.approx([float(cost.total(row[None])[0]) for row in rows])
-    assert cost.total(rows) == pytest.approx(cost.by_layer(rows).sum(axis=1) + 3.0)
+    assert cost.total(rows) == pytest.approx(cost.by_layer(rows).sum(axis=1))
 
 
 def test_a_layer_that_reads_or_writes_nothing_costs_nothing() -> None:
