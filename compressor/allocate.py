@@ -13,6 +13,7 @@ Where every channel saves the same and curves are convex, this is the best of al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -129,12 +130,21 @@ def allocate(
     )
 
 
-def narrowest(
-    groups: Sequence[ChannelGroup], curves: Sequence[Curve], *, align: int, min_channels: int = 1, strict: bool = False
+def cheapest(
+    groups: Sequence[ChannelGroup],
+    curves: Sequence[Curve],
+    *,
+    share: Share,
+    align: int,
+    min_channels: int = 1,
+    strict: bool = False,
 ) -> dict[str, int]:
-    """The lowest width of every group, as far as curves go."""
+    """The widths from which no step saves anything more, as far as curves go."""
     state = _Widths.of(groups, curves, align=align, min_channels=min_channels, strict=strict)
-    return {g.root: int(choices[-1]) for g, choices in zip(groups, state.choices, strict=True)}
+    left = float(share(state.row[None])[0])
+    while (move := state.best_step(share, left, -math.inf)) is not None:
+        left = state.take(move, share)
+    return {g.root: int(w) for g, w in zip(groups, state.row, strict=True)}
 
 
 def plan_of_widths(

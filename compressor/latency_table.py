@@ -28,7 +28,8 @@ from compressor.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost,
 SCHEMA = 1
 ENOUGH = 8  # samples of an operator: fewer say little about six prices
 ROUNDS = 400
-TOLERATED = 0.2  # the prices know what a width costs; alignment is about falling out of a runtime's layout
+REGULAR = 8  # multiples that every runtime's layouts and vectors like
+TOLERATED = 0.1  # the prices know what a width costs; alignment is about falling out of a runtime's layout
 
 Sample = tuple[float, float, float]  # channels read, channels written, nanoseconds
 
@@ -81,11 +82,12 @@ class LatencyTable:
 
     @property
     def align(self) -> int:
-        """The least multiple whose widths cost no more than aligned ones do, within `TOLERATED` of the best."""
-        if not self.alignments:
+        """The least multiple whose widths cost no more than those of `REGULAR` ones do, within `TOLERATED` of them."""
+        regular = [excess for align, excess in self.alignments if align >= REGULAR]
+        if not regular:
             return 1
-        best = min(excess for _, excess in self.alignments)
-        return min(align for align, excess in self.alignments if excess <= best * (1 + TOLERATED))
+        most = statistics.fmean(regular) * (1 + TOLERATED)
+        return min((align for align, excess in self.alignments if excess <= most), default=REGULAR)
 
     def knows(self, keys: Sequence[str]) -> bool:
         """Whether there are enough samples of all these operators."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from compressor.allocate import Allocation, allocate, narrowest, orders_from, plan_of_widths, scored_curves
+from compressor.allocate import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import cores
@@ -271,12 +271,13 @@ class _Planner:
         best, fresh = self.best, False
         for number in range(TRIALS):
             self.say(f"planning for {self.wanted:.2f} times the speed, trial {number + 1}")
+            last = False
             try:
                 found = self._allocated(scored, orders, curves, cost, align)
             except PlanError as error:
                 if "cannot be met" not in str(error):
                     raise
-                found = self._narrowest(scored, orders, curves, cost, align)
+                found, last = self._cheapest(scored, orders, curves, cost, align), True
             told = tuple(sorted(found.widths.items()))
             if told in self.ratios:  # between two speeds there may be no plan: nothing to measure again
                 self._heard(self.ratios[told])
@@ -292,7 +293,7 @@ class _Planner:
                 best = (judged, found, self.aim)
             if judged <= self.goal.tolerance / 2:
                 break
-            if ratio < self.wanted and found.share <= self._least(scored, curves, cost, align):
+            if ratio < self.wanted and last:
                 if ratio < self.wanted * (1 - self.goal.tolerance):
                     raise self._unreachable(trial, found, cost, networks)
                 break
@@ -424,7 +425,7 @@ class _Planner:
             raise PlanError(f"{target:.1%} cannot be met by any ratio")
         return best
 
-    def _narrowest(
+    def _cheapest(
         self,
         scored: Scored,
         orders: Mapping[str, Sequence[int]],
@@ -432,22 +433,18 @@ class _Planner:
         cost: WidthCost,
         align: int,
     ) -> Allocation:
-        widths = narrowest(
-            scored.traced.groups, curves, align=align, min_channels=self.request.min_channels, strict=True
+        """The plan that is predicted to be the fastest of all."""
+        groups = scored.traced.groups
+        widths = cheapest(
+            groups, curves, share=cost.stays, align=align, min_channels=self.request.min_channels, strict=True
         )
-        plan = plan_of_widths(scored.traced.groups, orders, widths)
-        found = _priced(scored, plan, cost)
-        empty = tuple(root for root, width in widths.items() if not width)
-        row = cost.sizes.row(widths)
         return Allocation(
-            plan=plan, emptied=empty, widths=widths, share=float(cost.stays(row[None])[0]), rise=found.rise
+            plan=plan_of_widths(groups, orders, widths),
+            emptied=tuple(root for root, width in widths.items() if not width),
+            widths=widths,
+            share=float(cost.stays(cost.sizes.row(widths)[None])[0]),
+            rise=0.0,
         )
-
-    def _least(self, scored: Scored, curves: tuple[Curve, ...], cost: WidthCost, align: int) -> float:
-        widths = narrowest(
-            scored.traced.groups, curves, align=align, min_channels=self.request.min_channels, strict=True
-        )
-        return float(cost.stays(cost.sizes.row(widths)[None])[0])
 
     def _tried(self, found: Allocation, cost: WidthCost) -> Trial:
         """The plan on the clock, where it can be."""
@@ -484,10 +481,10 @@ class _Planner:
         ]
         assert trial.measured is not None
         return PlanError(
-            f"{self.wanted:.2f} times the speed cannot be reached on {self.target}: with the narrowest widths that may "
+            f"{self.wanted:.2f} times the speed cannot be reached on {self.target}: with the fastest widths that may "
             f"be, the network ran {trial.measured.ratio:.2f} times as fast",
-            hint=f"what is left of its time: {', '.join(holding)}, and starting all operators {starts / total:.0%}; protect less, "
-            "lower `--min-channels`, or ask for less",
+            hint=f"what is left of its time: {', '.join(holding)}, and starting all operators {starts / total:.0%}; "
+            "protect less, lower `--min-channels`, or ask for less",
         )
 
     def fast(self, pruned: Pruned, dense: Measurement | None, small: Measurement | None) -> Fast:

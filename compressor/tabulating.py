@@ -30,7 +30,16 @@ from torch import Tensor, nn
 from compressor.environment import ONNXRUNTIMES, environment, processor, version
 from compressor.errors import ExportError, PlanError, RuntimeUnavailable
 from compressor.groups import Traced
-from compressor.latency_table import LatencyTable, Sample, Target, fit_prices, fit_whole, read_table, write_table
+from compressor.latency_table import (
+    REGULAR,
+    LatencyTable,
+    Sample,
+    Target,
+    fit_prices,
+    fit_whole,
+    read_table,
+    write_table,
+)
 from compressor.measure import Call, take_turns
 from compressor.plan import PruningPlan
 from compressor.proof import random_like
@@ -41,7 +50,7 @@ from compressor.widths import START, Layer, Numbers, Sizes, features
 
 Say = Callable[[str], None]
 
-REGULAR = ((8, 10), (16, 8))  # multiples, and how many networks are drawn at each
+ALIGNED = ((8, 10), (16, 8))  # multiples, and how many networks are drawn at each
 IRREGULAR = ((1, 3), (2, 3), (4, 4))  # multiples of it, not of twice it
 EXPORTED = 8  # networks where each has to be exported by itself
 BLOCK_NS, WARMUP_NS = 25_000_000, 8_000_000
@@ -199,7 +208,7 @@ def drawn_widths(sizes: Sizes, *, seed: int, few: bool = False) -> list[tuple[in
     """Alignments and rows of widths: the dense network, then some at multiples of each alignment, drawn at random."""
     generator = random.Random(seed)
     rows = [(0, sizes.dense.copy())]
-    plan = ((8, EXPORTED),) if few else (*REGULAR, *IRREGULAR)
+    plan = ((8, EXPORTED),) if few else (*ALIGNED, *IRREGULAR)
     for align, count in plan:
         odd = (align, count) in IRREGULAR
         rows += [(align, np.array([_drawn(int(c), align, odd, generator) for c in sizes.dense])) for _ in range(count)]
@@ -330,7 +339,7 @@ def table_of(drawn: Drawn, target: Target, taken: Numbers, walls: Mapping[int, f
                     found.setdefault(key, []).append(point)
         return {key: tuple(some) for key, some in found.items()}
 
-    regular = (aligns == 0) | (aligns >= min(a for a, _ in REGULAR))
+    regular = (aligns == 0) | (aligns >= REGULAR)
     aligned = samples(regular)
     missing = [key for key in keys if key not in aligned]
     if missing:

@@ -16,8 +16,8 @@ from compressor.errors import RuntimeUnavailable
 from compressor.groups import trace
 from compressor.runtimes import Runtime, load
 from compressor.tabulating import (
+    ALIGNED,
     IRREGULAR,
-    REGULAR,
     drawn_widths,
     measured_table,
     networks_of,
@@ -41,7 +41,7 @@ def test_widths_are_drawn_at_every_alignment_and_the_dense_network_is_among_them
     sizes = Sizes(net, trace(net, EXAMPLE).groups)
     rows = drawn_widths(sizes, seed=0)
     assert (rows[0][1] == sizes.dense).all()
-    for align, count in (*REGULAR, *IRREGULAR):
+    for align, count in (*ALIGNED, *IRREGULAR):
         here = [row for a, row in rows if a == align]
         assert len(here) == count
         for row in here:
