@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import accuracy, coverage, repair, transformer
+from benchmarks import accuracy, coverage, repair, speed, transformer
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -30,6 +30,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "lenet": lambda: table_in(HERE / "lenet.md"),
     "accuracy": accuracy.table,
     "coverage": coverage.summary,
+    "speed": speed.speedup_table,
+    "speedaccuracy": speed.accuracy_table,
 }
 
 

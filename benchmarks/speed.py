@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("speedups", "accuracy"), default="speedups")
     parser.add_argument("--only", help="Models, separated by commas: sample-resnet20, resnet50, …")
     parser.add_argument("--asked", help="Speed-ups, separated by commas.")
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     samples = tuple(f"sample-{name}" for name in SAMPLE_NAMES)
@@ -284,7 +285,7 @@ def main() -> None:
     else:
         torch.set_num_threads(arguments.threads or 2)
         for name in models:
-            for batch in BATCHES:
+            for batch in map(int, arguments.batches.split(",")):
                 for one in asked or ASKED:
                     path = _path(f"speedups-{name}-batch-{batch}-{one:g}")
                     if not path.exists():

@@ -29,6 +29,7 @@ _HOMES = {
     "prune": "pipeline",
     "ChannelBudget": "plan",
     "CostBudget": "plan",
+    "LatencyBudget": "plan",
     "Scope": "plan",
     "Repair": "repair",
     "shrink": "shrink",
@@ -38,6 +39,8 @@ _HOMES = {
     "evaluate": "evaluate",
     "export_onnx": "export",
     "bench": "bench",
+    "prune_to_speed": "speed",
+    "Goal": "speed",
     "write_artifact": "artifact",
     "CompressError": "errors",
 }
