@@ -258,6 +258,7 @@ class _Planner:
     ratios: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict)  # by widths, as measured
     heard: list[tuple[float, float]] = field(default_factory=list)  # aim, and what the clock said
     best: tuple[float, Allocation, float] | None = None  # how far off on the clock, the plan, and its aim
+    bias: float = 1.0  # what came out measured, over what the plan had
     exhausted: bool = False
 
     def __call__(self, scored: Scored) -> Planned:
@@ -278,14 +279,14 @@ class _Planner:
                 if "cannot be met" not in str(error):
                     raise
                 found, last = self._cheapest(scored, orders, curves, cost, align), True
-            told = tuple(sorted(found.widths.items()))
+            told = _told(found)
             if told in self.ratios:  # between two speeds there may be no plan: nothing to measure again
                 self._heard(self.ratios[told])
                 continue
             trial = self._tried(found, cost)
             if trial.measured is None:
                 return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
-            ratio = self.ratios[told] = trial.measured.ratio
+            ratio = self.ratios[told] = trial.measured.ratio * self.bias
             fresh = True
             # short of what was asked is worse than beyond it
             judged = abs(ratio / self.wanted - 1 - MARGIN * self.goal.tolerance)
@@ -309,12 +310,17 @@ class _Planner:
         return Planned(plan=found.plan, curves=curves, emptied=found.emptied)
 
     def correct(self, ratio: float) -> None:
-        """The files that came out measured otherwise than the best plan did: that is what holds."""
+        """The files that came out measured otherwise than the best plan did: by as much all plans did.
+
+        A graph without weights is not quite the file; what came out is what counts.
+        """
         assert self.best is not None
         _, found, self.aim = self.best
         self.best = math.inf, found, self.aim
-        self.heard = [(aim, r) for aim, r in self.heard if aim != self.aim]
-        self.ratios[tuple(sorted(found.widths.items()))] = ratio
+        off = ratio / self.ratios[_told(found)]
+        self.bias *= off
+        self.ratios = {widths: r * off for widths, r in self.ratios.items()}
+        self.heard = [(aim, r * off) for aim, r in self.heard if aim != self.aim]
         self._heard(ratio)
 
     def _heard(self, ratio: float) -> None:
@@ -509,6 +515,11 @@ class _Planner:
             dense=dense,
             small=small,
         )
+
+
+def _told(found: Allocation) -> tuple[tuple[str, int], ...]:
+    """A plan's widths, to know it again."""
+    return tuple(sorted(found.widths.items()))
 
 
 def _priced(scored: Scored, plan: PruningPlan, cost: WidthCost) -> Allocation:

@@ -263,3 +263,22 @@ def test_without_images_latency_is_shared_by_all_groups_scores_and_with_them_by_
 def test_goals_that_make_no_sense_are_refused(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(PlanError, match=said):
         make()
+
+
+def test_what_the_files_measure_otherwise_than_the_plan_is_made_up_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files with their weights take longer here than graphs without, the more so the larger they are."""
+
+    class Both(Clock):
+        def __call__(self, dense: Path, small: Path, *_: Any, batch: int, **__: Any) -> Any:
+            real = any(not i.name.endswith(SHAPE) and i.data_type == 1 for i in onnx.load(str(dense)).graph.initializer)
+            self.cost = (lambda w: BASE_NS + w**1.1) if real else (lambda w: BASE_NS + w)
+            return super().__call__(dense, small, batch=batch)
+
+    monkeypatch.setattr(compressor.speed, "timed_in_turns", Both())
+    request, goal = asked(2.5)
+    fast = prune_to_speed(net(), request, goal)
+    assert fast.measured is not None
+    assert fast.met
+    del clock

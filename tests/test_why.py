@@ -120,7 +120,7 @@ def test_the_report_says_how_the_budget_was_met_and_where_the_time_goes() -> Non
     assert latency is not None
     assert reason is not None
     told = str(latency) + str(reason)
-    assert all(word in told for word in ("2.00×", "2.02×", "0.40 lost", "body.0", "8 → 0", "gone", "memory", "70 %"))
+    assert all(word in told for word in ("2.00×", "2.02×", "0.40 lost", "body.0", "8 → 0", "gone", "memory", "70"))
     bare = findings_from_results({"schema": 1})
     assert latency_section(bare) is None
     assert why_section(bare) is None

@@ -74,8 +74,9 @@ def latency_section(findings: Findings) -> Section | None:
         )
     alignments = [(f"multiples of {a.count('multiple')}", percent(a.number("excess") or 0, decimals=0)) for a in
                   entry.entries("alignments")]  # fmt: skip
-    entry.list("samples_ns")
-    facts = [(key, value) for key, value in entry.rest() if key not in ("samples_ns", "align", "met")]
+    for raw in ("samples_ns", "align", "met"):
+        entry.value(raw)
+    facts = list(entry.rest())
     blocks.append(listed((*facts, *alignments)))
     note: Text = (
         "A table of what each operator takes at what widths chose the widths; trials ran without weights. ",
