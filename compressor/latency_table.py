@@ -25,7 +25,7 @@ from compressor.artifact import read_json, write_json
 from compressor.errors import ArtifactError
 from compressor.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 
-SCHEMA = 1
+SCHEMA = 2
 ENOUGH = 8  # samples of an operator: fewer say little about six prices
 ROUNDS = 400
 REGULAR = 8  # multiples that every runtime's layouts and vectors like
@@ -143,7 +143,12 @@ class LatencyTable:
 
 
 def table_from_json(plain: Mapping[str, Any]) -> LatencyTable:
-    """The table that `to_json` wrote; refused where it is none."""
+    """The table that `to_json` wrote; refused where it is none, or of another version."""
+    if plain.get("schema", SCHEMA) != SCHEMA:
+        raise ArtifactError(
+            f"this latency table is of schema {plain['schema']}, and this version reads {SCHEMA}",
+            hint="measure it again: `compress measure-table MODEL`",
+        )
     try:
         return LatencyTable(
             target=Target(**plain["target"]),

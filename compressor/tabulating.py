@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.environment import ONNXRUNTIMES, environment, processor, version
-from compressor.errors import ExportError, PlanError, RuntimeUnavailable
+from compressor.errors import ArtifactError, ExportError, PlanError, RuntimeUnavailable
 from compressor.groups import Traced
 from compressor.latency_table import (
     REGULAR,
@@ -179,7 +179,7 @@ def table_for(
     """The target's table, with all that this network takes; measured where the cache does not know it."""
     say = say or (lambda _: None)
     file = (cache or cache_folder()) / f"{_target_key(target)}.json"
-    known = read_table(file) if file.exists() else None
+    known = _kept(file)
     if known is not None and known.describes(networks.keys, networks.signature):
         say("the latency table is known from before")
         return known
@@ -189,6 +189,14 @@ def table_for(
         found = replace(found.with_samples(kept), wholes={**known.wholes, **found.wholes})
     write_table(file, found)
     return found
+
+
+def _kept(file: Path) -> LatencyTable | None:
+    """What is in the cache, where this version can read it."""
+    try:
+        return read_table(file) if file.exists() else None
+    except ArtifactError:
+        return None
 
 
 def cache_folder() -> Path:

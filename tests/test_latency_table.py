@@ -129,3 +129,8 @@ def test_what_is_no_table_is_refused(broken: dict[str, object]) -> None:
     with pytest.raises(ArtifactError, match="no latency table") as caught:
         table_from_json(broken)
     assert "measure-table" in str(caught.value.hint)
+
+
+def test_a_table_of_another_version_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="of schema 1, and this version reads 2"):
+        table_from_json({**some_table().to_json(), "schema": 1})
