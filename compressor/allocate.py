@@ -29,6 +29,7 @@ PROBED = (0.75, 0.5, 0.25, 0.125)  # shares of a group's channels whose error is
 AHEAD = (1, 2, 3, 4, 8)  # how many widths further a step may go
 CHOICES = 64  # widths that a group may have at most; wider ones go in larger steps
 EXCHANGES = 400
+WORTH = 1e-3  # of the whole rise: what an exchange is for; a useless branch is not brought back for less
 
 Numbers = NDArray[np.float64]
 Share = Callable[[Numbers], Numbers]  # widths `[rows, groups]` → what the network costs, over what the dense one does
@@ -218,7 +219,8 @@ class _Widths:
             for j, d in enumerate(narrower)
             if u[0] != d[0] and gains[i] + losses[j] < 0
         ]
-        pairs = sorted((p for p in pairs if p[1] < -1e-12), key=lambda p: p[1])
+        now = sum(float(rises[at]) for rises, at in zip(self.rises, self.at, strict=True))
+        pairs = sorted((p for p in pairs if p[1] < -WORTH * now - 1e-12), key=lambda p: p[1])
         for start in range(0, len(pairs), 256):  # the largest gains first
             some = pairs[start : start + 256]
             rows = np.repeat(self.row[None], len(some), axis=0)

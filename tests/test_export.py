@@ -232,7 +232,7 @@ class TestRefusals:
         return file.read_text() == "before" and [p.name for p in file.parent.iterdir()] == ["m.onnx"]
 
     def test_a_file_that_says_something_else(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = export._proto_of
+        honest = export.proto_of
 
         def lying(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             with torch.no_grad():
@@ -242,7 +242,7 @@ class TestRefusals:
                 module[-1].bias[0] -= 0.5
             return proto
 
-        monkeypatch.setattr(export, "_proto_of", lying)
+        monkeypatch.setattr(export, "proto_of", lying)
         with pytest.raises(ExportError, match=r"differs from the network by .*, more than 0\.001"):
             export_onnx(checkpoint_of(small_cnn(), (1, 3, 12, 12)), file)
         assert self.untouched(file)
@@ -274,8 +274,8 @@ class TestRefusals:
         assert self.untouched(file)
 
     def test_an_opset_that_comes_out_as_another(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = export._proto_of
-        monkeypatch.setattr(export, "_proto_of", lambda *a, **k: honest(*a, **{**k, "opset": 20}))
+        honest = export.proto_of
+        monkeypatch.setattr(export, "proto_of", lambda *a, **k: honest(*a, **{**k, "opset": 20}))
         with pytest.raises(ExportError, match="cannot be written in opset 21: 20 came out"):
             export_onnx(checkpoint_of(small_cnn(), (1, 3, 12, 12)), file, opset=21)
         assert self.untouched(file)
