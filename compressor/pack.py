@@ -24,8 +24,7 @@ from compressor.latency_table import LatencyTable, Target
 from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.runtimes import NodeTime, load
-from compressor.skeletons import owner_of
-from compressor.tabulating import Drawn, drawn_of, drawn_widths, networks_of, table_of
+from compressor.tabulating import Drawn, by_operator, drawn_of, drawn_widths, networks_of, table_of
 
 Say = Callable[[str], None]
 
@@ -104,14 +103,16 @@ def _write_networks(dense: Checkpoint, part: Path, *, batch: int, seed: int) -> 
     traced = trace(dense.module, dense.example_inputs)
     with networks_of(dense.module, traced, dense.example_inputs, load("onnxruntime-cpu"), batch=batch) as networks:
         rows = drawn_widths(networks.sizes, seed=seed, few=not networks.quick)
-        names = []
+        names: list[str] = []
+        owners: list[dict[str, str]] = []  # one for all where they are one graph at other widths
         for k, (_, row) in enumerate(rows):
             names.append(f"networks/{k:02d}.onnx")
             made = networks.at(row)
             assert isinstance(made, Path)
             shutil.copyfile(made, part / names[-1])
+            if not owners or not networks.quick:
+                owners.append(dict(networks.owners(made) or {}))
         drawn = drawn_of(networks, rows)
-        assert networks.skeleton is not None
         return {
             "batch": batch,
             "files": names,
@@ -121,7 +122,7 @@ def _write_networks(dense: Checkpoint, part: Path, *, batch: int, seed: int) -> 
             "keys": list(drawn.keys),
             "tensors": [o.tensor for o in networks.operators],
             "signature": drawn.signature,
-            "owners": dict(networks.skeleton.owners),
+            "owners": owners,
         }
 
 
@@ -214,8 +215,10 @@ def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
     spec = read_json(folder / "pack.json")["networks"]
     try:
         found = measured["networks"]
-        number = {tensor: k for k, tensor in enumerate(spec["tensors"])}
-        taken = np.stack([_taken(rounds, spec["owners"], number) for rounds in found["profiles"]])
+        owners = spec["owners"] if len(spec["owners"]) > 1 else spec["owners"] * len(found["profiles"])
+        taken = np.stack(
+            [_taken(rounds, spec["tensors"], mine) for rounds, mine in zip(found["profiles"], owners, strict=True)]
+        )
         drawn = Drawn(
             aligns=tuple(spec["aligns"]),
             reads=np.array(spec["reads"]),
@@ -239,14 +242,7 @@ def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
     return table_of(drawn, target, taken, walls)
 
 
-def _taken(rounds: Sequence[Any], owners: Mapping[str, str], number: Mapping[str, int]) -> Any:
+def _taken(rounds: Sequence[Any], tensors: Sequence[str], owners: Mapping[str, str]) -> Any:
     """What each operator took in the round in which it was quickest: nanoseconds `[operators]`."""
-    found = []
-    for nodes in rounds:
-        taken, last = np.zeros(len(number)), next(iter(number))
-        for name, kind, samples in nodes:
-            owner = owner_of(name, owners)
-            last = owner if owner is not None and owner in number else last
-            taken[number[last]] += NodeTime(name=name, kind=kind, samples_ns=tuple(samples)).typical_ns
-        found.append(taken)
-    return np.min(found, axis=0)
+    times = [[NodeTime(name=n, kind=k, samples_ns=tuple(samples)) for n, k, samples in nodes] for nodes in rounds]
+    return np.min([by_operator(nodes, tensors, owners) for nodes in times], axis=0)

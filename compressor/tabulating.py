@@ -45,7 +45,7 @@ from compressor.plan import PruningPlan
 from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
 from compressor.shrink import shrink
-from compressor.skeletons import Operator, Skeleton, narrowed, skeleton_of
+from compressor.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of
 from compressor.widths import START, Layer, Numbers, Sizes, features
 
 Say = Callable[[str], None]
@@ -79,6 +79,7 @@ class Networks:
         self.sizes = Sizes(module, traced.groups)
         self.batch = batch
         self.skeleton: Skeleton | None = None
+        self._owners: dict[Path, Mapping[str, str]] = {}  # of the networks that were exported by themselves
         self._slices = False
         if runtime.reads is Reads.ONNX:
             self.skeleton = skeleton_of(module, example_inputs, batch=batch)
@@ -112,33 +113,32 @@ class Networks:
         name = hashlib.sha256(row.tobytes()).hexdigest()[:16]
         file = self.folder / f"{name}.onnx"
         if not file.exists():
-            file.write_bytes(self._onnx(row))
+            file.write_bytes(self._onnx(row, file))
         return file
 
-    def by_operator(self, times: Sequence[NodeTime]) -> Numbers:
-        """What each operator took, with what belongs to it: nanoseconds `[operators]`."""
-        number = {o.tensor: k for k, o in enumerate(self.operators)}
-        found = np.zeros(len(self.operators))
-        last = self.operators[0].tensor
-        for node in times:
-            owner = self._owner(node.name)
-            last = owner if owner in number else last
-            found[number[last]] += node.typical_ns
-        return found
+    def owners(self, model: nn.Module | Path) -> Mapping[str, str] | None:
+        """Of a network that `at` gave, whose time each node's is; of a module `None`: a module is named as its weight.
 
-    def _owner(self, name: str) -> str:
-        if self.skeleton is not None:
-            return self.skeleton.owner(name) or ""
-        return f"{name}.weight"
+        Networks that are exported by themselves name their nodes by themselves.
+        """
+        if self.skeleton is None or isinstance(model, nn.Module):
+            return None
+        return self._owners.get(model, self.skeleton.owners)
+
+    def by_operator(self, times: Sequence[NodeTime], model: nn.Module | Path) -> Numbers:
+        """What each operator took in a network that `at` gave, with what belongs to it: nanoseconds `[operators]`."""
+        return by_operator(times, [o.tensor for o in self.operators], self.owners(model))
 
     def _length(self, row: Numbers) -> Callable[[str, int], int]:
         return lambda tensor, dim: round(float(self.sizes.at(tensor, dim, row[None])[0]))
 
-    def _onnx(self, row: Numbers) -> bytes:
+    def _onnx(self, row: Numbers, file: Path) -> bytes:
         assert self.skeleton is not None
         if self._slices:
             return narrowed(self.skeleton, self._length(row))
-        return skeleton_of(self._small(row), self.example_inputs, batch=self.batch).proto
+        made = skeleton_of(self._small(row), self.example_inputs, batch=self.batch)
+        self._owners[file] = made.owners
+        return made.proto
 
     def _small(self, row: Numbers) -> nn.Module:
         if (row >= self.sizes.dense).all():
@@ -161,6 +161,20 @@ class Networks:
         except Exception:  # whatever the runtime says of a graph whose shapes do not fit
             return False
         return True
+
+
+def by_operator(times: Sequence[NodeTime], tensors: Sequence[str], owners: Mapping[str, str] | None) -> Numbers:
+    """What the operators of these weights took: nanoseconds `[tensors]`; a node without an owner counts with the last.
+
+    `owners` is as `Networks.owners` gives it.
+    """
+    number = {tensor: k for k, tensor in enumerate(tensors)}
+    found, last = np.zeros(len(tensors)), tensors[0]
+    for node in times:
+        owner = f"{node.name}.weight" if owners is None else owner_of(node.name, owners)
+        last = owner if owner is not None and owner in number else last
+        found[number[last]] += node.typical_ns
+    return found
 
 
 @contextmanager
@@ -278,7 +292,7 @@ def measured_table(
         for at, k in enumerate(order):
             say(f"timing operators: round {done + 1} of {pace.rounds}, network {at + 1} of {len(models)}")
             times = runtime.profile(models[k], inputs, threads=target.threads, warmup=pace.warmup, calls=pace.calls)
-            profiles[k].append(networks.by_operator(times))
+            profiles[k].append(networks.by_operator(times, models[k]))
     taken = np.stack([np.min(rounds, axis=0) for rounds in profiles])  # [networks, operators]; others only slow it
     walls = {k: min(plain[str(k)].block_medians_ns) for k in wholes}
     return table_of(drawn_of(networks, rows), target, taken, walls)

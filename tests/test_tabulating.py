@@ -120,3 +120,19 @@ def test_a_runtime_that_does_not_say_what_its_operators_take_is_refused() -> Non
         pytest.raises(RuntimeUnavailable, match="does not say"),
     ):
         measured_table(networks, target_of(silent, batch=1, threads=1))
+
+
+@pytest.mark.parametrize("make", [lambda: Shuffled(12), Attention])
+def test_networks_exported_by_themselves_count_every_node_with_its_own_layer(make: Callable[[], nn.Module]) -> None:
+    """Their nodes have other names than the dense network's: none may be counted with the layer before it."""
+    net = alive(make())
+    traced, runtime = trace(net, EXAMPLE), load("onnxruntime-cpu")
+    with networks_of(net, traced, EXAMPLE, runtime, batch=1) as networks:
+        row = np.maximum(1, np.round(networks.sizes.dense / 2))
+        model = networks.at(row)
+        assert runtime.profile is not None
+        times = runtime.profile(model, networks.inputs(), threads=1, warmup=1, calls=3)
+        assert (networks.by_operator(times, model) > 0).all()
+        owners = networks.owners(model)
+        assert owners is not None
+        assert {o.tensor for o in networks.operators} <= set(owners.values())
