@@ -133,13 +133,14 @@ def test_networks_exported_by_themselves_count_every_node_with_its_own_layer(mon
         made, number = real(*arguments, **options), calls[0]
         calls[0] += 1
         proto = onnx.ModelProto.FromString(made.proto)
-        names = {name: f"{name}_of_{number}" for node in proto.graph.node for name in (node.name, *node.output)}
-        for kept in (*(i.name for i in proto.graph.input), *(o.name for o in proto.graph.output)):
-            names[kept] = kept
-        for node in proto.graph.node:
+        ends = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+        computed = [node for node in proto.graph.node if node.op_type != "ConstantOfShape"]
+        every = {name for node in computed for name in (node.name, *node.output)} - {""}
+        names = {name: name if name in ends else f"{name}_of_{number}" for name in every}
+        for node in computed:
             node.name = names[node.name]
             node.input[:] = [names.get(i, i) for i in node.input]
-            node.output[:] = [names[o] for o in node.output]
+            node.output[:] = [names.get(o, o) for o in node.output]
         owners = {names.get(name, name): owner for name, owner in made.owners.items()}
         return dataclasses.replace(made, proto=proto.SerializeToString(), owners=owners)
 
