@@ -37,11 +37,13 @@ from compressor.errors import PlanError
 from compressor.evaluate import evaluate
 from compressor.export import export_onnx
 from compressor.measure import speedup
+from compressor.pairs import timed_in_turns
 from compressor.plan import LatencyBudget
 from compressor.pruning import request_from
 from compressor.repair import calibration_batches, renormed
 from compressor.request import Request
-from compressor.speed import Fast, Goal, Known, prune_to_speed, timed_in_turns
+from compressor.speed import Fast, prune_to_speed
+from compressor.speed_plan import Goal, Known
 
 FOLDER = Path(__file__).parent / "speed"
 SAMPLE_NAMES = ("resnet20", "vgg11", "mobilenet_v2")

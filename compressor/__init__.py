@@ -40,7 +40,7 @@ _HOMES = {
     "export_onnx": "export",
     "bench": "bench",
     "prune_to_speed": "speed",
-    "Goal": "speed",
+    "Goal": "speed_plan",
     "write_artifact": "artifact",
     "CompressError": "errors",
 }

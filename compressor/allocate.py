@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import PlanError
+from compressor.errors import OutOfReach, PlanError
 from compressor.groups import ChannelGroup
 from compressor.plan import PruningPlan, Scores, multiple_of
 from compressor.sensitivity import Curve
@@ -109,7 +109,7 @@ def allocate(
     while left > target:
         number = state.best_step(share, left, target)
         if number is None:
-            raise PlanError(
+            raise OutOfReach(
                 f"{target:.1%} cannot be met: with the narrowest widths that were measured {left:.1%} stays",
                 hint="ask for more, lower `--min-channels` or `--align`, or protect less",
             )

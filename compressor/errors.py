@@ -7,6 +7,7 @@ CompressError
 ├── DataError              a data set is missing, unreadable, or lacks what was asked of it
 ├── GroupError             nothing prunable, or no such layer or group
 ├── PlanError              a budget, ratio or width that cannot be met
+│   └── OutOfReach         even the cheapest widths do not meet the budget
 ├── SurgeryError           the small network does not agree with the silenced dense one
 ├── CalibrationError       a criterion or a repair lacks the data it needs
 ├── RepairError            the small network cannot be followed, or not beside the dense one
@@ -60,6 +61,10 @@ class GroupError(CompressError):
 
 class PlanError(CompressError):
     """A budget, ratio or width that cannot be met."""
+
+
+class OutOfReach(PlanError):
+    """A budget that even the cheapest widths do not meet."""
 
 
 class SurgeryError(CompressError):

@@ -25,13 +25,14 @@ from compressor.artifact import read_json, write_json
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
-from compressor.errors import DataError, PlanError
+from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.evaluate import agreement, evaluate
 from compressor.labels import with_labels_of
 from compressor.plan import LatencyBudget, Scope
 from compressor.repair import Repair
 from compressor.request import Request, budget_to_json
-from compressor.speed import Fast, Goal, Known, prune_to_speed
+from compressor.speed import Fast, prune_to_speed
+from compressor.speed_plan import Goal, Known
 
 Say = Callable[[str], None]
 
@@ -145,7 +146,7 @@ def _point(
         fast = prune_to_speed(
             checkpoint, request, mine, data=data, known=known, say=lambda s: say(f"{arm.name}, {asked:g}×: {s}")
         )
-    except PlanError as error:
+    except OutOfReach as error:
         return {"arm": arm.name, "asked": asked, "refused": str(error), "hint": error.hint}
     found = fast.to_json()
     kept = {k: found[k] for k in ("speedup", "dense_ms", "small_ms", "threads", "met", "trials", "table_error")}
@@ -224,7 +225,7 @@ def fastest_within(
                     known=known,
                     say=lambda s, w=words: say(f"{w}: {s}"),  # type: ignore[misc]  # a default that is no parameter
                 )
-            except PlanError:
+            except OutOfReach:
                 high = asked
             else:
                 assert fast.measured is not None

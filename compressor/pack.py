@@ -23,8 +23,9 @@ from compressor.groups import trace
 from compressor.latency_table import LatencyTable, Target
 from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
+from compressor.networks import by_operator, networks_of
 from compressor.runtimes import NodeTime, load
-from compressor.tabulating import Drawn, by_operator, drawn_of, drawn_widths, networks_of, table_of
+from compressor.tabulating import Drawn, drawn_of, drawn_widths, table_of
 
 Say = Callable[[str], None]
 

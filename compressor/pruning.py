@@ -23,7 +23,8 @@ from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, Latenc
 from compressor.repair import Repair, repair_named
 from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
 from compressor.scoring import Say
-from compressor.speed import Goal, prune_to_speed
+from compressor.speed import prune_to_speed
+from compressor.speed_plan import Goal
 from compressor.synthetic import synthetic_data
 
 

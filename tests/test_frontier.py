@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import compressor.frontier
-from compressor.errors import DataError, PlanError
+from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.frontier import Judge, arms_of, fastest_within, frontier, share_of
 from compressor.measure import Speedup
 from compressor.plan import LatencyBudget, Scope
@@ -21,7 +21,7 @@ from compressor.repair import Repair
 from compressor.report.frontiers import picture
 from compressor.request import Request
 from compressor.sources import load_data
-from compressor.speed import Goal
+from compressor.speed_plan import Goal
 from tests.command_line import make_inputs
 from tests.topologies import alive, checkpoint_of, plain
 
@@ -45,7 +45,7 @@ class Pruner:
         assert asked is not None
         self.asked.append((str(request.scope), asked))
         if asked > self.fastest:
-            raise PlanError(f"{asked} cannot be reached", hint="less")
+            raise OutOfReach(f"{asked} cannot be reached", hint="less")
         measured = Speedup(ratio=asked, low=asked * 0.99, high=asked * 1.01)
         small = SimpleNamespace(checkpoint=SimpleNamespace(module=asked), small_cost=SimpleNamespace(params=9, macs=8))
         plain_values = {

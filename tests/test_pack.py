@@ -12,12 +12,12 @@ import pytest
 
 from compressor.errors import ArtifactError
 from compressor.groups import trace
+from compressor.networks import networks_of
 from compressor.pack import bench_of_pack, table_of_pack, write_pack
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.request import Request
 from compressor.runtimes import load
-from compressor.tabulating import networks_of
 from tests.topologies import Residual, alive, checkpoint_of
 
 # what a target lacks is missing for the script too

@@ -12,16 +12,20 @@ import pytest
 import torch
 from torch import nn
 
+import compressor.runtimes
 import compressor.speed
+import compressor.speed_plan
 from compressor.errors import PlanError
 from compressor.latency_table import LatencyTable, Whole
 from compressor.measure import Measurement
+from compressor.networks import Networks
 from compressor.plan import LatencyBudget, Scope
 from compressor.pruning import goal_from, milliseconds, request_from
 from compressor.request import Request
 from compressor.skeletons import SHAPE
-from compressor.speed import Goal, Known, prune_to_speed
-from compressor.tabulating import Networks, target_of
+from compressor.speed import prune_to_speed
+from compressor.speed_plan import Goal, Known
+from compressor.tabulating import target_of
 from tests.topologies import alive, checkpoint_of
 
 BASE_NS = 2_000
@@ -78,11 +82,16 @@ def table_of(networks: Networks, target: Any) -> LatencyTable:
     return LatencyTable(target=target, samples=samples, alignments=((8, 1.0),), wholes=wholes)
 
 
+def clocked(monkeypatch: pytest.MonkeyPatch, made: Clock) -> None:
+    """That clock for plans and for files."""
+    monkeypatch.setattr(compressor.speed_plan, "timed_in_turns", made)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(compressor.speed, "timed_in_turns", made)
-    monkeypatch.setattr(compressor.speed, "table_for", lambda networks, target, **_: table_of(networks, target))
+    clocked(monkeypatch, made)
+    monkeypatch.setattr(compressor.speed_plan, "table_for", lambda networks, target, **_: table_of(networks, target))
     return made
 
 
@@ -113,7 +122,7 @@ def test_a_table_that_is_wrong_is_corrected_on_the_clock(
     power: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table says that time falls with the weights; on this clock it falls more slowly, or faster."""
-    monkeypatch.setattr(compressor.speed, "timed_in_turns", Clock(lambda weights: BASE_NS + weights**power))
+    clocked(monkeypatch, Clock(lambda weights: BASE_NS + weights**power))
     request, goal = asked(2.5)
     fast = prune_to_speed(net(), request, goal)
     assert fast.met
@@ -144,7 +153,7 @@ def test_a_latency_is_a_speed_up_over_what_the_dense_network_takes(clock: Clock)
 
 def test_a_speed_out_of_reach_names_the_best_and_what_holds_it(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     slow = Clock(lambda weights: 150_000 + weights)  # most of the time is not the weights'
-    monkeypatch.setattr(compressor.speed, "timed_in_turns", slow)
+    clocked(monkeypatch, slow)
     request, goal = asked(4.0)
     with pytest.raises(PlanError, match=r"4\.00 times the speed cannot be reached .* ran [12]\.\d+ times as fast") as e:
         prune_to_speed(net(), request, goal)
@@ -153,7 +162,7 @@ def test_a_speed_out_of_reach_names_the_best_and_what_holds_it(monkeypatch: pyte
 
 
 def test_a_network_that_measures_slower_is_not_given_out(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    monkeypatch.setattr(compressor.speed, "timed_in_turns", Clock(lambda weights: 10_000 + 1e9 / weights))
+    clocked(monkeypatch, Clock(lambda weights: 10_000 + 1e9 / weights))
     request, goal = asked(1.5)
     with pytest.raises(PlanError, match=r"cannot be reached|that is kept"):
         prune_to_speed(net(), request, goal)
@@ -169,7 +178,7 @@ def test_what_is_known_is_not_measured_again(clock: Clock, monkeypatch: pytest.M
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the table was measured twice")
 
-    monkeypatch.setattr(compressor.speed, "table_for", never)
+    monkeypatch.setattr(compressor.speed_plan, "table_for", never)
     prune_to_speed(net(), request, goal, known=known)
     assert known.networks is networks
     del clock
@@ -276,7 +285,7 @@ def test_what_the_files_measure_otherwise_than_the_plan_is_made_up_for(
             self.cost = (lambda w: BASE_NS + w**1.1) if real else (lambda w: BASE_NS + w)
             return super().__call__(dense, small, batch=batch)
 
-    monkeypatch.setattr(compressor.speed, "timed_in_turns", Both())
+    clocked(monkeypatch, Both())
     request, goal = asked(2.5)
     fast = prune_to_speed(net(), request, goal)
     assert fast.measured is not None

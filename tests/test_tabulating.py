@@ -16,6 +16,7 @@ from torch import nn
 import compressor.tabulating
 from compressor.errors import RuntimeUnavailable
 from compressor.groups import trace
+from compressor.networks import networks_of
 from compressor.runtimes import Runtime, load
 from compressor.skeletons import Skeleton
 from compressor.tabulating import (
@@ -23,7 +24,6 @@ from compressor.tabulating import (
     IRREGULAR,
     drawn_widths,
     measured_table,
-    networks_of,
     table_for,
     target_of,
 )
@@ -127,7 +127,7 @@ def test_a_runtime_that_does_not_say_what_its_operators_take_is_refused() -> Non
 
 def test_networks_exported_by_themselves_count_every_node_with_its_own_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their nodes may have other names than the dense network's: none is counted with the layer before it for that."""
-    real, calls = compressor.tabulating.skeleton_of, [0]
+    real, calls = compressor.networks.skeleton_of, [0]
 
     def renaming(*arguments: Any, **options: Any) -> Skeleton:
         made, number = real(*arguments, **options), calls[0]
@@ -144,7 +144,7 @@ def test_networks_exported_by_themselves_count_every_node_with_its_own_layer(mon
         owners = {names.get(name, name): owner for name, owner in made.owners.items()}
         return dataclasses.replace(made, proto=proto.SerializeToString(), owners=owners)
 
-    monkeypatch.setattr(compressor.tabulating, "skeleton_of", renaming)
+    monkeypatch.setattr(compressor.networks, "skeleton_of", renaming)
     net = alive(Shuffled(12))
     traced, runtime = trace(net, EXAMPLE), load("onnxruntime-cpu")
     with networks_of(net, traced, EXAMPLE, runtime, batch=1) as networks:

@@ -53,9 +53,10 @@ def command(
     from compressor.errors import ArtifactError
     from compressor.groups import trace
     from compressor.latency_table import write_table
+    from compressor.networks import networks_of
     from compressor.pack import table_of_pack
     from compressor.runtimes import usable
-    from compressor.tabulating import measured_table, networks_of, target_of
+    from compressor.tabulating import measured_table, target_of
 
     if (pack is None) != (read is None):
         raise ArtifactError("a table from elsewhere takes `--pack DIR` and `--read FILE`", hint="give both")

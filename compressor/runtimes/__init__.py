@@ -18,8 +18,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import statistics
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -114,6 +114,18 @@ class Runtime:
     unavailable: Callable[[], str | None]
     prepare: Prepare
     profile: Profile | None = None
+
+    def turn(
+        self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int
+    ) -> Callable[[], AbstractContextManager[Callable[[], object]]]:
+        """The network as `compressor.measure` takes it: each call makes it ready for a block, and gives it back."""
+
+        @contextmanager
+        def ready() -> Iterator[Callable[[], object]]:
+            with self.prepare(model, inputs, threads=threads) as prepared:
+                yield prepared.run
+
+        return ready
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,35 @@
+"""The dense and a small network on one runtime in turns, and nothing beside: what a speed-up is measured from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from compressor.measure import Measurement, pace, take_turns
+from compressor.proof import random_like
+from compressor.runtimes import usable
+
+
+def timed_in_turns(
+    dense: nn.Module | Path,
+    small: nn.Module | Path,
+    example_inputs: Sequence[Tensor],
+    *,
+    runtime: str,
+    batch: int,
+    threads: int,
+    seconds: float,
+    seed: int = 0,
+) -> tuple[Measurement, Measurement]:
+    """Both networks on a runtime in turns, for about so many seconds."""
+    (taken,) = usable((runtime,))
+    inputs = tuple(random_like(example_inputs, batch=batch, seed=0))
+    turns = {name: taken.turn(model, inputs, threads=threads) for name, model in (("dense", dense), ("small", small))}
+    rhythm = pace(turns["dense"], candidates=2, seconds=seconds, blocks=None)
+    found = take_turns(
+        turns, blocks=rhythm.blocks, calls_per_block=rhythm.calls_per_block, warmup=rhythm.warmup, batch_size=batch,
+        seed=seed,
+    )  # fmt: skip
+    return found["dense"], found["small"]
