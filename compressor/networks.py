@@ -124,17 +124,25 @@ class Networks:
         return True
 
 
-def by_operator(times: Sequence[NodeTime], tensors: Sequence[str], owners: Mapping[str, str] | None) -> Numbers:
-    """What the operators of these weights took: nanoseconds `[tensors]`; a node without an owner counts with the last.
+def owned(times: Sequence[NodeTime], tensors: Sequence[str], owners: Mapping[str, str] | None) -> list[str]:
+    """The weight that each node's time counts with: the last one's where its own name says none of `tensors`.
 
     `owners` is as `Networks.owners` gives it.
     """
-    number = {tensor: k for k, tensor in enumerate(tensors)}
-    found, last = np.zeros(len(tensors)), tensors[0]
+    known, last, found = set(tensors), tensors[0], []
     for node in times:
         owner = f"{node.name}.weight" if owners is None else owner_of(node.name, owners)
-        last = owner if owner is not None and owner in number else last
-        found[number[last]] += node.typical_ns
+        last = owner if owner is not None and owner in known else last
+        found.append(last)
+    return found
+
+
+def by_operator(times: Sequence[NodeTime], tensors: Sequence[str], owners: Mapping[str, str] | None) -> Numbers:
+    """What the operators of these weights took, with what belongs to them: nanoseconds `[tensors]`."""
+    number = {tensor: k for k, tensor in enumerate(tensors)}
+    found = np.zeros(len(tensors))
+    for node, tensor in zip(times, owned(times, tensors, owners), strict=True):
+        found[number[tensor]] += node.typical_ns
     return found
 
 

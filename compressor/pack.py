@@ -25,6 +25,7 @@ from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.networks import by_operator, networks_of
 from compressor.runtimes import NodeTime, load
+from compressor.setting import row_of
 from compressor.tabulating import Drawn, drawn_of, drawn_widths, table_of
 
 Say = Callable[[str], None]
@@ -156,7 +157,19 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             null = speedup(found["dense"], found["dense again"]) if "dense again" in found else None
             setting = f"{runtime}, batch {batch}"
             caveats += [str(c) for c in caveats_of(tuple(found.values()), null=null, where=setting)]
-            rows += [_row(row, found, mine[0], runtime, str(measured["provider"])) for row in mine]
+            rows += [
+                row_of(
+                    found[str(row["candidate"])],
+                    None if row["candidate"] == "dense" else found["dense"],
+                    runtime=runtime,
+                    provider=str(measured["provider"]),
+                    file_bytes=row["file_bytes"],
+                    params=row["params"],
+                    macs=row["macs"],
+                    dense_macs=mine[0]["macs"],
+                )
+                for row in mine
+            ]
         environment = {
             "cpu": measured["hardware"],
             "onnxruntime": measured["onnxruntime"],
@@ -182,33 +195,6 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             f"{where} is not what a pack measured: {type(error).__name__}: {error}",
             hint="it is the measured.json that the pack's `python bench.py` writes",
         ) from error
-
-
-def _row(
-    row: Mapping[str, Any], found: Mapping[str, Measurement], dense: Mapping[str, Any], runtime: str, provider: str
-) -> dict[str, Any]:
-    mine = found[str(row["candidate"])]
-    ratio = None if row["candidate"] == "dense" else speedup(found["dense"], mine).to_json()
-    return {
-        "runtime": runtime,
-        "provider": provider,
-        "batch": mine.batch_size,
-        "candidate": str(row["candidate"]),
-        "median_ms": mine.median_ms,
-        "p90_ms": mine.p90_ms,
-        "p99_ms": mine.p99_ms,
-        "throughput": mine.throughput,
-        "peak_memory_bytes": None,
-        "file_bytes": row["file_bytes"],
-        "params": row["params"],
-        "macs": row["macs"],
-        "accuracy": None,
-        "speedup": ratio,
-        "theoretical_speedup": dense["macs"] / row["macs"] if row["macs"] else None,
-        "blocks": len(mine.samples_ns),
-        "calls_per_block": len(mine.samples_ns[0]),
-        "samples_ns": [list(block) for block in mine.samples_ns],
-    }
 
 
 def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:

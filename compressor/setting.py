@@ -109,25 +109,47 @@ def _turn(setting: Setting, candidate: Candidate, inputs: tuple[Tensor, ...], se
 def _row(
     setting: Setting, candidate: Candidate, dense: Candidate, measured: dict[str, Measurement], provider: str
 ) -> Row:
-    """The candidate's row; what nobody has measured yet is `None`."""
-    mine, reference = measured[candidate.name], measured[dense.name]
     on_disk = candidate.onnx is not None and setting.runtime.reads is Reads.ONNX
+    return row_of(
+        measured[candidate.name],
+        None if candidate is dense else measured[dense.name],
+        runtime=setting.runtime.name,
+        provider=provider,
+        file_bytes=candidate.onnx.file.stat().st_size if on_disk and candidate.onnx else None,
+        params=candidate.params,
+        macs=candidate.macs,
+        dense_macs=dense.macs,
+    )
+
+
+def row_of(
+    mine: Measurement,
+    dense: Measurement | None,
+    *,
+    runtime: str,
+    provider: str,
+    file_bytes: int | None,
+    params: int,
+    macs: int,
+    dense_macs: int,
+) -> Row:
+    """A candidate's row of the results; `dense` is `None` for the dense network; what nobody has measured is `None`."""
     return {
-        "runtime": setting.runtime.name,
+        "runtime": runtime,
         "provider": provider,
-        "batch": setting.batch,
-        "candidate": str(candidate.name),
+        "batch": mine.batch_size,
+        "candidate": str(mine.name),
         "median_ms": mine.median_ms,
         "p90_ms": mine.p90_ms,
         "p99_ms": mine.p99_ms,
         "throughput": mine.throughput,
         "peak_memory_bytes": None,
-        "file_bytes": candidate.onnx.file.stat().st_size if on_disk and candidate.onnx else None,
-        "params": candidate.params,
-        "macs": candidate.macs,
+        "file_bytes": file_bytes,
+        "params": params,
+        "macs": macs,
         "accuracy": None,
-        "speedup": None if candidate is dense else speedup(reference, mine).to_json(),
-        "theoretical_speedup": dense.macs / candidate.macs if candidate.macs else None,
+        "speedup": None if dense is None else speedup(dense, mine).to_json(),
+        "theoretical_speedup": dense_macs / macs if macs else None,
         "blocks": len(mine.samples_ns),
         "calls_per_block": len(mine.samples_ns[0]),
         "samples_ns": [list(block) for block in mine.samples_ns],

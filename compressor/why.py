@@ -8,7 +8,7 @@ writes, its arithmetic intensity (MACs per byte moved), and how near it is to wh
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from compressor.ceilings import Ceilings, ceilings
 from compressor.checkpoint import Checkpoint
 from compressor.costs import LayerCost, layer_costs
 from compressor.errors import RuntimeUnavailable
+from compressor.networks import owned
 from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
 from compressor.skeletons import skeleton_of
@@ -44,8 +45,7 @@ class _Network:
     """A network as the runtime takes it, whose weights its operators count with, and what they cost."""
 
     model: nn.Module | Path
-    owner: Callable[[str], str | None]
-    first: str
+    owners: Mapping[str, str] | None
     costs: dict[str, LayerCost]
 
 
@@ -96,25 +96,21 @@ def why(
 def _network(checkpoint: Checkpoint, runtime: Runtime, file: Path) -> _Network:
     costs = {c.weight: c for c in layer_costs(checkpoint.module, checkpoint.example_inputs)}
     if runtime.reads is Reads.MODULE:
-        return _Network(
-            model=checkpoint.module, owner=lambda name: f"{name}.weight", first=next(iter(costs), ""), costs=costs
-        )
+        return _Network(model=checkpoint.module, owners=None, costs=costs)
     skeleton = skeleton_of(checkpoint.module, checkpoint.example_inputs)
     file.write_bytes(skeleton.proto)
-    first = skeleton.operators[0].tensor if skeleton.operators else ""
-    return _Network(model=file, owner=skeleton.owner, first=first, costs=costs)
+    return _Network(model=file, owners=skeleton.owners, costs=costs)
 
 
 def _by_layer(network: _Network, rounds: Sequence[Sequence[NodeTime]]) -> dict[str, _Layer]:
     """By weight: of every operator the round in which it was quickest, for others can only slow it."""
     found: dict[str, _Layer] = {}
-    last = network.first
-    for k, node in enumerate(rounds[0]):
-        owner = network.owner(node.name)
-        last = owner if owner is not None and owner in network.costs else last
+    for k, (node, owner) in enumerate(
+        zip(rounds[0], owned(rounds[0], list(network.costs), network.owners), strict=True)
+    ):
         ns = min(nodes[k].typical_ns for nodes in rounds if k < len(nodes))
-        before = found.get(last, _Layer(ns=0.0, bytes=0, operators=0))
-        found[last] = _Layer(ns=before.ns + ns, bytes=before.bytes + node.bytes, operators=before.operators + 1)
+        before = found.get(owner, _Layer(ns=0.0, bytes=0, operators=0))
+        found[owner] = _Layer(ns=before.ns + ns, bytes=before.bytes + node.bytes, operators=before.operators + 1)
     return found
 
 
