@@ -281,3 +281,13 @@ def test_bounds_may_be_infinite_and_statistics_may_not(workdir: Path, small_resn
     bounded = Bounded()
     bounded.least.fill_(float("nan"))
     assert broken_in(bounded) == "least"
+
+
+@pytest.mark.parametrize("at", [0, 3, 8])
+def test_a_weight_that_is_not_finite_is_found_wherever_it_stands(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.soundness.ELEMENTS_AT_ONCE", 4)
+    layer = nn.Linear(3, 3, bias=False)
+    assert broken_in(layer) is None
+    with torch.no_grad():
+        layer.weight.view(-1)[at] = math.inf
+    assert broken_in(layer) == "weight"

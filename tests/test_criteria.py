@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor import criteria
-from compressor.calibration import Calibration, Needs, gather, rows
+from compressor.calibration import Calibration, Needs, by_row, gather, rows
 from compressor.errors import CalibrationError
 from compressor.groups import BATCH_NORMS, ChannelGroup, Member, Role, trace
 
@@ -487,3 +487,16 @@ def test_statistics_fall_back_to_what_the_producers_write() -> None:
     with torch.no_grad():
         expected = net[0](torch.cat([x for x, _ in data((3,))]).double()).abs().mean(0)
     torch.testing.assert_close(calibration.mean_absolute["0"], expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 10**6])
+def test_rows_that_are_judged_a_few_at_a_time_are_judged_as_all_at_once(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compressor.calibration.ELEMENTS_AT_ONCE", at_once)
+    weight = torch.randn(7, 5, 3, 3)
+    member = Member(
+        layer="a", tensor="w", dim=0, role=Role.PRODUCES, positions=torch.arange(7), channels=torch.arange(7)
+    )
+    found = by_row({"w": weight}, lambda rows: rows.square().sum(dim=1))(member)
+    assert found == pytest.approx(weight.double().flatten(1).square().sum(dim=1))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from compressor import runtimes
 from compressor.errors import CompressError, RuntimeUnavailable
 from compressor.outputs import outputs_of, relative_difference
-from compressor.runtimes import Memory, Prepared, Reads, onnxruntime_cpu, onnxruntime_cuda
-from compressor.runtimes._onnxruntime import count_nodes, nodes_by_provider, open_session
+from compressor.runtimes import Memory, NodeTime, Prepared, Reads, onnxruntime_cpu, onnxruntime_cuda
+from compressor.runtimes._onnxruntime import count_nodes, node_times, nodes_by_provider, open_session
 from compressor.runtimes._torch import torch_threads
 
 ALL = runtimes.names()
@@ -363,3 +363,14 @@ class TestGpu:
         with prepared(name, network, onnx_file, inputs) as ready:
             ready.run()
             assert "cuda" in ready.provider.lower()
+
+
+def test_a_profile_s_nodes_have_their_calls_without_the_first_ones_and_half_a_microsecond_more() -> None:
+    def event(name: str, us: int) -> dict[str, object]:
+        sizes = {"activation_size": "4", "parameter_size": "8", "output_size": "16"}
+        return {"cat": "Node", "name": name, "dur": us, "args": {"provider": "CPU", "op_name": "Conv", **sizes}}
+
+    events = [event("a", 9), event("b", 1), {"cat": "Session", "name": "model_run"}, event("a", 5), event("b", 0)]
+    found = node_times(events, warmup=1)
+    assert [(n.name, n.samples_ns, n.bytes) for n in found] == [("a", (5500,), 28), ("b", (500,), 28)]
+    assert NodeTime(name="a", kind="", samples_ns=(1, 2, 3, 4, 5, 6, 7, 800)).typical_ns == 4.5
