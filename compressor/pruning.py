@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,13 @@ def request_from(
         raise PlanError(f"a memory budget must be positive: {memory_gb:g}", hint="in GB: `--memory 4`")
     memory_bytes = round(memory_gb * 2**30)
     if isinstance(budget, float):
-        of_channels = {
-            "--criterion": criterion != "auto", "--align": align != "auto", "--min-channels": min_channels != 1,
-            "--head-features": not heads, "--levels": levels != 1, "--largest": largest,
-            f"--scope {shared}": shared not in (Scope.UNIFORM, Scope.GLOBAL),
-        }  # fmt: skip
-        for option in (option for option, given in of_channels.items() if given):
-            raise PlanError(
-                f"`{option}` is about channels, and `--sparsity` zeroes single weights by their magnitude",
-                hint="leave it out, or give a budget of channels: `--ratio 0.5`",
-            )
+        _check_masking(
+            {
+                "--criterion": criterion != "auto", "--align": align != "auto", "--min-channels": min_channels != 1,
+                "--head-features": not heads, "--levels": levels != 1, "--largest": largest,
+                f"--scope {shared}": shared not in (Scope.UNIFORM, Scope.GLOBAL),
+            }
+        )  # fmt: skip
         return MaskRequest(
             sparsity=budget,
             scope=MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL,
@@ -111,6 +108,15 @@ def request_from(
         repair=repair_named(repair),
         memory_bytes=memory_bytes,
     )
+
+
+def _check_masking(of_channels: Mapping[str, bool]) -> None:
+    """Refuses options that are about channels beside a sparsity; whether each was given."""
+    for option in (option for option, given in of_channels.items() if given):
+        raise PlanError(
+            f"`{option}` is about channels, and `--sparsity` zeroes single weights by their magnitude",
+            hint="leave it out, or give a budget of channels: `--ratio 0.5`",
+        )
 
 
 def _budget(
