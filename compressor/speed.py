@@ -8,6 +8,7 @@ made again with what the clock said; what is said of the speed-up in the end was
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from compressor.environment import cores
 from compressor.errors import OutOfReach
 from compressor.export import export_onnx
 from compressor.latency_table import LatencyTable, Target
-from compressor.measure import Measurement, Speedup, speedup
+from compressor.machine import Conditions, conditions
+from compressor.measure import Measurement, Speedup, caveats_of_machine, speedup
 from compressor.pipeline import Pruned, prune
 from compressor.request import Request
 from compressor.runtimes import Reads, usable
@@ -43,6 +45,7 @@ class Fast:
     measured: Speedup | None
     dense: Measurement | None
     small: Measurement | None
+    caveats: tuple[str, ...] = ()  # what the machine's state says against the measurement
 
     @property
     def met(self) -> bool:
@@ -68,6 +71,7 @@ class Fast:
                 for name, m in (("dense", self.dense), ("small", self.small))
                 if m is not None
             },
+            "caveats": list(self.caveats),
             "align": self.table.align,
             "alignments": [{"multiple": a, "excess": e} for a, e in self.table.alignments],
             "table_error": self.error,
@@ -83,10 +87,12 @@ def prune_to_speed(
     data: Data | None = None,
     say: Say | None = None,
     known: Known | None = None,
+    look: Callable[[], Conditions] = conditions,
 ) -> Fast:
     """The network that is as fast as `goal` says, at the least loss; the checkpoint stays as it was.
 
-    With `known`, what an earlier run with the same goal but for its speed found out is not measured again. Refused: a
+    With `known`, what an earlier run with the same goal but for its speed found out is not measured again. `look` says
+    what others take of the machine; where that is much, it is said beside what was measured. Refused: a
     speed that cannot be reached, with the best that can and what holds it; a small network that measures slower than
     the dense one; a runtime that is not here.
     """
@@ -106,14 +112,15 @@ def prune_to_speed(
             say=say,
             measures=not elsewhere,
         )
-        again = 0
+        again, before = 0, look()
         while True:
             pruned = prune(checkpoint, request, data=data, say=say, planner=planner)
             if elsewhere:
                 return _fast(pruned, planner)
             say("exporting the small network, and timing it against the dense one")
             dense, small = _timed_files(checkpoint, pruned.checkpoint, planner)
-            fast = _fast(pruned, planner, dense=dense, small=small)
+            caveats = tuple(caveat.text for caveat in caveats_of_machine((before, look())))
+            fast = _fast(pruned, planner, dense=dense, small=small, caveats=caveats)
             ratio = speedup(dense, small).ratio
             if ratio <= 1 and (again == RETURNS or planner.exhausted):
                 raise OutOfReach(
@@ -127,7 +134,12 @@ def prune_to_speed(
 
 
 def _fast(
-    pruned: Pruned, planner: Planner, *, dense: Measurement | None = None, small: Measurement | None = None
+    pruned: Pruned,
+    planner: Planner,
+    *,
+    dense: Measurement | None = None,
+    small: Measurement | None = None,
+    caveats: tuple[str, ...] = (),
 ) -> Fast:
     """What came out, and what was measured of it."""
     assert planner.known.table is not None
@@ -143,6 +155,7 @@ def _fast(
         measured=None if dense is None or small is None else speedup(dense, small),
         dense=dense,
         small=small,
+        caveats=caveats,
     )
 
 

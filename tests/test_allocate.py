@@ -126,8 +126,8 @@ def test_where_neighbours_are_coupled_and_time_falls_in_steps_it_is_near_the_bes
         assert found.rise == pytest.approx(sum(c.at(found.widths[c.root]) for c in curves))
         assert found.rise >= best - 1e-9
         excess.append(found.rise / best - 1)
-    assert statistics.mean(excess) < 0.05
-    assert max(excess) < 0.5
+    assert statistics.mean(excess) < 0.01  # measured: 0.004; without exchanges 0.043
+    assert max(excess) < 0.25
 
 
 def test_a_width_between_two_steps_of_the_clock_is_not_chosen() -> None:

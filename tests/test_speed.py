@@ -17,6 +17,7 @@ import compressor.speed
 import compressor.speed_plan
 from compressor.errors import OutOfReach, PlanError
 from compressor.latency_table import LatencyTable, Whole
+from compressor.machine import Conditions
 from compressor.measure import Measurement
 from compressor.networks import Networks
 from compressor.plan import LatencyBudget, Scope
@@ -180,6 +181,18 @@ def test_a_network_that_measures_slower_is_not_given_out(monkeypatch: pytest.Mon
     request, goal = asked(1.5)
     with pytest.raises(OutOfReach, match=r"measured 0\.\d+ times as fast as the dense one: that is kept"):
         prune_to_speed(net(), request, goal)
+    del clock
+
+
+def test_a_busy_machine_is_said_to_be_one(clock: Clock) -> None:
+    request, goal = asked(2.0)
+    seen = iter([0.0, 1.5])  # idle before, and busy while it was timed
+
+    def look() -> Conditions:
+        return Conditions(cores=2, busy_cores=next(seen), load_average=0.1, governor=None)
+
+    fast = prune_to_speed(net(), request, goal, look=look)
+    assert fast.to_json()["caveats"] == ["other processes took 1.5 of 2 cores while nothing was timed"]
     del clock
 
 

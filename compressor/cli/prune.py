@@ -190,6 +190,8 @@ def show_latency(latency: dict[str, Any] | None) -> None:
         f"by measurement; trials: {len(latency['trials'])}",
         style="dim", markup=False,
     )  # fmt: skip
+    for caveat in latency.get("caveats", ()):
+        talk().print(f"caveat: {caveat}", markup=False)
     search = latency.get("search")
     if search is not None:
         console().print(

@@ -63,6 +63,7 @@ def latency_section(findings: Findings) -> Section | None:
         *(Column(name=n, numeric=True) for n in ("aim", "predicted", "measured", "channels")),
     )
     blocks.append(Table(columns=columns, rows=tuple(rows), caption="From the table to the clock"))
+    blocks += [Paragraph(text=(text,), tone=Tone.CAUTION) for text in entry.texts("caveats")]
     search = entry.entry("search")
     if search is not None:
         tried = ", ".join(
