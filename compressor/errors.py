@@ -13,6 +13,7 @@ CompressError
 ├── RepairError            the small network cannot be followed, or not beside the dense one
 ├── RetrainError           training cannot start, or its loss is no longer finite
 ├── ExportError            the ONNX file does not say what the network says
+├── StudyError             no such study, or its folder holds another run's results
 ├── RuntimeUnavailable     a runtime or device that is not here
 └── ArtifactError          an artifact is missing, incomplete, or in the way
 
@@ -85,6 +86,10 @@ class RetrainError(CompressError):
 
 class ExportError(CompressError):
     """The ONNX file does not say what the network says."""
+
+
+class StudyError(CompressError):
+    """No such study, or its folder holds the results of another run."""
 
 
 class RuntimeUnavailable(CompressError):

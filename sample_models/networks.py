@@ -113,3 +113,27 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
             inputs = width
     layers += [*conv_norm(inputs, 192, kernel=1), nn.ReLU6()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(192, classes))
+
+
+def resnet8(classes: int = 10) -> nn.Module:
+    """The shortest network of ResNet-20's layout: one block in each stage, widths 16, 32, 64."""
+    return ResNet(blocks=1, widths=(16, 32, 64), classes=classes)
+
+
+def lenet_300_100(classes: int = 10) -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100, 266,610 weights and biases."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, classes)
+    )
+
+
+def small_cnn(classes: int = 10, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
+    """Three 3x3 convolutions with batch norm and pooling between them, and one linear layer; no shortcuts."""
+    layers: list[nn.Module] = []
+    inputs = 1
+    for index, width in enumerate(widths):
+        layers += [*conv_norm(inputs, width, kernel=3), nn.ReLU()]
+        if index < 2:
+            layers.append(nn.MaxPool2d(2))
+        inputs = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))

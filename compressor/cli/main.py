@@ -22,7 +22,7 @@ from compressor.errors import CompressError, UntrustedPickle
 NOT_COMMANDS = {"main", "options"}
 ORDER = (
     "inspect", "sensitivity", "prune", "frontier", "retrain", "export", "bench", "measure-table", "report", "evaluate",
-    "demo",
+    "study", "demo",
 )  # fmt: skip
 
 app = typer.Typer(
