@@ -157,8 +157,8 @@ def theirs(
     return best[1], best[2]
 
 
-def accuracy_cells(name: str, asked: float, threads: int) -> None:
-    """All arms and draws of one sample model at one speed."""
+def accuracy_cells(name: str, asked: float, threads: int, wanted: tuple[str, ...]) -> None:
+    """These arms, with all draws, of one sample model at one speed."""
     checkpoint, data = checkpoint_of(name), load_data(str(SAMPLES / "fashion_sample.npz"))
     test, tune = data.split(SplitName.TEST), data.split(SplitName.TUNE)
     seen = checkpoint.preprocessing
@@ -172,7 +172,7 @@ def accuracy_cells(name: str, asked: float, threads: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         known: dict[int, Known] = {}
         for draw in range(DRAWS):
-            for arm, run in ARMS.items():
+            for arm, run in ((a, r) for a, r in ARMS.items() if a in wanted):
                 path = _path(f"accuracy-{name}-{asked:g}-{arm}-{draw}")
                 if path.exists():
                     continue
@@ -183,7 +183,7 @@ def accuracy_cells(name: str, asked: float, threads: int) -> None:
                 row = {"part": "accuracy", "model": name, "asked": asked, "arm": arm, "draw": draw, **found}
                 widths = {layer.layer: layer.outputs for layer in fast.pruned.small_layers}
                 _write(path, row | judged(fast.pruned.checkpoint.module) | {"widths": widths})
-    for arm, round_to in THEIRS.items():
+    for arm, round_to in ((a, r) for a, r in THEIRS.items() if a in wanted):
         paths = [_path(f"accuracy-{name}-{asked:g}-{arm}-{draw}") for draw in range(DRAWS)]
         if all(path.exists() for path in paths):
             continue
@@ -272,18 +272,20 @@ def main() -> None:
     parser.add_argument("--only", help="Models, separated by commas: sample-resnet20, resnet50, …")
     parser.add_argument("--asked", help="Speed-ups, separated by commas.")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--arms", help="Arms of `accuracy`, separated by semicolons.")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     samples = tuple(f"sample-{name}" for name in SAMPLE_NAMES)
     models = samples if arguments.part == "accuracy" else (*samples, *TORCHVISION)
     if arguments.only:
         models = tuple(m for m in models if m in arguments.only.split(","))
+    wanted = tuple(arguments.arms.split(";")) if arguments.arms else (*ARMS, *THEIRS)
     asked = tuple(map(float, arguments.asked.split(","))) if arguments.asked else None
     FOLDER.mkdir(exist_ok=True)
     if arguments.part == "accuracy":
         for name in models:
             for one in asked or ASKED[1:]:
-                accuracy_cells(name, one, arguments.threads or 1)
+                accuracy_cells(name, one, arguments.threads or 1, wanted)
     else:
         torch.set_num_threads(arguments.threads or 2)
         for name in models:
