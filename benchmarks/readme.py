@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import accuracy, coverage, repair, speed, transformer
+from benchmarks import accuracy, coverage, repair, speed, transformer, verdicts
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage": coverage.summary,
     "speed": speed.speedup_table,
     "speedaccuracy": speed.accuracy_table,
+    "studies": verdicts.table,
 }
 
 
