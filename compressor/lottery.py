@@ -12,6 +12,7 @@ weights drawn afresh, and the early weights with a mask that is random.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import PlanError
+from compressor.chance import generator
+from compressor.errors import PlanError, RetrainError
 from compressor.lent import evaluating
 from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude_round, maskable
-from compressor.recipe import How
+from compressor.recipe import How, Recipe, Step
 from compressor.retrain import starting_module
 from compressor.surgery import put_state_
+from compressor.train import iterations_per_epoch
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -96,6 +99,24 @@ def rewound(module: nn.Module, early: Mapping[str, Tensor], mask: WeightMask) ->
     return apply_mask_(ticket, mask)
 
 
+def rest_of(recipe: Recipe, *, step: int, images: int) -> Recipe:
+    """What is left of a run on so many images after `step` steps, in whole epochs, the begun one among them.
+
+    It ends as the whole run does, with the same last rates. Refused: a step with nothing behind it.
+    """
+    whole, per_epoch = recipe.budget.epochs, iterations_per_epoch(images, recipe.batch_size)
+    left = whole - step // per_epoch
+    if left < 1:
+        raise RetrainError(
+            f"the dense run has {whole * per_epoch} steps: none is left after {step}",
+            hint="rewind to an earlier step: `--rewind-step`",
+        )
+    if left == whole:
+        return recipe
+    schedule = dataclasses.replace(recipe.schedule, skipped=1 - (1 - recipe.schedule.skipped) * left / whole)
+    return dataclasses.replace(recipe, budget=Step(epochs=left), schedule=schedule)
+
+
 def redrawn(checkpoint: Checkpoint, mask: WeightMask, *, seed: int) -> nn.Module:
     """The control without the early weights: each layer's own initialisation drawn by `seed`, masked."""
     return apply_mask_(starting_module(checkpoint, How.SCRATCH_E, seed=seed), mask)
@@ -103,10 +124,10 @@ def redrawn(checkpoint: Checkpoint, mask: WeightMask, *, seed: int) -> nn.Module
 
 def shuffled(mask: WeightMask, *, seed: int) -> WeightMask:
     """The control without the mask's structure: as many weights stay in every tensor, in places drawn by `seed`."""
-    generator = torch.Generator().manual_seed(seed)
+    drawing = generator(seed, "shuffled mask")
     return WeightMask(
         kept={
-            name: kept.flatten()[torch.randperm(kept.numel(), generator=generator)].view(kept.shape)
+            name: kept.flatten()[torch.randperm(kept.numel(), generator=drawing)].view(kept.shape)
             for name, kept in mask.kept.items()
         }
     )

@@ -24,9 +24,9 @@ from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
-from compressor.lottery import Round, Rounds, find_ticket, rounds_with_output
+from compressor.lottery import Round, Rounds, find_ticket, rest_of, rounds_with_output
 from compressor.masks import MaskScope, WeightMask
-from compressor.recipe import How, Recipe, Start, Step
+from compressor.recipe import How, Recipe, Start
 from compressor.resume import digest_of, digest_of_state, epochs_done, write
 from compressor.retrain import read_early_state, retrain, starting_module
 from compressor.retraining import OF_THE_OLD_WEIGHTS, default_folder
@@ -231,19 +231,8 @@ def _begin(search: Search, data: Data, callbacks: tuple[Callback, ...]) -> tuple
 
 
 def _shortened(search: Search, data: Data) -> Recipe:
-    """The rounds' recipe from the step on that they rewind to: the rest of the dense run, in whole epochs."""
-    if search.dense is None or not search.step:
-        return search.recipe
-    per_epoch = iterations_per_epoch(len(data.split(SplitName.TRAIN)), search.recipe.batch_size)
-    whole = search.dense.budget.epochs
-    left = whole - search.step // per_epoch
-    if left < 1:
-        raise RetrainError(
-            f"the dense run has {whole * per_epoch} steps: none is left after {search.step}",
-            hint="rewind to an earlier step: `--rewind-step`",
-        )
-    schedule = dataclasses.replace(search.recipe.schedule, skipped=1 - left / whole)
-    return dataclasses.replace(search.recipe, budget=Step(epochs=left), schedule=schedule)
+    """The rounds' recipe from the step on that they rewind to."""
+    return rest_of(search.recipe, step=search.step, images=len(data.split(SplitName.TRAIN)))
 
 
 def _with_state(checkpoint: Checkpoint, state: Mapping[str, Tensor], lineage: list[dict[str, object]]) -> Checkpoint:
