@@ -76,15 +76,19 @@ def maskable(module: nn.Module, *, protect: Sequence[str] = ()) -> dict[str, nn.
     }
     chosen = dict(found)
     for glob in protect:
-        matched = [n for n in found if fnmatch.fnmatch(n, glob) or fnmatch.fnmatch(n.rpartition(".")[0], glob)]
-        if not matched:
-            raise PlanError(
-                f"`--protect {glob}` matches no weight", hint=f"the weights are: {', '.join(list(found)[:4])}"
-            )
+        matched = _matched(list(found), glob, given=f"--protect {glob}")
         chosen = {n: p for n, p in chosen.items() if n not in matched}
     if not chosen:
         raise PlanError("no convolution or linear weight is left to mask", hint="protect fewer layers")
     return chosen
+
+
+def _matched(names: Sequence[str], glob: str, *, given: str) -> list[str]:
+    """The weights that a glob of layers or parameters means; refused where there is none."""
+    matched = [n for n in names if fnmatch.fnmatch(n, glob) or fnmatch.fnmatch(n.rpartition(".")[0], glob)]
+    if not matched:
+        raise PlanError(f"`{given}` matches no weight", hint=f"the weights are: {', '.join(list(names)[:4])}")
+    return matched
 
 
 def magnitude(
@@ -124,6 +128,56 @@ def magnitude(
             f"a sparsity of {sparsity} is less than the {within.sparsity:.4f} already there", hint="levels go upwards"
         )
     return mask
+
+
+def magnitude_round(
+    module: nn.Module,
+    *,
+    rate: float,
+    rates: Mapping[str, float] | None = None,
+    scope: MaskScope | str = MaskScope.UNIFORM,
+    within: WeightMask | None = None,
+) -> WeightMask:
+    """One more round of iterative pruning (Frankle & Carbin 2019, arXiv:1803.03635, sec. 2): a share of what is left.
+
+    The smallest |w| leave, exactly ⌊rate × remaining⌋ of them: of each tensor's own (`uniform`) or of all together
+    (`global`). `rates` holds other rates by globs of layers or parameters, a later glob over an earlier one; 0 leaves
+    them whole, any other is for `uniform`. `within` is the mask after the round before. Ties go by index; every tensor
+    keeps one weight. Refused: a rate outside (0, 1), a glob that matches nothing, a round that removes nothing.
+    """
+    scope = _scope_named(scope)
+    weights = maskable(module)
+    each = dict.fromkeys(weights, _rate(rate, zero=False))
+    for glob, own in (rates or {}).items():
+        each |= dict.fromkeys(_matched(list(weights), glob, given=glob), _rate(own, zero=True))
+    if scope is MaskScope.GLOBAL and set(each.values()) - {0.0, rate}:
+        raise PlanError(
+            "weights that compete with each other leave at one rate", hint="0 spares a layer, or prune `uniform`"
+        )
+    if within is not None and within.kept.keys() != weights.keys():
+        raise PlanError("the earlier mask covers other weights", hint="start from the same network in every round")
+    ranked = {name: _magnitudes(name, weight, within) for name, weight in weights.items()}
+    parts = [[n for n in ranked if each[n]]] if scope is MaskScope.GLOBAL else [[name] for name in ranked]
+    kept = {name: magnitudes >= 0 for name, magnitudes in ranked.items()}
+    before = sum(int(k.sum()) for k in kept.values())
+    for names in filter(None, parts):
+        left = sum(int(kept[n].sum()) for n in names)
+        gone = sum(ranked[n].numel() for n in names) - left
+        count = gone + math.floor(max(each[n] for n in names) * left + 1e-9)
+        kept |= _smallest_removed({n: ranked[n] for n in names}, count, keep_at_least=1)
+    mask = WeightMask(kept={n: k.view(weights[n].shape) for n, k in kept.items()})
+    if mask.weights - mask.removed == before:
+        raise PlanError(f"a rate of {rate:g} removes none of the {before} weights left", hint="ask for more, or stop")
+    return mask
+
+
+def _rate(rate: float, *, zero: bool) -> float:
+    if not (0 < rate < 1 or (zero and rate == 0)):
+        raise PlanError(
+            f"a rate is the share of the weights left that leaves: between 0 and 1, not {rate:g}",
+            hint="`--rate 0.2` removes a fifth in every round",
+        )
+    return rate
 
 
 def _scope_named(scope: MaskScope | str) -> MaskScope:

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compressor.errors import RetrainError, named
+from compressor.errors import RetrainError, unknown
 
 
 class How(enum.StrEnum):
@@ -150,6 +150,10 @@ def recipe_from_json(plain: dict[str, object]) -> Recipe:
         raise RetrainError(f"not a training recipe: {error}") from error
 
 
-def how_named(name: str) -> How:
-    """The way to retrain called `name`."""
-    return named(How, name, one="way to retrain", many="ways", refusal=RetrainError)
+def how_named(name: str, *, besides: tuple[str, ...] = ()) -> How:
+    """The way to retrain called `name`; refused where there is none, with a hint at those `besides` too."""
+    try:
+        return How(name)
+    except ValueError:
+        hint = unknown("ways", name, [*How, *besides])
+        raise RetrainError(f"there is no way to retrain called `{name}`", hint=hint) from None

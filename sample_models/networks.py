@@ -120,11 +120,15 @@ def resnet8(classes: int = 10) -> nn.Module:
     return ResNet(blocks=1, widths=(16, 32, 64), classes=classes)
 
 
-def lenet_300_100(classes: int = 10) -> nn.Module:
-    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100, 266,610 weights and biases."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, classes)
-    )
+def lenet_300_100(classes: int = 10, dropout: float = 0.0) -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100, 266,610 weights and biases.
+
+    With `dropout`, so large a share of each hidden layer is dropped in training.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in ((784, 300), (300, 100)):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(100, classes))
 
 
 def small_cnn(classes: int = 10, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
