@@ -90,6 +90,15 @@ class TestCommand:
         small = load(Path("tiny.compressed"))
         assert count(small.module, small.example_inputs) == count(dense.module, dense.example_inputs)
 
+    @pytest.mark.usefixtures("two", "trusting")
+    def test_classes_of_the_target_that_the_network_does_not_know_do_not_matter(self) -> None:
+        torch.save({"state_dict": torch.load("tiny.pt", weights_only=True), "classes": ["a", "b"]}, "tiny.pt")
+        with np.load("target.npz") as data:
+            np.savez("target.npz", images=data["images"], labels=np.array(["cat", "dog"] * (len(data["images"]) // 2)))
+        assert "adapted to" in done(*ASK, *FEW).stdout
+        words = ("evaluate", "tiny.compressed", "--data", "target.npz")
+        refused(*words, says="no class called `cat`", hints="a, b")
+
     @pytest.mark.parametrize(
         ("options", "says", "hints"),
         [
@@ -126,9 +135,11 @@ class TestCommand:
 
 @pytest.mark.usefixtures("trusting")
 class TestRun:
-    def run(self, tiny: Checkpoint, target: Data, folder: str = "out.compressed", **options: Any) -> dict[str, Any]:
+    def run(
+        self, tiny: Checkpoint, target: Data, folder: str = "out.compressed", *, rounds: int = 1, **options: Any
+    ) -> dict[str, Any]:
         plain = dataclasses.replace(tiny, preprocessing=dataclasses.replace(tiny.preprocessing, size=(16, 16)))
-        return adapt_to(Path(folder), plain, source_data(), target, some(tiny), **options)
+        return adapt_to(Path(folder), plain, source_data(), target, some(tiny, rounds=rounds), **options)
 
     def test_no_label_of_the_target_changes_the_artifact(self, tiny: Checkpoint) -> None:
         data = target_data()

@@ -62,7 +62,7 @@ class TestCells:
 
 
 class TestNoLabelOfTheTarget:
-    @pytest.mark.parametrize("arm", ["tcp", "two-stage"])
+    @pytest.mark.parametrize("arm", ["tcp", pytest.param("two-stage", marks=pytest.mark.slow)])
     def test_changes_a_network_or_what_it_says(
         self, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: Results, arm: str
     ) -> None:

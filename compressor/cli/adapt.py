@@ -80,7 +80,7 @@ def command(
 
     from compressor import adapting as work
     from compressor.pruning import default_folder
-    from compressor.sources import data_for
+    from compressor.sources import data_for, load_data
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -93,9 +93,8 @@ def command(
             round_epochs=round_epochs, final_epochs=final_epochs, rate=lr, batch_size=batch_size, augment=augment,
             calibration=calibration, align=align, min_channels=min_channels, protect=protect or (), seed=seed,
         )  # fmt: skip
-        known, other = (
-            data_for(checkpoint, where, root=data_root, download=download, seed=seed) for where in (source, target)
-        )
+        known = data_for(checkpoint, source, root=data_root, download=download, seed=seed)
+        other = load_data(target, root=data_root, download=download, seed=seed)  # whatever its classes are called
         folder = out or default_folder(checkpoint)
         results = work.adapt_to(
             folder, checkpoint, known, other, adaptation, device=device, callbacks=(tell,), command=command_line(),
