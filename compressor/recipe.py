@@ -41,6 +41,7 @@ class Shape(enum.StrEnum):
     COSINE = "cosine"  # to zero
     STEP = "step"  # by ten at each milestone
     CONSTANT = "constant"
+    INVERSE = "inverse"  # rate / (1 + 10 p)^0.75, of domain adaptation (Ganin & Lempitsky 2015, arXiv:1409.7495)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -83,6 +84,8 @@ class Schedule:
                 return self.rate
             case Shape.STEP:
                 return self.rate * float(0.1 ** sum(at >= m for m in self.milestones))
+            case Shape.INVERSE:
+                return self.rate / float((1 + 10 * (at - self.warmup) / (1 - self.warmup)) ** 0.75)
             case Shape.COSINE:
                 return self.rate * 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / (1 - self.warmup)))
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,17 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What makes a run this run: its recipe, its data and the weights it starts from."""
+    """What makes a run this run: recipe, data, the weights it starts from, and a loss of its own if it has one."""
 
     recipe: Recipe
     data: Data
     start: str  # sha256 of the weights
+    objective: Mapping[str, object] = field(default_factory=dict)  # empty: the cross entropy
 
     def identity(self) -> dict[str, object]:
         """Plain values that are equal for equal runs."""
-        return {"recipe": self.recipe.to_json(), "data": self.data.to_json(), "weights": self.start}
+        plain: dict[str, object] = {"recipe": self.recipe.to_json(), "data": self.data.to_json(), "weights": self.start}
+        return {**plain, "objective": dict(self.objective)} if self.objective else plain
 
 
 def digest_of(module: nn.Module) -> str:
@@ -101,7 +103,7 @@ def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, ru
         raise RetrainError(f"{file} is no state of a run", hint="delete it and start again") from error
     expected = run.identity()
     if found != expected:
-        other = ", ".join(name for name, value in expected.items() if found.get(name) != value)
+        other = ", ".join(name for name in {**expected, **found} if found.get(name) != expected.get(name))
         raise RetrainError(
             f"{file} belongs to a run with another {other}", hint="delete it, or repeat the command that made it"
         )

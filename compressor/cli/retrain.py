@@ -56,7 +56,7 @@ def command(
     download: DownloadOption = False,
     lr: Annotated[float | None, typer.Option("--lr", help="The peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.", min=1)] = None,
-    schedule: Annotated[str | None, typer.Option(help="How the rate falls: cosine, step or constant.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="How the rate falls: cosine, step, constant or inverse.")] = None,
     warmup: Annotated[float | None, typer.Option(help="Share of the run in which the rate rises.")] = None,
     augment: Annotated[str | None, typer.Option(help="Some of flip,crop,erase, or none.")] = None,
     label_smoothing: Annotated[
