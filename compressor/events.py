@@ -16,7 +16,7 @@ from compressor.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSchedule:
-    """Events before the epochs `start`, `start + every`, ... up to and including `end`; epochs count from 0.
+    """Events once `start`, `start + every`, ... epochs are over, up to and including `end`.
 
     The published code has `start` 6, `end` 275, `every` 4 or 40 for its last layer, which makes 68 or 7 events.
     """
@@ -36,7 +36,7 @@ class EventSchedule:
 
     @property
     def epochs(self) -> range:
-        """Before which epochs the events are."""
+        """After how many epochs each event is: before the epoch of that number, counted from 0."""
         return range(self.start, self.end + 1, self.every)
 
     @property

@@ -98,7 +98,7 @@ def train_with_events(
         groups={g.root: g for g in groups}, departures=departures, effect=effect, choose=choose, recipe=recipe,
         tune=data.split(SplitName.TUNE), preprocessing=preprocessing,
         per_epoch=iterations_per_epoch(len(data.split(SplitName.TRAIN)), recipe.batch_size),
-        file=None if state_file is None else state_file.with_name(f"{state_file.name}.events.json"),
+        file=None if state_file is None else events_file(state_file),
     )  # fmt: skip
     if state_file is not None and state_file.exists():
         events.restore()
@@ -110,6 +110,11 @@ def train_with_events(
     return TrainedWithEvents(
         module=trained.module, history=trained.history, events=tuple(events.happened), silent=silent
     )
+
+
+def events_file(state_file: Path) -> Path:
+    """Where the events of the run lie whose state is in `state_file`."""
+    return state_file.with_name(f"{state_file.name}.events.json")
 
 
 def _check(groups: Sequence[ChannelGroup], departures: Sequence[Departure], recipe: Recipe) -> None:

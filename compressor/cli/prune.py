@@ -94,8 +94,8 @@ def command(
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="There: how long to train; 6.")] = None,
     every: Annotated[int | None, typer.Option(help="There: channels leave every so many epochs; 1.")] = None,
-    start: Annotated[int | None, typer.Option(help="There: the epoch before which the first leave; 0.")] = None,
-    end: Annotated[int | None, typer.Option(help="There: the epoch before which the last may leave.")] = None,
+    start: Annotated[int | None, typer.Option(help="There: after how many epochs the first leave; 0.")] = None,
+    end: Annotated[int | None, typer.Option(help="There: after how many epochs the last may leave.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="The peak learning rate.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu or cuda.")] = None,
     data: DataOption = None,
@@ -211,13 +211,12 @@ def show_events(training: dict[str, Any]) -> None:
     how = "zeroed, and left to train on" if training["regrow"] else "silenced for good"
     out.print(f"trained for {training['epochs']} epochs meanwhile; what the events chose was {how}", markup=False)
     table = Table(box=None, pad_edge=False)
-    for name in ("before epoch", "channels", "tune before", "after"):
+    for name in ("after epochs", "channels", "tune before", "after"):
         table.add_column(name, justify="right")
     for event in training["events"]:
-        last = event["epoch"] == training["epochs"]
         chosen = sum(len(channels) for channels in event["chosen"].values())
         shares = [f"{event[when] / event['total']:.2%}" for when in ("before", "after")]
-        table.add_row("the end" if last else str(event["epoch"] + 1), str(chosen), *shares)
+        table.add_row(str(event["epoch"]), str(chosen), *shares)
     out.print(table)
 
 
