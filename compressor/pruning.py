@@ -73,7 +73,7 @@ def request_from(
     if while_training:
         criterion = CRITERION if criterion == "auto" else criterion
         scope, repair = (value if value != "auto" else usual for value, usual in ((scope, "uniform"), (repair, "none")))
-        if isinstance(budget, float) or max_drop is not None:
+        if isinstance(budget, (float, LatencyBudget)):
             raise PlanError(
                 "channels leave while a network trains, by a share of them or of its cost",
                 hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",

@@ -95,7 +95,8 @@ def during_from(
 ) -> During | None:
     """What a command line's plain values make: a fine-tuning recipe, and events in the first 85 % of its epochs.
 
-    Channels that grow again are chosen to the end. `None` where it is not wanted; then other values are refused.
+    Channels that grow again are chosen from the first epoch's end on, for an optimiser without momentum may not move a
+    zero, and to the last. `None` where it is not wanted; then other values are refused.
     """
     if not wanted:
         given = {"--epochs": epochs, "--every": every, "--start": start, "--end": end, "--lr": rate,
@@ -108,8 +109,9 @@ def during_from(
     recipe = recipe_for(
         How.FINE_TUNE, dense_recipe=checkpoint.training, dense_cost=cost, small_cost=cost, wishes=wishes
     )
-    length, first = recipe.budget.epochs, start or 0
-    last = length - 1 if regrow else max(first, math.ceil(SHARE_WITH_EVENTS * length) - 1)
+    length = recipe.budget.epochs
+    first = start if start is not None else int(regrow and length > 1)
+    last = max(first, length - 1 if regrow else math.ceil(SHARE_WITH_EVENTS * length) - 1)
     schedule = EventSchedule(start=first, end=last if end is None else end, every=1 if every is None else every)
     return During(recipe=recipe, schedule=schedule, regrow=regrow, device=device or "auto", callbacks=callbacks)
 

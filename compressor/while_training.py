@@ -43,7 +43,8 @@ class Regrown:
     """Every event chooses all channels anew and zeroes the weights that make them, which then train on.
 
     Soft filter pruning (He et al. 2018, arXiv:1808.06866). Once training is over the channels are chosen a last time,
-    and silent.
+    and silent. Behind a batch norm and a ReLU a channel of zeros with a negative shift has no gradient: what moves it
+    then is the optimiser's momentum, so that an event before the first step may be for good.
     """
 
 

@@ -94,7 +94,9 @@ def command(
     ] = False,
     epochs: Annotated[int | None, typer.Option(help="There: how long to train; 6.")] = None,
     every: Annotated[int | None, typer.Option(help="There: channels leave every so many epochs; 1.")] = None,
-    start: Annotated[int | None, typer.Option(help="There: after how many epochs the first leave; 0.")] = None,
+    start: Annotated[
+        int | None, typer.Option(help="There: after how many epochs the first leave; 0, or 1 with `--regrow`.")
+    ] = None,
     end: Annotated[int | None, typer.Option(help="There: after how many epochs the last may leave.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="The peak learning rate.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu or cuda.")] = None,

@@ -18,7 +18,7 @@ read once, at the end. Schedule: the code's, events every 4 and 40 epochs (notes
 each taking the same share of what leaves in all; `small` has 20, 4 and 1 events in a window of 20 epochs. Pruned
 channels are cut out before the test. `regrown` is soft filter pruning (He et al. 2018): it is cut at the very end,
 without training after it. "At least matches" allows half a point: the whole effect in the paper is about one point.
-`small` takes about a hundredth of the paper's steps, at three times its learning rate.
+`small` is the paper's VGG11, narrowed, on 2,000 images; it reaches about 100 % on them when nothing is pruned.
 """
 
 from __future__ import annotations
@@ -80,9 +80,10 @@ PROTOCOLS: Mapping[Scale, Mapping[str, Value]] = {
         "ends": "2,3", "often": 1, "seldom": 2, "once": 9, "score": "l2-norm",
     },
     Scale.SMALL: {
-        "network": "sample_models.networks:small_cnn", "widths": "8,32,128", "inputs": 1, "images": 1000, "tune": 500,
-        "test": None, "epochs": 40, "batch": 32, "rate": 3e-3, "drops": "0.7,0.9", "fractions": "0.3,0.9",
-        "starts": "4,4", "ends": "13,23", "often": 1, "seldom": 6, "once": 100, "score": "l2-norm",
+        "network": "sample_models.networks:vgg11", "widths": "8,16,32,32,64,64,64,128", "inputs": 1, "images": 2000,
+        "tune": 500, "test": None, "epochs": 25, "batch": 64, "rate": 1e-3, "drops": "0.8,0.95",
+        "fractions": "0.3,0.9", "starts": "2,2", "ends": "11,21", "often": 1, "seldom": 6, "once": 100,
+        "score": "l2-norm",
     },
     Scale.PAPER: {
         "network": "sample_models.networks:vgg11", "widths": "64,128,256,256,512,512,512,512", "inputs": 3,
