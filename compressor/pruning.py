@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,11 @@ from compressor.scoring import Say
 from compressor.speed import prune_to_speed
 from compressor.speed_plan import Goal
 from compressor.synthetic import synthetic_data
+from compressor.trained_away import CRITERION, During, during_from, prune_while_training
+
+__all__ = ["default_folder", "during_from", "goal_from", "needs_data", "partial_of", "prune_to", "request_from"]
+
+STATE = "train.state"
 
 
 def request_from(
@@ -50,17 +57,27 @@ def request_from(
     largest: bool = False,
     seed: int = 0,
     data_given: bool = False,
+    while_training: bool = False,
 ) -> Request | MaskRequest:
     """The request that a command line's plain values make; refused where they are not one budget, or name nothing.
 
     What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left
     (of channels or of single weights), and a budget of MACs, parameters or latency is shared by measurement; without it
-    `l1-norm` judges, uniformly (a latency: by the scores of all groups), and nothing is repaired.
+    `l1-norm` judges, uniformly (a latency: by the scores of all groups), and nothing is repaired. Channels that leave
+    `while_training` are judged by `l2-norm`, uniformly, and nothing is left to repair.
     """
     budget = _budget(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup,
         latency_ms=None if latency is None else milliseconds(latency), max_drop=max_drop,
     )  # fmt: skip
+    if while_training:
+        criterion = CRITERION if criterion == "auto" else criterion
+        scope, repair = (value if value != "auto" else usual for value, usual in ((scope, "uniform"), (repair, "none")))
+        if isinstance(budget, (float, LatencyBudget)):
+            raise PlanError(
+                "channels leave while a network trains, by a share of them or of its cost",
+                hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",
+            )
     if scope == "auto":
         scope = Scope.GLOBAL if isinstance(budget, LatencyBudget) else Scope.UNIFORM
         if data_given and isinstance(budget, (CostBudget, LatencyBudget)):
@@ -208,10 +225,12 @@ def prune_to(
     say: Say | None = None,
     goal: Goal | None = None,
     max_drop: float | None = None,
+    during: During | None = None,
 ) -> dict[str, Any]:
     """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
 
     A budget of latency is met on what `goal` says; with `max_drop` it is searched for, on the tuning split of `data`.
+    With `during` the network trains meanwhile; what an interrupted run needs to go on lies in `FOLDER.partial`.
     """
     say = say or (lambda _: None)
     if folder is not None:
@@ -233,6 +252,9 @@ def prune_to(
         elif goal is not None:
             fast = prune_to_speed(checkpoint, request, goal, data=data, say=say)
             pruned, results["latency"] = fast.pruned, fast.to_json()
+        elif during is not None:
+            away = prune_while_training(checkpoint, request, _resumable(during, folder), data=data, say=say)
+            pruned, results["while_training"] = away.pruned, away.to_json()
         else:
             pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
@@ -252,4 +274,15 @@ def prune_to(
             folder, small, source=source, results=results, force=force, trust_pickle=trust_pickle, mask=mask
         )
         results = artifact.results()
+        if during is not None:
+            shutil.rmtree(partial_of(folder), ignore_errors=True)
     return results
+
+
+def partial_of(folder: Path) -> Path:
+    """Where an interrupted training run that was to end in `folder` keeps what it goes on from."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _resumable(during: During, folder: Path | None) -> During:
+    return during if folder is None else dataclasses.replace(during, state_file=partial_of(folder) / STATE)

@@ -49,6 +49,7 @@ class Trained:
 
 Callback = Callable[[Progress], None]
 AfterStep = Callable[[nn.Module], object]
+BeforeEpoch = Callable[[nn.Module, int], object]
 
 
 class Objective(Protocol):
@@ -96,6 +97,7 @@ def train(
     objective: Objective | None = None,
     callbacks: tuple[Callback, ...] = (),
     after_step: tuple[AfterStep, ...] = (),
+    before_epoch: tuple[BeforeEpoch, ...] = (),
     state_file: Path | None = None,
     snapshot: tuple[Step, Path] | None = None,
 ) -> Trained:
@@ -104,10 +106,10 @@ def train(
     With `objective` that is the whole loss, and there is no teacher.
 
     Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
-    a mask survives so. `state_file` keeps the state after every epoch, and a run that finds one there goes on from it;
-    `snapshot` names an early step and the file that keeps the weights it had then. Refused: unlabelled data, labels
-    that the network has no output for, a network without trainable parameters, a loss that is not finite, the state of
-    another run.
+    a mask survives so; each of `before_epoch` with it and the number of the epoch that is about to begin. `state_file`
+    keeps the state after every epoch, and a run that finds one there goes on from it; `snapshot` names an early step
+    and the file that keeps the weights it had then. Refused: unlabelled data, labels that the network has no output
+    for, a network without trainable parameters, a loss that is not finite, the state of another run.
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune)
@@ -127,6 +129,8 @@ def train(
     for call in after_step:
         call(module)
     for epoch in range(len(history), recipe.budget.epochs):
+        for happen in before_epoch:
+            happen(module, epoch)
         rate, losses, last = _epoch(
             module,
             images,
