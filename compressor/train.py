@@ -21,6 +21,7 @@ from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import RetrainError
 from compressor.recipe import Optimiser, Recipe, Step
 from compressor.resume import EpochRecord, Run, digest_of, restore_, save, write
+from compressor.slimming import scale_norm, scales_of
 
 EVALUATION_BATCH = 256
 
@@ -86,14 +87,18 @@ def train(
 ) -> Trained:
     """Train a copy of `module`; with `teacher`, half of the loss is the distance to its softened scores.
 
+    The recipe's `bn_l1` times the batch norms' absolute scales comes on top of the loss.
+
     Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
     a mask survives so. `state_file` keeps the state after every epoch, and a run that finds one there goes on from it;
     `snapshot` names an early step and the file that keeps the weights it had then. Refused: unlabelled data, labels
-    that the network has no output for, a network without trainable parameters, a loss that is not finite, the state of
-    another run.
+    that the network has no output for, a network without trainable parameters (with `bn_l1`: batch norm scales), a loss
+    that is not finite, the state of another run.
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune)
+    if recipe.bn_l1:
+        scales_of(module)
     run = Run(recipe=recipe, data=data, start=digest_of(module))
     module = copy.deepcopy(module)
     teacher = None if teacher is None else copy.deepcopy(teacher).eval()
@@ -179,6 +184,8 @@ def _epoch(
                 group["lr"] = rate
             with torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
                 loss = _loss(module, inputs.to(device), labels.to(device), recipe=recipe, teacher=teacher)
+            if recipe.bn_l1:
+                loss = loss + recipe.bn_l1 * scale_norm(module)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
