@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,7 @@ from compressor.random_widths import random_widths
 from compressor.request import Request
 from compressor.widths import ChannelCost, CountedCost, Sizes
 from sample_models.networks import resnet8, small_cnn
+from tests.command_line import ARCH, done
 from tests.topologies import INPUT, Concatenated, Residual, alive, checkpoint_of, depthwise, grouped
 
 RATIOS = st.floats(0.05, 0.95)
@@ -129,3 +131,15 @@ def test_a_target_that_removes_nothing_is_refused() -> None:
 def test_what_random_widths_do_not_go_with_is_refused(asked: dict[str, object]) -> None:
     with pytest.raises(PlanError, match="drawn once"):
         Request(scope=Scope.RANDOM, **asked)  # type: ignore[arg-type]  # as given
+
+
+@pytest.mark.usefixtures("inputs")
+def test_the_command_line_draws_by_its_seed() -> None:
+    def widths(seed: int) -> list[list[int]]:
+        asked = ("--macs", 0.4, "--scope", "random", "--align", 1, "--seed", seed, "--dry-run", "--json")
+        found = json.loads(done("prune", "tiny.pt", *ARCH, *asked).stdout)
+        assert found["prune"]["scope"] == "random"
+        return [row["out"] for row in found["prune"]["widths"]]
+
+    assert widths(0) == widths(0)
+    assert widths(0) != widths(1)

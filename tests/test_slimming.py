@@ -15,6 +15,7 @@ from compressor.errors import RetrainError
 from compressor.recipe import How, Recipe, Schedule, Shape, Step, recipe_from_json
 from compressor.slimming import scale_norm, scales_of
 from compressor.train import train
+from tests.command_line import refused
 
 STRENGTH, RATE = 0.5, 0.01
 RECIPE = Recipe(
@@ -109,3 +110,8 @@ def test_no_arm_takes_the_dense_penalty_over_unless_asked(how: How) -> None:
     assert asked.bn_l1 == 1e-3
     assert "an L1 penalty of 0.001" in " ".join(asked.notes)
     assert Wishes().bn_l1 == 0
+
+
+@pytest.mark.usefixtures("pruned")
+def test_the_command_line_hands_it_to_the_recipe() -> None:
+    refused("retrain", "--data", "data.npz", "--bn-l1", "-1", says="not negative", hints="--bn-l1 1e-4")
