@@ -54,6 +54,7 @@ class Wishes:
     label_smoothing: float | None = None
     augment: tuple[str, ...] | None = None
     optimiser: Optimiser | None = None
+    bn_l1: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +110,12 @@ def recipe_for(
         epochs, schedule, notes = _scratch(how, wishes, dense_recipe, base, dense_cost, small_cost)
     else:
         epochs, schedule, notes = _rewinding(how, wishes, dense_recipe, base)
+    if wishes.bn_l1 or base.bn_l1:
+        notes.append(
+            f"an L1 penalty of {wishes.bn_l1:g} on batch norm scales"
+            if wishes.bn_l1
+            else f"without the dense network's penalty of {base.bn_l1:g} on batch norm scales (Liu et al. 2017)"
+        )
     asked_of_schedule: dict[str, Any] = {"rate": wishes.rate, "shape": wishes.shape, "warmup": wishes.warmup}
     asked: dict[str, Any] = {
         "batch_size": wishes.batch_size,
@@ -122,6 +129,7 @@ def recipe_for(
         budget=Step(epochs=epochs),
         schedule=dataclasses.replace(schedule, **{k: v for k, v in asked_of_schedule.items() if v is not None}),
         optimiser=optimiser,
+        bn_l1=wishes.bn_l1,
         seed=wishes.seed,
         notes=tuple(notes),
         **{k: v for k, v in asked.items() if v is not None},

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from compressor.checkpoint import Checkpoint
-from compressor.costs import count, layer_costs
+from compressor.costs import count
 from compressor.errors import PlanError
 from compressor.export import export_onnx
 from compressor.groups import ChannelGroup, Role, trace
-from compressor.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
+from compressor.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable, masked_macs
 from compressor.plan import PruningPlan, gone_mask, plan_from_json
 
 
@@ -135,15 +135,11 @@ def equal_mask(module: nn.Module, *, params: int) -> WeightMask:
 
 
 def _masked(module: nn.Module, mask: WeightMask, dense: Checkpoint) -> Candidate:
-    layers = layer_costs(module, dense.example_inputs)
-    cost = count(module, dense.example_inputs)
-    density = {name: float(kept.double().mean()) for name, kept in mask.kept.items()}
-    skipped = sum(layer.macs * (1 - density.get(layer.weight, 1.0)) for layer in layers)
     return Candidate(
         name=CandidateName.MASKED_WEIGHTS,
         module=module,
-        params=cost.params - mask.removed,
-        macs=round(cost.macs - skipped),
+        params=count(module, dense.example_inputs).params - mask.removed,
+        macs=masked_macs(module, mask, dense.example_inputs),
     )
 
 

@@ -16,7 +16,7 @@ from compressor.data import Data
 from compressor.errors import PlanError, SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
-from compressor.probing import allocated, probing_of
+from compressor.probing import allocated, drawn, probing_of
 from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
 from compressor.recorded import RecordedProgram
@@ -277,6 +277,8 @@ def _planned(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced,
         probing = probing_of(module, traced.groups, scores, calibration, job.images)
         allocation, curves = allocated(probing, budget, request, inputs, say=job.say)
         return Planned(plan=allocation.plan, curves=curves, emptied=allocation.emptied)
+    if request.scope is Scope.RANDOM:
+        return Planned(plan=drawn(module, traced.groups, scores, budget, request, inputs))
     already_smaller = sum(p.numel() for p in module.parameters()) < job.dense_cost.params
     options: dict[str, Any] = {
         "scope": request.scope,

@@ -2,7 +2,7 @@
 
 The channels of a group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group,
 `global` ranks the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024,
-arXiv:2407.04616); `measured` is `compressor.allocate`'s.
+arXiv:2407.04616); `measured` is `compressor.allocate`'s, and `random` draws the widths: `compressor.random_widths`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Scope(enum.StrEnum):
     GLOBAL = "global"
     ISOMORPHIC = "isomorphic"
     MEASURED = "measured"  # by what the output loses: `compressor.allocate`
+    RANDOM = "random"  # by chance, as a control: `compressor.random_widths`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +246,8 @@ class _Ranking:
         """The plan at a pruning ratio, shared by the scope."""
         if self.scope is Scope.MEASURED:
             raise PlanError("measured widths do not come from scores", hint="`compressor.allocate` takes the curves")
+        if self.scope is Scope.RANDOM:
+            raise PlanError("random widths do not come from scores", hint="`compressor.random_widths` draws them")
         if self.scope is Scope.UNIFORM:
             stays = {g.root: self.dense_widths[g.root] * (1 - ratio) for g in self.groups}
             shares = {g.root: max(0.0, 1 - stays[g.root] / g.channels) for g in self.groups}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from compressor.allocate import Allocation, allocate, orders_from, widths_to_probe
+from compressor.allocate import Allocation, allocate, orders_from, plan_of_widths, widths_to_probe
 from compressor.calibration import Calibration, Needs, gather
 from compressor.costs import CostModel
 from compressor.elimination import Reading, consumers
 from compressor.groups import ChannelGroup, Role
-from compressor.plan import ChannelBudget, CostBudget, Scores
+from compressor.plan import ChannelBudget, CostBudget, PruningPlan, Scores
 from compressor.program import Program, program_of, readers
+from compressor.random_widths import random_widths
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.residual import residual_sum
@@ -64,13 +65,7 @@ def allocated(
 ) -> tuple[Allocation, tuple[Curve, ...]]:
     """The widths within the budget at the least measured rise, and the curves that decided."""
     curves = measured_curves(probing, request, say=say)
-    sizes = Sizes(probing.module, probing.groups)
-    cost: WidthCost = ChannelCost(sizes)
-    if isinstance(budget, ChannelBudget):
-        target = 1 - budget.ratio
-    else:
-        model = CostModel(probing.module, probing.groups, example_inputs)
-        target, cost = budget.stays, CountedCost(model, sizes, budget.counted)
+    target, cost = _priced(probing.module, probing.groups, budget, example_inputs)
     allocation = allocate(
         probing.groups,
         orders_from(probing.groups, probing.scores),
@@ -81,6 +76,36 @@ def allocated(
         min_channels=request.min_channels,
     )
     return allocation, curves
+
+
+def drawn(
+    module: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    scores: Scores,
+    budget: ChannelBudget | CostBudget,
+    request: Request,
+    example_inputs: tuple[Tensor, ...],
+) -> PruningPlan:
+    """Random widths within the budget, drawn by the request's seed; which channels leave the scores say."""
+    target, cost = _priced(module, groups, budget, example_inputs)
+    widths = random_widths(
+        groups, target=target, share=cost.stays, seed=request.seed, align=request.multiple,
+        min_channels=request.min_channels,
+    )  # fmt: skip
+    return plan_of_widths(groups, orders_from(groups, scores), widths)
+
+
+def _priced(
+    module: nn.Module,
+    groups: tuple[ChannelGroup, ...],
+    budget: ChannelBudget | CostBudget,
+    example_inputs: tuple[Tensor, ...],
+) -> tuple[float, WidthCost]:
+    """The share of the dense network's cost that may stay, and what networks cost at any widths."""
+    sizes = Sizes(module, groups)
+    if isinstance(budget, ChannelBudget):
+        return 1 - budget.ratio, ChannelCost(sizes)
+    return budget.stays, CountedCost(CostModel(module, groups, example_inputs), sizes, budget.counted)
 
 
 def measured_curves(

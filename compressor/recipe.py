@@ -104,6 +104,7 @@ class Recipe:
     batch_size: int = 128
     label_smoothing: float = 0.0
     augment: tuple[str, ...] = ("flip", "crop")
+    bn_l1: float = 0.0  # penalty on the batch norms' scales: `compressor.slimming`
     mixed_precision: bool = True  # used where the device has it: CUDA
     seed: int = 0
     notes: tuple[str, ...] = field(default=())
@@ -115,6 +116,10 @@ class Recipe:
             raise RetrainError(f"a batch size must be at least 1: {self.batch_size}")
         if not 0 <= self.label_smoothing < 1:
             raise RetrainError(f"label smoothing must lie in [0, 1): {self.label_smoothing}")
+        if not 0 <= self.bn_l1 < math.inf:
+            raise RetrainError(
+                f"a penalty must be finite and not negative: {self.bn_l1}", hint="such as `--bn-l1 1e-4`"
+            )
 
     def to_json(self) -> dict[str, object]:
         """Plain values only; `recipe_from_json` is the way back."""

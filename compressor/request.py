@@ -35,6 +35,11 @@ class Request:
         _check_images(self.images)
         if isinstance(self.budget, LatencyBudget) and self.levels > 1:
             raise PlanError("a latency is met in one level", hint="leave `--levels` out, or give `--macs`")
+        if self.scope is Scope.RANDOM and (isinstance(self.budget, LatencyBudget) or self.levels > 1):
+            raise PlanError(
+                "random widths are drawn once, at a share of channels, MACs or parameters",
+                hint="`--scope random --macs 0.5`, and another draw with `--seed 1`",
+            )
         if self.levels < 1:
             raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
 

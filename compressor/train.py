@@ -22,6 +22,7 @@ from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import RetrainError
 from compressor.recipe import Optimiser, Recipe, Step
 from compressor.resume import EpochRecord, Run, digest_of, restore_, save, write
+from compressor.slimming import scale_norm, scales_of
 
 EVALUATION_BATCH = 256
 
@@ -103,16 +104,20 @@ def train(
 ) -> Trained:
     """Train a copy of `module`; with `teacher`, half of the loss is the distance to its softened scores.
 
-    With `objective` that is the whole loss, and there is no teacher.
+    With `objective` that is the whole loss, and there is no teacher. The recipe's `bn_l1` times the batch norms'
+    absolute scales comes on top of either.
 
     Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
     a mask survives so; each of `before_epoch` with it and the number of the epoch that is about to begin. `state_file`
     keeps the state after every epoch, and a run that finds one there goes on from it; `snapshot` names an early step
     and the file that keeps the weights it had then. Refused: unlabelled data, labels that the network has no output
-    for, a network without trainable parameters, a loss that is not finite, the state of another run.
+    for, a network without trainable parameters (with `bn_l1`: batch norm scales), a loss that is not finite, the state
+    of another run.
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune)
+    if recipe.bn_l1:
+        scales_of(module)
     if objective is not None and teacher is not None:
         raise ValueError("an objective is the whole loss: it leaves no place for a teacher")
     identity = {} if objective is None else objective.identity
@@ -210,6 +215,8 @@ def _epoch(
                     loss = _loss(module, inputs, labels, recipe=recipe, teacher=teacher)
                 else:
                     loss = objective(module, inputs, labels, step=step, steps=steps)
+            if recipe.bn_l1:
+                loss = loss + recipe.bn_l1 * scale_norm(module)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()

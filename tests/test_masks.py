@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.errors import PlanError
-from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude, magnitude_round, maskable
+from compressor.masks import (
+    Masker,
+    MaskScope,
+    WeightMask,
+    apply_mask_,
+    magnitude,
+    magnitude_round,
+    maskable,
+    masked_macs,
+)
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -44,6 +53,13 @@ def test_uniform_magnitude_removes_the_smallest_of_each_tensor() -> None:
         weight = module.get_parameter(name).detach().abs()
         assert int((~kept).sum()) == int(0.75 * weight.numel())
         assert float(weight[~kept].max()) < float(weight[kept].min())
+
+
+def test_masked_macs_are_those_of_the_weights_that_stay() -> None:
+    kept = torch.ones(4, 1, 3, 3, dtype=torch.bool)
+    kept[:, :, 0] = False  # 12 of 36 weights, each used at 16 places
+    dense = 36 * 16 + 216 * 4 + 72  # two convolutions and the linear layer
+    assert masked_macs(net(), WeightMask(kept={"0.weight": kept}), (torch.zeros(1, 1, 4, 4),)) == dense - 12 * 16
 
 
 def test_a_mask_survives_training_with_momentum_and_weight_decay() -> None:

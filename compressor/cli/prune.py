@@ -66,7 +66,7 @@ def command(
     ] = "auto",
     scope: Annotated[
         str,
-        typer.Option(help="How the budget is shared: uniform, global, isomorphic, or measured (with data)."),
+        typer.Option(help="How the budget is shared: uniform, global, isomorphic, random, or measured (with data)."),
     ] = "auto",
     repair: Annotated[
         str,

@@ -63,6 +63,9 @@ def command(
         float | None, typer.Option(help="Share of the label given to the other classes.")
     ] = None,
     optimiser: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
+    bn_l1: Annotated[
+        float, typer.Option("--bn-l1", help="L1 penalty on batch norm scales, to prune by bn-scale after it.")
+    ] = 0.0,
     cap: Annotated[float | None, typer.Option(help="The most times over that scratch-b trains longer.")] = None,
     dense_epochs: Annotated[
         int | None, typer.Option(help="How long the dense network trained, if its checkpoint does not say.")
@@ -103,7 +106,8 @@ def command(
     With `--how lottery`, find the winning ticket of a network: rounds of pruning single weights, rewinding, training.
 
     Example: `compress retrain --how fine-tune --epochs 3`, `compress retrain --how scratch-b --cap 2 --data DIR`,
-    `compress retrain model.pt --how lottery --rounds 5 --rate 0.2 --rewind-to early.pt --data DIR`
+    `compress retrain model.pt --how lottery --rounds 5 --rate 0.2 --rewind-to early.pt --data DIR`,
+    `compress retrain --bn-l1 1e-4`
     """
     import torch
 
@@ -116,7 +120,7 @@ def command(
 
     wishes = wishes_from(
         epochs=epochs, dense_epochs=dense_epochs, cap=cap, rate=lr, shape=schedule, warmup=warmup, seed=seed,
-        batch_size=batch_size, label_smoothing=label_smoothing, augment=augment, optimiser=optimiser,
+        batch_size=batch_size, label_smoothing=label_smoothing, augment=augment, optimiser=optimiser, bn_l1=bn_l1,
     )  # fmt: skip
     if threads is not None:
         torch.set_num_threads(threads)
