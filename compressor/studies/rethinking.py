@@ -9,7 +9,7 @@ fine-tuning's constant low rate: with a good schedule inherited weights win at m
 
 **Expected:** not yet run at this scale.
 
-**Cost:** about half an hour of one core (estimated from single cells: a dense network takes 27 s of processor time); the
+**Cost:** about half an hour of one core (estimated from single cells: a dense network takes 27 s of processor); the
 paper's scale needs a GPU and the full data.
 
 Every cell of a level has the MACs that uniform l1-norm pruning leaves at that ratio of channels, whoever chose its
