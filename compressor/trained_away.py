@@ -111,7 +111,7 @@ def during_from(
     )
     length = recipe.budget.epochs
     first = start if start is not None else int(regrow and length > 1)
-    last = max(first, length - 1 if regrow else math.ceil(SHARE_WITH_EVENTS * length) - 1)
+    last = max(first, length - 1 if regrow else math.floor(SHARE_WITH_EVENTS * length) - 1)
     schedule = EventSchedule(start=first, end=last if end is None else end, every=1 if every is None else every)
     return During(recipe=recipe, schedule=schedule, regrow=regrow, device=device or "auto", callbacks=callbacks)
 

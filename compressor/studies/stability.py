@@ -11,14 +11,17 @@ letting them grow again at least matches pruning them (arXiv:1906.03728, sec. 4)
 
 **Expected:** not yet run at this scale.
 
-**Cost:** EXPECTED_COST
+**Cost:** `smoke` about 10 s; `small` about 30 minutes of one core, estimated from cells of 18 to 21 s of processor
+time, of which it has 100; `paper`: 100 runs of 325 epochs of CIFAR-10, not estimated.
 
 Decided here. Instability is counted on the tuning split (the published code uses its test split); the test split is
 read once, at the end. Schedule: the code's, events every 4 and 40 epochs (notes on the paper that say 3 and 40 differ),
 each taking the same share of what leaves in all; `small` has 20, 4 and 1 events in a window of 20 epochs. Pruned
 channels are cut out before the test. `regrown` is soft filter pruning (He et al. 2018): it is cut at the very end,
 without training after it. "At least matches" allows half a point: the whole effect in the paper is about one point.
-`small` is the paper's VGG11, narrowed, on 2,000 images; it reaches about 100 % on them when nothing is pruned.
+`small` is the paper's VGG11, narrowed, on 2,000 images: wide enough at its end to learn them by heart with 26 of 256
+channels left (train accuracy 99.95 to 100 % in the cells that were timed), which is the regime. A last layer of 128
+was not (91.5 %). The scores are computed on the weights that make the channels, by their L2 norm.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ PROTOCOLS: Mapping[Scale, Mapping[str, Value]] = {
         "ends": "2,3", "often": 1, "seldom": 2, "once": 9, "score": "l2-norm",
     },
     Scale.SMALL: {
-        "network": "sample_models.networks:vgg11", "widths": "8,16,32,32,64,64,64,128", "inputs": 1, "images": 2000,
+        "network": "sample_models.networks:vgg11", "widths": "8,16,32,32,64,64,64,256", "inputs": 1, "images": 2000,
         "tune": 500, "test": None, "epochs": 25, "batch": 64, "rate": 1e-3, "drops": "0.8,0.95",
         "fractions": "0.3,0.9", "starts": "2,2", "ends": "11,21", "often": 1, "seldom": 6, "once": 100,
         "score": "l2-norm",
