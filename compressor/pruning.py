@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from compressor import criteria
 from compressor.artifact import SUFFIX, check_free, write_artifact
 from compressor.calibration import Needs, calibration_split
@@ -18,6 +20,7 @@ from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
 from compressor.frontier import FIRST, fastest_within
 from compressor.latency_table import read_table
+from compressor.mask_criteria import MaskCriterion, mask_criterion_named
 from compressor.masking import mask_weights
 from compressor.masks import MaskScope
 from compressor.pipeline import prune
@@ -45,6 +48,7 @@ def request_from(
     latency: str | None = None,
     max_drop: float | None = None,
     criterion: str = "auto",
+    mask_criterion: str = MaskCriterion.LARGE_FINAL,
     scope: str = "auto",
     repair: str = "auto",
     calibration: int = CALIBRATION_IMAGES,
@@ -98,12 +102,18 @@ def request_from(
         )  # fmt: skip
         return MaskRequest(
             sparsity=budget,
+            criterion=mask_criterion_named(mask_criterion),
             scope=MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL,
             protect=tuple(protect),
             seed=seed,
             images=calibration,
             repair=repair_named(repair),
             memory_bytes=memory_bytes,
+        )
+    if mask_criterion != MaskCriterion.LARGE_FINAL:
+        raise PlanError(
+            "`--mask-criterion` judges single weights, and this budget is one of channels",
+            hint="channels are judged by `--criterion`; single weights go by `--sparsity 0.9`",
         )
     if criterion == "auto":
         criterion = "obs" if data_given else "l1-norm"
@@ -131,8 +141,8 @@ def _check_masking(of_channels: Mapping[str, bool]) -> None:
     """Refuses options that are about channels beside a sparsity; whether each was given."""
     for option in (option for option, given in of_channels.items() if given):
         raise PlanError(
-            f"`{option}` is about channels, and `--sparsity` zeroes single weights by their magnitude",
-            hint="leave it out, or give a budget of channels: `--ratio 0.5`",
+            f"`{option}` is about channels, and `--sparsity` zeroes single weights",
+            hint="leave it out (single weights have `--mask-criterion`), or give a budget of channels: `--ratio 0.5`",
         )
 
 
@@ -219,6 +229,7 @@ def prune_to(
     request: Request | MaskRequest,
     *,
     data: Data | None = None,
+    initial: Mapping[str, Tensor] | None = None,
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
@@ -231,16 +242,22 @@ def prune_to(
 
     A budget of latency is met on what `goal` says; with `max_drop` it is searched for, on the tuning split of `data`.
     With `during` the network trains meanwhile; what an interrupted run needs to go on lies in `FOLDER.partial`.
+    `initial` is the state before training that some criteria of single weights compare with.
     """
     say = say or (lambda _: None)
     if folder is not None:
         check_free(folder, force=force)
     results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}
     mask = None
+    if initial is not None and not isinstance(request, MaskRequest):
+        raise PlanError(
+            "`--initial` is for single weights, and this budget is one of channels",
+            hint="leave it out, or ask for `--sparsity 0.9 --mask-criterion magnitude-increase`",
+        )
     if data is None and request.repair not in (Repair.NONE, Repair.MEAN):
         data = synthetic_data(checkpoint, count=request.images, seed=request.seed)
     if isinstance(request, MaskRequest):
-        masked = mask_weights(checkpoint, request, data=data, say=say)
+        masked = mask_weights(checkpoint, request, initial=initial, data=data, say=say)
         small, mask, results["mask"] = masked.checkpoint, masked.mask, masked.to_json()
         repaired = masked.repair_to_json()
     else:

@@ -64,6 +64,15 @@ def command(
     criterion: Annotated[
         str, typer.Option(help="How a channel is judged: l1-norm, taylor, …; obs where there is data.")
     ] = "auto",
+    mask_criterion: Annotated[
+        str,
+        typer.Option(
+            help="How a single weight is judged, with `--sparsity`: large-final, magnitude-increase, movement, …"
+        ),
+    ] = "large-final",
+    initial: Annotated[
+        Path | None, typer.Option(help="The network's weights before training, or early, if the mask criterion asks.")
+    ] = None,
     scope: Annotated[
         str,
         typer.Option(help="How the budget is shared: uniform, global, isomorphic, random, or measured (with data)."),
@@ -122,14 +131,16 @@ def command(
     Channels can leave `--while-training` too; with `--regrow` that is soft filter pruning.
 
     Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --speedup 2 --data images/`,
-    `compress prune model.pt --ratio 0.5 --while-training --epochs 6 --every 1 --data DIR`
+    `compress prune model.pt --ratio 0.5 --while-training --epochs 6 --every 1 --data DIR`,
+    `compress prune model.pt --sparsity 0.9 --mask-criterion magnitude-increase --initial early.pt`
     """
+    from compressor.checkpoint import read_state
     from compressor.pruning import default_folder, during_from, goal_from, needs_data, prune_to, request_from
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup, latency=latency,
         max_drop=max_drop,
-        criterion=criterion, scope=scope, align=align,
+        criterion=criterion, mask_criterion=mask_criterion, scope=scope, align=align,
         min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed,
         repair=repair, calibration=calibration, memory_gb=memory, data_given=data is not None,
         while_training=while_training,
@@ -148,7 +159,8 @@ def command(
         )  # fmt: skip
         folder = out or default_folder(checkpoint)
         results = prune_to(
-            None if dry_run else folder, checkpoint, request, data=found, command=command_line(), force=force,
+            None if dry_run else folder, checkpoint, request, data=found,
+            initial=None if initial is None else read_state(initial), command=command_line(), force=force,
             trust_pickle=trust_pickle, say=say, goal=goal, max_drop=max_drop, during=during,
         )  # fmt: skip
     if as_json:
