@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
-from compressor.errors import CalibrationError
-from compressor.masks import WeightMask, apply_mask_, magnitude
+from compressor.errors import CalibrationError, PlanError
+from compressor.mask_criteria import MaskCriterion, mask_by
+from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.repair import Repair, Repaired, images_to_repair_with, repair
 from compressor.request import MaskRequest
 from compressor.sparse import SAVES_NO_TIME
@@ -39,15 +42,22 @@ class Masked:
 
 
 def mask_weights(
-    checkpoint: Checkpoint, request: MaskRequest, *, data: Data | None = None, say: Say | None = None
+    checkpoint: Checkpoint,
+    request: MaskRequest,
+    *,
+    initial: Mapping[str, Tensor] | None = None,
+    data: Data | None = None,
+    say: Say | None = None,
 ) -> Masked:
     """The masked network that `request` asks for, repaired on images of `data`; the checkpoint stays as it was.
 
-    Refused: a sparsity that cannot be met, a repair without images.
+    `initial` is the network's state before training, or early on, for criteria that look back. Refused: a sparsity
+    that cannot be met, a criterion without the initial values that it takes or with some that it does not, a repair
+    without images.
     """
     say = say or (lambda _: None)
     module = copy.deepcopy(checkpoint.module)
-    mask = magnitude(module, sparsity=request.sparsity, scope=request.scope, protect=request.protect)
+    mask = _chosen(module, request, initial)
     apply_mask_(module, mask)
     lineage: list[dict[str, object]] = [{"step": "mask", **_said(request, mask)}]
     repaired: Repaired | None = None
@@ -70,10 +80,36 @@ def mask_weights(
     return Masked(checkpoint=masked, request=request, mask=mask, repaired=repaired)
 
 
+def _chosen(module: nn.Module, request: MaskRequest, initial: Mapping[str, Tensor] | None) -> WeightMask:
+    """The weights that stay by the request's criterion."""
+    criterion = request.criterion
+    if criterion.looks_back and initial is None:
+        raise PlanError(
+            f"`{criterion}` compares every weight with what it was before training",
+            hint="give the weights that the network had then, or early on: `--initial FILE`",
+        )
+    if initial is not None and not criterion.looks_back:
+        raise PlanError(
+            f"`{criterion}` does not look at initial weights",
+            hint="leave `--initial` out, or choose a criterion that does: `--mask-criterion magnitude-increase`",
+        )
+    if criterion is MaskCriterion.LARGE_FINAL:
+        return magnitude(module, sparsity=request.sparsity, scope=request.scope, protect=request.protect)
+    return mask_by(
+        criterion,
+        initial=initial or {},
+        final=maskable(module, protect=request.protect),
+        sparsity=request.sparsity,
+        scope=request.scope,
+        seed=request.seed,
+    )
+
+
 def _said(request: MaskRequest, mask: WeightMask) -> dict[str, Any]:
     return {
         "requested": request.sparsity,
         "sparsity": mask.sparsity,
+        "criterion": str(request.criterion),
         "scope": str(request.scope),
         "weights": mask.weights,
         "zeros": mask.removed,

@@ -77,15 +77,19 @@ def maskable(module: nn.Module, *, protect: Sequence[str] = ()) -> dict[str, nn.
     }
     chosen = dict(found)
     for glob in protect:
-        matched = [n for n in found if fnmatch.fnmatch(n, glob) or fnmatch.fnmatch(n.rpartition(".")[0], glob)]
-        if not matched:
-            raise PlanError(
-                f"`--protect {glob}` matches no weight", hint=f"the weights are: {', '.join(list(found)[:4])}"
-            )
+        matched = _matched(list(found), glob, given=f"--protect {glob}")
         chosen = {n: p for n, p in chosen.items() if n not in matched}
     if not chosen:
         raise PlanError("no convolution or linear weight is left to mask", hint="protect fewer layers")
     return chosen
+
+
+def _matched(names: Sequence[str], glob: str, *, given: str) -> list[str]:
+    """The weights that a glob of layers or parameters means; refused where there is none."""
+    matched = [n for n in names if fnmatch.fnmatch(n, glob) or fnmatch.fnmatch(n.rpartition(".")[0], glob)]
+    if not matched:
+        raise PlanError(f"`{given}` matches no weight", hint=f"the weights are: {', '.join(list(names)[:4])}")
+    return matched
 
 
 def magnitude(
@@ -103,21 +107,44 @@ def magnitude(
     earlier level, what that removed stays removed. Refused: a sparsity outside (0, 1), one that removes nothing, or
     more than `keep_at_least` lets go, weights that are not finite.
     """
-    scope = _scope_named(scope)
-    if not 0 < sparsity < 1:
-        raise PlanError(
-            f"sparsity must lie between 0 and 1, not {sparsity}", hint="`--sparsity 0.9` removes nine weights of ten"
-        )
     weights = maskable(module, protect=protect)
-    if within is not None and within.kept.keys() != weights.keys():
+    return mask_from_scores(
+        {name: weight.detach().abs() for name, weight in weights.items()},
+        sparsity=sparsity,
+        scope=scope,
+        within=within,
+        keep_at_least=keep_at_least,
+    )
+
+
+def mask_from_scores(
+    scores: Mapping[str, Tensor],
+    *,
+    sparsity: float | Mapping[str, float],
+    scope: MaskScope | str = MaskScope.GLOBAL,
+    within: WeightMask | None = None,
+    keep_at_least: int = 1,
+) -> WeightMask:
+    """The mask that removes the lowest of the scores, tensors of the weights' shapes by parameter name.
+
+    Counts, ties, `within` and refusals are those of `magnitude`; a mapping gives every tensor a sparsity of its own.
+    """
+    shares = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(scores, sparsity)
+    scope = MaskScope.UNIFORM if isinstance(sparsity, Mapping) else _scope_named(scope)
+    for share in (*shares.values(), *(math.nan for name in scores if name not in shares)):
+        if not 0 < share < 1:
+            raise PlanError(
+                f"sparsity must lie between 0 and 1, not {share}", hint="`--sparsity 0.9` removes nine weights of ten"
+            )
+    if within is not None and within.kept.keys() != scores.keys():
         raise PlanError("the earlier mask covers other weights", hint="protect the same layers at every level")
-    ranked = {name: _magnitudes(name, weight, within) for name, weight in weights.items()}
+    ranked = {name: _ranked(name, score, within) for name, score in scores.items()}
     parts = [list(ranked)] if scope is MaskScope.GLOBAL else [[name] for name in ranked]
     kept: dict[str, Tensor] = {}
     for names in parts:
-        count = math.floor(sparsity * sum(ranked[n].numel() for n in names) + 1e-9)  # 0.7 * 10 is just below 7
+        count = math.floor(shares[names[0]] * sum(ranked[n].numel() for n in names) + 1e-9)  # 0.7 * 10 is just below 7
         kept |= _smallest_removed({n: ranked[n] for n in names}, count, keep_at_least=keep_at_least)
-    mask = WeightMask(kept={n: k.view(weights[n].shape) for n, k in kept.items()})
+    mask = WeightMask(kept={n: k.view(scores[n].shape) for n, k in kept.items()})
     if not mask.removed:
         raise PlanError(f"a sparsity of {sparsity} removes none of {mask.weights} weights", hint="ask for more")
     if within is not None and not mask.nested_in(within):
@@ -127,6 +154,56 @@ def magnitude(
     return mask
 
 
+def magnitude_round(
+    module: nn.Module,
+    *,
+    rate: float,
+    rates: Mapping[str, float] | None = None,
+    scope: MaskScope | str = MaskScope.UNIFORM,
+    within: WeightMask | None = None,
+) -> WeightMask:
+    """One more round of iterative pruning (Frankle & Carbin 2019, arXiv:1803.03635, sec. 2): a share of what is left.
+
+    The smallest |w| leave, exactly ⌊rate × remaining⌋ of them: of each tensor's own (`uniform`) or of all together
+    (`global`). `rates` holds other rates by globs of layers or parameters, a later glob over an earlier one; 0 leaves
+    them whole, any other is for `uniform`. `within` is the mask after the round before. Ties go by index; every tensor
+    keeps one weight. Refused: a rate outside (0, 1), a glob that matches nothing, a round that removes nothing.
+    """
+    scope = _scope_named(scope)
+    weights = maskable(module)
+    each = dict.fromkeys(weights, _rate(rate, zero=False))
+    for glob, own in (rates or {}).items():
+        each |= dict.fromkeys(_matched(list(weights), glob, given=glob), _rate(own, zero=True))
+    if scope is MaskScope.GLOBAL and set(each.values()) - {0.0, rate}:
+        raise PlanError(
+            "weights that compete with each other leave at one rate", hint="0 spares a layer, or prune `uniform`"
+        )
+    if within is not None and within.kept.keys() != weights.keys():
+        raise PlanError("the earlier mask covers other weights", hint="start from the same network in every round")
+    ranked = {name: _ranked(name, weight.detach().abs(), within) for name, weight in weights.items()}
+    parts = [[n for n in ranked if each[n]]] if scope is MaskScope.GLOBAL else [[name] for name in ranked]
+    kept = {name: magnitudes >= 0 for name, magnitudes in ranked.items()}
+    before = sum(int(k.sum()) for k in kept.values())
+    for names in filter(None, parts):
+        left = sum(int(kept[n].sum()) for n in names)
+        gone = sum(ranked[n].numel() for n in names) - left
+        count = gone + math.floor(max(each[n] for n in names) * left + 1e-9)
+        kept |= _smallest_removed({n: ranked[n] for n in names}, count, keep_at_least=1)
+    mask = WeightMask(kept={n: k.view(weights[n].shape) for n, k in kept.items()})
+    if mask.weights - mask.removed == before:
+        raise PlanError(f"a rate of {rate:g} removes none of the {before} weights left", hint="ask for more, or stop")
+    return mask
+
+
+def _rate(rate: float, *, zero: bool) -> float:
+    if not (0 < rate < 1 or (zero and rate == 0)):
+        raise PlanError(
+            f"a rate is the share of the weights left that leaves: between 0 and 1, not {rate:g}",
+            hint="`--rate 0.2` removes a fifth in every round",
+        )
+    return rate
+
+
 def _scope_named(scope: MaskScope | str) -> MaskScope:
     try:
         return MaskScope(scope)
@@ -134,20 +211,20 @@ def _scope_named(scope: MaskScope | str) -> MaskScope:
         raise PlanError(f"there is no mask scope called `{scope}`", hint=f"known: {', '.join(MaskScope)}") from None
 
 
-def _magnitudes(name: str, weight: Tensor, within: WeightMask | None) -> Tensor:
-    """|w| `[n]`, and -1 for what is removed already."""
-    magnitudes = weight.detach().abs().flatten().cpu()
-    if not bool(magnitudes.isfinite().all()):
+def _ranked(name: str, scores: Tensor, within: WeightMask | None) -> Tensor:
+    """The scores `[n]`, and minus infinity for what is removed already."""
+    ranked = scores.detach().flatten().cpu()
+    if not bool(ranked.isfinite().all()):
         raise PlanError(f"`{name}` holds values that are not finite", hint="mend the checkpoint: NaN has no rank")
     if within is None:
-        return magnitudes
-    if within.kept[name].shape != weight.shape:
-        raise PlanError(f"the earlier mask of `{name}` is {list(within.kept[name].shape)}, not {list(weight.shape)}")
-    return magnitudes.masked_fill(~within.kept[name].flatten().cpu(), -1)
+        return ranked
+    if within.kept[name].shape != scores.shape:
+        raise PlanError(f"the earlier mask of `{name}` is {list(within.kept[name].shape)}, not {list(scores.shape)}")
+    return ranked.masked_fill(~within.kept[name].flatten().cpu(), -math.inf)
 
 
 def _smallest_removed(ranked: Mapping[str, Tensor], count: int, *, keep_at_least: int) -> dict[str, Tensor]:
-    """Bool tensors, `count` False in all, over tensors of magnitudes."""
+    """Bool tensors, `count` False in all, over tensors of scores."""
     safe = {name: m.argsort(stable=True)[max(0, len(m) - keep_at_least) :] for name, m in ranked.items()}
     movable = sum(len(m) - len(safe[name]) for name, m in ranked.items())
     if count > movable:

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.calibration import Calibration
+from compressor.calibration import Calibration, Needs, gather
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
 from compressor.data import Data
 from compressor.errors import PlanError, SurgeryError
-from compressor.groups import Role, Traced, trace, without
+from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, drawn, probing_of
 from compressor.proof import Proof
@@ -128,6 +128,7 @@ class Planned:
 
 
 Planner = Callable[[Scored], Planned]
+Judge = Callable[[nn.Module, Sequence[ChannelGroup]], Scores]
 
 
 def prune(
@@ -137,10 +138,12 @@ def prune(
     data: Data | None = None,
     say: Say | None = None,
     planner: Planner | None = None,
+    judge: Judge | None = None,
 ) -> Pruned:
     """The small network that `request` asks for, proved; the checkpoint stays as it was.
 
-    With `planner` that one makes the plan, as a budget of latency takes (`compressor.speed`).
+    With `planner` that one makes the plan, as a budget of latency takes (`compressor.speed`). With `judge` that one
+    gives the scores, and `request.criterion` is its name in records alone (`compressor.transfer`).
 
     Groups whose removal cannot be proved are left alone with their reason, and the plan is made again without them.
     Refused: nothing prunable, a budget that cannot be met or removes nothing, a criterion without the data it needs.
@@ -149,10 +152,11 @@ def prune(
         checkpoint=checkpoint,
         request=request,
         data=data,
-        images=calibration_images(checkpoint, request, data, say=say or _silence),
+        images=[] if judge else calibration_images(checkpoint, request, data, say=say or _silence),
         dense_cost=count(checkpoint.module, checkpoint.example_inputs),
         say=say or _silence,
         planner=planner,
+        judge=judge,
     )
     dense, inputs = checkpoint.module, checkpoint.example_inputs
     job.say("tracing the channel groups")
@@ -218,6 +222,7 @@ class _Job:
     dense_cost: Cost
     say: Say
     planner: Planner | None
+    judge: Judge | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,9 +260,13 @@ def _planned(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced,
     """The level's plan."""
     request, inputs = job.request, job.checkpoint.example_inputs
     job.say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
-    scores, calibration = score(
-        module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint
-    )
+    if job.judge is not None:
+        scores = job.judge(module, traced.groups)
+        calibration = gather(module, traced.groups, needs=Needs.NOTHING, batches=None, seed=request.seed)
+    else:
+        scores, calibration = score(
+            module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint
+        )
     if job.planner is not None:
         return job.planner(
             Scored(module=module, traced=traced, scores=scores, calibration=calibration, images=job.images)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from compressor import criteria
 from compressor.artifact import SUFFIX, check_free, write_artifact
@@ -16,6 +20,7 @@ from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
 from compressor.frontier import FIRST, fastest_within
 from compressor.latency_table import read_table
+from compressor.mask_criteria import MaskCriterion, mask_criterion_named
 from compressor.masking import mask_weights
 from compressor.masks import MaskScope
 from compressor.pipeline import prune
@@ -26,6 +31,11 @@ from compressor.scoring import Say
 from compressor.speed import prune_to_speed
 from compressor.speed_plan import Goal
 from compressor.synthetic import synthetic_data
+from compressor.trained_away import CRITERION, During, during_from, prune_while_training
+
+__all__ = ["default_folder", "during_from", "goal_from", "needs_data", "partial_of", "prune_to", "request_from"]
+
+STATE = "train.state"
 
 
 def request_from(
@@ -38,6 +48,7 @@ def request_from(
     latency: str | None = None,
     max_drop: float | None = None,
     criterion: str = "auto",
+    mask_criterion: str = MaskCriterion.LARGE_FINAL,
     scope: str = "auto",
     repair: str = "auto",
     calibration: int = CALIBRATION_IMAGES,
@@ -50,17 +61,27 @@ def request_from(
     largest: bool = False,
     seed: int = 0,
     data_given: bool = False,
+    while_training: bool = False,
 ) -> Request | MaskRequest:
     """The request that a command line's plain values make; refused where they are not one budget, or name nothing.
 
     What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left
     (of channels or of single weights), and a budget of MACs, parameters or latency is shared by measurement; without it
-    `l1-norm` judges, uniformly (a latency: by the scores of all groups), and nothing is repaired.
+    `l1-norm` judges, uniformly (a latency: by the scores of all groups), and nothing is repaired. Channels that leave
+    `while_training` are judged by `l2-norm`, uniformly, and nothing is left to repair.
     """
     budget = _budget(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup,
         latency_ms=None if latency is None else milliseconds(latency), max_drop=max_drop,
     )  # fmt: skip
+    if while_training:
+        criterion = CRITERION if criterion == "auto" else criterion
+        scope, repair = (value if value != "auto" else usual for value, usual in ((scope, "uniform"), (repair, "none")))
+        if isinstance(budget, (float, LatencyBudget)):
+            raise PlanError(
+                "channels leave while a network trains, by a share of them or of its cost",
+                hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",
+            )
     if scope == "auto":
         scope = Scope.GLOBAL if isinstance(budget, LatencyBudget) else Scope.UNIFORM
         if data_given and isinstance(budget, (CostBudget, LatencyBudget)):
@@ -81,12 +102,18 @@ def request_from(
         )  # fmt: skip
         return MaskRequest(
             sparsity=budget,
+            criterion=mask_criterion_named(mask_criterion),
             scope=MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL,
             protect=tuple(protect),
             seed=seed,
             images=calibration,
             repair=repair_named(repair),
             memory_bytes=memory_bytes,
+        )
+    if mask_criterion != MaskCriterion.LARGE_FINAL:
+        raise PlanError(
+            "`--mask-criterion` judges single weights, and this budget is one of channels",
+            hint="channels are judged by `--criterion`; single weights go by `--sparsity 0.9`",
         )
     if criterion == "auto":
         criterion = "obs" if data_given else "l1-norm"
@@ -114,8 +141,8 @@ def _check_masking(of_channels: Mapping[str, bool]) -> None:
     """Refuses options that are about channels beside a sparsity; whether each was given."""
     for option in (option for option, given in of_channels.items() if given):
         raise PlanError(
-            f"`{option}` is about channels, and `--sparsity` zeroes single weights by their magnitude",
-            hint="leave it out, or give a budget of channels: `--ratio 0.5`",
+            f"`{option}` is about channels, and `--sparsity` zeroes single weights",
+            hint="leave it out (single weights have `--mask-criterion`), or give a budget of channels: `--ratio 0.5`",
         )
 
 
@@ -202,26 +229,35 @@ def prune_to(
     request: Request | MaskRequest,
     *,
     data: Data | None = None,
+    initial: Mapping[str, Tensor] | None = None,
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
     say: Say | None = None,
     goal: Goal | None = None,
     max_drop: float | None = None,
+    during: During | None = None,
 ) -> dict[str, Any]:
     """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
 
     A budget of latency is met on what `goal` says; with `max_drop` it is searched for, on the tuning split of `data`.
+    With `during` the network trains meanwhile; what an interrupted run needs to go on lies in `FOLDER.partial`.
+    `initial` is the state before training that some criteria of single weights compare with.
     """
     say = say or (lambda _: None)
     if folder is not None:
         check_free(folder, force=force)
     results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}
     mask = None
+    if initial is not None and not isinstance(request, MaskRequest):
+        raise PlanError(
+            "`--initial` is for single weights, and this budget is one of channels",
+            hint="leave it out, or ask for `--sparsity 0.9 --mask-criterion magnitude-increase`",
+        )
     if data is None and request.repair not in (Repair.NONE, Repair.MEAN):
         data = synthetic_data(checkpoint, count=request.images, seed=request.seed)
     if isinstance(request, MaskRequest):
-        masked = mask_weights(checkpoint, request, data=data, say=say)
+        masked = mask_weights(checkpoint, request, initial=initial, data=data, say=say)
         small, mask, results["mask"] = masked.checkpoint, masked.mask, masked.to_json()
         repaired = masked.repair_to_json()
     else:
@@ -233,6 +269,9 @@ def prune_to(
         elif goal is not None:
             fast = prune_to_speed(checkpoint, request, goal, data=data, say=say)
             pruned, results["latency"] = fast.pruned, fast.to_json()
+        elif during is not None:
+            away = prune_while_training(checkpoint, request, _resumable(during, folder), data=data, say=say)
+            pruned, results["while_training"] = away.pruned, away.to_json()
         else:
             pruned = prune(checkpoint, request, data=data, say=say)
         small, results["prune"] = pruned.checkpoint, pruned.to_json()
@@ -252,4 +291,15 @@ def prune_to(
             folder, small, source=source, results=results, force=force, trust_pickle=trust_pickle, mask=mask
         )
         results = artifact.results()
+        if during is not None:
+            shutil.rmtree(partial_of(folder), ignore_errors=True)
     return results
+
+
+def partial_of(folder: Path) -> Path:
+    """Where an interrupted training run that was to end in `folder` keeps what it goes on from."""
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _resumable(during: During, folder: Path | None) -> During:
+    return during if folder is None else dataclasses.replace(during, state_file=partial_of(folder) / STATE)

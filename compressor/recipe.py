@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compressor.errors import RetrainError, named
+from compressor.errors import RetrainError, unknown
 
 
 class How(enum.StrEnum):
@@ -41,6 +41,7 @@ class Shape(enum.StrEnum):
     COSINE = "cosine"  # to zero
     STEP = "step"  # by ten at each milestone
     CONSTANT = "constant"
+    INVERSE = "inverse"  # rate / (1 + 10 p)^0.75, of domain adaptation (Ganin & Lempitsky 2015, arXiv:1409.7495)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -83,6 +84,8 @@ class Schedule:
                 return self.rate
             case Shape.STEP:
                 return self.rate * float(0.1 ** sum(at >= m for m in self.milestones))
+            case Shape.INVERSE:
+                return self.rate / float((1 + 10 * (at - self.warmup) / (1 - self.warmup)) ** 0.75)
             case Shape.COSINE:
                 return self.rate * 0.5 * (1 + math.cos(math.pi * (at - self.warmup) / (1 - self.warmup)))
 
@@ -155,6 +158,10 @@ def recipe_from_json(plain: dict[str, object]) -> Recipe:
         raise RetrainError(f"not a training recipe: {error}") from error
 
 
-def how_named(name: str) -> How:
-    """The way to retrain called `name`."""
-    return named(How, name, one="way to retrain", many="ways", refusal=RetrainError)
+def how_named(name: str, *, besides: tuple[str, ...] = ()) -> How:
+    """The way to retrain called `name`; refused where there is none, with a hint at those `besides` too."""
+    try:
+        return How(name)
+    except ValueError:
+        hint = unknown("ways", name, [*How, *besides])
+        raise RetrainError(f"there is no way to retrain called `{name}`", hint=hint) from None

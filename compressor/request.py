@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compressor.errors import PlanError
+from compressor.mask_criteria import MaskCriterion
 from compressor.masks import MaskScope
 from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, LatencyBudget, Scope
 from compressor.repair import Repair
@@ -51,9 +52,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRequest:
-    """Unstructured pruning: the share of the weights to zero in place, where they compete, and the repair."""
+    """Unstructured pruning: the share of the weights to zero in place, how and where they compete, and the repair."""
 
     sparsity: float
+    criterion: MaskCriterion = MaskCriterion.LARGE_FINAL
     scope: MaskScope = MaskScope.GLOBAL
     protect: tuple[str, ...] = ()
     seed: int = 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.data import Data
 from compressor.errors import RetrainError
@@ -31,21 +32,28 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What makes a run this run: its recipe, its data and the weights it starts from."""
+    """What makes a run this run: recipe, data, the weights it starts from, and a loss of its own if it has one."""
 
     recipe: Recipe
     data: Data
     start: str  # sha256 of the weights
+    objective: Mapping[str, object] = field(default_factory=dict)  # empty: the cross entropy
 
     def identity(self) -> dict[str, object]:
         """Plain values that are equal for equal runs."""
-        return {"recipe": self.recipe.to_json(), "data": self.data.to_json(), "weights": self.start}
+        plain: dict[str, object] = {"recipe": self.recipe.to_json(), "data": self.data.to_json(), "weights": self.start}
+        return {**plain, "objective": dict(self.objective)} if self.objective else plain
 
 
 def digest_of(module: nn.Module) -> str:
     """A sha256 over the names and bytes of the module's state."""
+    return digest_of_state(module.state_dict())
+
+
+def digest_of_state(state: Mapping[str, Tensor]) -> str:
+    """A sha256 over names and bytes of tensors, in their order."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in state.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -75,6 +83,14 @@ def write(state: dict[str, Any], file: Path) -> None:
         ) from error
 
 
+def epochs_done(file: Path) -> int:
+    """How many epochs the run that is kept in `file` has behind it: none where no file is, or it cannot be read."""
+    try:
+        return len(torch.load(file, weights_only=True, map_location="cpu")["history"])
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, pickle.UnpicklingError):
+        return 0  # `restore_` refuses it
+
+
 def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: Run) -> list[EpochRecord]:
     """Put the module and the optimiser back to where the run was, in place: the epochs that are done.
 
@@ -83,11 +99,11 @@ def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, ru
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
         found = state["run"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, pickle.UnpicklingError) as error:
         raise RetrainError(f"{file} is no state of a run", hint="delete it and start again") from error
     expected = run.identity()
     if found != expected:
-        other = ", ".join(name for name, value in expected.items() if found.get(name) != value)
+        other = ", ".join(name for name in {**expected, **found} if found.get(name) != expected.get(name))
         raise RetrainError(
             f"{file} belongs to a run with another {other}", hint="delete it, or repeat the command that made it"
         )

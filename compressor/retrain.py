@@ -19,7 +19,7 @@ from compressor.masks import WeightMask, apply_mask_
 from compressor.recipe import How, Recipe
 from compressor.recorded import RecordedProgram
 from compressor.surgery import put_state_
-from compressor.train import Callback, Progress, train
+from compressor.train import AfterStep, Callback, Progress, train
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -104,6 +104,7 @@ def retrain(
     recipe: Recipe,
     teacher: nn.Module | None = None,
     callbacks: tuple[Callback, ...] = (),
+    after_step: tuple[AfterStep, ...] = (),
     state_file: Path | None = None,
     mask: WeightMask | None = None,
     early_state: Mapping[str, Tensor] | None = None,
@@ -140,7 +141,7 @@ def retrain(
         preprocessing=checkpoint.preprocessing,
         teacher=None if teacher is None else copy.deepcopy(teacher).to(place),
         callbacks=callbacks,
-        after_step=(masked,) if mask is not None else (),
+        after_step=((masked,) if mask is not None else ()) + after_step,
         state_file=state_file,
     )
     retrained = trained.module.to(home)

@@ -92,7 +92,7 @@ def wants_teacher(teacher: str | None) -> bool:
     return teacher is not None
 
 
-def default_folder(artifact: Artifact, how: How) -> Path:
+def default_folder(artifact: Artifact, how: str) -> Path:
     """Beside the artifact: `NAME.HOW.compressed`."""
     stem = artifact.folder.resolve().name.removesuffix(SUFFIX)
     return (

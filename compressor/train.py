@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,20 @@ class Trained:
 
 Callback = Callable[[Progress], None]
 AfterStep = Callable[[nn.Module], object]
+BeforeEpoch = Callable[[nn.Module, int], object]
+
+
+class Objective(Protocol):
+    """A loss in place of the cross entropy; `identity` says which one in plain values, for a run that is resumed."""
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Plain values that are equal for equal losses."""
+        ...
+
+    def __call__(self, module: nn.Module, inputs: Tensor, labels: Tensor, /, *, step: int, steps: int) -> Tensor:
+        """The loss of a batch at step `step` of `steps`, a scalar."""
+        ...
 
 
 def correct_in(module: nn.Module, images: ImageSet, *, preprocessing: Preprocessing) -> int:
@@ -80,26 +95,33 @@ def train(
     recipe: Recipe,
     preprocessing: Preprocessing,
     teacher: nn.Module | None = None,
+    objective: Objective | None = None,
     callbacks: tuple[Callback, ...] = (),
     after_step: tuple[AfterStep, ...] = (),
+    before_epoch: tuple[BeforeEpoch, ...] = (),
     state_file: Path | None = None,
     snapshot: tuple[Step, Path] | None = None,
 ) -> Trained:
     """Train a copy of `module`; with `teacher`, half of the loss is the distance to its softened scores.
 
-    The recipe's `bn_l1` times the batch norms' absolute scales comes on top of the loss.
+    With `objective` that is the whole loss, and there is no teacher. The recipe's `bn_l1` times the batch norms'
+    absolute scales comes on top of either.
 
     Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
-    a mask survives so. `state_file` keeps the state after every epoch, and a run that finds one there goes on from it;
-    `snapshot` names an early step and the file that keeps the weights it had then. Refused: unlabelled data, labels
-    that the network has no output for, a network without trainable parameters (with `bn_l1`: batch norm scales), a loss
-    that is not finite, the state of another run.
+    a mask survives so; each of `before_epoch` with it and the number of the epoch that is about to begin. `state_file`
+    keeps the state after every epoch, and a run that finds one there goes on from it; `snapshot` names an early step
+    and the file that keeps the weights it had then. Refused: unlabelled data, labels that the network has no output
+    for, a network without trainable parameters (with `bn_l1`: batch norm scales), a loss that is not finite, the state
+    of another run.
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune)
     if recipe.bn_l1:
         scales_of(module)
-    run = Run(recipe=recipe, data=data, start=digest_of(module))
+    if objective is not None and teacher is not None:
+        raise ValueError("an objective is the whole loss: it leaves no place for a teacher")
+    identity = {} if objective is None else objective.identity
+    run = Run(recipe=recipe, data=data, start=digest_of(module), objective=identity)
     module = copy.deepcopy(module)
     teacher = None if teacher is None else copy.deepcopy(teacher).eval()
     device = next(module.parameters()).device
@@ -112,6 +134,8 @@ def train(
     for call in after_step:
         call(module)
     for epoch in range(len(history), recipe.budget.epochs):
+        for happen in before_epoch:
+            happen(module, epoch)
         rate, losses, last = _epoch(
             module,
             images,
@@ -120,6 +144,7 @@ def train(
             recipe=recipe,
             preprocessing=preprocessing,
             teacher=teacher,
+            objective=objective,
             callbacks=callbacks,
             after_step=after_step,
         )
@@ -158,6 +183,7 @@ def _epoch(
     recipe: Recipe,
     preprocessing: Preprocessing,
     teacher: nn.Module | None,
+    objective: Objective | None,
     callbacks: tuple[Callback, ...],
     after_step: tuple[AfterStep, ...],
 ) -> tuple[float, list[float], Progress]:
@@ -179,11 +205,16 @@ def _epoch(
             shuffle_seed=recipe.seed * 1_000_003 + epoch,
         )
         for iteration, (inputs, labels) in zip(range(per_epoch), stream, strict=False):
-            rate = recipe.schedule.at((epoch * per_epoch + iteration) / (per_epoch * recipe.budget.epochs))
+            step, steps = epoch * per_epoch + iteration, per_epoch * recipe.budget.epochs
+            rate = recipe.schedule.at(step / steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
-                loss = _loss(module, inputs.to(device), labels.to(device), recipe=recipe, teacher=teacher)
+                inputs, labels = inputs.to(device), labels.to(device)
+                if objective is None:
+                    loss = _loss(module, inputs, labels, recipe=recipe, teacher=teacher)
+                else:
+                    loss = objective(module, inputs, labels, step=step, steps=steps)
             if recipe.bn_l1:
                 loss = loss + recipe.bn_l1 * scale_norm(module)
             optimiser.zero_grad(set_to_none=True)
@@ -231,15 +262,20 @@ def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.schedule.rate, momentum=recipe.momentum, nesterov=nesterov)
 
 
-def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
-    scores = class_scores(module(inputs))
+def classification_loss(scores: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross entropy of scores `[batch, classes]`; refused: labels that the network has no output for."""
     low, high = int(labels.min()), int(labels.max())
     if scores.ndim != 2 or low < 0 or high >= scores.shape[1]:
         raise RetrainError(
             f"labels from {low} to {high} do not fit the network's output `[batch, {list(scores.shape)[1:]}]`",
             hint="labels count from 0, one for each of the network's classes",
         )
-    loss = functional.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+    return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)
+
+
+def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
+    scores = class_scores(module(inputs))
+    loss = classification_loss(scores, labels, label_smoothing=recipe.label_smoothing)
     if teacher is None:
         return loss
     temperature = 4.0  # Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size

@@ -87,14 +87,15 @@ def resnet20(classes: int = 10) -> nn.Module:
     return ResNet(blocks=3, widths=(16, 32, 64), classes=classes)
 
 
-def vgg11(classes: int = 10) -> nn.Module:
+def vgg11(
+    classes: int = 10, widths: Sequence[int] = (32, 64, 128, 128, 128, 128, 128, 128), inputs: int = 1
+) -> nn.Module:
     """VGG-11 with batch norm (Simonyan & Zisserman 2015), narrowed, for 28x28 images.
 
     The eight convolutions and the five places where the size halves are VGG-11's; the last halving is the average.
     """
     layers: list[nn.Module] = []
-    inputs = 1
-    for index, width in enumerate((32, 64, 128, 128, 128, 128, 128, 128)):
+    for index, width in enumerate(widths):
         layers += [*conv_norm(inputs, width, kernel=3), nn.ReLU()]
         if index in (0, 1, 3, 5):
             layers.append(nn.MaxPool2d(2))
@@ -120,17 +121,20 @@ def resnet8(classes: int = 10) -> nn.Module:
     return ResNet(blocks=1, widths=(16, 32, 64), classes=classes)
 
 
-def lenet_300_100(classes: int = 10) -> nn.Module:
-    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100, 266,610 weights and biases."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, classes)
-    )
+def lenet_300_100(classes: int = 10, dropout: float = 0.0) -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998): two hidden layers of 300 and 100, 266,610 weights and biases.
+
+    With `dropout`, so large a share of each hidden layer is dropped in training.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in ((784, 300), (300, 100)):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(100, classes))
 
 
-def small_cnn(classes: int = 10, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
+def small_cnn(classes: int = 10, widths: Sequence[int] = (16, 32, 64), inputs: int = 1) -> nn.Module:
     """Three 3x3 convolutions with batch norm and pooling between them, and one linear layer; no shortcuts."""
     layers: list[nn.Module] = []
-    inputs = 1
     for index, width in enumerate(widths):
         layers += [*conv_norm(inputs, width, kernel=3), nn.ReLU()]
         if index < 2:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from compressor import criteria
 from compressor.calibration import Calibration, Needs, by_row, gather, rows
+from compressor.criteria.expected_bn import rectified_mean
 from compressor.errors import CalibrationError
 from compressor.groups import BATCH_NORMS, ChannelGroup, Member, Role, trace
 
@@ -153,6 +154,34 @@ def test_geometric_median_scores_the_filter_at_the_median_lowest() -> None:
 def test_bn_scale_adds_the_scales_of_all_batch_norms(net: nn.Module, groups: dict[str, ChannelGroup]) -> None:
     expected = net.norm.weight.detach().abs() + net.norm2.weight.detach().abs()
     torch.testing.assert_close(scored("bn-scale", net, groups)["stem"], expected)
+
+
+def test_expected_bn_is_the_mean_of_what_a_relu_makes_of_the_batch_norms(
+    net: nn.Module, groups: dict[str, ChannelGroup]
+) -> None:
+    """Against a Monte-Carlo mean; five standard errors of 400,000 draws are within 0.01 here."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(400_000, 1, dtype=torch.float64, generator=generator)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for name in ("norm", "norm2"):
+        scale, shift = (net.get_parameter(f"{name}.{part}").detach() for part in ("weight", "bias"))
+        expected += (shift + scale * draws).relu().mean(0)
+    torch.testing.assert_close(scored("expected-bn", net, groups)["stem"], expected, rtol=0, atol=0.01)
+
+
+def test_expected_bn_of_constants_and_far_from_zero() -> None:
+    scale = torch.tensor([0.0, 0.0, 1.0, -1.0, 1e-300, 1.0], dtype=torch.float64)
+    shift = torch.tensor([2.0, -2.0, 50.0, 0.0, -1.0, -50.0], dtype=torch.float64)
+    expected = torch.tensor([2.0, 0.0, 50.0, (2 * torch.pi) ** -0.5, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(rectified_mean(scale, shift), expected)
+
+
+def test_expected_bn_refuses_a_group_without_a_batch_norm() -> None:
+    bare = lively(nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.Conv2d(3, 4, 1)))
+    (group,) = trace(bare, (torch.zeros(2, 2, 4, 4),)).groups
+    calibration = gather(bare, [group], needs=Needs.NOTHING, batches=None, seed=0)
+    with pytest.raises(CalibrationError, match="no batch norm with a scale"):
+        criteria.load("expected-bn").score(group, calibration=calibration)
 
 
 def test_bn_scale_refuses_a_group_without_a_batch_norm() -> None:
@@ -387,7 +416,7 @@ def test_without_data_a_criterion_that_needs_it_is_refused(
         criteria.load(name).score(groups["stem"], calibration=data_free)
 
 
-@pytest.mark.parametrize("name", [n for n in criteria.names() if n != "bn-scale"])
+@pytest.mark.parametrize("name", [n for n in criteria.names() if n not in ("bn-scale", "expected-bn")])
 def test_a_transformer_can_be_scored(name: str) -> None:
     net = lively(Attention())
     groups = trace(net, (torch.zeros(2, 5, 3),)).groups
@@ -416,6 +445,7 @@ def test_all_criteria_are_discovered() -> None:
         "l2-norm",
         "geometric-median",
         "bn-scale",
+        "expected-bn",
         "lamp",
     }
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compressor import moments
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, PlanError, RepairError
+from compressor.mask_criteria import MaskCriterion, mask_by
 from compressor.masking import mask_weights
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.outputs import outputs_of, relative_difference
@@ -265,3 +266,35 @@ def test_a_repair_without_images_is_refused(how: Repair) -> None:
 def test_no_images_are_refused() -> None:
     with pytest.raises(PlanError, match="0 calibration images"):
         MaskRequest(sparsity=0.5, images=0)
+
+
+# Criteria that look back
+
+
+@pytest.mark.parametrize("criterion", [c for c in MaskCriterion if c is not MaskCriterion.LARGE_FINAL])
+def test_a_masked_checkpoint_is_masked_by_its_criterion_and_says_so(criterion: MaskCriterion) -> None:
+    checkpoint, initial = checkpoint_of(alive(plain())), plain().state_dict()
+    request = MaskRequest(sparsity=0.6, criterion=criterion, protect=("3",), seed=4)
+    found = mask_weights(checkpoint, request, initial=initial if criterion.looks_back else None)
+    expected = mask_by(
+        criterion, initial=initial, final=maskable(checkpoint.module, protect=("3",)), sparsity=0.6, scope="global",
+        seed=4,
+    )  # fmt: skip
+    assert all(torch.equal(found.mask.kept[name], kept) for name, kept in expected.kept.items())
+    assert holds(found.checkpoint.module, expected)
+    assert found.to_json()["criterion"] == str(criterion)
+    assert found.checkpoint.lineage[-1]["criterion"] == str(criterion)
+
+
+def test_initial_weights_are_given_where_they_are_looked_at_and_nowhere_else() -> None:
+    checkpoint, initial = checkpoint_of(alive(plain())), plain().state_dict()
+    with pytest.raises(PlanError, match="`movement` compares every weight with what it was") as caught:
+        mask_weights(checkpoint, MaskRequest(sparsity=0.6, criterion=MaskCriterion.MOVEMENT))
+    assert "--initial FILE" in str(caught.value.hint)
+    with pytest.raises(PlanError, match="`large-final` does not look at initial weights"):
+        mask_weights(checkpoint, MaskRequest(sparsity=0.6), initial=initial)
+    with pytest.raises(PlanError, match=r"initial values of `0\.weight` are not there"):
+        mask_weights(
+            checkpoint, MaskRequest(sparsity=0.6, criterion=MaskCriterion.MOVEMENT),
+            initial=alive(Residual()).state_dict(),
+        )  # fmt: skip

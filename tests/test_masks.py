@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.errors import PlanError
-from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude, maskable, masked_macs
+from compressor.masks import (
+    Masker,
+    MaskScope,
+    WeightMask,
+    apply_mask_,
+    magnitude,
+    magnitude_round,
+    maskable,
+    masked_macs,
+)
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -217,3 +227,67 @@ def test_a_mask_that_says_nothing_cannot_exist(kept: dict[str, Tensor]) -> None:
 def test_a_mask_of_another_network_is_refused(name: str) -> None:
     with pytest.raises(PlanError, match=r"the network has (\[3, 24\]|no such parameter)"):
         apply_mask_(net(), WeightMask(kept={name: torch.ones(2, 2, dtype=torch.bool)}))
+
+
+class TestRound:
+    """`magnitude_round`: a share of what is left."""
+
+    def test_a_round_by_hand(self) -> None:
+        module = nn.Sequential(nn.Linear(5, 2, bias=False))
+        module[0].weight.data = torch.tensor([[0.5, -0.1, 3.0, 0.2, -4.0], [1.0, 0.3, -0.3, 2.0, -0.05]])
+        first = magnitude_round(module, rate=0.3)  # 3 of 10: 0.05, 0.1, 0.2
+        assert first.kept["0.weight"].int().tolist() == [[1, 0, 1, 0, 1], [1, 1, 1, 1, 0]]
+        second = magnitude_round(module, rate=0.3, within=first)  # 2 of 7: both of 0.3
+        assert second.kept["0.weight"].int().tolist() == [[1, 0, 1, 0, 1], [1, 0, 0, 1, 0]]
+
+    def test_a_weight_that_is_gone_stays_gone_although_it_grew(self) -> None:
+        module = nn.Sequential(nn.Linear(4, 1, bias=False))
+        module[0].weight.data = torch.tensor([[9.0, 1.0, 2.0, 3.0]])
+        within = WeightMask(kept={"0.weight": torch.tensor([[False, True, True, True]])})
+        found = magnitude_round(module, rate=0.4, within=within)
+        assert found.kept["0.weight"].tolist() == [[False, False, True, True]]
+
+    @given(rate=st.floats(0.2, 0.5), own=st.floats(0.0, 0.5), rounds=st.integers(1, 4))
+    @settings(max_examples=30, deadline=None)
+    def test_every_tensor_loses_exactly_its_share_of_what_is_left_and_masks_are_nested(
+        self, rate: float, own: float, rounds: int
+    ) -> None:
+        mask: WeightMask | None = None
+        left = {n: p.numel() for n, p in maskable(net()).items()}
+        for number in range(rounds):
+            found = magnitude_round(net(number), rate=rate, rates={"5": own}, within=mask)
+            for name, before in left.items():
+                gone = int((own if name == "5.weight" else rate) * before + 1e-9)
+                left[name] = before - gone
+            assert {n: int(k.sum()) for n, k in found.kept.items()} == left
+            assert mask is None or found.nested_in(mask)
+            mask = found
+
+    def test_a_global_round_removes_the_smallest_of_all_that_are_left_but_for_what_is_spared(self) -> None:
+        module = net()
+        first = magnitude_round(module, rate=0.3, rates={"5": 0.0}, scope="global")
+        second = magnitude_round(module, rate=0.3, rates={"5": 0.0}, scope="global", within=first)
+        assert bool(second.kept["5.weight"].all())
+        values = torch.cat([module.get_parameter(f"{n}.weight").detach().abs().flatten() for n in "03"])
+        kept = torch.cat([second.kept[f"{n}.weight"].flatten() for n in "03"])
+        weights = len(values)
+        once = weights - int(0.3 * weights)
+        assert int(kept.sum()) == once - int(0.3 * once)
+        assert float(values[~kept].max()) <= float(values[kept].min())
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"rate": 0.0}, "between 0 and 1"),
+            ({"rate": 1.0}, "between 0 and 1"),
+            ({"rate": 0.2, "rates": {"5": -0.1}}, "between 0 and 1"),
+            ({"rate": 0.2, "rates": {"nowhere": 0.1}}, "`nowhere` matches no weight"),
+            ({"rate": 0.2, "rates": {"5": 0.1}, "scope": "global"}, "leave at one rate"),
+            ({"rate": 0.001}, "removes none of the 324"),
+            ({"rate": 0.2, "rates": {"*": 0.0}, "scope": "global"}, "removes none"),
+            ({"rate": 0.2, "scope": "gloabl"}, "no mask scope"),
+        ],
+    )
+    def test_what_makes_no_round_is_refused(self, options: dict[str, Any], says: str) -> None:
+        with pytest.raises(PlanError, match=says):
+            magnitude_round(net(), **options)

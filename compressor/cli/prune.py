@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from compressor.cli.options import (
     talk,
 )
 
+if TYPE_CHECKING:
+    from compressor.train import Progress
+
 
 def command(
     model: ModelArgument,
@@ -61,6 +64,15 @@ def command(
     criterion: Annotated[
         str, typer.Option(help="How a channel is judged: l1-norm, taylor, …; obs where there is data.")
     ] = "auto",
+    mask_criterion: Annotated[
+        str,
+        typer.Option(
+            help="How a single weight is judged, with `--sparsity`: large-final, magnitude-increase, movement, …"
+        ),
+    ] = "large-final",
+    initial: Annotated[
+        Path | None, typer.Option(help="The network's weights before training, or early, if the mask criterion asks.")
+    ] = None,
     scope: Annotated[
         str,
         typer.Option(help="How the budget is shared: uniform, global, isomorphic, random, or measured (with data)."),
@@ -83,6 +95,20 @@ def command(
     largest: Annotated[
         bool, typer.Option("--largest", help="Remove the highest scores instead of the lowest.")
     ] = False,
+    while_training: Annotated[
+        bool, typer.Option("--while-training", help="Let the channels leave step by step, while the network trains.")
+    ] = False,
+    regrow: Annotated[
+        bool, typer.Option("--regrow", help="There: zero channels, let them train on, and cut at the end alone.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="There: how long to train; 6.")] = None,
+    every: Annotated[int | None, typer.Option(help="There: channels leave every so many epochs; 1.")] = None,
+    start: Annotated[
+        int | None, typer.Option(help="There: after how many epochs the first leave; 0, or 1 with `--regrow`.")
+    ] = None,
+    end: Annotated[int | None, typer.Option(help="There: after how many epochs the last may leave.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="The peak learning rate.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train: auto, cpu or cuda.")] = None,
     data: DataOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
@@ -102,16 +128,22 @@ def command(
 
     With images (`--data`, labels are not needed) the network is repaired before any retraining.
 
-    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --speedup 2 --data images/`
+    Channels can leave `--while-training` too; with `--regrow` that is soft filter pruning.
+
+    Example: `compress prune model.pt --ratio 0.5`, `compress prune model.pt --speedup 2 --data images/`,
+    `compress prune model.pt --ratio 0.5 --while-training --epochs 6 --every 1 --data DIR`,
+    `compress prune model.pt --sparsity 0.9 --mask-criterion magnitude-increase --initial early.pt`
     """
-    from compressor.pruning import default_folder, goal_from, needs_data, prune_to, request_from
+    from compressor.checkpoint import read_state
+    from compressor.pruning import default_folder, during_from, goal_from, needs_data, prune_to, request_from
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup, latency=latency,
         max_drop=max_drop,
-        criterion=criterion, scope=scope, align=align,
+        criterion=criterion, mask_criterion=mask_criterion, scope=scope, align=align,
         min_channels=min_channels, protect=protect or (), heads=heads, levels=levels, largest=largest, seed=seed,
         repair=repair, calibration=calibration, memory_gb=memory, data_given=data is not None,
+        while_training=while_training,
     )  # fmt: skip
     goal = goal_from(request, runtime=on, batch=batch, threads=threads, tolerance=tolerance, table=table)
     with status("loading") as say:
@@ -119,12 +151,17 @@ def command(
             model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
         )
         found = None
-        if data is not None or max_drop is not None or needs_data(request):
+        if data is not None or while_training or max_drop is not None or needs_data(request):
             found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
+        during = during_from(
+            checkpoint, wanted=while_training, epochs=epochs, every=every, start=start, end=end, rate=lr,
+            regrow=regrow, device=device, seed=seed, callbacks=(tell_epoch,),
+        )  # fmt: skip
         folder = out or default_folder(checkpoint)
         results = prune_to(
-            None if dry_run else folder, checkpoint, request, data=found, command=command_line(), force=force,
-            trust_pickle=trust_pickle, say=say, goal=goal, max_drop=max_drop,
+            None if dry_run else folder, checkpoint, request, data=found,
+            initial=None if initial is None else read_state(initial), command=command_line(), force=force,
+            trust_pickle=trust_pickle, say=say, goal=goal, max_drop=max_drop, during=during,
         )  # fmt: skip
     if as_json:
         print_json(results)
@@ -136,6 +173,15 @@ def command(
         console().print(
             f"\nwrote [bold]{folder}[/]; next: `compress retrain`, `compress export --onnx`, `compress bench`"
         )
+
+
+def tell_epoch(progress: Progress) -> None:
+    """A line on stderr at the end of an epoch."""
+    if progress.record is not None:
+        last = progress.record
+        tune = last.tune_correct / last.tune_total
+        said = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tune:.2%}"
+        talk().print(said, style="dim", highlight=False)
 
 
 def show(results: dict[str, Any]) -> None:
@@ -158,7 +204,9 @@ def show(results: dict[str, Any]) -> None:
     out.print(table)
     proof = prune["proof"]
     out.print(f"\nsurgery proof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}")
-    if not proof["moved"]:
+    if "while_training" in results:
+        show_events(results["while_training"])
+    elif not proof["moved"]:
         talk().print("caveat: the channels that left said nothing on these inputs, so the proof has seen nothing")
     show_latency(results.get("latency"))
     show_repair(results.get("repair"))
@@ -167,6 +215,23 @@ def show(results: dict[str, Any]) -> None:
     for layer in prune["left_alone"]:
         out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
     return None
+
+
+def show_events(training: dict[str, Any]) -> None:
+    """What each event took, and what it cost on the tuning split."""
+    from rich.table import Table
+
+    out = console()
+    how = "zeroed, and left to train on" if training["regrow"] else "silenced for good"
+    out.print(f"trained for {training['epochs']} epochs meanwhile; what the events chose was {how}", markup=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("after epochs", "channels", "tune before", "after"):
+        table.add_column(name, justify="right")
+    for event in training["events"]:
+        chosen = sum(len(channels) for channels in event["chosen"].values())
+        shares = [f"{event[when] / event['total']:.2%}" for when in ("before", "after")]
+        table.add_row(str(event["epoch"]), str(chosen), *shares)
+    out.print(table)
 
 
 def show_latency(latency: dict[str, Any] | None) -> None:

@@ -12,7 +12,7 @@ fine-tuning's constant low rate: with a good schedule inherited weights win at m
 **Cost:** estimated from single cells, half an hour of one busy core (a dense network: 27 s of processor time); the
 paper's scale needs a GPU and full data of 28x28 grey images.
 
-`small` trains ResNet-8 on images halved to 14x14, so that a core can afford the epochs, `paper` ResNet-20 on whole ones.
+`small` trains ResNet-8 on images halved to 14x14, so that a core affords the epochs, `paper` ResNet-20 on whole ones.
 Every cell of a level has the MACs that uniform l1-norm pruning leaves at that ratio of channels, whoever chose its
 widths, so that Scratch-B's accuracies compare criteria as searches for architectures. (Under a uniform scope all
 criteria leave the same one.) `scratch-b` has no cap, `scratch-b-capped` trains for twice the dense epochs at most.

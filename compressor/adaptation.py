@@ -1,0 +1,161 @@
+"""Training on a labelled source while the features of an unlabelled target are drawn to the source's.
+
+Deep adaptation networks (Long et al. 2015, arXiv:1502.02791): the loss is the source's cross entropy plus g times the
+squared maximum mean discrepancy of both domains' features, where g(p) = 2 / (1 + exp(-10 p)) - 1 rises with the run's
+progress p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495, sec. 4.1), so that features mean something before they
+are compared.
+
+Both domains go through the network in one batch: what a batch norm sees in training, half source and half target, is
+what its running statistics describe afterwards. Where only `weight` is zero that is all the adaptation there is; where
+there is no target at all, nothing of it is ever seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor.checkpoint import Checkpoint
+from compressor.data import Data, Preprocessing, SplitName, augmentation_named
+from compressor.domains import Target
+from compressor.errors import RetrainError
+from compressor.features import features_in, last_linear, layer_named, reading
+from compressor.mmd import Kernels, mmd
+from compressor.recipe import Recipe
+from compressor.retrain import device_named
+from compressor.train import Callback, class_scores, classification_loss, train
+
+STEEPNESS = 10.0
+
+
+def domain_weight(progress: float) -> float:
+    """The weight g at `progress` in [0, 1]: 0 at first, 0.99 half-way."""
+    return 2 / (1 + math.exp(-STEEPNESS * progress)) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """How two domains are compared: by what `layer` reads, `weight` times their discrepancy.
+
+    A `rising` weight starts at zero and follows g; a network that has been adapted already keeps the whole weight.
+    """
+
+    layer: str
+    weight: float = 1.0
+    rising: bool = True
+    kernels: Kernels = dataclasses.field(default_factory=Kernels)
+
+    def __post_init__(self) -> None:
+        if not (self.weight >= 0 and math.isfinite(self.weight)):
+            raise RetrainError(f"a domain weight of {self.weight:g}", hint="0 or more: `--weight 1`")
+
+    def at(self, progress: float) -> float:
+        """What the discrepancy is multiplied with."""
+        return self.weight * (domain_weight(progress) if self.rising else 1.0)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def alignment_of(
+    checkpoint: Checkpoint, *, layer: str | None = None, weight: float = 1.0, rising: bool = True
+) -> Alignment:
+    """The alignment on what `layer` reads, by default the linear layer that runs last; refused: no such layer."""
+    if layer is None:
+        layer = last_linear(checkpoint.module, checkpoint.example_inputs)
+    layer_named(checkpoint.module, layer)
+    return Alignment(layer=layer, weight=weight, rising=rising)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointLoss:
+    """An objective for `compressor.train`: the source's cross entropy and both domains' discrepancy."""
+
+    target: Target
+    alignment: Alignment
+    recipe: Recipe
+    preprocessing: Preprocessing
+    size: tuple[int, int]
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The target and how it is compared."""
+        return {"target": self.target.to_json(), "alignment": self.alignment.to_json()}
+
+    def __call__(self, module: nn.Module, inputs: Tensor, labels: Tensor, /, *, step: int, steps: int) -> Tensor:
+        """The loss of source images `[n, c, h, w]` with labels `[n]`, beside as many target images of step `step`."""
+        n = len(inputs)
+        others = self.target.batch(
+            step, size=n, preprocessing=self.preprocessing, seed=self.recipe.seed,
+            augmentation=augmentation_named(self.recipe.augment, size=self.size),
+        ).to(inputs.device)  # fmt: skip
+        if others.shape != inputs.shape:
+            raise RetrainError(
+                f"source images are {list(inputs.shape)[1:]}, target images {list(others.shape)[1:]}",
+                hint="give the network's input: `--input 1x3x224x224`",
+            )
+        with reading(module, self.alignment.layer) as read:
+            scores = class_scores(module(torch.cat([inputs, others])))
+        loss = classification_loss(scores[:n], labels, label_smoothing=self.recipe.label_smoothing)
+        weight = self.alignment.at(step / steps)
+        if weight:
+            features = features_in(read, self.alignment.layer)  # [2 n, features]
+            loss = loss + weight * mmd(features[:n], features[n:], kernels=self.alignment.kernels)
+        return loss
+
+
+def adapt(
+    checkpoint: Checkpoint,
+    source: Data,
+    target: Target | None,
+    *,
+    recipe: Recipe,
+    alignment: Alignment,
+    callbacks: tuple[Callback, ...] = (),
+    state_file: Path | None = None,
+    device: str | None = None,
+) -> Checkpoint:
+    """The network trained on `source` and drawn to `target`, with a new lineage entry; the checkpoint stays as it was.
+
+    It is trained on `device`, where that is given, and comes back to where it was. Without a target it is trained on
+    the source alone. The accuracies of the history are the source's tuning split's. Refused: what `train` refuses,
+    images of two shapes, batches of one image.
+    """
+    objective = None
+    if target is not None:
+        if recipe.batch_size < 2:
+            raise RetrainError("a batch of one image has no discrepancy", hint="for example `--batch-size 32`")
+        example = source.split(SplitName.TRAIN)[0][0]
+        size = checkpoint.preprocessing.size or (int(example.shape[-2]), int(example.shape[-1]))
+        objective = JointLoss(
+            target=target, alignment=alignment, recipe=recipe, preprocessing=checkpoint.preprocessing, size=size
+        )
+    home = next(checkpoint.module.parameters()).device
+    trained = train(
+        checkpoint.module if device is None else copy.deepcopy(checkpoint.module).to(device_named(device)),
+        source,
+        recipe=recipe,
+        preprocessing=checkpoint.preprocessing,
+        objective=objective,
+        callbacks=callbacks,
+        state_file=state_file,
+    )
+    entry: dict[str, object] = {
+        "step": "adapt",
+        "epochs": recipe.budget.epochs,
+        "recipe": recipe.to_json(),
+        "source": source.to_json(),
+        "target": None if target is None else target.to_json(),
+        "alignment": None if target is None else alignment.to_json(),
+        "history": [dataclasses.asdict(record) for record in trained.history],
+    }
+    module = trained.module.to(home)
+    return dataclasses.replace(checkpoint, module=module, lineage=(*checkpoint.lineage, entry))

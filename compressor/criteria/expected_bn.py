@@ -1,0 +1,51 @@
+"""E[BN]: what a channel gives on average behind its batch norm and a ReLU (Bartoldson et al. 2020, arXiv:1906.03728).
+
+Behind a batch norm with scale γ and shift β a channel is taken to be N(β, γ²). With a = -β/|γ| and Z = 1 - Φ(a) the
+mean of its ReLU is Z (β + |γ| φ(a) / Z) = Z β + |γ| φ(a). Where several batch norms stand on the same channels, as
+before a residual sum, their means add. A group without a batch norm is refused. Takes no data.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from compressor.calibration import Calibration, Needs, over_channels, rows
+from compressor.errors import CalibrationError
+from compressor.groups import BATCH_NORMS, ChannelGroup, Role
+
+NEEDS = Needs.NOTHING
+COMPARABLE = False  # the paper ranks within a layer
+
+
+def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
+    """Sums of the means of the rectified batch norms; `[channels]`, float64."""
+    scales = [
+        m
+        for m in group.members
+        if m.role is Role.CARRIES
+        and m.tensor.rpartition(".")[2] == "weight"
+        and isinstance(calibration.module.get_submodule(m.layer), BATCH_NORMS)
+    ]
+    covered = over_channels(group, scales, lambda m: m.positions.new_ones(len(m.positions)))
+    if not bool(covered.all()):
+        raise CalibrationError(
+            f"the group of `{group.root}` has no batch norm with a scale on all of its channels",
+            hint=f"`--protect {group.root}`, or another criterion: `--criterion l2-norm`",
+        )
+    total = torch.zeros(group.channels, dtype=torch.float64)
+    for member in scales:
+        shift = calibration.weights[f"{member.layer}.bias"].double()[member.positions]
+        total.index_add_(0, member.channels, rectified_mean(rows(member, calibration.weights).flatten(), shift))
+    return total
+
+
+def rectified_mean(scale: Tensor, shift: Tensor) -> Tensor:
+    """The mean of ReLU(x) for x from N(shift, scale²), number by number; of a constant where the scale is 0."""
+    width = scale.abs()
+    a = -shift / width.clamp_min(torch.finfo(width.dtype).tiny)
+    above = 0.5 * torch.erfc(a / math.sqrt(2))  # Z; erfc keeps its digits where 1 - Φ loses them
+    density = torch.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)
+    return torch.where(width > 0, above * shift + width * density, shift.clamp_min(0))

@@ -1,0 +1,174 @@
+"""Two domains: a target whose labels nobody can read, and a data set's copy that a stated transform has shifted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from compressor.data import (
+    UNLABELLED,
+    Augmentation,
+    Data,
+    Images,
+    ImageSet,
+    Preprocessing,
+    SplitName,
+    batches,
+    subset,
+)
+from compressor.errors import DataError
+
+AT_ONCE = 1000  # images that are turned together
+
+
+class Target:
+    """The images of a domain that a network is drawn to; whatever labels they had are gone when this is made.
+
+    What adapts to a domain takes a `Target` and nothing else: neither a loss, nor a score, nor a choice can use a label
+    that it does not hold.
+    """
+
+    __slots__ = ("images", "name")
+
+    def __init__(self, images: ImageSet, *, name: str) -> None:
+        self.images: ImageSet = without_labels(images)
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to_json(self) -> dict[str, object]:
+        """What a record of a run says about its target."""
+        return {"name": self.name, "images": len(self)}
+
+    def batch(
+        self,
+        number: int,
+        *,
+        size: int,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Inputs `[size, channels, h, w]`: batch `number` of an endless stream, each round in an order of its own.
+
+        Between two images' turns all the others have theirs (an iterator that starts afresh at every step would read
+        its first batches over and over). Any batch can be asked for, so that an interrupted run goes on bit by bit.
+        """
+        places = torch.arange(number * size, (number + 1) * size)
+        rounds = places // len(self)
+        chosen = [
+            _order(len(self), seed=seed, number=r)[places[rounds == r] % len(self)]
+            for r in range(int(rounds[0]), int(rounds[-1]) + 1)
+        ]
+        stream = batches(
+            subset(self.images, torch.cat(chosen).tolist()),
+            batch_size=size,
+            preprocessing=preprocessing,
+            augmentation=augmentation,
+        )
+        return next(iter(stream))[0]
+
+
+def target_of(data: Data) -> Target:
+    """The training images of a data set as a target, without their labels; the other splits are left alone."""
+    return Target(data.split(SplitName.TRAIN), name=data.name)
+
+
+def without_labels(images: ImageSet) -> ImageSet:
+    """The same images, every one of them unlabelled; in memory where they were."""
+    return Images(images.images) if isinstance(images, Images) else _WithoutLabels(images)
+
+
+class _WithoutLabels:
+    """An image set that says of every image that it has no label."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self._images[index][0], UNLABELLED
+
+
+def _order(count: int, *, seed: int, number: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """What is done to every image, in this order: turned, its grey levels inverted, noise added.
+
+    `degrees` counter-clockwise (what comes in from outside is black), `noise` the standard deviation of Gaussian noise
+    where white is 1; grey levels are cut off at black and white.
+    """
+
+    degrees: float = 0.0
+    inverted: bool = False
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise < 0:
+            raise DataError(f"noise of {self.noise:g}", hint="its standard deviation, where white is 1")
+        if not (self.degrees or self.inverted or self.noise):
+            raise DataError("a shift that changes nothing", hint="turn, invert or add noise")
+
+    def __str__(self) -> str:
+        parts = [f"turned by {self.degrees:g} degrees"] if self.degrees else []
+        parts += ["inverted"] if self.inverted else []
+        return ", ".join([*parts, f"noise of {self.noise:g}"] if self.noise else parts)
+
+    def to_json(self) -> Mapping[str, object]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def shifted(images: ImageSet, shift: Shift, *, seed: int) -> Images:
+    """A shifted copy with the same labels, as uint8; the noise is drawn by `seed`. Refused: images not in memory."""
+    if not isinstance(images, Images):
+        raise DataError("only images that fit in memory are shifted", hint="an `.npz` file or a folder of IDX files")
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for some in torch.split(images.images, AT_ONCE):
+        values = some.float() / 255 if some.dtype == torch.uint8 else some.float()
+        if shift.degrees:
+            values = v2.functional.rotate(values, shift.degrees, interpolation=v2.InterpolationMode.BILINEAR)
+        if shift.inverted:
+            values = 1 - values
+        if shift.noise:
+            values = values + shift.noise * torch.randn(values.shape, generator=generator)
+        parts.append((255 * values.clamp(0, 1)).round().to(torch.uint8))
+    return Images(torch.cat(parts), images.labels.clone())
+
+
+def shifted_data(data: Data, shift: Shift, *, seed: int = 0) -> Data:
+    """A data set's shifted copy, split by split, each with noise of its own."""
+    train, tune, test = (
+        None if found is None else shifted(found, shift, seed=seed * 1_000_003 + number)
+        for number, found in enumerate((data.train, data.tune, data.test))
+    )
+    return dataclasses.replace(
+        data, name=f"{data.name}, {shift}", source=f"{data.source}, {shift}", train=train, tune=tune, test=test
+    )
+
+
+def parted(data: Data, shift: Shift, *, images: int, seed: int) -> tuple[Data, Data]:
+    """A source of `images` training images and a shifted target of as many others: the domains share none of them.
+
+    Both are drawn by `seed`; the source has the other splits as they are, the target their shifted copies. Refused:
+    fewer than two training images.
+    """
+    train = data.split(SplitName.TRAIN)
+    if len(train) < 2 or images < 1:
+        raise DataError(f"{images} of {len(train)} training images make no two domains", hint="at least one for each")
+    count = min(images, len(train) // 2)
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: 2 * count].tolist()
+    source, target = (dataclasses.replace(data, train=subset(train, part)) for part in (drawn[:count], drawn[count:]))
+    return source, shifted_data(target, shift, seed=seed)

@@ -1,0 +1,67 @@
+"""What a layer reads: the features by which two domains are compared."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import GroupError, unknown
+from compressor.lent import evaluating
+from compressor.recorded import RecordedProgram
+
+
+@contextlib.contextmanager
+def reading(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """A list that every call of the layer adds what it reads to, with its gradient: `[batch, ...]`."""
+    read: list[Tensor] = []
+    hook = layer_named(module, layer).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
+def features_in(read: Sequence[Tensor], layer: str) -> Tensor:
+    """`[batch, features]` of one forward pass; refused where the layer did not run exactly once."""
+    if len(read) != 1:
+        raise GroupError(
+            f"the layer `{layer}` ran {len(read)} times in one pass", hint="name one that runs once: `--layer NAME`"
+        )
+    return read[0].flatten(1)
+
+
+def layer_named(module: nn.Module, layer: str) -> nn.Module:
+    """The layer called `layer`; refused where there is none."""
+    if isinstance(module, RecordedProgram):
+        raise GroupError(
+            "the network is kept as its exported program, which has no layers",
+            hint="`--protect NAME` keeps what its class cannot hold narrower",
+        )
+    layers: dict[str, nn.Module] = dict(module.named_modules())
+    if not layer or layer not in layers:
+        raise GroupError(f"there is no layer called `{layer}`", hint=unknown("layers", layer, [n for n in layers if n]))
+    return layers[layer]
+
+
+def last_linear(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
+    """The name of the linear layer that runs last; the module stays as it was. Refused: a network without one."""
+    ran: list[str] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        with evaluating(module), torch.no_grad():
+            module(*example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ran:
+        raise GroupError(
+            "no linear layer runs in this network", hint="say whose inputs are the features: `--layer NAME`"
+        )
+    return ran[-1]

@@ -1,0 +1,26 @@
+"""Fresh weights by a rule that is named, where a network's own would not be the published one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from compressor.chance import generator
+
+
+def glorot_normal(module: nn.Module, *, seed: int) -> nn.Module:
+    """A copy whose convolutions and linear layers are drawn anew: N(0, 2 / (fan in + fan out)), biases zero.
+
+    Glorot & Bengio 2010; the usual start of the lottery ticket papers' networks. Norms stay as they are.
+    """
+    fresh, drawing = copy.deepcopy(module), generator(seed, "initial weights")
+    for layer in fresh.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            drawn = nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=drawing)
+            with torch.no_grad():
+                layer.weight.copy_(drawn)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+    return fresh

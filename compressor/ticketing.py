@@ -1,0 +1,316 @@
+"""What `compress retrain --how lottery` does, for the library's users too: a network in, its winning ticket out.
+
+The ticket is a masked artifact, as one that was pruned to a sparsity and retrained. After every round the search is
+kept, and within a round after every epoch: an interrupted one goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.arms import Wishes, recipe_for
+from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
+from compressor.checkpoint import Checkpoint
+from compressor.costs import count
+from compressor.data import Data, SplitName
+from compressor.environment import environment
+from compressor.errors import PlanError, RetrainError, named
+from compressor.lottery import Round, Rounds, find_ticket, rest_of, rounds_with_output
+from compressor.masks import MaskScope, WeightMask
+from compressor.recipe import How, Recipe, Start
+from compressor.resume import digest_of, digest_of_state, epochs_done, write
+from compressor.retrain import read_early_state, retrain, starting_module
+from compressor.retraining import OF_THE_OLD_WEIGHTS, default_folder
+from compressor.sparse import SAVES_NO_TIME
+from compressor.train import Callback, iterations_per_epoch
+from compressor.watch import StateAt, state_of
+
+LOTTERY = "lottery"
+FRESH, TRAINED = "fresh", "trained"  # what `--rewind-to` takes beside a file
+ROUNDS = "rounds.state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """One search, decided before it starts.
+
+    `early` are the weights to rewind to, in the network's own shapes; without them each round keeps the trained ones
+    (learning-rate rewinding). `dense` is the recipe of the first training where the network is drawn afresh, which is
+    then rewound to `step`. `mask` is what an artifact had removed already.
+    """
+
+    checkpoint: Checkpoint
+    rounds: Rounds
+    recipe: Recipe  # of every round
+    early: Mapping[str, Tensor] | None
+    dense: Recipe | None
+    step: int
+    mask: WeightMask | None
+    source: Mapping[str, str]
+    results: Mapping[str, Any]
+    folder: Path
+    device: str | None
+
+    @property
+    def state_file(self) -> Path:
+        """What an interrupted search goes on from: a folder."""
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    *,
+    artifact: Artifact | None = None,
+    rounds: Rounds,
+    rewind_to: str | None,
+    step: int = 0,
+    wishes: Wishes,
+    folder: Path | None = None,
+    device: str | None = None,
+    force: bool = False,
+) -> Search:
+    """Everything decided and checked before the first step; `artifact` is where the checkpoint lies, if in one.
+
+    `rewind_to` is a file with early weights; `fresh`: new ones are drawn by the seed and trained first, and `step` is
+    how many steps after; `trained`: the weights stay, and the schedule is rewound. Refused: no `rewind_to`, for nobody
+    but the user knows the early weights; a step without fresh ones; a place that is taken; what `recipe_for` refuses.
+    """
+    mask = None if artifact is None else artifact.mask()
+    if folder is None:
+        folder = Path(f"{checkpoint.name}.{LOTTERY}{SUFFIX}") if artifact is None else default_folder(artifact, LOTTERY)
+    check_free(folder, force=force)
+    if rewind_to is None:
+        raise RetrainError(
+            "a ticket is rewound to the weights that its network had early, and a trained checkpoint has them no more",
+            hint="give them: `--rewind-to FILE`; or train new ones first: `--rewind-to fresh`; or keep the trained "
+            "ones and rewind the learning rate alone: `--rewind-to trained`",
+        )
+    if rewind_to == FRESH and mask is not None:
+        raise RetrainError("a masked network cannot be drawn afresh", hint="give the dense network's checkpoint")
+    if rewind_to == FRESH and wishes.epochs is not None:
+        raise RetrainError(
+            "from fresh weights every round repeats the dense network's training, and is as long",
+            hint="say how long that is: `--dense-epochs 12`; `--rewind-step` leaves out its first steps",
+        )
+    if step and rewind_to != FRESH:
+        raise RetrainError(
+            f"`--rewind-step {step}` is a step of the training from fresh weights",
+            hint="`--rewind-to fresh`, or give the weights of that step: `--rewind-to FILE`",
+        )
+    how = How.REWIND_LR if rewind_to == TRAINED else How.REWIND_WEIGHTS
+    early, dense = None, None
+    if rewind_to == FRESH:
+        dense = _recipe(How.SCRATCH_E, checkpoint, wishes)
+    elif rewind_to != TRAINED:
+        module = starting_module(checkpoint, how, early_state=read_early_state(Path(rewind_to)))
+        early = state_of(module)
+    recipe = _of_rounds(how, checkpoint, wishes, dense)
+    source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+    return Search(
+        checkpoint=checkpoint, rounds=rounds, early=early, dense=dense, step=step, mask=mask, folder=folder,
+        recipe=dataclasses.replace(recipe, notes=(_said(rounds), *recipe.notes)), device=device,
+        source=source if artifact is None else artifact.recipe["source"],
+        results={} if artifact is None else artifact.results(),
+    )  # fmt: skip
+
+
+def rounds_for(
+    checkpoint: Checkpoint,
+    *,
+    rounds: int | None = None,
+    rate: float | None = None,
+    output_rate: float | None = None,
+    scope: str | None = None,
+) -> Rounds:
+    """The rounds that a command line's plain values make; `None` leaves a value to the paper's."""
+    where = (
+        MaskScope.UNIFORM if scope is None else named(MaskScope, scope, one="scope", many="scopes", refusal=PlanError)
+    )
+    given: dict[str, Any] = {"rounds": rounds, "rate": rate, "output_rate": output_rate}
+    values = {name: value for name, value in given.items() if value is not None}
+    return rounds_with_output(checkpoint.module, checkpoint.example_inputs, scope=where, **values)
+
+
+def _said(rounds: Rounds) -> str:
+    where = "of all weights left together" if rounds.scope is MaskScope.GLOBAL else "of each layer's weights left"
+    others = "".join(f", {rate:.3g} of `{name}`" for name, rate in rounds.rates.items())
+    return f"{rounds.rounds} rounds, each removes {rounds.rate:.3g} {where}{others}"
+
+
+def _recipe(how: How, checkpoint: Checkpoint, wishes: Wishes) -> Recipe:
+    cost = count(checkpoint.module, checkpoint.example_inputs)
+    return recipe_for(how, dense_recipe=checkpoint.training, dense_cost=cost, small_cost=cost, wishes=wishes)
+
+
+def _of_rounds(how: How, checkpoint: Checkpoint, wishes: Wishes, dense: Recipe | None) -> Recipe:
+    """Of every round: from fresh weights the whole of the dense run, which `run` shortens by what was before `step`."""
+    if dense is not None:
+        whole = dense.budget.epochs
+        notes = (f"{whole} epochs from fresh weights first, and in every round again", *dense.notes[1:])
+        return dataclasses.replace(dense, how=how, start=Start.REWOUND, notes=notes)
+    return _recipe(how, checkpoint, wishes)
+
+
+def run(
+    search: Search,
+    data: Data,
+    *,
+    callbacks: tuple[Callback, ...] = (),
+    say: Any = None,
+    command: str = "",
+    force: bool = False,
+    trust_pickle: bool = False,
+) -> dict[str, Any]:
+    """Find the ticket, and write its artifact; what its results say of the search.
+
+    `say` is told of every round, as plain values. The kept state goes once the artifact is written. What the results
+    said of the old weights (export, bench, evaluate) is left behind.
+    """
+    identity = _identity(search, data)
+    kept = _kept(search.state_file / ROUNDS, identity)
+    if kept is None:
+        current, search = _begin(search, data, callbacks)
+        mask, told = search.mask, []
+    else:
+        search = dataclasses.replace(search, early=kept["early"], recipe=_shortened(search, data))
+        current = _with_state(search.checkpoint, kept["module"], kept["lineage"])
+        mask, told = WeightMask(kept=kept["mask"]), kept["told"]
+
+    def train(ticket: nn.Module, mask: WeightMask) -> nn.Module:
+        nonlocal current
+        number = len(told) + 1
+        step = {"step": "mask", "round": number, **search.rounds.to_json(), **_counts(mask)}
+        # the ticket has the small shapes already: there is nothing to cut
+        start = dataclasses.replace(current, module=ticket, surgery=None, lineage=(*current.lineage, step))
+        retrained = retrain(
+            start, data, recipe=search.recipe, callbacks=callbacks, mask=mask, early_state=state_of(ticket),
+            state_file=search.state_file / f"round-{number}.state", device=search.device,
+        )  # fmt: skip
+        current = dataclasses.replace(retrained, surgery=current.surgery)
+        return retrained.module
+
+    search_on = find_ticket(
+        current.module, rounds=search.rounds, train=train, early=search.early, within=mask, after=len(told)
+    )
+    for found in search_on:
+        mask = found.mask
+        told.append(_told(found, current.lineage[-1]))
+        state = {
+            "identity": identity, "early": search.early, "module": state_of(current.module), "told": told,
+            "mask": dict(mask.kept), "lineage": list(current.lineage),
+        }  # fmt: skip
+        write(state, search.state_file / ROUNDS)
+        (search.state_file / f"round-{found.number}.state").unlink(missing_ok=True)
+        if say is not None:
+            say(told[-1])
+    assert mask is not None  # there is at least one round
+    return _written(search, current, mask, told, data=data, command=command, force=force, trust_pickle=trust_pickle)
+
+
+def _begin(search: Search, data: Data, callbacks: tuple[Callback, ...]) -> tuple[Checkpoint, Search]:
+    """The trained network that the first round prunes, and the search with its early weights."""
+    if search.dense is None:
+        return search.checkpoint, search
+    state_file = search.state_file / "round-0.state"
+    done = epochs_done(state_file) * iterations_per_epoch(len(data.split(SplitName.TRAIN)), search.dense.batch_size)
+    early = StateAt(search.step, file=search.state_file / f"early-{search.step}.state", done=done)
+    trained = retrain(
+        search.checkpoint, data, recipe=search.dense, callbacks=callbacks, after_step=(early,), state_file=state_file,
+        device=search.device,
+    )  # fmt: skip
+    return trained, dataclasses.replace(search, early=early.state, recipe=_shortened(search, data))
+
+
+def _shortened(search: Search, data: Data) -> Recipe:
+    """The rounds' recipe from the step on that they rewind to."""
+    return rest_of(search.recipe, step=search.step, images=len(data.split(SplitName.TRAIN)))
+
+
+def _with_state(checkpoint: Checkpoint, state: Mapping[str, Tensor], lineage: list[dict[str, object]]) -> Checkpoint:
+    module = starting_module(dataclasses.replace(checkpoint, surgery=None), How.REWIND_WEIGHTS, early_state=state)
+    return dataclasses.replace(checkpoint, module=module, lineage=tuple(lineage))
+
+
+def _counts(mask: WeightMask) -> dict[str, Any]:
+    return {"sparsity": mask.sparsity, "weights": mask.weights, "zeros": mask.removed}
+
+
+def _told(found: Round, entry: Mapping[str, Any]) -> dict[str, Any]:
+    last = entry["history"][-1]
+    tune = {name: last[name] for name in ("train_loss", "tune_correct", "tune_total")}
+    return {"round": found.number, **_counts(found.mask), **tune}
+
+
+def _written(
+    search: Search,
+    ticket: Checkpoint,
+    mask: WeightMask,
+    told: list[dict[str, Any]],
+    *,
+    data: Data,
+    command: str,
+    force: bool,
+    trust_pickle: bool,
+) -> dict[str, Any]:
+    old = {k: v for k, v in search.results.items() if k not in OF_THE_OLD_WEIGHTS}
+    said = {
+        **search.rounds.to_json(), "rewound_to": _rewound_to(search), "rewind_step": search.step, "data": data.name,
+        "epochs": search.recipe.budget.epochs, "told": told, "command": command,
+    }  # fmt: skip
+    last: dict[str, Any] = {**ticket.lineage[-1], "notes": list(search.recipe.notes), "command": command}
+    results = {
+        "schema": 1, "name": ticket.name, "environment": environment(), **old, LOTTERY: said,
+        "mask": {
+            **_counts(mask), "requested": mask.sparsity, "scope": str(search.rounds.scope), "statement": SAVES_NO_TIME,
+        },
+        "retrain": [*old.get("retrain", []), last], "lineage": list(ticket.lineage),
+    }  # fmt: skip
+    artifact = write_artifact(
+        search.folder, ticket, source=search.source, results=results, force=force, trust_pickle=trust_pickle, mask=mask
+    )
+    shutil.rmtree(search.state_file, ignore_errors=True)
+    return artifact.results()
+
+
+def _rewound_to(search: Search) -> str:
+    if search.dense is not None:
+        return FRESH
+    return TRAINED if search.early is None else "early weights"
+
+
+def _identity(search: Search, data: Data) -> dict[str, Any]:
+    """Plain values that are equal for equal searches."""
+    early = "" if search.early is None else digest_of_state(search.early)
+    mask = "" if search.mask is None else digest_of_state(search.mask.kept)
+    recipes = [search.recipe.to_json(), None if search.dense is None else search.dense.to_json()]
+    return {
+        "weights": digest_of(search.checkpoint.module), "early weights": early, "mask": mask, "recipe": recipes,
+        "rounds": search.rounds.to_json(), "rewinding step": search.step,
+        "data": data.to_json(),
+    }  # fmt: skip
+
+
+def _kept(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state after the last whole round; `None` where there is none. Refused: that of another search."""
+    if not file.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        found = state["identity"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, pickle.UnpicklingError) as error:
+        raise RetrainError(f"{file} is no state of a search", hint="delete it and start again") from error
+    if found != identity:
+        other = ", ".join(name for name, value in identity.items() if found.get(name) != value)
+        raise RetrainError(
+            f"{file} belongs to a search with another {other}", hint="delete it, or repeat the command that made it"
+        )
+    return state

@@ -1,0 +1,250 @@
+"""From a checkpoint to a small network whose channels left, event by event, while it trained.
+
+How many channels leave each group is planned before the first step, which ones is decided at each event. They are held
+silent until training is over and then cut, which changes nothing: the small network is compared with the held one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.arms import Wishes, recipe_for
+from compressor.checkpoint import Checkpoint
+from compressor.costs import count
+from compressor.data import Data, SplitName
+from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
+from compressor.events import Departure, EventSchedule, mean_stability
+from compressor.groups import ChannelGroup, LeftAlone, Traced
+from compressor.held import said_otherwise, speaking
+from compressor.pipeline import Planned, Pruned, Scored, prune
+from compressor.plan import LatencyBudget, PruningPlan, Scope
+from compressor.recipe import How, Recipe
+from compressor.repair import Repair
+from compressor.request import Request
+from compressor.retrain import device_named
+from compressor.scoring import Say, calibration_images, score
+from compressor.train import Callback
+from compressor.while_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
+
+EPOCHS = 6
+CRITERION = "l2-norm"  # of Bartoldson et al. 2020 and of soft filter pruning
+SHARE_WITH_EVENTS = 0.85  # of the epochs, of a run that says no more: the paper's 275 of 325
+STILL_SPEAKING = "held silent while the network trains, its channels are still counted, as by a layer norm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class During:
+    """How a network trains while its channels leave; with `regrow` they train on after each event."""
+
+    recipe: Recipe
+    schedule: EventSchedule
+    regrow: bool = False
+    device: str | None = None
+    state_file: Path | None = None
+    callbacks: tuple[Callback, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedWhileTraining:
+    """The small network, what happened on the way to it, and how far it lies from the network it was cut from."""
+
+    pruned: Pruned
+    trained: TrainedWithEvents
+    during: During
+
+    def to_json(self) -> dict[str, Any]:
+        """The `while_training` section of an artifact's results."""
+        events = self.trained.events
+        return {
+            **schedule_to_json(self.during),
+            "epochs": self.during.recipe.budget.epochs,
+            "notes": list(self.during.recipe.notes),
+            "mean_stability": mean_stability(events),
+            "events": [{**event.to_json(), "instability": event.instability} for event in events],
+            "history": [dataclasses.asdict(record) for record in self.trained.history],
+        }
+
+
+def schedule_to_json(during: During) -> dict[str, Any]:
+    """When the events are, and what they do, as plain values."""
+    schedule = during.schedule
+    return {"start": schedule.start, "end": schedule.end, "every": schedule.every, "regrow": during.regrow}
+
+
+def during_from(
+    checkpoint: Checkpoint,
+    *,
+    wanted: bool = True,
+    epochs: int | None = None,
+    every: int | None = None,
+    start: int | None = None,
+    end: int | None = None,
+    rate: float | None = None,
+    regrow: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    callbacks: tuple[Callback, ...] = (),
+) -> During | None:
+    """What a command line's plain values make: a fine-tuning recipe, and events in the first 85 % of its epochs.
+
+    Channels that grow again are chosen from the first epoch's end on, for an optimiser without momentum may not move a
+    zero, and to the last. `None` where it is not wanted; then other values are refused.
+    """
+    if not wanted:
+        given = {"--epochs": epochs, "--every": every, "--start": start, "--end": end, "--lr": rate,
+                 "--device": device, "--regrow": regrow or None}  # fmt: skip
+        for option in (option for option, value in given.items() if value is not None):
+            raise PlanError(f"`{option}` is about training", hint="add `--while-training`, or leave it out")
+        return None
+    cost = count(checkpoint.module, checkpoint.example_inputs)
+    wishes = Wishes(epochs=EPOCHS if epochs is None else epochs, rate=rate, seed=seed)
+    recipe = recipe_for(
+        How.FINE_TUNE, dense_recipe=checkpoint.training, dense_cost=cost, small_cost=cost, wishes=wishes
+    )
+    length = recipe.budget.epochs
+    first = start if start is not None else int(regrow and length > 1)
+    last = max(first, length - 1 if regrow else math.floor(SHARE_WITH_EVENTS * length) - 1)
+    schedule = EventSchedule(start=first, end=last if end is None else end, every=1 if every is None else every)
+    return During(recipe=recipe, schedule=schedule, regrow=regrow, device=device or "auto", callbacks=callbacks)
+
+
+def prune_while_training(
+    checkpoint: Checkpoint, request: Request, during: During, *, data: Data | None, say: Say | None = None
+) -> PrunedWhileTraining:
+    """Train the checkpoint's network, let the channels leave that `request` asks for, and cut them; lent, as it was.
+
+    Groups whose channels cannot be cut, or cannot be held silent, are left alone with their reason. Refused: what
+    `prune` and `train` refuse, no data, a request of more than a share of channels, MACs or parameters.
+    """
+    _check(request)
+    if data is None:
+        raise RetrainError("pruning while training takes images with labels", hint="give them: `--data DIR`")
+    say = say or (lambda _: None)
+    request = dataclasses.replace(request, repair=Repair.NONE)
+    first, reasons = _planned(checkpoint, request, data, say)
+    removed = first.levels[-1].plan.removed
+    departures = [
+        Departure(root=root, channels=len(gone), schedule=during.schedule) for root, gone in removed.items() if gone
+    ]
+    module, frozen = _trainable(checkpoint.module)
+    home = next(module.parameters()).device
+    say("training")
+    trained = train_with_events(
+        module.to(home if during.device is None else device_named(during.device)),
+        data,
+        groups=first.traced.groups,
+        departures=departures,
+        effect=Regrown() if during.regrow else Gone(),
+        choose=choosing(checkpoint, first.traced.groups, request, data, say=say),
+        recipe=during.recipe,
+        preprocessing=checkpoint.preprocessing,
+        callbacks=during.callbacks,
+        state_file=during.state_file,
+    )
+    held = trained.module.to(home)
+    if frozen:
+        held.requires_grad_(False)
+    entry = _entry(during, trained, data)
+    known = dataclasses.replace(checkpoint, module=held, lineage=(*checkpoint.lineage, entry))
+    say("cutting what is silent")
+    pruned = prune(known, request, data=data, say=say, planner=lambda scored: _silent(scored, trained.silent))
+    worst = said_otherwise(held, pruned.checkpoint.module, first.traced, checkpoint.example_inputs)
+    if worst is not None:
+        raise SurgeryError(f"the small network differs from the one it was cut from, by {worst:.2g}")
+    left = tuple(LeftAlone(layer=root, reason=STILL_SPEAKING) for root in reasons)
+    traced = dataclasses.replace(pruned.traced, left_alone=_told(pruned.traced, left))
+    return PrunedWhileTraining(pruned=dataclasses.replace(pruned, traced=traced), trained=trained, during=during)
+
+
+def choosing(
+    checkpoint: Checkpoint,
+    groups: tuple[ChannelGroup, ...],
+    request: Request,
+    data: Data | None,
+    *,
+    say: Say | None = None,
+) -> Choose:
+    """Scores by the request's criterion on the network as it is at an event; chance is drawn anew at each."""
+    images = calibration_images(checkpoint, request, data, say=say or (lambda _: None))
+
+    def choose(module: nn.Module, epoch: int) -> Mapping[str, Tensor]:
+        asked = dataclasses.replace(request, seed=request.seed * 1_000_003 + epoch)
+        scores, _ = score(module, groups, asked, data=data, images=images, checkpoint=checkpoint)
+        return scores.by_root
+
+    return choose
+
+
+def _check(request: Request) -> None:
+    if isinstance(request.budget, LatencyBudget):
+        raise PlanError(
+            "a latency is met before training, not while it goes on", hint="prune to it, then `compress retrain`"
+        )
+    if request.scope is Scope.MEASURED:
+        raise PlanError(
+            "measured widths belong to the weights as they are, and these train on", hint="`--scope uniform` or global"
+        )
+    if request.levels > 1:
+        raise PlanError("`--levels` are rounds of pruning, and here the events are", hint="leave it out: `--every 1`")
+    if request.repair is not Repair.NONE:
+        raise PlanError(
+            f"repair by {request.repair} mends a cut, and this cut changes nothing", hint="leave `--repair` out"
+        )
+
+
+def _planned(checkpoint: Checkpoint, request: Request, data: Data, say: Say) -> tuple[Pruned, tuple[str, ...]]:
+    """The plan of one cut here and now, by groups that can be held silent; and the roots of those that cannot."""
+    first = prune(checkpoint, request, data=data, say=say)
+    plan, inputs = first.levels[-1].plan, checkpoint.example_inputs
+    say("holding channels silent, to see that none speaks")
+    loud = speaking(checkpoint.module, first.traced, plan, inputs)
+    if not loud:
+        return first, ()
+    layers = tuple(root.partition("/")[0] for root in loud)
+    if {root.partition("/")[0] for root, gone in plan.removed.items() if gone} <= set(layers):
+        raise GroupError(
+            f"no channels of this network can be held silent while it trains: {', '.join(loud[:4])}",
+            hint="prune it first, then train it: `compress prune`, then `compress retrain`",
+        )
+    narrower = dataclasses.replace(request, protect=(*request.protect, *layers))
+    return prune(checkpoint, narrower, data=data, say=say), loud
+
+
+def _trainable(module: nn.Module) -> tuple[nn.Module, bool]:
+    """A copy to train, and whether the module is frozen throughout: then all of the copy is trained."""
+    module = copy.deepcopy(module)
+    frozen = not any(p.requires_grad for p in module.parameters())
+    return (module.requires_grad_(True) if frozen else module), frozen
+
+
+def _silent(scored: Scored, silent: Mapping[str, tuple[int, ...]]) -> Planned:
+    return Planned(plan=PruningPlan(removed={g.root: silent.get(g.root, ()) for g in scored.traced.groups}))
+
+
+def _told(traced: Traced, left: tuple[LeftAlone, ...]) -> tuple[LeftAlone, ...]:
+    """What is left alone, with the better reason where there are two."""
+    better = {one.layer for one in left}
+    return (*(one for one in traced.left_alone if one.layer not in better), *left)
+
+
+def _entry(during: During, trained: TrainedWithEvents, data: Data) -> dict[str, object]:
+    """What was done, as a lineage has it."""
+    return {
+        "step": "train while pruning",
+        **schedule_to_json(during),
+        "epochs": during.recipe.budget.epochs,
+        "recipe": during.recipe.to_json(),
+        "data": data.name,
+        "images": len(data.split(SplitName.TRAIN)),
+        "splits": data.to_json(),
+        "mean_stability": mean_stability(trained.events),
+        "history": [dataclasses.asdict(record) for record in trained.history],
+    }

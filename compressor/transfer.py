@@ -1,0 +1,182 @@
+"""Channels leave while a network is drawn to another domain (Yu et al. 2019, arXiv:1904.02654, algorithm 1).
+
+In every round all channels are scored by the joint loss of both domains (`compressor.transfer_scores`), the lowest of
+all layers leave until the round's share of the MACs is met, and the network is trained on, adapting; a longer run
+follows the last round. What stays falls by the same factor in every round. Without a target the same is done on the
+source alone, which is the paper's comparison without a domain loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from compressor.adaptation import Alignment, adapt
+from compressor.checkpoint import Checkpoint
+from compressor.costs import count
+from compressor.data import Data
+from compressor.domains import Target
+from compressor.errors import PlanError
+from compressor.groups import ChannelGroup
+from compressor.pipeline import Judge, Pruned, prune
+from compressor.plan import CostBudget, Countable, Scope, Scores
+from compressor.recipe import Recipe
+from compressor.request import Request
+from compressor.scoring import Say
+from compressor.train import Callback
+from compressor.transfer_scores import CRITERION, check_comparable, pairs_of, transfer_scores
+
+ROUNDS, LEAST_WIDTH, IMAGES = 5, 2, 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferPruning:
+    """What stays of the MACs after how many rounds, and the training after each of them and, if any, at the end.
+
+    Channels are scored on up to `images` of the source and as many of the target, in batches of training's size. Seeds
+    count on from the recipes' own, so that every round has an order of its own.
+    """
+
+    stays: float
+    between: Recipe
+    final: Recipe | None = None
+    rounds: int = ROUNDS
+    images: int = IMAGES
+    align: int = 1
+    min_channels: int = LEAST_WIDTH
+    protect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        CostBudget(counted=Countable.MACS, stays=self.stays)  # refuses what is no share
+        if self.rounds < 1:
+            raise PlanError(f"{self.rounds} rounds of pruning", hint=f"at least one: `--rounds {ROUNDS}`")
+        if self.images < 2:
+            raise PlanError(f"{self.images} image to score channels on", hint=f"for example `--calibration {IMAGES}`")
+
+    def share_after(self, number: int) -> float:
+        """What stays of the dense network's MACs after round `number`, counted from 1."""
+        return float(self.stays ** (number / self.rounds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transferred:
+    """The small, adapted network, and what was pruned on the way to it: all rounds as the levels of one pruning."""
+
+    checkpoint: Checkpoint
+    pruned: Pruned
+
+
+def prune_while_adapting(
+    checkpoint: Checkpoint,
+    source: Data,
+    target: Target | None,
+    *,
+    alignment: Alignment,
+    pruning: TransferPruning,
+    callbacks: tuple[Callback, ...] = (),
+    states: Path | None = None,
+    device: str | None = None,
+    say: Say | None = None,
+) -> Transferred:
+    """The network with the channels gone that matter to neither domain, each cut proved; the checkpoint stays.
+
+    It is taken to be adapted already: the discrepancy has its whole weight throughout. `states` is a folder in which
+    each stage keeps what it needs to go on after an interruption. Refused: what `prune` and `adapt` refuse.
+    """
+    say = say or (lambda _: None)
+    check_comparable(checkpoint.module, alignment.layer)
+    held = dataclasses.replace(alignment, rising=False)
+    dense_macs = count(checkpoint.module, checkpoint.example_inputs).macs
+    done: list[Pruned] = []
+    for number in range(1, pruning.rounds + 1):
+        say(f"round {number} of {pruning.rounds}")
+        now = count(checkpoint.module, checkpoint.example_inputs).macs
+        if now > pruning.share_after(number) * dense_macs:  # a round before may have overshot
+            request = _request(pruning, stays=pruning.share_after(number) * dense_macs / now)
+            judge = _judge(
+                checkpoint,
+                source,
+                target,
+                request,
+                alignment=held,
+                batch_size=pruning.between.batch_size,
+                device=device,
+            )
+            done.append(prune(checkpoint, request, judge=judge, say=say))
+            checkpoint = done[-1].checkpoint
+        checkpoint = adapt(
+            checkpoint,
+            source,
+            target,
+            recipe=_seeded(pruning.between, number),
+            alignment=held,
+            callbacks=callbacks,
+            state_file=None if states is None else states / f"round-{number}.state",
+            device=device,
+        )
+    if pruning.final is not None:
+        say("the last training")
+        checkpoint = adapt(
+            checkpoint,
+            source,
+            target,
+            recipe=_seeded(pruning.final, pruning.rounds + 1),
+            alignment=held,
+            callbacks=callbacks,
+            state_file=None if states is None else states / "final.state",
+            device=device,
+        )
+    return Transferred(checkpoint=checkpoint, pruned=_as_one(done, pruning, checkpoint))
+
+
+def _request(pruning: TransferPruning, *, stays: float) -> Request:
+    return Request(
+        budget=CostBudget(counted=Countable.MACS, stays=stays),
+        criterion=CRITERION,
+        scope=Scope.GLOBAL,
+        align=pruning.align,
+        min_channels=pruning.min_channels,
+        protect=pruning.protect,
+        images=pruning.images,
+        seed=pruning.between.seed,
+    )
+
+
+def _judge(
+    checkpoint: Checkpoint,
+    source: Data,
+    target: Target | None,
+    request: Request,
+    *,
+    alignment: Alignment,
+    batch_size: int,
+    device: str | None,
+) -> Judge:
+    """What scores the channels of a round: both domains."""
+
+    def judge(module: nn.Module, groups: Sequence[ChannelGroup]) -> Scores:
+        pairs = pairs_of(checkpoint, source, target, images=request.images, batch_size=batch_size, seed=request.seed)
+        return transfer_scores(module, groups, pairs, alignment=alignment, device=device)
+
+    return judge
+
+
+def _seeded(recipe: Recipe, number: int) -> Recipe:
+    return dataclasses.replace(recipe, seed=recipe.seed * 101 + number)
+
+
+def _as_one(done: Sequence[Pruned], pruning: TransferPruning, last: Checkpoint) -> Pruned:
+    """All rounds as one pruning of so many levels, of which the dense network is the first round's."""
+    budget = CostBudget(counted=Countable.MACS, stays=pruning.stays)
+    return dataclasses.replace(
+        done[0],
+        checkpoint=last,
+        request=dataclasses.replace(done[0].request, budget=budget, levels=pruning.rounds),
+        small_cost=done[-1].small_cost,
+        small_layers=done[-1].small_layers,
+        levels=tuple(level for one in done for level in one.levels),
+    )

@@ -1,0 +1,117 @@
+"""What is looked at while a network trains, from outside of the loop: its weights at a step, its loss on the way.
+
+Both are for `after_step` of `compressor.train.train`, which calls them with the network that is trained, once before
+the first step and then after every one. A step is one update by the optimiser, counted from 0 before the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.data import Images, ImageSet, Preprocessing, batches
+from compressor.errors import RetrainError
+from compressor.lent import evaluating
+from compressor.resume import write
+from compressor.train import EVALUATION_BATCH, class_scores
+
+State = dict[str, Tensor]
+
+
+class StateAt:
+    """Keeps a copy of the weights (and of all else in the state) that the network has after `step` steps.
+
+    With `file` the copy is written there, so that a run that is resumed after it still has it; `done` is how many steps
+    a resumed run has behind it.
+    """
+
+    def __init__(self, step: int, *, file: Path | None = None, done: int = 0) -> None:
+        if step < 0:
+            raise RetrainError(f"weights after {step} steps", hint="0 are the first weights: `--rewind-step 0`")
+        self.step, self.file, self._next = step, file, done
+        self._state: State | None = None
+
+    def __call__(self, module: nn.Module) -> None:
+        """Count a step, and copy the state where it is the one."""
+        if self._next == self.step:
+            self._state = state_of(module)
+            if self.file is not None:
+                write(self._state, self.file)
+        self._next += 1
+
+    @property
+    def state(self) -> State:
+        """The copy; refused where the run has not come so far."""
+        if self._state is None and self.file is not None and self.file.exists():
+            self._state = torch.load(self.file, weights_only=True, map_location="cpu")
+        if self._state is None:
+            raise RetrainError(
+                f"there are no weights of step {self.step}: the run has gone {max(0, self._next - 1)} steps",
+                hint="rewind to an earlier step, or delete what is kept of the run and start again",
+            )
+        return self._state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The tuning split after `step` steps: the mean cross-entropy and how many are right."""
+
+    step: int
+    loss: float
+    correct: int
+    total: int
+
+
+class TuningLoss:
+    """Looks at the tuning loss before the first step, after every `every`-th one, and keeps the weights of the lowest.
+
+    A look costs one forward pass over the images (their inputs are made once and held in memory) and draws nothing, so
+    that training goes on as it would have. Where several looks are equally low, the earliest counts (early stopping,
+    Frankle & Carbin 2019, arXiv:1803.03635, sec. 2).
+    """
+
+    def __init__(self, images: ImageSet, *, preprocessing: Preprocessing, every: int) -> None:
+        if every < 1:
+            raise RetrainError(f"a look every {every} steps", hint="at least 1")
+        self.every, self.seen = every, list[Seen]()
+        self.lowest_state: State = {}
+        size = len(images) if isinstance(images, Images) else EVALUATION_BATCH
+        made = list(batches(images, batch_size=size, preprocessing=preprocessing))
+        self._inputs, self._labels = (torch.cat([pair[i] for pair in made]) for i in (0, 1))
+        self._steps = 0
+
+    def __call__(self, module: nn.Module) -> None:
+        """Count a step, and look where it is one of those."""
+        if self._steps % self.every == 0:
+            before = self.lowest.loss if self.seen else float("inf")
+            self.seen.append(self._look(module))
+            if self.seen[-1].loss < before:
+                self.lowest_state = state_of(module)
+        self._steps += 1
+
+    @property
+    def lowest(self) -> Seen:
+        """The earliest look with the lowest loss; refused (`ValueError`) before the first."""
+        return min(self.seen, key=lambda s: s.loss)
+
+    def _look(self, module: nn.Module) -> Seen:
+        device = next(module.parameters()).device
+        self._inputs, self._labels = self._inputs.to(device), self._labels.to(device)
+        loss, correct = 0.0, 0
+        with evaluating(module), torch.inference_mode():
+            for start in range(0, len(self._labels), EVALUATION_BATCH):
+                labels = self._labels[start : start + EVALUATION_BATCH]
+                scores = class_scores(module(self._inputs[start : start + EVALUATION_BATCH]))
+                loss += float(functional.cross_entropy(scores.float(), labels, reduction="sum"))
+                correct += int((scores.argmax(1) == labels).sum())
+        total = len(self._labels)
+        return Seen(step=self._steps, loss=loss / total, correct=correct, total=total)
+
+
+def state_of(module: nn.Module) -> State:
+    """A copy of the module's state on the CPU, in torch's usual memory layout."""
+    return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in module.state_dict().items()}

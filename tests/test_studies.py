@@ -1,0 +1,83 @@
+"""What every study keeps to, found by discovery; what it says of its smoke run is in its own file of tests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from compressor import studies
+from compressor.errors import StudyError
+from compressor.study import Results, Scale, Verdict
+from compressor.studying import in_order
+from tests.command_line import done, refused
+from tests.test_readme import mistakes, words_of
+
+NAMES = studies.names()
+PARTS = ("**Claim:**", "**Command:**", "**Expected:**", "**Cost:**")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_says_claim_command_expectation_and_cost(name: str) -> None:
+    text = studies.load(name).__doc__ or ""
+    assert studies.help_of(name) == text.partition("\n")[0]
+    places = [text.find(part) for part in PARTS]
+    assert -1 not in places
+    assert places == sorted(places)
+    commands = [words_of(line) for line in re.findall(r"`(compress study [^`]+)`", " ".join(text.split()))]
+    assert ["study", name] in [words[:2] for words in commands if words]
+    assert [m for words in commands if words for m in mistakes(words)] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", Scale)
+def test_every_cell_has_a_name_of_its_own_and_belongs_to_the_study(name: str, scale: Scale) -> None:
+    cells = in_order(studies.load(name).cells(scale))
+    assert cells
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert {cell.study for cell in cells} == {name}
+    assert all(needed.seed == cell.seed for cell in cells for needed in cell.needs)
+    assert all(re.fullmatch(r"[\w.+-]+", cell.key) for cell in cells)  # it is a file's name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_to_be_compared_has_replicates(name: str) -> None:
+    seeds = {cell.seed for cell in studies.load(name).cells(Scale.SMALL)}
+    assert len(seeds) >= 3
+    assert seeds == set(range(len(seeds)))  # `--seeds` takes the first ones
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_claimed_without_results(name: str) -> None:
+    claims = studies.load(name).verdict(Results(rows={}))
+    assert all(claim.verdict is Verdict.INCONCLUSIVE for claim in claims)
+
+
+def test_a_name_that_there_is_not_is_refused() -> None:
+    with pytest.raises(StudyError, match="no study called `lotery`"):
+        studies.load("lotery")
+
+
+def test_without_a_name_all_are_listed() -> None:
+    said = done("study").stdout
+    assert all(name in said for name in NAMES)
+
+
+def test_a_study_runs_from_the_command_line_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = done("study", "transfer-pruning", "--scale", "smoke", "--jobs", 2, "--seeds", 1)
+    assert "inconclusive" in said.stdout  # one seed decides nothing
+    written = {p.name for p in (tmp_path / "transfer-pruning.study").iterdir()}
+    assert {"results.json", "report.html", "report.md", "plot-1.svg", "cells"} <= written
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "transfer-pruning.study" / "cells").iterdir()}
+    done("study", "transfer-pruning", "--scale", "smoke", "--jobs", 2, "--seeds", 1)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "transfer-pruning.study" / "cells").iterdir()} == before
+
+
+def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = NAMES[0]
+    refused("study", "rethinkin", says="no study called `rethinkin`", hints="rethinking")
+    refused("study", name, "--scale", "tiny", says="no scale called `tiny`", hints="small")
+    refused("study", name, "--data", "nowhere/", says="nowhere", hints="give")
