@@ -9,9 +9,10 @@ fine-tuning's constant low rate: with a good schedule inherited weights win at m
 
 **Expected:** not yet run at this scale.
 
-**Cost:** about half an hour of one core (estimated from single cells: a dense network takes 27 s of processor); the
-paper's scale needs a GPU and the full data.
+**Cost:** estimated from single cells, half an hour of one busy core (a dense network: 27 s of processor time); the
+paper's scale needs a GPU and full data of 28x28 grey images.
 
+`small` trains ResNet-8 on images halved to 14x14, so that a core affords the epochs, `paper` ResNet-20 on whole ones.
 Every cell of a level has the MACs that uniform l1-norm pruning leaves at that ratio of channels, whoever chose its
 widths, so that Scratch-B's accuracies compare criteria as searches for architectures. (Under a uniform scope all
 criteria leave the same one.) `scratch-b` has no cap, `scratch-b-capped` trains for twice the dense epochs at most.
@@ -19,9 +20,9 @@ Fine-tuning takes a quarter of the dense epochs (40 of 160), as published at the
 its peak, throughout; tuned, from a fifth of the peak down along a cosine. LR rewinding repeats the dense schedule.
 
 With single weights gone, scratch is fresh weights under the same mask, as Liu et al. have it. That is a trap: they are
-drawn for the dense layer's number of inputs, so that the signal is too small by the root of the density and only batch
-norms hide it (Wang et al. 2023). Scratch of channels draws for the small shapes. Accuracies are of the last epoch, not
-the best on the test split, as the original code reports them.
+drawn for the dense layer's number of inputs, too small by the root of the density, and often do worse (Wang et al.).
+Scratch of channels draws for the small shapes. Accuracies are of the last epoch, where the original code reports the
+best on the test split.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ def verdict(results: Results) -> Sequence[Claim]:
         ),
         Claim(
             text="At the mildest ratio fine-tuning with a good schedule beats Scratch-B: the first claim is the rate's",
-            source="Wang et al. 2023, arXiv:2301.05219, sec. 4",
+            source="Wang et al. 2023, arXiv:2301.05219",
             findings=tuple(_gap(results, p, TUNED, SCRATCH_B) for p in uniform[:1]),
         ),
         Claim(
