@@ -22,7 +22,7 @@ from compressor.retrain import retrain
 from compressor.train import Callback
 
 STATE = "train.state"
-OF_THE_OLD_WEIGHTS = ("export", "bench", "evaluate")  # sections of the results that speak of them
+OF_THE_OLD_WEIGHTS = ("export", "quantize", "bench", "evaluate")  # sections of the results that speak of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +103,10 @@ def default_folder(artifact: Artifact, how: str) -> Path:
 def _dense_cost(artifact: Artifact, small: Cost, dense: Path | None, *, trust_pickle: bool) -> Cost:
     """As it was counted when the artifact was made; a masked network costs what the dense one does."""
     results = artifact.results()
-    if "prune" in results:
-        achieved = results["prune"]["achieved"]
+    for section in ("prune", "factorize"):
+        achieved = results.get(section, {}).get("achieved")
+        if achieved is None:
+            continue
         return Cost(params=achieved["params"][0], macs=achieved["macs"][0], bytes=small.bytes)
     if "mask" in results:
         return small
@@ -123,7 +125,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, and write the artifact; the entry that its results got. The kept state goes once it is written.
 
-    What the results said of the old weights (export, bench, evaluate) is left behind, for it would be untrue.
+    What the results said of the old weights (export, quantize, bench, evaluate) is left behind, for it would be untrue.
     """
     mask = retraining.artifact.mask()
     retrained = retrain(

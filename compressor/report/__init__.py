@@ -10,6 +10,7 @@ from pathlib import Path
 from compressor.errors import ArtifactError
 from compressor.files import whole
 from compressor.report.changes import (
+    factorized_section,
     left_alone_section,
     masked_section,
     proof_section,
@@ -19,6 +20,7 @@ from compressor.report.changes import (
 from compressor.report.document import Code, Document, Section, Text
 from compressor.report.findings import Findings, findings_from_results
 from compressor.report.headline import result_section
+from compressor.report.integers import int8_section
 from compressor.report.markdown import markdown
 from compressor.report.missing import Commands
 from compressor.report.page import page
@@ -68,6 +70,8 @@ def compose(findings: Findings, commands: Commands) -> Document:
         subtitle = ("Made by ", Code(content=findings.command))
     if findings.masking is not None and findings.pruning is None:
         changes: tuple[Section, ...] = (masked_section(findings.masking),)
+    elif findings.factorizing is not None and findings.pruning is None:
+        changes = (factorized_section(findings.factorizing),)
     else:
         changes = (widths_section(findings, commands), left_alone_section(findings, commands))
     sections = (
@@ -75,6 +79,7 @@ def compose(findings: Findings, commands: Commands) -> Document:
         clock_section(findings, commands),
         *(section for section in (latency_section(findings), why_section(findings)) if section is not None),
         accuracy_section(findings, commands),
+        *((int8_section(findings.quantizing),) if findings.quantizing else ()),
         *changes,
         proof_section(findings, commands),
         *((repair_section(findings.repairing),) if findings.repairing else ()),

@@ -105,6 +105,31 @@ class Pruning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FactorizedLayer:
+    """A layer that became two: at which rank of how many, and the share of its energy that this keeps."""
+
+    layer: str
+    kind: str
+    rank: int
+    full_rank: int
+    energy: float
+    macs: Pair
+    params: Pair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factorizing:
+    """Which layers became two, what that saves, and the proof that the surgery was right."""
+
+    requested: Facts
+    achieved: tuple[tuple[str, Pair], ...]
+    settings: Facts
+    proof: Facts
+    layers: tuple[FactorizedLayer, ...]
+    left_alone: tuple[tuple[str, str], ...]  # layer, reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """One tensor of a masked network, and what storing it sparse takes."""
 
@@ -159,6 +184,18 @@ class Retraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantizing:
+    """The int8 file against the float one: bytes, latencies by batch size, and how closely it follows the network."""
+
+    bytes: Pair
+    rows: tuple[tuple[int, float, float, Speedup], ...]  # batch, float ms, int8 ms
+    agreement: Share | None
+    accuracy: tuple[Share, Share] | None
+    caveats: tuple[str, ...]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One reading of a data split by one network."""
 
@@ -176,18 +213,21 @@ class Findings:
     environment: Facts
     pruning: Pruning | None
     masking: Masking | None
+    factorizing: Factorizing | None
     repairing: Repairing | None
     retrainings: tuple[Retraining, ...]
     export: Facts
     latency: Facts | None
     bench: Bench | None
+    quantizing: Quantizing | None
     evaluations: tuple[Evaluation, ...]
     lineage: tuple[Facts, ...]
     rest: Facts
 
     def achieved(self, quantity: str) -> Pair | None:
         """The dense and the small network's channels, params or macs."""
-        return dict(self.pruning.achieved).get(quantity) if self.pruning else None
+        change = self.pruning or self.factorizing
+        return dict(change.achieved).get(quantity) if change else None
 
 
 def findings_from_results(results: Mapping[str, object]) -> Findings:
@@ -201,18 +241,21 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         )
     environment, bench = top.entry("environment"), top.entry("bench")
     pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
-    repairing, latency = top.entry("repair"), top.entry("latency")
+    repairing, latency, quantizing = top.entry("repair"), top.entry("latency"), top.entry("quantize")
+    factorizing = top.entry("factorize")
     return Findings(
         name=top.text("name") or "unnamed network",
         command=top.text("command"),
         environment=environment.facts() if environment else (),
         pruning=_pruning(pruning) if pruning else None,
         masking=_masking(masking) if masking else None,
+        factorizing=_factorizing(factorizing) if factorizing else None,
         repairing=_repairing(repairing) if repairing else None,
         retrainings=tuple(_retraining(entry) for entry in top.entries("retrain")),
         export=export.facts() if export else (),
         latency=latency.facts() if latency else None,
         bench=_bench(bench) if bench else None,
+        quantizing=_quantizing(quantizing) if quantizing else None,
         evaluations=tuple(_evaluation(entry) for entry in top.entries("evaluate")),
         lineage=tuple(entry.facts() for entry in top.entries("lineage")),
         rest=top.rest(),
@@ -221,13 +264,8 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
 
 def _pruning(entry: Entry) -> Pruning:
     requested, proof = entry.entry("requested"), entry.entry("proof")
-    achieved = entry.entry("achieved")
-    pairs = tuple((key, _required(achieved.pair(key), key)) for key, _ in achieved.facts()) if achieved else ()
+    pairs, left_alone = _achieved(entry), _left_alone(entry)
     widths = tuple(_width(width) for width in entry.entries("widths"))
-    left_alone = tuple(
-        (_required(left.text("layer"), "layer"), left.text("reason") or "no reason was recorded")
-        for left in entry.entries("left_alone")
-    )
     entry.list("curves")  # `compress sensitivity` draws them
     return Pruning(
         requested=requested.facts() if requested else (),
@@ -235,6 +273,43 @@ def _pruning(entry: Entry) -> Pruning:
         settings=entry.rest(),
         proof=proof.facts() if proof else (),
         widths=widths,
+        left_alone=left_alone,
+    )
+
+
+def _achieved(entry: Entry) -> tuple[tuple[str, Pair], ...]:
+    achieved = entry.entry("achieved")
+    return tuple((key, _required(achieved.pair(key), key)) for key, _ in achieved.facts()) if achieved else ()
+
+
+def _left_alone(entry: Entry) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (_required(left.text("layer"), "layer"), left.text("reason") or "no reason was recorded")
+        for left in entry.entries("left_alone")
+    )
+
+
+def _factorizing(entry: Entry) -> Factorizing:
+    requested, proof = entry.entry("requested"), entry.entry("proof")
+    layers = tuple(
+        FactorizedLayer(
+            layer=_required(row.text("layer"), "layer"),
+            kind=row.text("kind") or "",
+            rank=_required(row.count("rank"), "rank"),
+            full_rank=_required(row.count("full_rank"), "full_rank"),
+            energy=_required(row.number("energy"), "energy"),
+            macs=_required(row.pair("macs"), "macs"),
+            params=_required(row.pair("params"), "params"),
+        )
+        for row in entry.entries("layers")
+    )
+    achieved, left_alone = _achieved(entry), _left_alone(entry)
+    return Factorizing(
+        requested=requested.facts() if requested else (),
+        achieved=achieved,
+        settings=entry.rest(),
+        proof=proof.facts() if proof else (),
+        layers=layers,
         left_alone=left_alone,
     )
 
@@ -337,6 +412,30 @@ def _speedup(entry: Entry) -> Speedup:
         ratio=_required(entry.number("ratio"), "ratio"),
         low=_required(entry.number("low"), "low"),
         high=_required(entry.number("high"), "high"),
+    )
+
+
+def _quantizing(entry: Entry) -> Quantizing:
+    accuracy, agreement = entry.entry("accuracy"), entry.entry("agreement")
+    pair = [accuracy.entry(kind) for kind in ("float", "int8")] if accuracy else []
+    known = [_share(one) for one in pair if one is not None]
+    rows = tuple(
+        (
+            _required(row.count("batch"), "batch"),
+            _required(row.number("float_ms"), "float_ms"),
+            _required(row.number("int8_ms"), "int8_ms"),
+            _speedup(_required(row.entry("speedup"), "speedup")),
+        )
+        for row in entry.entries("speed")
+    )
+    sizes = [_required(entry.count(key), key) for key in ("float_bytes", "int8_bytes")]
+    return Quantizing(
+        bytes=(sizes[0], sizes[1]),
+        rows=rows,
+        agreement=_share(agreement) if agreement else None,
+        accuracy=(known[0], known[1]) if len(known) == 2 else None,
+        caveats=entry.texts("caveats"),
+        facts=entry.rest(),
     )
 
 
