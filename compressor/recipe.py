@@ -100,6 +100,7 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 128
     label_smoothing: float = 0.0
+    temperature: float = 4.0  # of a teacher; Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size
     augment: tuple[str, ...] = ("flip", "crop")
     mixed_precision: bool = True  # used where the device has it: CUDA
     seed: int = 0
@@ -112,6 +113,10 @@ class Recipe:
             raise RetrainError(f"a batch size must be at least 1: {self.batch_size}")
         if not 0 <= self.label_smoothing < 1:
             raise RetrainError(f"label smoothing must lie in [0, 1): {self.label_smoothing}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise RetrainError(
+                f"a temperature must be positive: {self.temperature}", hint="the usual is `--temperature 4`"
+            )
 
     def to_json(self) -> dict[str, object]:
         """Plain values only; `recipe_from_json` is the way back."""

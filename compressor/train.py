@@ -48,6 +48,8 @@ class Trained:
 
 Callback = Callable[[Progress], None]
 AfterStep = Callable[[nn.Module], object]
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Of the training copy on inputs `[batch, ...]` with labels `[batch]`."""
 
 
 def correct_in(module: nn.Module, images: ImageSet, *, preprocessing: Preprocessing) -> int:
@@ -83,8 +85,11 @@ def train(
     after_step: tuple[AfterStep, ...] = (),
     state_file: Path | None = None,
     snapshot: tuple[Step, Path] | None = None,
+    loss: Loss | None = None,
 ) -> Trained:
     """Train a copy of `module`; with `teacher`, half of the loss is the distance to its softened scores.
+
+    `loss` takes the place of the cross-entropy of the first output, and of a teacher.
 
     Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
     a mask survives so. `state_file` keeps the state after every epoch, and a run that finds one there goes on from it;
@@ -117,6 +122,7 @@ def train(
             teacher=teacher,
             callbacks=callbacks,
             after_step=after_step,
+            loss_of=loss,
         )
         record = EpochRecord(
             epoch=epoch,
@@ -155,6 +161,7 @@ def _epoch(
     teacher: nn.Module | None,
     callbacks: tuple[Callback, ...],
     after_step: tuple[AfterStep, ...],
+    loss_of: Loss | None,
 ) -> tuple[float, list[float], Progress]:
     """Train for one epoch, in place: the last rate, every loss, and what the callbacks see once it is evaluated."""
     device = next(module.parameters()).device
@@ -178,7 +185,8 @@ def _epoch(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
-                loss = _loss(module, inputs.to(device), labels.to(device), recipe=recipe, teacher=teacher)
+                given = inputs.to(device), labels.to(device)
+                loss = loss_of(module, *given) if loss_of else _loss(module, *given, recipe=recipe, teacher=teacher)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
@@ -226,18 +234,23 @@ def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
     scores = class_scores(module(inputs))
+    loss = cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
+    if teacher is None:
+        return loss
+    temperature = recipe.temperature
+    with torch.no_grad():
+        target = functional.log_softmax(class_scores(teacher(inputs)) / temperature, dim=1)
+    followed = functional.log_softmax(scores / temperature, dim=1)
+    distance = functional.kl_div(followed, target, reduction="batchmean", log_target=True)
+    return 0.5 * loss + 0.5 * temperature**2 * distance
+
+
+def cross_entropy(scores: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
+    """Of scores `[batch, classes]` and labels `[batch]`; refused where a label has no score."""
     low, high = int(labels.min()), int(labels.max())
     if scores.ndim != 2 or low < 0 or high >= scores.shape[1]:
         raise RetrainError(
             f"labels from {low} to {high} do not fit the network's output `[batch, {list(scores.shape)[1:]}]`",
             hint="labels count from 0, one for each of the network's classes",
         )
-    loss = functional.cross_entropy(scores, labels, label_smoothing=recipe.label_smoothing)
-    if teacher is None:
-        return loss
-    temperature = 4.0  # Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size
-    with torch.no_grad():
-        target = functional.log_softmax(class_scores(teacher(inputs)) / temperature, dim=1)
-    followed = functional.log_softmax(scores / temperature, dim=1)
-    distance = functional.kl_div(followed, target, reduction="batchmean", log_target=True)
-    return 0.5 * loss + 0.5 * temperature**2 * distance
+    return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)

@@ -60,6 +60,7 @@ def command(
         Path | None, typer.Option(help="The dense network's early weights, for rewind-weights.")
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="`dense`: follow the dense network's scores as well.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="What the teacher's scores are softened by; 4.")] = None,
     dense: DenseOption = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
     threads: ThreadsOption = None,
@@ -87,6 +88,7 @@ def command(
     wishes = wishes_from(
         epochs=epochs, dense_epochs=dense_epochs, cap=cap, rate=lr, shape=schedule, warmup=warmup, seed=seed,
         batch_size=batch_size, label_smoothing=label_smoothing, augment=augment, optimiser=optimiser,
+        temperature=temperature,
     )  # fmt: skip
     if threads is not None:
         torch.set_num_threads(threads)
