@@ -1,0 +1,146 @@
+"""What `compress exits` does, for the library's users too: branches, a threshold, a file that is timed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from compressor.artifact import write_json
+from compressor.checkpoint import Checkpoint
+from compressor.costs import count
+from compressor.data import Data, ImageSet, SplitName
+from compressor.environment import environment
+from compressor.errors import ArtifactError
+from compressor.exit_choice import Answers, alike, answers, at_threshold, threshold_for
+from compressor.exit_onnx import export_exits
+from compressor.exits import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
+from compressor.export import export_onnx
+from compressor.files import whole
+from compressor.measure import caveats_of, speedup
+from compressor.recipe import Recipe
+from compressor.stream import timed_on_images
+from compressor.train import Callback
+
+RESULTS, ONNX, WEIGHTS = "results.json", "model.onnx", "exits.safetensors"
+TIMED_IMAGES = 50  # a share of exits comes out to 2 %
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRequest:
+    """What is asked for: the layers, how the branches are trained, and what may be lost."""
+
+    after: tuple[str, ...]
+    recipe: Recipe
+    max_drop: float = 0.5  # points, on the tuning split
+    kind: Certainty = Certainty.ENTROPY
+    joint: bool = False
+    threads: int = 1
+    seconds: float = 20.0
+    blocks: int | None = None
+
+
+def early_exits(
+    checkpoint: Checkpoint,
+    request: ExitRequest,
+    data: Data,
+    folder: Path,
+    *,
+    callbacks: tuple[Callback, ...] = (),
+    say: Say | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Train branches, choose the threshold on the tuning split, and write the ONNX file with what it is worth.
+
+    `folder` gets `model.onnx`, the weights of network and branches, and `results.json`, which is returned: accuracy on
+    the tuning and, read once, on the test split, who leaves where, and the latency of the dense network and of the file
+    in turns on tuning images, of which as large a share leaves at each exit as of all. Refused: what `with_exits`,
+    `train_exits`, `threshold_for` and `export_exits` refuse, a folder in the way.
+    """
+    say = say or (lambda _: None)
+    if folder.exists() and not (folder / RESULTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(
+            f"{folder} is in the way: it holds something else", hint="choose another place: `--out DIR`"
+        )
+    say("looking at the layers")
+    dense = count(checkpoint.module, checkpoint.example_inputs)
+    seed = request.recipe.seed
+    exits = with_exits(checkpoint.module, request.after, checkpoint.example_inputs, seed=seed)
+    seen = checkpoint.preprocessing
+    tune, test = data.split(SplitName.TUNE), data.split(SplitName.TEST)
+    say("training the branches")
+    trained = train_exits(
+        exits, data, recipe=request.recipe, preprocessing=seen, joint=request.joint, callbacks=callbacks
+    ).module
+    assert isinstance(trained, EarlyExits)
+    macs = macs_of_exits(trained, checkpoint.example_inputs)
+    say("choosing the threshold")
+    tuned = answers(trained, tune, split=str(SplitName.TUNE), preprocessing=seen, kind=request.kind)
+    threshold = threshold_for(tuned, max_drop=request.max_drop, macs=macs)
+    say("exporting, and comparing in onnxruntime")
+    file = folder / ONNX
+    parity = export_exits(trained, checkpoint, file, threshold=threshold, kind=request.kind)
+    with whole(folder / WEIGHTS) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in trained.state_dict().items()}, part)
+    judged = answers(trained, test, split=str(SplitName.TEST), preprocessing=seen, kind=request.kind)
+    say("timing")
+    found: dict[str, Any] = {
+        "schema": 1,
+        "name": checkpoint.name,
+        "after": list(trained.after),
+        "certainty": str(request.kind),
+        "joint": request.joint,
+        "max_drop": request.max_drop,
+        "recipe": request.recipe.to_json(),
+        "data": data.to_json(),
+        "params": [dense.params, sum(p.numel() for p in trained.parameters())],
+        "macs": [dense.macs, *macs],
+        "splits": {
+            one.split: at_threshold(one, threshold, after=trained.after, macs=macs).to_json()
+            for one in (tuned, judged)
+        },
+        "export": parity.to_json(),
+        "latency": latency(checkpoint, file, tuned, threshold, tune, request),
+        "environment": environment(),
+        "command": command,
+    }  # fmt: skip
+    write_json(folder / RESULTS, found)
+    return found
+
+
+def latency(
+    checkpoint: Checkpoint, file: Path, tuned: Answers, threshold: float, tune: ImageSet, request: ExitRequest
+) -> dict[str, Any]:
+    """The dense network and the file in turns, per image in the mean, on images that leave as all do."""
+    chosen = alike(tuned, threshold, TIMED_IMAGES, seed=request.recipe.seed)
+    images = inputs_of(checkpoint, tune, chosen)
+    with tempfile.TemporaryDirectory(prefix="compress-exits-") as scratch:
+        dense = Path(scratch) / "dense.onnx"
+        export_onnx(checkpoint, dense)
+        measured = timed_on_images(
+            {"dense": dense, "early exit": file}, images, threads=request.threads, seconds=request.seconds,
+            blocks=request.blocks, seed=request.recipe.seed,
+        )  # fmt: skip
+    ratio = speedup(measured["dense"], measured["early exit"])
+    return {
+        "runtime": "onnxruntime-cpu",
+        "threads": request.threads,
+        "images": len(images),
+        "dense_ms": measured["dense"].median_ms / len(images),
+        "early_ms": measured["early exit"].median_ms / len(images),
+        "speedup": ratio.to_json(),
+        "blocks": len(measured["dense"].samples_ns),
+        "caveats": [str(c) for c in caveats_of(tuple(measured.values()), null=None, where="onnxruntime-cpu")],
+        "samples_ns": {name: [list(block) for block in m.samples_ns] for name, m in measured.items()},
+    }
+
+
+def inputs_of(checkpoint: Checkpoint, images: ImageSet, indices: Sequence[int]) -> list[torch.Tensor]:
+    """The images at `indices` as the network's inputs `[1, channels, h, w]`."""
+    return [checkpoint.preprocessing(images[i][0].unsqueeze(0)) for i in indices]
