@@ -170,14 +170,13 @@ def threshold_for(found: Answers, *, max_drop: float, macs: Sequence[int]) -> fl
     return best
 
 
-def alike(found: Answers, threshold: float, count: int, *, seed: int = 0) -> list[int]:
-    """The indices of `count` images of which as large a share leaves at each exit as of all of them, drawn by `seed`.
+def alike(taken: Tensor, count: int, *, seed: int = 0) -> list[int]:
+    """The indices of `count` images of which as large a share takes each exit as of all, drawn by `seed`.
 
-    Of what does not come out even, the largest remainders get one more.
+    `taken` is the exit of every image, `[images]`. Of what does not come out even, the largest remainders get one more.
     """
-    taken = exit_taken(found.certain, threshold)
     total, count = len(taken), min(count, len(taken))
-    each = torch.bincount(taken, minlength=found.right.shape[1]) * count
+    each = torch.bincount(taken) * count
     wanted, rest = each // total, each % total
     for number in rest.argsort(descending=True, stable=True)[: count - int(wanted.sum())].tolist():
         wanted[number] += 1

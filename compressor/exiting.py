@@ -17,7 +17,7 @@ from compressor.costs import count
 from compressor.data import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
-from compressor.exit_choice import Answers, alike, answers, at_threshold, threshold_for
+from compressor.exit_choice import Answers, alike, answers, at_threshold, exit_taken, threshold_for
 from compressor.exit_onnx import export_exits
 from compressor.exits import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.export import export_onnx
@@ -118,7 +118,7 @@ def latency(
     checkpoint: Checkpoint, file: Path, tuned: Answers, threshold: float, tune: ImageSet, request: ExitRequest
 ) -> dict[str, Any]:
     """The dense network and the file in turns, per image in the mean, on images that leave as all do."""
-    chosen = alike(tuned, threshold, TIMED_IMAGES, seed=request.recipe.seed)
+    chosen = alike(exit_taken(tuned.certain, threshold), TIMED_IMAGES, seed=request.recipe.seed)
     images = inputs_of(checkpoint, tune, chosen)
     with tempfile.TemporaryDirectory(prefix="compress-exits-") as scratch:
         dense = Path(scratch) / "dense.onnx"
