@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUFFIX = ".compressed"
 RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
+INT8 = "model.int8.onnx"
 SKELETON = "architecture.pt"
 SPARSE = "sparse"  # a masked network's weights, in place of WEIGHTS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.artifact import RECIPE, Artifact, add_results, open_artifact
+from compressor.artifact import INT8, RECIPE, Artifact, add_results, open_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
@@ -58,8 +58,9 @@ def subject_of(checkpoint: Checkpoint, *, model: str) -> Subject:
 def subject_of_onnx(file: Path, *, threads: int | None = None) -> Subject:
     """An ONNX file as a network to judge, by the preprocessing and classes in its metadata."""
     network = load_onnx(file, threads=threads)
+    model = "int8" if file.name == INT8 else "onnx"  # each has its own reading among an artifact's results
     return Subject(
-        model="onnx", name=network.name, network=network, preprocessing=network.preprocessing, classes=network.classes
+        model=model, name=network.name, network=network, preprocessing=network.preprocessing, classes=network.classes
     )
 
 

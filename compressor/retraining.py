@@ -22,7 +22,7 @@ from compressor.retrain import retrain
 from compressor.train import Callback
 
 STATE = "train.state"
-OF_THE_OLD_WEIGHTS = ("export", "bench", "evaluate")  # sections of the results that speak of them
+OF_THE_OLD_WEIGHTS = ("export", "quantize", "bench", "evaluate")  # sections of the results that speak of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, and write the artifact; the entry that its results got. The kept state goes once it is written.
 
-    What the results said of the old weights (export, bench, evaluate) is left behind, for it would be untrue.
+    What the results said of the old weights (export, quantize, bench, evaluate) is left behind, for it would be untrue.
     """
     mask = retraining.artifact.mask()
     retrained = retrain(

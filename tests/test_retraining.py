@@ -42,7 +42,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dense = load(RESNET)
     source = {"path": str(RESNET), "sha256": dense.sha256}
     pruned = prune(dense, Request(budget=ChannelBudget(ratio=0.5)))
-    results = {"schema": 1, "prune": pruned.to_json(), "export": {"old": 1}, "bench": {"old": 1}, "evaluate": [1]}
+    results = {
+        "schema": 1,
+        "prune": pruned.to_json(),
+        "export": {"old": 1},
+        "bench": {"old": 1},
+        "evaluate": [1],
+        "quantize": 1,
+    }
     write_artifact(folder / "net.compressed", pruned.checkpoint, source=source, results=results, verify=False)
     module = load(RESNET).module
     mask = magnitude(module, sparsity=0.9)

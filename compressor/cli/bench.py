@@ -18,6 +18,7 @@ from compressor.cli.options import (
     SeedOption,
     ThreadsOption,
     TrustOption,
+    batch_sizes,
     console,
     load_data_option,
     open_default,
@@ -65,7 +66,7 @@ def command(
 
     Example: `compress bench`, `compress bench --why --batch 1 --runtimes onnxruntime-cpu --min-speedup 1.5`
     """
-    batches, names = _batches(batch), None if runtimes is None else _names(runtimes)
+    batches, names = batch_sizes(batch), None if runtimes is None else _names(runtimes)
     from compressor.artifact import add_results, read_json
     from compressor.bench import bench, missed
     from compressor.pack import bench_of_pack, write_pack
@@ -107,13 +108,6 @@ def command(
         talk().print(f"not {min_speedup:g} times as fast as dense: {setting}", markup=False, soft_wrap=True)
     if too_slow:
         raise typer.Exit(ExitCode.GATE_MISSED)
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"batch sizes are positive numbers, as in `1,64`: {text}", param_hint="--batch")
-    return tuple(map(int, parts))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -157,6 +157,14 @@ def load_data_option(
     return found
 
 
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """What `--batch` says, `1,64`, as numbers; a usage error where it is none."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"batch sizes are positive numbers, as in `1,64`: {text}", param_hint="--batch")
+    return tuple(map(int, parts))
+
+
 def share(pair: Sequence[float]) -> str:
     """`[dense, small]` as what stays, in per cent."""
     return f"{pair[1] / pair[0]:.1%}"

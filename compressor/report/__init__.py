@@ -19,6 +19,7 @@ from compressor.report.changes import (
 from compressor.report.document import Code, Document, Section, Text
 from compressor.report.findings import Findings, findings_from_results
 from compressor.report.headline import result_section
+from compressor.report.integers import int8_section
 from compressor.report.markdown import markdown
 from compressor.report.missing import Commands
 from compressor.report.page import page
@@ -75,6 +76,7 @@ def compose(findings: Findings, commands: Commands) -> Document:
         clock_section(findings, commands),
         *(section for section in (latency_section(findings), why_section(findings)) if section is not None),
         accuracy_section(findings, commands),
+        *((int8_section(findings.quantizing),) if findings.quantizing else ()),
         *changes,
         proof_section(findings, commands),
         *((repair_section(findings.repairing),) if findings.repairing else ()),

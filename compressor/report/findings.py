@@ -159,6 +159,18 @@ class Retraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantizing:
+    """The int8 file against the float one: bytes, latencies by batch size, and how closely it follows the network."""
+
+    bytes: Pair
+    rows: tuple[tuple[int, float, float, Speedup], ...]  # batch, float ms, int8 ms
+    agreement: Share | None
+    accuracy: tuple[Share, Share] | None
+    caveats: tuple[str, ...]
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One reading of a data split by one network."""
 
@@ -181,6 +193,7 @@ class Findings:
     export: Facts
     latency: Facts | None
     bench: Bench | None
+    quantizing: Quantizing | None
     evaluations: tuple[Evaluation, ...]
     lineage: tuple[Facts, ...]
     rest: Facts
@@ -201,7 +214,7 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         )
     environment, bench = top.entry("environment"), top.entry("bench")
     pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
-    repairing, latency = top.entry("repair"), top.entry("latency")
+    repairing, latency, quantizing = top.entry("repair"), top.entry("latency"), top.entry("quantize")
     return Findings(
         name=top.text("name") or "unnamed network",
         command=top.text("command"),
@@ -213,6 +226,7 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         export=export.facts() if export else (),
         latency=latency.facts() if latency else None,
         bench=_bench(bench) if bench else None,
+        quantizing=_quantizing(quantizing) if quantizing else None,
         evaluations=tuple(_evaluation(entry) for entry in top.entries("evaluate")),
         lineage=tuple(entry.facts() for entry in top.entries("lineage")),
         rest=top.rest(),
@@ -337,6 +351,30 @@ def _speedup(entry: Entry) -> Speedup:
         ratio=_required(entry.number("ratio"), "ratio"),
         low=_required(entry.number("low"), "low"),
         high=_required(entry.number("high"), "high"),
+    )
+
+
+def _quantizing(entry: Entry) -> Quantizing:
+    accuracy, agreement = entry.entry("accuracy"), entry.entry("agreement")
+    pair = [accuracy.entry(kind) for kind in ("float", "int8")] if accuracy else []
+    known = [_share(one) for one in pair if one is not None]
+    rows = tuple(
+        (
+            _required(row.count("batch"), "batch"),
+            _required(row.number("float_ms"), "float_ms"),
+            _required(row.number("int8_ms"), "int8_ms"),
+            _speedup(_required(row.entry("speedup"), "speedup")),
+        )
+        for row in entry.entries("speed")
+    )
+    sizes = [_required(entry.count(key), key) for key in ("float_bytes", "int8_bytes")]
+    return Quantizing(
+        bytes=(sizes[0], sizes[1]),
+        rows=rows,
+        agreement=_share(agreement) if agreement else None,
+        accuracy=(known[0], known[1]) if len(known) == 2 else None,
+        caveats=entry.texts("caveats"),
+        facts=entry.rest(),
     )
 
 

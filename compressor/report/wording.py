@@ -58,6 +58,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "the small model's outputs compared with the dense model's in which exactly the removed channels are silenced",
     ),
     ("parity", "the ONNX file's outputs compared with the small model's in PyTorch"),
+    ("int8", "the network's ONNX file with weights and activations in 8-bit integers, against the float file"),
     ("tuning split", "images held out of training on which choices are made; the test split is read once, at the end"),
 )
 

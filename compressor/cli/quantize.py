@@ -1,0 +1,141 @@
+"""Write a network as an int8 ONNX file, judged and timed against the float one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compressor.cli.options import (
+    ArchArgOption,
+    ArchOption,
+    DataOption,
+    DataRootOption,
+    DownloadOption,
+    ForceOption,
+    InputOption,
+    JsonOption,
+    MeanOption,
+    OutOption,
+    SeedOption,
+    StdOption,
+    ThreadsOption,
+    TrustOption,
+    batch_sizes,
+    command_line,
+    console,
+    load_data_option,
+    load_model,
+    open_default,
+    print_json,
+    short,
+    status,
+    talk,
+)
+
+
+def command(
+    model: Annotated[
+        Path | None, typer.Argument(help="An artifact's folder or a checkpoint; the newest artifact by default.")
+    ] = None,
+    data: DataOption = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    images: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=1)] = 512,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel/--per-tensor", help="A scale for every output channel of a weight, or one.")
+    ] = True,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="Weights in 7 bits: for x86 processors without VNNI.")
+    ] = False,
+    batch: Annotated[str, typer.Option(help="Batch sizes to time, with commas between them.")] = "1,64",
+    threads: ThreadsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    arch: ArchOption = None,
+    arch_arg: ArchArgOption = None,
+    input_shape: InputOption = None,
+    trust_pickle: TrustOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantise a network to 8-bit integers after training, and measure what that costs and whether it is faster here.
+
+    The int8 file joins the artifact; a checkpoint gets a new one, `NAME.int8.compressed`, which holds both files.
+
+    Example: `compress quantize --data images/`, `compress quantize model.pt --data images/ --images 512 --per-tensor`
+    """
+    from compressor import quantizing as work
+    from compressor.quantize import Int8
+
+    sizes = batch_sizes(batch)
+    how = Int8(images=images, per_channel=per_channel, reduce_range=reduce_range, seed=seed)
+    artifact = open_default(model) if model is None or model.is_dir() else None
+    place = artifact.folder if artifact is not None else model
+    assert place is not None
+    with status("loading") as say:
+        checkpoint = load_model(
+            place, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
+        )
+        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
+        file, section = work.quantize_to(
+            out, checkpoint, work.required(found), how, artifact=artifact,
+            timing=work.Timing(batch_sizes=sizes, threads=threads), command=command_line(), force=force,
+            trust_pickle=trust_pickle, say=say,
+        )  # fmt: skip
+    if as_json:
+        print_json({"file": str(file), **section})
+    else:
+        show(file, section)
+    for caveat in section["caveats"]:
+        talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
+
+
+def show(file: Path, section: dict[str, Any]) -> None:
+    """Size, closeness and speed, on stdout."""
+    from rich.table import Table
+
+    out, accuracy = console(), section["accuracy"]
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "float", "int8", ""):
+        table.add_column(name, justify="left" if not table.columns else "right")
+    before, after = section["float_bytes"], section["int8_bytes"]
+    table.add_row("file", f"{short(before)}B", f"{short(after)}B", f"{before / after:.2f}× smaller")
+    if accuracy is not None:
+        cells = [f"{a['correct']:,}/{a['total']:,}" for a in (accuracy["float"], accuracy["int8"])]
+        points = 100 * (accuracy["int8"]["correct"] - accuracy["float"]["correct"]) / accuracy["int8"]["total"]
+        table.add_row(f"accuracy, {accuracy['int8']['split']}", *cells, f"{points:+.2f} points")
+    for row in section["speed"]:
+        cells = [f"{row[key]:.3g} ms" for key in ("float_ms", "int8_ms")]
+        table.add_row(f"latency, batch {row['batch']}", *cells, verdict(row["speedup"]))
+    out.print(table)
+    close = section["agreement"]
+    share = close["agreeing"] / close["total"]
+    out.print(
+        f"\nagreement with the float network: {close['agreeing']:,}/{close['total']:,} ({share:.2%}) on the "
+        f"{close['split']} split, relative error of the scores {close['relative_error']:.2g}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if section["left_float"]:
+        out.print(f"left in float: {', '.join(section['left_float'])}", markup=False, soft_wrap=True)
+    seen = section["data"]
+    out.print(
+        f"ranges by {seen['images']:,} images of {seen['name']}; timed in turns on {section['runtime']}, "
+        f"threads: {section['threads']}, {section['confidence']:.0%} intervals",
+        style="dim", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if not any(row["speedup"]["low"] > 1 for row in section["speed"]):
+        talk().print("int8 is not faster here: what it saves is disk and memory", style="yellow")
+    out.print(f"wrote [bold]{file}[/]; on the test split: `compress evaluate {file}`", soft_wrap=True)
+
+
+def verdict(found: dict[str, float]) -> str:
+    """The measured speed-up in words; where 1 lies in its interval, no difference."""
+    told = f"{found['low']:.2f} to {found['high']:.2f}"
+    if found["low"] <= 1 <= found["high"]:
+        return f"no significant difference ({told})"
+    how = "faster" if found["ratio"] > 1 else "slower"
+    return f"{how}: {found['ratio']:.2f}× ({told})"

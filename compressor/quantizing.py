@@ -1,0 +1,221 @@
+"""What `compress quantize` does, for the library's users too: the int8 file of a network beside its float one.
+
+Nothing is claimed of it but what was measured: its size, its agreement and accuracy, and its speed against the float
+file, in turns on one machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.artifact import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
+from compressor.calibration import calibration_split
+from compressor.checkpoint import Checkpoint
+from compressor.data import UNLABELLED, Data, SplitName, batches, first
+from compressor.environment import environment
+from compressor.errors import ArtifactError, CalibrationError, ExportError
+from compressor.evaluate import agreement, evaluate_onnx, load_onnx
+from compressor.export import export_onnx
+from compressor.labels import with_labels_of
+from compressor.machine import conditions
+from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
+from compressor.outputs import outputs_of
+from compressor.pairs import timed_in_turns
+from compressor.quantize import Int8, quantize_onnx
+
+Say = Callable[[str], None]
+RUNTIME = "onnxruntime-cpu"
+BATCHES = (1, 64)
+SECONDS = 4.0  # for one batch size
+CALIBRATION_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What the two files are timed at: batch sizes, threads (torch's own number by default), seconds for each size."""
+
+    batch_sizes: tuple[int, ...] = BATCHES
+    threads: int | None = None
+    seconds: float = SECONDS
+
+
+def default_folder(checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint's int8 file goes when nobody says: a new artifact, `NAME.int8.compressed`, here."""
+    return Path(f"{checkpoint.name}.int8{SUFFIX}")
+
+
+def quantize_to(
+    folder: Path | None,
+    checkpoint: Checkpoint,
+    data: Data,
+    how: Int8,
+    *,
+    artifact: Artifact | None = None,
+    timing: Timing | None = None,
+    command: str = "",
+    force: bool = False,
+    trust_pickle: bool = False,
+    say: Say | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Write `model.int8.onnx`, judge it and time it; its file, and the `quantize` section of the artifact's results.
+
+    It joins the `artifact`; with `folder`, or of a bare checkpoint, a new artifact is written that holds the network as
+    it is, its float ONNX file and this one. Ranges are seen on the training split, agreement and accuracy on the tuning
+    split; no labels are needed. Refused: what `quantize_onnx` and `export_onnx` refuse, a network that does not give
+    class scores for images, data with a test split alone, a folder in the way.
+    """
+    say = say or (lambda _: None)
+    _check_scores(checkpoint)
+    place = folder or (None if artifact is not None else default_folder(checkpoint))
+    if place is not None:
+        check_free(place, force=force)
+    with tempfile.TemporaryDirectory(prefix="compress-int8-") as scratch:
+        exact, integer = Path(scratch) / ONNX, Path(scratch) / INT8
+        exported = _float_file(exact, checkpoint, artifact, say)
+        fixed = load_onnx(exact).batch_size
+        section = {
+            "command": command,
+            "environment": environment(),
+            "how": asdict(how),
+            **_quantized(exact, integer, checkpoint, data, how, batch=fixed, say=say),
+            **_judged(exact, integer, checkpoint, data, say),
+            **_timed(exact, integer, checkpoint, timing or Timing(), fixed=fixed, say=say),
+        }
+        say("writing")
+        home = artifact if place is None else _written(place, checkpoint, artifact, command, force, trust_pickle)
+        assert home is not None
+        _put(exact, home.onnx)
+        _put(integer, home.folder / INT8)
+    add_results(home.folder, "export", exported)
+    add_results(home.folder, "quantize", section)
+    return home.folder / INT8, section
+
+
+def required(data: Data | None) -> Data:
+    """The data; refused where there is none: ranges of activations take images."""
+    if data is None:
+        raise CalibrationError(
+            "int8 takes images: the ranges of activations are seen on them", hint="no labels are needed: `--data DIR`"
+        )
+    return data
+
+
+def _check_scores(checkpoint: Checkpoint) -> None:
+    """Refuses a network that int8 cannot be judged on, before anything is computed."""
+    shapes = [list(t.shape) for t in outputs_of(checkpoint.module, checkpoint.example_inputs)]
+    if len(checkpoint.example_inputs) != 1 or checkpoint.example_inputs[0].ndim != 4:
+        raise ExportError("the network does not read one batch of images", hint="int8 is judged on images")
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        told = ", ".join(map(str, shapes))
+        raise ExportError(f"the network gives {told}, not class scores", hint="int8 is judged by the classes it gives")
+
+
+def _float_file(exact: Path, checkpoint: Checkpoint, artifact: Artifact | None, say: Say) -> dict[str, Any]:
+    """The float file, as the artifact has it or newly exported; the `export` section of the results."""
+    exported = None if artifact is None or not artifact.onnx.exists() else artifact.results().get("export")
+    if artifact is not None and exported is not None:
+        seen, known = checkpoint.preprocessing, load_onnx(artifact.onnx).preprocessing
+        if (seen.mean, seen.std) == (known.mean, known.std):
+            shutil.copyfile(artifact.onnx, exact)
+            return dict(exported)
+    say("exporting, and comparing in onnxruntime")
+    return export_onnx(checkpoint, exact).to_json()
+
+
+def _written(
+    place: Path, checkpoint: Checkpoint, artifact: Artifact | None, command: str, force: bool, trust_pickle: bool
+) -> Artifact:
+    """A new artifact of the network as it is: of what another one holds, or of a bare checkpoint."""
+    if artifact is None:
+        source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+        results = {
+            "schema": 1, "name": checkpoint.name, "command": command, "environment": environment(),
+            "lineage": list(checkpoint.lineage),
+        }  # fmt: skip
+    else:
+        source, results = dict(artifact.recipe["source"]), artifact.results()
+    mask = None if artifact is None else artifact.mask()
+    return write_artifact(
+        place, checkpoint, source=source, results=results, force=force, trust_pickle=trust_pickle, mask=mask
+    )
+
+
+def _quantized(
+    exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, how: Int8, *, batch: int | None, say: Say
+) -> dict[str, Any]:
+    """The int8 file, by the ranges on images of the training split; `batch` where the graph takes one size only."""
+    images = first(calibration_split(data), how.images, seed=how.seed)
+    say(f"quantising, by the ranges on {len(images)} images")
+    stream = batches(images, batch_size=batch or CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
+    found = quantize_onnx(exact, integer, (x for x, _ in stream if batch in (None, len(x))), how=how)
+    return {"data": {"name": data.name, "images": len(images)}, **found.to_json()}
+
+
+def _judged(exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, say: Say) -> dict[str, Any]:
+    """Agreement with the network, and with labels the accuracy of both files, on the tuning split."""
+    data = with_labels_of(data, checkpoint.classes)
+    name = SplitName.TRAIN if data.tune is None else SplitName.TUNE
+    images, seen = data.split(name), checkpoint.preprocessing
+    say(f"comparing on the {name} split")
+    close = agreement(load_onnx(integer), checkpoint.module, images, split=str(name), preprocessing=seen)
+    accuracy = None
+    if images[0][1] != UNLABELLED:
+        accuracy = {
+            kind: evaluate_onnx(file, images, split=str(name), preprocessing=seen).to_json()
+            for kind, file in (("float", exact), ("int8", integer))
+        }
+    return {"agreement": close.to_json(), "accuracy": accuracy}
+
+
+def _timed(
+    exact: Path, integer: Path, checkpoint: Checkpoint, timing: Timing, *, fixed: int | None, say: Say
+) -> dict[str, Any]:
+    """Both files in turns at each batch size, with every sample; `fixed` is the size that they take alone."""
+    threads = torch.get_num_threads() if timing.threads is None else timing.threads
+    rows, caveats, before = [], [], conditions()
+    for batch in dict.fromkeys(timing.batch_sizes):
+        if fixed not in (None, batch):
+            text = f"batch {batch}: the ONNX file takes batches of {fixed} only"
+            caveats.append(Caveat(kind=CaveatKind.LEFT_OUT, text=text))
+            continue
+        say(f"timing float and int8 in turns, batch {batch}")
+        pair = timed_in_turns(
+            exact, integer, checkpoint.example_inputs, runtime=RUNTIME, batch=batch, threads=threads,
+            seconds=timing.seconds,
+        )  # fmt: skip
+        dense, int8 = (replace(m, name=name) for m, name in zip(pair, ("float", "int8"), strict=True))
+        shaky = caveats_of((dense, int8), null=None, where=f"batch {batch}")
+        caveats += [c for c in shaky if c.kind is CaveatKind.UNSTABLE]
+        rows.append(
+            {
+                "batch": batch,
+                "float_ms": dense.median_ms,
+                "int8_ms": int8.median_ms,
+                "speedup": speedup(dense, int8).to_json(),
+                "blocks": len(int8.samples_ns),
+                "samples_ns": {m.name: [list(block) for block in m.samples_ns] for m in (dense, int8)},
+            }
+        )
+    caveats += caveats_of_machine((before, conditions()))
+    return {
+        "runtime": RUNTIME, "threads": threads, "confidence": CONFIDENCE, "speed": rows,
+        "caveats": [str(c) for c in caveats],
+    }  # fmt: skip
+
+
+def _put(file: Path, home: Path) -> None:
+    try:
+        part = home.with_name(f".{home.name}.part")
+        shutil.copyfile(file, part)
+        part.replace(home)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {home}: {error.strerror or error}", hint="free some space and repeat the command"
+        ) from error
