@@ -48,7 +48,7 @@ def starting_module(
             early_state = _named_as(module, early_state)
             cut = checkpoint.surgery.cut_state(early_state) if checkpoint.surgery else dict(early_state)
             put_state_(module, cut)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, KeyError) as error:  # a layer that became two may be missing
             said = " ".join(str(error).split())
             raise RetrainError(
                 f"the early checkpoint is not one of this network: {said[:300]}",

@@ -105,8 +105,10 @@ def default_folder(artifact: Artifact, how: How) -> Path:
 def _dense_cost(artifact: Artifact, small: Cost, dense: Path | None, *, trust_pickle: bool) -> Cost:
     """As it was counted when the artifact was made; a masked network costs what the dense one does."""
     results = artifact.results()
-    if "prune" in results:
-        achieved = results["prune"]["achieved"]
+    for section in ("prune", "factorize"):
+        achieved = results.get(section, {}).get("achieved")
+        if achieved is None:
+            continue
         return Cost(params=achieved["params"][0], macs=achieved["macs"][0], bytes=small.bytes)
     if "mask" in results:
         return small

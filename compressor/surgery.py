@@ -1,5 +1,7 @@
 """What was cut from a network: for every tensor the indices that stay, for every layer the numbers that change.
 
+And which layers became two thinner ones (`compressor.factors`).
+
 A surgery turns any state of the dense network into one of the small network (rewinding needs an early one), composes
 with the next surgery (iterative pruning is a `for`), and makes an artifact loadable without the module's pickle.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
+from compressor.factors import Factors, factorized, factors_from_json, pieces
 from compressor.recorded import program_from
 from compressor.silent import silent_from
 
@@ -27,12 +30,15 @@ class Surgery:
     `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → what to set on it.
     `program`: the whole small network as its exported program (`compressor.mended`), where attributes are not enough.
     `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
+    `factors`: layer → the two that take its place, `layer.0` and `layer.1`, in the order in which that was done. What
+    `slices` and `attributes` say of a layer precedes its factors, and what they say of the two follows.
     """
 
     slices: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     program: Mapping[str, Any] | None = None
     attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     emptied: tuple[str, ...] = ()
+    factors: Mapping[str, Factors] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tensor, dims in self.slices.items():
@@ -47,9 +53,14 @@ class Surgery:
         return tensor
 
     def cut_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state of the dense network, cut to the small one."""
+        """A state of the dense network, cut to the small one; of a layer that became two, its own decomposition."""
+        found = {name: self.cut(name, tensor) for name, tensor in state.items()}
+        for layer, factors in self.factors.items():
+            weight, bias = found.pop(f"{layer}.weight"), found.pop(f"{layer}.bias", None)
+            made = {f"{layer}.{name}": tensor for name, tensor in pieces(weight, bias, factors).items()}
+            found |= {name: self.cut(name, tensor) for name, tensor in made.items()}
         gone = {f"{layer}.weight" for layer in self.emptied}
-        return {name: self.cut(name, tensor) for name, tensor in state.items() if name not in gone}
+        return {name: tensor for name, tensor in found.items() if name not in gone}
 
     def then(self, second: Surgery) -> Surgery:
         """One surgery that does what this one and then `second` (relative to the smaller network) do."""
@@ -64,7 +75,8 @@ class Surgery:
             attributes.setdefault(layer, {}).update(values)
         emptied = tuple(dict.fromkeys((*self.emptied, *second.emptied)))
         program = self.program if second.program is None else second.program
-        return Surgery(slices=slices, attributes=attributes, emptied=emptied, program=program)
+        factors = {**self.factors, **second.factors}
+        return Surgery(slices=slices, attributes=attributes, emptied=emptied, program=program, factors=factors)
 
     def to_json(self) -> dict[str, object]:
         """Plain values only; `surgery_from_json` is the way back."""
@@ -73,6 +85,7 @@ class Surgery:
             "attributes": {layer: dict(values) for layer, values in self.attributes.items()},
             "emptied": list(self.emptied),
             "program": self.program,
+            "factors": {layer: factors.to_json() for layer, factors in self.factors.items()},
         }
 
 
@@ -86,6 +99,10 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
             attributes={layer: dict(values) for layer, values in attributes.items()},
             program=plain.get("program"),  # type: ignore[arg-type]  # checked by use
             emptied=tuple(plain.get("emptied", ())),  # type: ignore[arg-type]  # a list of names
+            factors={
+                layer: factors_from_json(said)
+                for layer, said in plain.get("factors", {}).items()  # type: ignore[attr-defined]  # checked by use
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SurgeryError(f"not a record of a surgery: {error}") from error
@@ -93,23 +110,47 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
 
 def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
     """A copy of the dense module with the surgery done to it; the module stays as it was."""
+    return _operated(module, surgery, fill=True)
+
+
+def _operated(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
+    """As `operate`; without `fill`, factors have their shapes alone: their weights are for the caller to load."""
     if surgery.program is not None:
         small: nn.Module = program_from(surgery.program, surgery.cut_state(module.state_dict()))
         for parameter, dense in zip(small.parameters(), module.parameters(), strict=False):
             parameter.requires_grad_(dense.requires_grad)
     else:
-        small = _sliced(module, surgery)
+        small = _sliced(module, surgery, fill=fill)
     for name in surgery.emptied:
         owner, _, leaf = name.rpartition(".")
         setattr(small.get_submodule(owner), leaf, silent_from(small.get_submodule(name)))
     return small
 
 
-def _sliced(module: nn.Module, surgery: Surgery) -> nn.Module:
+def _sliced(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
     small = copy.deepcopy(module)
+    inner = {f"{layer}.{number}" for layer in surgery.factors for number in (0, 1)}
+    tensors = [name for name in surgery.slices if name.rpartition(".")[0] not in inner]
+    _cut_(small, surgery, tensors)
+    set_attributes_(small, surgery, [name for name in surgery.attributes if name not in inner])
+    for layer, factors in surgery.factors.items():
+        owner, _, leaf = layer.rpartition(".")
+        try:
+            two = factorized(small.get_submodule(layer), factors, fill=fill)
+        except AttributeError as error:
+            raise SurgeryError(f"the network has no layer `{layer}` to factorise") from error
+        setattr(small.get_submodule(owner), leaf, two)
+        parts = (f"{layer}.0", f"{layer}.1")
+        _cut_(small, surgery, [name for name in surgery.slices if name.rpartition(".")[0] in parts])
+        set_attributes_(small, surgery, [name for name in surgery.attributes if name in parts])
+    return small
+
+
+def _cut_(small: nn.Module, surgery: Surgery, tensors: Sequence[str]) -> None:
+    """Put what stays of these tensors in their place."""
     made: dict[int, nn.Parameter] = {}  # a tied parameter stays one
     originals = []
-    for name in surgery.slices:
+    for name in tensors:
         owner, _, leaf = name.rpartition(".")
         layer = small.get_submodule(owner)
         tensor: Tensor = getattr(layer, leaf)
@@ -120,17 +161,14 @@ def _sliced(module: nn.Module, surgery: Surgery) -> nn.Module:
             setattr(layer, leaf, new)
         else:
             setattr(layer, leaf, cut.clone())
-    set_attributes_(small, surgery)
-    return small
 
 
-def set_attributes_(module: nn.Module, surgery: Surgery) -> nn.Module:
-    """Set the numbers that the surgery changed on a module whose tensors have (or will have) the small shapes."""
-    for name, values in surgery.attributes.items():
+def set_attributes_(module: nn.Module, surgery: Surgery, layers: Sequence[str]) -> None:
+    """Set the numbers that the surgery changed in these layers, whose tensors have (or will have) the small shapes."""
+    for name in layers:
         layer = module.get_submodule(name)
-        for attribute, value in values.items():
+        for attribute, value in surgery.attributes[name].items():
             setattr(layer, attribute, (value,) if attribute == "normalized_shape" else value)
-    return module
 
 
 def put_state_(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
@@ -142,7 +180,7 @@ def put_state_(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool =
 
 def reshaped(module: nn.Module, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the dense module in the small shapes, holding `state`; refused where names or shapes disagree."""
-    small = operate(module, surgery)
+    small = _operated(module, surgery, fill=False)
     try:
         put_state_(small, state)
     except RuntimeError as error:

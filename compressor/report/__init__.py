@@ -10,6 +10,7 @@ from pathlib import Path
 from compressor.errors import ArtifactError
 from compressor.files import whole
 from compressor.report.changes import (
+    factorized_section,
     left_alone_section,
     masked_section,
     proof_section,
@@ -69,6 +70,8 @@ def compose(findings: Findings, commands: Commands) -> Document:
         subtitle = ("Made by ", Code(content=findings.command))
     if findings.masking is not None and findings.pruning is None:
         changes: tuple[Section, ...] = (masked_section(findings.masking),)
+    elif findings.factorizing is not None and findings.pruning is None:
+        changes = (factorized_section(findings.factorizing),)
     else:
         changes = (widths_section(findings, commands), left_alone_section(findings, commands))
     sections = (

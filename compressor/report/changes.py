@@ -17,7 +17,7 @@ from compressor.report.document import (
     Table,
     Text,
 )
-from compressor.report.findings import Findings, Masking, Pair, Pruning, Repairing, Width
+from compressor.report.findings import Factorizing, Findings, Masking, Pair, Pruning, Repairing, Width
 from compressor.report.missing import Commands
 from compressor.report.wording import (
     count,
@@ -92,6 +92,40 @@ def _widths(widths: tuple[Width, ...]) -> Table:
     )
     kept = frozenset(i for i, width in enumerate(widths) if width.outputs[0] == width.outputs[1])
     return Table(columns=columns, rows=tuple(rows), caption="Layer by layer", quiet=kept)
+
+
+def factorized_section(found: Factorizing) -> Section:
+    """Which layers became two, at which rank, and what was left alone."""
+    pairs: list[tuple[str, Text]] = [(f"requested {label(k)}", (plain(v, key=k),)) for k, v in found.requested]
+    pairs += [(f"achieved {label(k)}", (f"{_pair(k, pair)}",)) for k, pair in found.achieved]
+    pairs += [(label(key), (plain(value, key=key),)) for key, value in found.settings]
+    rows: list[tuple[Cell, ...]] = []
+    for layer in found.layers:
+        said = f"{layer.layer}: rank {layer.rank} of {layer.full_rank}"
+        bar = paired_bar(layer.full_rank, layer.rank, whole=layer.full_rank, said=said, width=150)
+        ranks, energy = f"{layer.full_rank} → {layer.rank}", f"{layer.energy:.1%}"
+        counts = (_arrow(layer.params), _arrow(layer.macs))
+        cells = [(text,) for text in (ranks, energy, *counts)]
+        rows.append(((Code(content=layer.layer),), (layer.kind,), bar, *cells))
+    columns = (
+        Column(name="layer"),
+        Column(name="as"),
+        Column(name="rank", drawn=True),
+        *(Column(name=name, numeric=True) for name in ("of, at", "energy", "weights", "MACs")),
+    )
+    blocks: list[Block] = [
+        Facts(pairs=tuple(pairs)),
+        Table(columns=columns, rows=tuple(rows), caption="Layer by layer"),
+    ]
+    alone: list[tuple[Cell, ...]] = [((Code(content=name),), (reason,)) for name, reason in found.left_alone]
+    if alone:
+        columns = (Column(name="left alone"), Column(name="reason"))
+        blocks.append(Table(columns=columns, rows=tuple(alone), caption=""))
+    note: Text = (
+        "Each layer became two by the singular values of its weight; its energy is the share of their squares that "
+        "stays. Fewer MACs are not yet less time: two layers start twice.",
+    )
+    return Section(anchor="factors", title="Low-rank layers", blocks=tuple(blocks), note=note)
 
 
 def masked_section(masking: Masking) -> Section:
@@ -187,7 +221,10 @@ def proof_section(findings: Findings, commands: Commands) -> Section:
     """That the surgery was right, and that the ONNX file says the same."""
     blocks: list[Block] = [Subheading(title="Surgery proof")]
     proof = findings.pruning.proof if findings.pruning else ()
-    if proof:
+    if findings.factorizing is not None and findings.pruning is None:
+        told = "Compared is the dense network with each weight replaced by the product of the two that it became."
+        blocks += [listed(findings.factorizing.proof), Paragraph(text=(told,))]
+    elif proof:
         blocks.append(listed(proof))
     elif findings.masking is not None and findings.pruning is None:
         told = "There was no surgery to prove: masked weights are zeros in place, and every layer kept its shape."

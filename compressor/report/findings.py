@@ -105,6 +105,31 @@ class Pruning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FactorizedLayer:
+    """A layer that became two: at which rank of how many, and the share of its energy that this keeps."""
+
+    layer: str
+    kind: str
+    rank: int
+    full_rank: int
+    energy: float
+    macs: Pair
+    params: Pair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factorizing:
+    """Which layers became two, what that saves, and the proof that the surgery was right."""
+
+    requested: Facts
+    achieved: tuple[tuple[str, Pair], ...]
+    settings: Facts
+    proof: Facts
+    layers: tuple[FactorizedLayer, ...]
+    left_alone: tuple[tuple[str, str], ...]  # layer, reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """One tensor of a masked network, and what storing it sparse takes."""
 
@@ -188,6 +213,7 @@ class Findings:
     environment: Facts
     pruning: Pruning | None
     masking: Masking | None
+    factorizing: Factorizing | None
     repairing: Repairing | None
     retrainings: tuple[Retraining, ...]
     export: Facts
@@ -200,7 +226,8 @@ class Findings:
 
     def achieved(self, quantity: str) -> Pair | None:
         """The dense and the small network's channels, params or macs."""
-        return dict(self.pruning.achieved).get(quantity) if self.pruning else None
+        change = self.pruning or self.factorizing
+        return dict(change.achieved).get(quantity) if change else None
 
 
 def findings_from_results(results: Mapping[str, object]) -> Findings:
@@ -215,12 +242,14 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
     environment, bench = top.entry("environment"), top.entry("bench")
     pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
     repairing, latency, quantizing = top.entry("repair"), top.entry("latency"), top.entry("quantize")
+    factorizing = top.entry("factorize")
     return Findings(
         name=top.text("name") or "unnamed network",
         command=top.text("command"),
         environment=environment.facts() if environment else (),
         pruning=_pruning(pruning) if pruning else None,
         masking=_masking(masking) if masking else None,
+        factorizing=_factorizing(factorizing) if factorizing else None,
         repairing=_repairing(repairing) if repairing else None,
         retrainings=tuple(_retraining(entry) for entry in top.entries("retrain")),
         export=export.facts() if export else (),
@@ -235,13 +264,8 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
 
 def _pruning(entry: Entry) -> Pruning:
     requested, proof = entry.entry("requested"), entry.entry("proof")
-    achieved = entry.entry("achieved")
-    pairs = tuple((key, _required(achieved.pair(key), key)) for key, _ in achieved.facts()) if achieved else ()
+    pairs, left_alone = _achieved(entry), _left_alone(entry)
     widths = tuple(_width(width) for width in entry.entries("widths"))
-    left_alone = tuple(
-        (_required(left.text("layer"), "layer"), left.text("reason") or "no reason was recorded")
-        for left in entry.entries("left_alone")
-    )
     entry.list("curves")  # `compress sensitivity` draws them
     return Pruning(
         requested=requested.facts() if requested else (),
@@ -249,6 +273,43 @@ def _pruning(entry: Entry) -> Pruning:
         settings=entry.rest(),
         proof=proof.facts() if proof else (),
         widths=widths,
+        left_alone=left_alone,
+    )
+
+
+def _achieved(entry: Entry) -> tuple[tuple[str, Pair], ...]:
+    achieved = entry.entry("achieved")
+    return tuple((key, _required(achieved.pair(key), key)) for key, _ in achieved.facts()) if achieved else ()
+
+
+def _left_alone(entry: Entry) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (_required(left.text("layer"), "layer"), left.text("reason") or "no reason was recorded")
+        for left in entry.entries("left_alone")
+    )
+
+
+def _factorizing(entry: Entry) -> Factorizing:
+    requested, proof = entry.entry("requested"), entry.entry("proof")
+    layers = tuple(
+        FactorizedLayer(
+            layer=_required(row.text("layer"), "layer"),
+            kind=row.text("kind") or "",
+            rank=_required(row.count("rank"), "rank"),
+            full_rank=_required(row.count("full_rank"), "full_rank"),
+            energy=_required(row.number("energy"), "energy"),
+            macs=_required(row.pair("macs"), "macs"),
+            params=_required(row.pair("params"), "params"),
+        )
+        for row in entry.entries("layers")
+    )
+    achieved, left_alone = _achieved(entry), _left_alone(entry)
+    return Factorizing(
+        requested=requested.facts() if requested else (),
+        achieved=achieved,
+        settings=entry.rest(),
+        proof=proof.facts() if proof else (),
+        layers=layers,
         left_alone=left_alone,
     )
 

@@ -1,0 +1,124 @@
+"""Split trained layers into thinner ones by their singular values, and write a network with fewer MACs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from compressor.cli.options import (
+    ArchArgOption,
+    ArchOption,
+    ForceOption,
+    InputOption,
+    JsonOption,
+    MeanOption,
+    ModelArgument,
+    OutOption,
+    StdOption,
+    TrustOption,
+    command_line,
+    console,
+    load_model,
+    print_json,
+    share,
+    short,
+    status,
+    talk,
+)
+
+
+def command(
+    model: ModelArgument,
+    macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay.")] = None,
+    params: Annotated[float | None, typer.Option(help="Share of the parameters that may stay.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Share of the squared singular values that every layer keeps.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="The rank of every layer.", min=1)] = None,
+    how: Annotated[
+        str,
+        typer.Option(
+            help="spatial (kx1, 1xk), channel (kxk, 1x1), separable (depthwise kxk, 1x1) or svd (linear layers); "
+            "several with commas."
+        ),
+    ] = "spatial",
+    protect: Annotated[
+        list[str] | None, typer.Option(help="A glob of layers that stay as they are; repeat for more.")
+    ] = None,
+    align: Annotated[int, typer.Option(help="Ranks are rounded up to multiples of this number.", min=1)] = 8,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    arch: ArchOption = None,
+    arch_arg: ArchArgOption = None,
+    input_shape: InputOption = None,
+    trust_pickle: TrustOption = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Split layers into two thinner ones by the singular values of their weights, each keeping the same energy.
+
+    With `--how separable` and no budget, convolutions become the depthwise blocks of MobileNets, to be retrained.
+
+    Example: `compress factorize model.pt --macs 0.5`, `compress factorize model.pt --energy 0.9 --how channel,svd`
+    """
+    from compressor.factorizing import default_folder, factorize_to, low_rank_from
+
+    request = low_rank_from(
+        macs=macs, params=params, energy=energy, rank=rank, how=how, protect=protect or (), align=align
+    )
+    with status("loading") as say:
+        checkpoint = load_model(
+            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
+        )
+        folder = out or default_folder(checkpoint)
+        results = factorize_to(
+            None if dry_run else folder, checkpoint, request, command=command_line(), force=force,
+            trust_pickle=trust_pickle, say=say,
+        )  # fmt: skip
+    if as_json:
+        print_json(results)
+        return
+    show(results["factorize"])
+    if dry_run:
+        talk().print("dry run: nothing was written")
+    else:
+        console().print(
+            f"\nwrote [bold]{folder}[/]; next: `compress retrain`, `compress export --onnx`, `compress bench`"
+        )
+
+
+def show(found: dict[str, Any]) -> None:
+    """What the network counts before and after, and every layer's rank, on stdout."""
+    from rich.table import Table
+
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "dense", "small", "stays", "asked"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name in ("params", "macs"):
+        pair, wanted = found["achieved"][name], found["requested"].get(name)
+        cells = (short(pair[0]), short(pair[1]), share(pair))
+        table.add_row(name, *cells, "" if wanted is None else f"{wanted:.1%}")
+    out.print(table)
+    layers = Table(box=None, pad_edge=False)
+    for name in ("layer", "as", "rank", "of", "energy", "MACs"):
+        layers.add_column(name, justify="left" if name in ("layer", "as") else "right")
+    for layer in found["layers"]:
+        layers.add_row(
+            layer["layer"], layer["kind"], str(layer["rank"]), str(layer["full_rank"]), f"{layer['energy']:.1%}",
+            share(layer["macs"]),
+        )  # fmt: skip
+    out.print()
+    out.print(layers)
+    proof = found["proof"]
+    out.print(
+        f"\nproof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}, from the dense network "
+        f"with the weights approximated, which moves its output by {proof['moved']:.2g}",
+        soft_wrap=True,
+    )
+    for layer in found["left_alone"]:
+        out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
+    talk().print("MACs are counted and not timed: `compress bench` times both networks in turns", style="dim")

@@ -1,0 +1,90 @@
+"""What `compress factorize` does, for the library's users too: plain values in, an artifact and its results out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.artifact import SUFFIX, check_free, write_artifact
+from compressor.checkpoint import Checkpoint
+from compressor.environment import environment
+from compressor.errors import PlanError
+from compressor.factorize import LowRank, factorize
+from compressor.factors import Kind, kind_named
+from compressor.plan import AUTO_ALIGN, CostBudget, Countable
+from compressor.ranks import EnergyBudget, RankBudget
+
+Say = Callable[[str], None]
+
+
+def low_rank_from(
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    energy: float | None = None,
+    rank: int | None = None,
+    how: str = "spatial",
+    protect: Sequence[str] = (),
+    align: int = AUTO_ALIGN,
+) -> LowRank:
+    """The request that a command line's plain values make; refused where they are not one budget, or name no way.
+
+    `how` may name several ways, with commas. Without a budget `separable` has rank 1, the block of MobileNets.
+    """
+    kinds = tuple(kind_named(name.strip()) for name in how.split(","))
+    given = {"--macs": macs, "--params": params, "--energy": energy, "--rank": rank}
+    named = [name for name, value in given.items() if value is not None]
+    if not named and kinds == (Kind.SEPARABLE,):
+        named, rank = ["--rank"], 1
+    if len(named) != 1:
+        what = f"several budgets: {', '.join(named)}" if named else "no budget"
+        raise PlanError(f"{what} given", hint="give one: `--macs 0.5`, `--params 0.5`, `--energy 0.9` or `--rank 8`")
+    budget: CostBudget | EnergyBudget | RankBudget
+    if macs is not None:
+        budget = CostBudget(counted=Countable.MACS, stays=macs)
+    elif params is not None:
+        budget = CostBudget(counted=Countable.PARAMS, stays=params)
+    elif energy is not None:
+        budget = EnergyBudget(keeps=energy)
+    else:
+        assert rank is not None
+        budget = RankBudget(rank=rank)
+    return LowRank(budget=budget, how=kinds, protect=tuple(protect), align=align)
+
+
+def default_folder(checkpoint: Checkpoint) -> Path:
+    """Where the artifact goes when nobody says: `NAME.factors.compressed` in the working folder."""
+    return Path(f"{checkpoint.name}.factors{SUFFIX}")
+
+
+def factorize_to(
+    folder: Path | None,
+    checkpoint: Checkpoint,
+    request: LowRank,
+    *,
+    command: str = "",
+    force: bool = False,
+    trust_pickle: bool = False,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Factorise, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
+
+    Refused: what `factorize` refuses, a folder in the way, an artifact that does not come back as it was written.
+    """
+    say = say or (lambda _: None)
+    if folder is not None:
+        check_free(folder, force=force)
+    found = factorize(checkpoint, request, say=say)
+    results: dict[str, Any] = {
+        "schema": 1, "name": checkpoint.name, "command": command, "environment": environment(),
+        "factorize": found.to_json(), "lineage": list(found.checkpoint.lineage),
+    }  # fmt: skip
+    if folder is not None:
+        say("writing, and reading it back in a fresh process")
+        source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+        artifact = write_artifact(
+            folder, found.checkpoint, source=source, results=results, force=force, trust_pickle=trust_pickle
+        )
+        results = artifact.results()
+    return results
