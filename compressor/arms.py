@@ -52,6 +52,7 @@ class Wishes:
     warmup: float | None = None
     batch_size: int | None = None
     label_smoothing: float | None = None
+    temperature: float | None = None
     augment: tuple[str, ...] | None = None
     optimiser: Optimiser | None = None
     bn_l1: float = 0.0
@@ -120,6 +121,7 @@ def recipe_for(
     asked: dict[str, Any] = {
         "batch_size": wishes.batch_size,
         "label_smoothing": wishes.label_smoothing,
+        "temperature": wishes.temperature,
         "augment": wishes.augment,
     }
     return dataclasses.replace(

@@ -25,7 +25,7 @@ from compressor.proof import random_like
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
 
-__all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of"]
+__all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of", "proto_of", "strip_"]
 
 TOLERANCE = 1e-3
 OLDEST_OPSET = 18  # what torch's exporter writes; older ones need a conversion that may fail
@@ -111,7 +111,7 @@ def _written(
     if len(sizes) > 1 and any(dim.HasField("dim_value") for dims in leading for dim in dims):
         # torch's exporter gives up on a dynamic dimension without an error
         raise BatchIsFixedError("it could not be exported with a dynamic batch: its graph holds for one size only")
-    _strip_(proto)
+    strip_(proto)
     onnx.helper.set_model_props(proto, metadata_of(checkpoint))
     part.write_bytes(proto.SerializeToString())
     try:
@@ -221,7 +221,7 @@ def _output_names(module: nn.Module, inputs: Sequence[Tensor]) -> list[str] | No
     return [f"output_{n}" if n in taken else n for n in names]
 
 
-def _strip_(proto: Any) -> None:
+def strip_(proto: Any) -> None:
     """Take away what the exporter notes at every node: stack traces with this machine's paths, many bytes."""
     graphs = [proto.graph]
     for function in proto.functions:

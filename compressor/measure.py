@@ -108,7 +108,7 @@ class Speedup:
         return {"ratio": self.ratio, "low": self.low, "high": self.high}
 
 
-def speedup(reference: Measurement, candidate: Measurement) -> Speedup:
+def speedup(reference: Measurement, candidate: Measurement, *, confidence: float = CONFIDENCE) -> Speedup:
     """The candidate's speed-up over the reference, from the rounds in which both had a block.
 
     In each round the ratio of the two block medians; over the rounds their median, and for it the exact interval of
@@ -118,7 +118,7 @@ def speedup(reference: Measurement, candidate: Measurement) -> Speedup:
     """
     pairs = zip(reference.block_medians_ns, candidate.block_medians_ns, strict=True)
     logarithms = sorted(math.log(before / after) for before, after in pairs)
-    k = rank(len(logarithms))
+    k = rank(len(logarithms), confidence=confidence)
     ratio, low, high = statistics.median(logarithms), logarithms[k - 1], logarithms[-k]
     return Speedup(ratio=math.exp(ratio), low=math.exp(low), high=math.exp(high))
 

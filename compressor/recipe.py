@@ -103,6 +103,7 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 128
     label_smoothing: float = 0.0
+    temperature: float = 4.0  # of a teacher; Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size
     augment: tuple[str, ...] = ("flip", "crop")
     bn_l1: float = 0.0  # penalty on the batch norms' scales: `compressor.slimming`
     mixed_precision: bool = True  # used where the device has it: CUDA
@@ -119,6 +120,10 @@ class Recipe:
         if not 0 <= self.bn_l1 < math.inf:
             raise RetrainError(
                 f"a penalty must be finite and not negative: {self.bn_l1}", hint="such as `--bn-l1 1e-4`"
+            )
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise RetrainError(
+                f"a temperature must be positive: {self.temperature}", hint="the usual is `--temperature 4`"
             )
 
     def to_json(self) -> dict[str, object]:

@@ -58,8 +58,10 @@ def prepare(
 ) -> Retraining:
     """Everything decided and checked before the first step: the recipe, the place, the teacher.
 
-    Refused: what `recipe_for` refuses, a place that is taken, a teacher that is gone.
+    Refused: what `recipe_for` refuses, a place that is taken, a teacher that is gone, a temperature without a teacher.
     """
+    if wishes.temperature is not None and not taught:
+        raise RetrainError("a temperature softens a teacher's scores, and there is none", hint="add `--teacher dense`")
     folder = folder or default_folder(artifact, how)
     check_free(folder, force=force)
     checkpoint = artifact.checkpoint(trust_pickle=trust_pickle)

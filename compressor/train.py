@@ -278,7 +278,7 @@ def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, 
     loss = classification_loss(scores, labels, label_smoothing=recipe.label_smoothing)
     if teacher is None:
         return loss
-    temperature = 4.0  # Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size
+    temperature = recipe.temperature
     with torch.no_grad():
         target = functional.log_softmax(class_scores(teacher(inputs)) / temperature, dim=1)
     followed = functional.log_softmax(scores / temperature, dim=1)

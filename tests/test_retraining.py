@@ -103,6 +103,8 @@ class TestPrepare:
         teacher = prepared(open_artifact(made / "net.compressed"), taught=True).teacher
         assert teacher is not None
         assert torch.equal(teacher.get_parameter("conv1.weight"), load(RESNET).module.get_parameter("conv1.weight"))
+        softer = prepared(open_artifact(made / "net.compressed"), taught=True, wishes=Wishes(epochs=2, temperature=2.5))
+        assert softer.recipe.temperature == 2.5
         assert retraining.wants_teacher("dense")
         assert not retraining.wants_teacher(None)
         with pytest.raises(RetrainError, match="no teacher called `resnet152`"):
@@ -185,6 +187,8 @@ class TestCommand:
             (("--optimiser", "adam"), "no optimiser called `adam`", "adamw"),
             (("--augment", "flop"), "no augmentation called `flop`", "flip"),
             (("--teacher", "me"), "no teacher called `me`", "--teacher dense"),
+            (("--temperature", "4"), "a temperature softens a teacher's scores", "--teacher dense"),
+            (("--teacher", "dense", "--temperature", "0"), "a temperature must be positive", "--temperature 4"),
             (("--how", "scratch-e", "--epochs", "3"), "no length of its own", "--dense-epochs"),
             (("--lr", "-1"), "must be positive", "--lr"),
             (("--epochs", "0"), "`--epochs` of 0", "--epochs 3"),

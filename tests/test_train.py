@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,43 @@ class TestLending:
         module = small_network()
         module[0].requires_grad_(False)
         assert torch.equal(run(module).module.get_parameter("0.weight"), module[0].weight)
+
+    @pytest.mark.parametrize("temperature", [1.0, 4.0])
+    def test_a_teacher_is_followed_at_the_temperature_asked_for(self, temperature: float) -> None:
+        torch.manual_seed(1)
+        module, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)) for _ in range(2))
+        images = bars(6, seed=0)
+        data = Data(name="bars", source="made", train=images, tune=images, test=images)
+        recipe = Recipe(
+            budget=Step(epochs=1), schedule=Schedule(rate=1e-9), batch_size=6, augment=(), temperature=temperature
+        )
+        found = train(module, data, recipe=recipe, preprocessing=PREPROCESSING, teacher=teacher).history[0].train_loss
+        with torch.no_grad():
+            ours, theirs = (net(PREPROCESSING(images.images)).double() for net in (module, teacher))
+        plain = -ours.log_softmax(1)[torch.arange(6), images.labels].mean()
+        soft = (theirs / temperature).softmax(1)
+        distance = (soft * (soft.log() - (ours / temperature).softmax(1).log())).sum(1).mean()
+        assert found == pytest.approx(float(0.5 * plain + 0.5 * temperature**2 * distance), rel=1e-5)
+
+    def test_an_objective_takes_the_place_of_the_usual_loss(self) -> None:
+        seen: list[tuple[int, ...]] = []
+
+        class Small:
+            identity: Mapping[str, object] = {"small": True}
+
+            def __call__(
+                self, module: nn.Module, inputs: Tensor, labels: Tensor, /, *, step: int, steps: int
+            ) -> Tensor:
+                seen.append((*inputs.shape, *labels.shape, step, steps))
+                scores: Tensor = module(inputs)
+                return scores.square().mean()
+
+        trained = run(objective=Small())
+        assert seen[0][:-1] == (16, 1, 8, 8, 16, 0)
+        assert [s[-2] for s in seen] == list(range(seen[0][-1]))
+        assert trained.history[-1].train_loss < trained.history[0].train_loss < 1
+        with torch.no_grad():
+            assert float(trained.module(torch.zeros(1, 1, 8, 8)).abs().max()) < 0.3
 
     def test_a_teacher_does_not_drift(self) -> None:
         """In train mode its batch norms would follow the student's batches."""

@@ -21,8 +21,8 @@ from compressor.errors import CompressError, UntrustedPickle
 
 NOT_COMMANDS = {"main", "options"}
 ORDER = (
-    "inspect", "sensitivity", "prune", "frontier", "factorize", "retrain", "adapt", "export", "quantize", "bench",
-    "measure-table", "report", "evaluate", "study", "demo",
+    "inspect", "sensitivity", "prune", "frontier", "factorize", "retrain", "adapt", "exits", "export", "quantize",
+    "bench", "measure-table", "report", "evaluate", "study", "demo",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -91,6 +91,7 @@ def command(
     mean: MeanOption = None,
     std: StdOption = None,
     teacher: Annotated[str | None, typer.Option(help="`dense`: follow the dense network's scores as well.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="What the teacher's scores are softened by; 4.")] = None,
     dense: DenseOption = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
     threads: ThreadsOption = None,
@@ -121,6 +122,7 @@ def command(
     wishes = wishes_from(
         epochs=epochs, dense_epochs=dense_epochs, cap=cap, rate=lr, shape=schedule, warmup=warmup, seed=seed,
         batch_size=batch_size, label_smoothing=label_smoothing, augment=augment, optimiser=optimiser, bn_l1=bn_l1,
+        temperature=temperature,
     )  # fmt: skip
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,0 +1,171 @@
+"""What `compress exits` does, for the library's users too: branches, a threshold, a file that is timed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from compressor.artifact import write_json
+from compressor.checkpoint import Checkpoint
+from compressor.costs import count
+from compressor.data import Data, ImageSet, SplitName
+from compressor.environment import environment
+from compressor.errors import ArtifactError
+from compressor.exit_choice import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for
+from compressor.exit_onnx import export_exits
+from compressor.exits import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
+from compressor.export import export_onnx
+from compressor.files import whole
+from compressor.measure import caveats_of, speedup
+from compressor.recipe import Recipe
+from compressor.stream import timed_on_images
+from compressor.train import Callback
+
+RESULTS, ONNX, WEIGHTS = "results.json", "model.onnx", "exits.safetensors"
+TIMED_IMAGES = 50  # a share of exits comes out to 2 %
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRequest:
+    """What is asked for: the layers, how the branches are trained, and what may be lost."""
+
+    after: tuple[str, ...]
+    recipe: Recipe
+    max_drop: float = 0.5  # points, on the tuning split
+    kind: Certainty = Certainty.ENTROPY
+    joint: bool = False
+    threads: int = 1
+    seconds: float = 20.0
+    blocks: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenExits:
+    """Trained exits with their threshold, the exit that each tuning image takes, and what each split says."""
+
+    exits: EarlyExits
+    threshold: float
+    macs: tuple[int, ...]  # spent at each exit
+    taken: Tensor  # [tuning images]
+    tune: ExitAccuracy
+    test: ExitAccuracy
+
+
+def chosen_exits(
+    checkpoint: Checkpoint,
+    request: ExitRequest,
+    data: Data,
+    *,
+    callbacks: tuple[Callback, ...] = (),
+    say: Say | None = None,
+) -> ChosenExits:
+    """Branches as `request` asks for, trained, with the threshold that the tuning split allows; test is read once.
+
+    Refused: what `with_exits`, `train_exits` and `threshold_for` refuse.
+    """
+    say = say or (lambda _: None)
+    tune, test = data.split(SplitName.TUNE), data.split(SplitName.TEST)
+    say("looking at the layers")
+    exits = with_exits(checkpoint.module, request.after, checkpoint.example_inputs, seed=request.recipe.seed)
+    say("training the branches")
+    seen: dict[str, Any] = {"preprocessing": checkpoint.preprocessing}
+    trained = train_exits(exits, data, recipe=request.recipe, joint=request.joint, callbacks=callbacks, **seen).module
+    assert isinstance(trained, EarlyExits)
+    macs = macs_of_exits(trained, checkpoint.example_inputs)
+    say("choosing the threshold")
+    tuned = answers(trained, tune, split=str(SplitName.TUNE), kind=request.kind, **seen)
+    threshold = threshold_for(tuned, max_drop=request.max_drop, macs=macs)
+    judged = answers(trained, test, split=str(SplitName.TEST), kind=request.kind, **seen)
+    found = [at_threshold(one, threshold, after=trained.after, macs=macs) for one in (tuned, judged)]
+    return ChosenExits(
+        exits=trained, threshold=threshold, macs=macs, taken=exit_taken(tuned.certain, threshold), tune=found[0],
+        test=found[1],
+    )  # fmt: skip
+
+
+def early_exits(
+    checkpoint: Checkpoint,
+    request: ExitRequest,
+    data: Data,
+    folder: Path,
+    *,
+    callbacks: tuple[Callback, ...] = (),
+    say: Say | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Choose early exits, and write the ONNX file with what it is worth.
+
+    `folder` gets `model.onnx`, the weights of network and branches, and `results.json`, which is returned: accuracy on
+    the tuning and, read once, on the test split, who leaves where, and the latency of the dense network and of the file
+    in turns on tuning images, of which as large a share leaves at each exit as of all. Refused: what `chosen_exits` and
+    `export_exits` refuse, a folder in the way.
+    """
+    say = say or (lambda _: None)
+    if folder.exists() and not (folder / RESULTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(
+            f"{folder} is in the way: it holds something else", hint="choose another place: `--out DIR`"
+        )
+    dense = count(checkpoint.module, checkpoint.example_inputs)
+    chosen = chosen_exits(checkpoint, request, data, callbacks=callbacks, say=say)
+    say("exporting, and comparing in onnxruntime")
+    file = folder / ONNX
+    parity = export_exits(chosen.exits, checkpoint, file, threshold=chosen.threshold, kind=request.kind)
+    with whole(folder / WEIGHTS) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in chosen.exits.state_dict().items()}, part)
+    say("timing")
+    found: dict[str, Any] = {
+        "schema": 1,
+        "name": checkpoint.name,
+        "after": list(chosen.exits.after),
+        "certainty": str(request.kind),
+        "joint": request.joint,
+        "max_drop": request.max_drop,
+        "recipe": request.recipe.to_json(),
+        "data": data.to_json(),
+        "params": [dense.params, sum(p.numel() for p in chosen.exits.parameters())],
+        "macs": [dense.macs, *chosen.macs],
+        "splits": {"tune": chosen.tune.to_json(), "test": chosen.test.to_json()},
+        "export": parity.to_json(),
+        "latency": latency(checkpoint, file, chosen.taken, data.split(SplitName.TUNE), request),
+        "environment": environment(),
+        "command": command,
+    }
+    write_json(folder / RESULTS, found)
+    return found
+
+
+def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, request: ExitRequest) -> dict[str, Any]:
+    """The dense network and the file in turns, per image in the mean, on images that leave as all do."""
+    chosen = alike(taken, TIMED_IMAGES, seed=request.recipe.seed)
+    images = inputs_of(checkpoint, tune, chosen)
+    with tempfile.TemporaryDirectory(prefix="compress-exits-") as scratch:
+        dense = Path(scratch) / "dense.onnx"
+        export_onnx(checkpoint, dense)
+        measured = timed_on_images(
+            {"dense": dense, "early exit": file}, images, threads=request.threads, seconds=request.seconds,
+            blocks=request.blocks, seed=request.recipe.seed,
+        )  # fmt: skip
+    ratio = speedup(measured["dense"], measured["early exit"])
+    return {
+        "runtime": "onnxruntime-cpu",
+        "threads": request.threads,
+        "images": len(images),
+        "dense_ms": measured["dense"].median_ms / len(images),
+        "early_ms": measured["early exit"].median_ms / len(images),
+        "speedup": ratio.to_json(),
+        "blocks": len(measured["dense"].samples_ns),
+        "caveats": [str(c) for c in caveats_of(tuple(measured.values()), null=None, where="onnxruntime-cpu")],
+        "samples_ns": {name: [list(block) for block in m.samples_ns] for name, m in measured.items()},
+    }
+
+
+def inputs_of(checkpoint: Checkpoint, images: ImageSet, indices: Sequence[int]) -> list[Tensor]:
+    """The images at `indices` as the network's inputs `[1, channels, h, w]`."""
+    return [checkpoint.preprocessing(images[i][0].unsqueeze(0)) for i in indices]

@@ -1,0 +1,58 @@
+"""ONNX files in turns on a stream of images, one image at a time: the clock for networks that hurry over some of them.
+
+A network with early exits has no latency of its own: it hangs on the images. So a timed call is a pass over several of
+them, for each candidate the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from compressor.measure import Call, Clock, Measurement, Turn, pace, take_turns
+from compressor.runtimes._onnxruntime import feed, open_session
+from compressor.runtimes.onnxruntime_cpu import PROVIDER
+
+SECONDS = 20.0
+
+
+def timed_on_images(
+    files: Mapping[str, Path],
+    images: Sequence[Tensor],
+    *,
+    threads: int,
+    seconds: float = SECONDS,
+    blocks: int | None = None,
+    seed: int = 0,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[str, Measurement]:
+    """The files on onnxruntime's CPU provider in turns, for about so many seconds; of each its latencies.
+
+    `images` are inputs `[1, ...]`; a measurement's batch size is their number, though each goes by itself. Blocks are
+    sized by the first file, which should be the slowest.
+    """
+    turns = {name: _turn(file, images, threads=threads) for name, file in files.items()}
+    rhythm = pace(next(iter(turns.values())), candidates=len(turns), seconds=seconds, blocks=blocks, clock=clock)
+    return take_turns(
+        turns, blocks=rhythm.blocks, calls_per_block=rhythm.calls_per_block, warmup=rhythm.warmup,
+        batch_size=len(images), seed=seed, clock=clock,
+    )  # fmt: skip
+
+
+def _turn(file: Path, images: Sequence[Tensor], *, threads: int) -> Turn:
+    @contextmanager
+    def ready() -> Iterator[Call]:
+        session = open_session(file, provider=PROVIDER, threads=threads)
+        feeds = [feed(session, (image,)) for image in images]
+
+        def through() -> None:
+            for one in feeds:
+                session.run(None, one)
+
+        yield through
+
+    return ready
