@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class Cell:
         """A file name that is the same for the same content: what is needed is part of it."""
         told = json.dumps([self.study, self.arm, self.seed, dict(sorted(self.values.items())),
                            [cell.key for cell in self.needs]])  # fmt: skip
-        return f"{self.arm}-{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+        arm = re.sub(r"[^\w.+-]+", "-", self.arm)
+        return f"{arm}-{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
 
     def __hash__(self) -> int:
         return hash(self.key)
