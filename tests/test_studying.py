@@ -16,9 +16,10 @@ from compressor.artifact import write_json
 from compressor.data import Data, Images
 from compressor.errors import StudyError
 from compressor.interval import Interval
+from compressor.report.document import Code, Strong
 from compressor.report.markdown import markdown
 from compressor.report.page import page
-from compressor.report.studies import document, picture
+from compressor.report.studies import document, picture, spans
 from compressor.study import Cell, Claim, Finding, Plot, Results, Scale, Verdict, curve, scale_named
 from compressor.studying import Progressed, in_order, run_study, told
 
@@ -198,6 +199,11 @@ def test_the_page_says_every_verdict_and_shows_every_picture(tmp_path: Path) -> 
     assert "as &lt;expected&gt;" in html
     assert html.count("<circle") >= 6
     assert picture(found["plots"][0]).startswith("<svg xmlns")
+
+
+def test_a_docstrings_marks_are_set_and_not_shown() -> None:
+    found = spans("**Claim:** run `compress study`\nnow")
+    assert found == (Strong(content="Claim:"), " run ", Code(content="compress study"), " now")
 
 
 def test_scales_have_names() -> None:

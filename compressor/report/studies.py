@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from compressor.report.document import (
     Folded,
     Paragraph,
     Section,
+    Span,
     Strong,
     Table,
     Text,
@@ -26,7 +28,7 @@ from compressor.report.drawing import drawing, line, spread, text, ticks
 from compressor.report.markup import Markup, tag
 from compressor.report.wording import digits
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720.0, 360.0, 52.0, 190.0, 34.0, 44.0
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720.0, 372.0, 52.0, 190.0, 48.0, 44.0
 COLOURS = ("#1c5fa8", "#b3541e", "#5f7a2e", "#7a4f9a", "#8a8b87", "#a8862a", "#2f8f8f", "#b03a62")
 LOOK = """
 svg { background: #fdfdfb; font: 12px system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
@@ -39,7 +41,7 @@ def document(found: Mapping[str, Any]) -> Document:
     """The page of what `compressor.studying.told` gave."""
     data = found["data"]
     sizes = ", ".join(f"{n:,} to {name}" for name, n in data["sizes"].items())
-    about: list[Block] = [Paragraph(text=(part,)) for part in str(found["about"]).split("\n\n")]
+    about: list[Block] = [Paragraph(text=spans(part)) for part in str(found["about"]).split("\n\n")]
     return Document(
         title=found["title"],
         subtitle=(f"{found['study']}, scale {found['scale']}, on {data.get('name', 'data')}{sizes and ': '}{sizes}",),
@@ -64,6 +66,18 @@ def document(found: Mapping[str, Any]) -> Document:
             Section(anchor="provenance", title="Provenance", blocks=(_provenance(found),)),
         ),
     )  # fmt: skip
+
+
+def spans(words: str) -> Text:
+    """A docstring's paragraph, with `**weight**` and code in backticks as what they mean."""
+    parts = re.split(r"(\*\*[^*]+\*\*|`[^`]+`)", words.replace("\n", " "))
+    made: list[Span] = []
+    for part in (part for part in parts if part):
+        if part.startswith("**"):
+            made.append(Strong(content=part.strip("*")))
+        else:
+            made.append(Code(content=part.strip("`")) if part.startswith("`") else part)
+    return tuple(made)
 
 
 def _claim(claim: Mapping[str, Any]) -> list[Block]:
@@ -180,7 +194,7 @@ def plot_drawing(plot: Mapping[str, Any], *, look: str = "") -> Markup:
         parts.append(text(x(place), floor + 17, f"{place:.3g}", class_="axis quiet", text_anchor="middle"))
     parts.append(line(LEFT, floor, WIDTH - RIGHT, floor, class_="frame"))
     parts.append(text(WIDTH - RIGHT, HEIGHT - 6, plot["x"], class_="axis quiet", text_anchor="end"))
-    parts.append(text(LEFT - 46, TOP - 6, plot["y"], class_="axis quiet"))
+    parts.append(text(LEFT - 46, TOP - 14, plot["y"], class_="axis quiet"))
     ends = []
     for number, one in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
