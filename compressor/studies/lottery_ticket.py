@@ -9,16 +9,21 @@ neither rate (Liu et al. 2019, arXiv:1810.05270).
 
 **Command:** `compress study lottery-ticket --scale small --jobs 2`
 
-**Expected:** not yet run at this scale.
+**Expected:** at `small`, three seeds: at 21, 11 and 7 % of the weights tickets of LeNet-300-100 are 0.6 to 0.9 points
+above fresh weights (the interval excludes 0 at 7 %) and 0.85 above the dense network, whose lowest tuning loss they
+reach 225 to 340 steps sooner, fresh weights 900 to 1,060 steps later than they. The convolutional network's edge is
+3.0 points at the low rate and 1.8 at the high one: whether the rate takes it is open. Warm-up 1.5; rewinding to step
+k, 0.2 under the ticket, gives nothing back. Five claims reproduced, one contradicted, six inconclusive.
 
-**Cost:** at `small` about 28 minutes of one core, extrapolated from single cells on a busy machine: 130 cells of
-LeNet-300-100 at 8 s, 90 of the convolutional network at 7 s. `paper`: 540 cells, the longest of 85 epochs of ResNet-20.
+**Cost:** nineteen minutes of one core for three seeds at `small` (the processor's time, on a shared machine). `paper`:
+540 cells, the longest of 85 epochs of ResNet-20.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +44,7 @@ from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.reduced import reduced
 from compressor.request import Request
 from compressor.retrain import device_named, starting_module
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
+from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
 from compressor.subjects import subject
 from compressor.watch import state_of
 
@@ -299,6 +304,18 @@ def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}
 
 
+NOTHING_LOST = (
+    "Rewinding to step k is for networks that are not yet stable to the noise of SGD when they begin, and those of "
+    "MNIST's scale are (Frankle et al. 2020, abstract). Three convolutions keep their edge over fresh weights at this "
+    "rate too: there is nothing to give back, and a network rewound to step k has k steps of training less."
+)
+
+
+def _explained(claim: Claim, *, where: bool) -> Claim:
+    """The claim with why it does not hold, where it does not and the ticket kept its edge."""
+    return dataclasses.replace(claim, why=NOTHING_LOST if where and claim.verdict is Verdict.CONTRADICTED else "")
+
+
 def verdict(results: Results) -> list[Claim]:
     """Every difference is one of the same seed's cells; accuracies are of the test split."""
     frankle, stop = "Frankle & Carbin 2019", {"number": "test_at_stop"}
@@ -371,10 +388,13 @@ def verdict(results: Results) -> list[Claim]:
             findings=(gap(TICKET, AFRESH, setting=WARM_UP, level=last),),
             source=f"{frankle}, sec. 4",
         ),
-        Claim(
-            text="so does rewinding to step k",
-            findings=tuple(gap(LATE, other, setting=HIGH, level=last) for other in (TICKET, AFRESH)),
-            source="Frankle et al. 2020, sec. 5",
+        _explained(
+            Claim(
+                text="so does rewinding to step k",
+                findings=tuple(gap(LATE, other, setting=HIGH, level=last) for other in (TICKET, AFRESH)),
+                source="Frankle et al. 2020, sec. 5",
+            ),
+            where=statistics.fmean(edges[HIGH].values()) > 0 if edges[HIGH] else False,
         ),
         Claim(
             text="rewinding the learning rate alone does no worse than rewinding to step k, but for half a point",

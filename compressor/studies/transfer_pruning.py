@@ -14,8 +14,9 @@ paper's text is followed: the mean of all batches, the sum, the last epoch.
 **Command:** `compress study transfer-pruning --scale small --jobs 2`
 
 **Expected:** at `small`, three seeds, target test accuracy in per cent, mean ± deviation: with the target 59.3 ± 3.2
-whole, 61.0 ± 2.6 without a quarter of the MACs, 59.0 ± 3.9 without half; without the target 25.4, 38.1 ± 8.6, 34.7 ± 6.2;
-in two stages 51.9 ± 5.0. Four claims reproduced; the two on a quarter inconclusive, by the spread of the seeds.
+whole, 61.0 ± 2.6 without a quarter of the MACs, 59.0 ± 3.9 without half; without the target 25.4 ± 2.5, 38.1 ± 8.6
+and 34.7 ± 6.2; in two stages 51.9 ± 5.0. Four claims reproduced; the two on a quarter inconclusive, by the spread of
+the seeds.
 
 **Cost:** twelve minutes of one core for the three seeds at `small` (the processor's time, on a shared machine).
 """
