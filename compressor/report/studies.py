@@ -191,7 +191,7 @@ def plot_drawing(plot: Mapping[str, Any], *, look: str = "") -> Markup:
             continue
         last = x(place)
         parts.append(line(x(place), floor, x(place), floor + 4, class_="frame"))
-        parts.append(text(x(place), floor + 17, f"{place:.3g}", class_="axis quiet", text_anchor="middle"))
+        parts.append(text(x(place), floor + 17, _tick(place), class_="axis quiet", text_anchor="middle"))
     parts.append(line(LEFT, floor, WIDTH - RIGHT, floor, class_="frame"))
     parts.append(text(WIDTH - RIGHT, HEIGHT - 6, plot["x"], class_="axis quiet", text_anchor="end"))
     parts.append(text(LEFT - 46, TOP - 14, plot["y"], class_="axis quiet"))
@@ -207,6 +207,11 @@ def plot_drawing(plot: Mapping[str, Any], *, look: str = "") -> Markup:
         parts.append(text(WIDTH - RIGHT + 20, at, name, class_="axis name"))
     said = f"{plot['title']}: {plot['y']} against {plot['x']} for " + ", ".join(c["name"] for c in curves)
     return drawing(WIDTH, HEIGHT, said, *parts)
+
+
+def _tick(place: float) -> str:
+    """A place on an axis: three significant digits, thousands in full."""
+    return f"{place:,.0f}" if abs(place) >= 1000 else f"{place:.3g}"
 
 
 def _drawn(
