@@ -9,10 +9,11 @@ letting them grow again at least matches pruning them (arXiv:1906.03728, sec. 4)
 **Command:** `compress study stability --scale small --jobs 2`; the published protocol, on a GPU:
 `compress study stability --scale paper --data CIFAR10 --download`.
 
-**Expected:** not yet run at this scale.
+**Expected:** at `small`, ten seeds: the correlation of stability and accuracy is +0.30 (0.02 to 0.53), against the
+paper; largest-first is 0.2 points under smallest-first in many events (-0.43 to 0.04), no pruning is told from
+another. One claim contradicted, four inconclusive.
 
-**Cost:** `smoke` about 14 s; `small` about 30 minutes of one core, estimated from cells of 18 to 21 s of processor
-time, of which it has 100; `paper`: 100 runs of 325 epochs of CIFAR-10, not estimated.
+**Cost:** 25 minutes of one core for ten seeds at `small` (the processor's time, on a shared machine).
 
 Decided here. Instability is counted on the tuning split (the published code uses its test split); the test split is
 read once, at the end. Schedule: the code's, events every 4 and 40 epochs (notes on the paper that say 3 and 40 differ),
