@@ -10,8 +10,9 @@ letting them grow again at least matches pruning them (arXiv:1906.03728, sec. 4)
 `compress study stability --scale paper --data CIFAR10 --download`.
 
 **Expected:** at `small`, ten seeds: the correlation of stability and accuracy is +0.30 (0.02 to 0.53), against the
-paper; largest-first is 0.2 points under smallest-first in many events (-0.43 to 0.04), no pruning is told from
-another. One claim contradicted, four inconclusive.
+paper, and the same (0.32) without the one run of 50 that did not fit its images; largest-first is 0.2 points under
+smallest-first in many events (-0.43 to 0.04), no pruning is told from another. One claim contradicted, four
+inconclusive.
 
 **Cost:** 25 minutes of one core for ten seeds at `small` (the processor's time, on a shared machine).
 
@@ -46,7 +47,7 @@ from compressor.proving import shrink_proved
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.request import Request
 from compressor.retrain import device_named
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
+from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
 from compressor.subjects import subject
 from compressor.trained_away import choosing
 from compressor.while_training import (
@@ -150,22 +151,32 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     }
 
 
+LITTLE_TIME = (
+    "The paper's effect is about one point over hundreds of epochs, the last dozens of them without events. Where "
+    "the arms differ by tenths of a point and events go on until shortly before the end, what an unstable network "
+    "lost it has little time to learn again, so that one would expect accuracy to fall with instability."
+)
+
+
 def verdict(results: Results) -> list[Claim]:
     """The paper's order and its correlation, each by an interval over the seeds."""
     source = "Bartoldson et al. 2020, sec. 4"
     pruned = [row for cell, row in results if cell.arm in PRUNED and row["stability"] is not None]
     together = correlation([row["stability"] for row in pruned], [row["accuracy"] for row in pruned])
-    return [
-        Claim(
-            text="The less stable a network is to pruning, the better it generalises",
-            source=source,
-            findings=(
-                Finding(
-                    quantity="correlation of mean stability with test accuracy, runs with several events",
-                    interval=together, below=True, unit="",
-                ),
+    tied = Claim(
+        text="The less stable a network is to pruning, the better it generalises",
+        source=source,
+        findings=(
+            Finding(
+                quantity="correlation of mean stability with test accuracy, runs with several events",
+                interval=together,
+                below=True,
+                unit="",
             ),
         ),
+    )
+    return [
+        dataclasses.replace(tied, why=LITTLE_TIME if tied.verdict is Verdict.CONTRADICTED else ""),
         Claim(
             text="Pruning the largest channels generalises better than pruning the smallest",
             source=source,
