@@ -360,10 +360,14 @@ def verdict(results: Results) -> Sequence[Claim]:
                 f for arm in early[-1:] for f in (_lost(results, arm, 1.53), _times(results, arm, least=1.9))
             ),
         ),
-        Claim(
-            text="Early exits are twice as fast at next to nothing lost (0.1 points), as LeNet's were",
-            source="Teerapittayanon et al. 2016 (LeNet on a CPU: 99.20 to 99.25 %, 5.4 times)",
-            findings=tuple(f for arm in early[:-1] for f in (_lost(results, arm, 0.1), _times(results, arm, least=2))),
+        _harder(
+            Claim(
+                text="Early exits are twice as fast at next to nothing lost (0.1 points), as LeNet's were",
+                source="Teerapittayanon et al. 2016 (LeNet on a CPU: 99.20 to 99.25 %, 5.4 times)",
+                findings=tuple(
+                    f for arm in early[:-1] for f in (_lost(results, arm, 0.1), _times(results, arm, least=2))
+                ),
+            )
         ),
         Claim(
             text="Channels, a teacher and int8 together are faster than any of them alone",
@@ -371,6 +375,15 @@ def verdict(results: Results) -> Sequence[Claim]:
             findings=tuple(_times(results, ALL_THREE, than=arm, least=1) for arm in (DISTILLED, INT8)),
         ),
     )  # fmt: skip
+
+
+def _harder(claim: Claim) -> Claim:
+    """With why one would expect less than of LeNet, where less came out."""
+    why = (
+        "LeNet's images were digits, of which its first convolution already told 94 in a hundred. Clothes are harder: "
+        "fewer images are certain early, and a residual network's first stages are a large share of its MACs."
+    )
+    return dataclasses.replace(claim, why=why if claim.verdict is Verdict.CONTRADICTED else "")
 
 
 def _designed(results: Results) -> Claim:
