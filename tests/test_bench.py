@@ -33,7 +33,7 @@ from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.proof import random_like
 from compressor.pruning import prune_to
-from compressor.report.findings import findings_from_results
+from compressor.report.results import findings_from_results
 from compressor.request import Request
 from compressor.runtimes import Memory, Prepared, Reads, Runtime
 from tests.topologies import alive, checkpoint_of, plain

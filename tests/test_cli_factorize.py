@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.artifact import Artifact, open_artifact
 from compressor.report.changes import factorized_section
-from compressor.report.findings import findings_from_results
+from compressor.report.results import findings_from_results
 from tests.command_line import ARCH, done, make_inputs, refused, run, snapshot
 
 FOLDER = "tiny.factors.compressed"

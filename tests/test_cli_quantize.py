@@ -16,8 +16,8 @@ from compressor.artifact import open_artifact
 from compressor.cli.quantize import show
 from compressor.evaluate import load_onnx
 from compressor.measure import Measurement
-from compressor.report.findings import findings_from_results
 from compressor.report.integers import int8_section
+from compressor.report.results import findings_from_results
 from tests.command_line import ARCH, done, refused, run, snapshot
 
 

@@ -18,9 +18,9 @@ from compressor.errors import ArtifactError
 from compressor.report import report
 from compressor.report.charts import LONGEST, latency_bars
 from compressor.report.drawing import spread, ticks
-from compressor.report.findings import findings_from_results
 from compressor.report.headline import headline_row
 from compressor.report.markup import VOID, Markup, tag
+from compressor.report.results import findings_from_results
 from compressor.report.wording import count, digits, multiple, percent, plain, scaled, size, tiny
 
 HOSTILE = "<script>alert('x')</script>|`a`*b*_c_\n\"&amp;"

@@ -13,7 +13,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.errors import RuntimeUnavailable
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.report.findings import findings_from_results
+from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
 from compressor.request import Request
 from compressor.runtimes import NodeTime, load

@@ -18,13 +18,14 @@ from compressor.report.changes import (
     widths_section,
 )
 from compressor.report.document import Code, Document, Section, Text
-from compressor.report.findings import Findings, findings_from_results
+from compressor.report.findings import Findings
 from compressor.report.headline import result_section
 from compressor.report.integers import int8_section
 from compressor.report.markdown import markdown
 from compressor.report.missing import Commands
 from compressor.report.page import page
 from compressor.report.provenance import environment_section, glossary_section, lineage_section, retraining_section
+from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
 from compressor.report.timings import accuracy_section, clock_section
 
