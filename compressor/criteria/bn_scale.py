@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from compressor.calibration import Calibration, Needs, over_channels, rows
-from compressor.errors import CalibrationError
-from compressor.groups import BATCH_NORMS, ChannelGroup, Role
+from compressor.criteria._norms import norm_scales
+from compressor.groups import ChannelGroup
 
 NEEDS = Needs.NOTHING
 COMPARABLE = True
@@ -19,17 +19,5 @@ COMPARABLE = True
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
     """Sums of absolute batch norm scales; `[channels]`, float64."""
-    scales = [
-        m
-        for m in group.members
-        if m.role is Role.CARRIES
-        and m.tensor.rpartition(".")[2] == "weight"
-        and isinstance(calibration.module.get_submodule(m.layer), BATCH_NORMS)
-    ]
-    covered = over_channels(group, scales, lambda m: m.positions.new_ones(len(m.positions)))
-    if not bool(covered.all()):
-        raise CalibrationError(
-            f"the group of `{group.root}` has no batch norm with a scale on all of its channels",
-            hint=f"`--protect {group.root}`, or another criterion: `--criterion l1-norm`",
-        )
+    scales = norm_scales(group, calibration=calibration, instead="l1-norm")
     return over_channels(group, scales, lambda m: rows(m, calibration.weights).abs().sum(dim=1))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from compressor.calibration import Calibration, Needs, over_channels, rows
-from compressor.errors import CalibrationError
-from compressor.groups import BATCH_NORMS, ChannelGroup, Role
+from compressor.criteria._norms import norm_scales
+from compressor.groups import ChannelGroup
 
 NEEDS = Needs.NOTHING
 COMPARABLE = False  # the paper ranks within a layer
@@ -22,19 +22,7 @@ COMPARABLE = False  # the paper ranks within a layer
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
     """Sums of the means of the rectified batch norms; `[channels]`, float64."""
-    scales = [
-        m
-        for m in group.members
-        if m.role is Role.CARRIES
-        and m.tensor.rpartition(".")[2] == "weight"
-        and isinstance(calibration.module.get_submodule(m.layer), BATCH_NORMS)
-    ]
-    covered = over_channels(group, scales, lambda m: m.positions.new_ones(len(m.positions)))
-    if not bool(covered.all()):
-        raise CalibrationError(
-            f"the group of `{group.root}` has no batch norm with a scale on all of its channels",
-            hint=f"`--protect {group.root}`, or another criterion: `--criterion l2-norm`",
-        )
+    scales = norm_scales(group, calibration=calibration, instead="l2-norm")
     total = torch.zeros(group.channels, dtype=torch.float64)
     for member in scales:
         shift = calibration.weights[f"{member.layer}.bias"].double()[member.positions]
