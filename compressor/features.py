@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from compressor.errors import GroupError, unknown
-from compressor.lent import evaluating
+from compressor.lent import last_to_run
 from compressor.recorded import RecordedProgram
 
 
@@ -48,20 +47,10 @@ def layer_named(module: nn.Module, layer: str) -> nn.Module:
 
 def last_linear(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
     """The name of the linear layer that runs last; the module stays as it was. Refused: a network without one."""
-    ran: list[str] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
-        with evaluating(module), torch.no_grad():
-            module(*example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not ran:
+    linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    found = last_to_run(module, linear, example_inputs)
+    if found is None:
         raise GroupError(
             "no linear layer runs in this network", hint="say whose inputs are the features: `--layer NAME`"
         )
-    return ran[-1]
+    return found

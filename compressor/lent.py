@@ -6,10 +6,10 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -22,6 +22,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+def last_to_run(module: nn.Module, layers: Iterable[str], example_inputs: Sequence[Tensor]) -> str | None:
+    """Which of the named layers runs last in a forward pass; `None` where none does."""
+    ran: list[str] = []
+    hooks = [module.get_submodule(n).register_forward_pre_hook(lambda *_, name=n: ran.append(name)) for n in layers]
+    try:
+        with evaluating(module), torch.no_grad():
+            module(*example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran[-1] if ran else None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from compressor.chance import generator
 from compressor.errors import PlanError, RetrainError
-from compressor.lent import evaluating
+from compressor.lent import last_to_run
 from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude_round, maskable
 from compressor.recipe import How, Recipe, Step
 from compressor.retrain import starting_module
@@ -78,18 +78,9 @@ def rounds_with_output(
 def output_weight(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
     """The name of the weight that is used last in a forward pass: a classifier's output layer's; the module is lent."""
     weights = maskable(module)
-    used: list[str] = []
-    hooks = [
-        module.get_submodule(name.rpartition(".")[0]).register_forward_hook(lambda *_, name=name: used.append(name))
-        for name in weights
-    ]
-    try:
-        with evaluating(module), torch.no_grad():
-            module(*example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return used[-1] if used else list(weights)[-1]
+    by_layer = {name.rpartition(".")[0]: name for name in weights}
+    last = last_to_run(module, by_layer, example_inputs)
+    return list(weights)[-1] if last is None else by_layer[last]
 
 
 def rewound(module: nn.Module, early: Mapping[str, Tensor], mask: WeightMask) -> nn.Module:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, rows
+from compressor.calibration import Calibration, Needs, rows
 from compressor.criteria._norms import norm_scales
 from compressor.groups import ChannelGroup
 
