@@ -161,6 +161,10 @@ class Claim:
             return Verdict.CONTRADICTED
         return Verdict.REPRODUCED if found == {Verdict.REPRODUCED} else Verdict.INCONCLUSIVE
 
+    def explained(self, why: str) -> Claim:
+        """The claim with why one would expect the opposite of it, where that came out; else as it was."""
+        return dataclasses.replace(self, why=why) if self.verdict is Verdict.CONTRADICTED else self
+
     def to_json(self) -> dict[str, object]:
         """Plain values."""
         return {

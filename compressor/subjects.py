@@ -12,6 +12,7 @@ from compressor.architectures import Architecture, build
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import StudyError
+from compressor.evaluate import evaluate
 from compressor.recipe import Recipe
 
 SEEN = 10_000  # images that the mean and the deviation are taken of
@@ -66,3 +67,9 @@ def normalisation(data: Data) -> Preprocessing:
         raise StudyError("a study takes images that fit in memory", hint="an `.npz` file or a folder of IDX files")
     mean, std = _statistics(images)
     return Preprocessing(mean=mean, std=std)
+
+
+def percent_correct(network: Checkpoint, data: Data, split: SplitName) -> float:
+    """How many of a hundred images of a split the network classifies as labelled."""
+    images = data.split(split)
+    return 100 * evaluate(network.module, images, split=str(split), preprocessing=network.preprocessing).share

@@ -131,7 +131,7 @@ def test_slimming_prunes_the_sparse_network_and_all_else_the_dense_one_of_its_se
 
 @pytest.mark.parametrize("source", CHOOSERS)
 def test_whoever_chooses_the_widths_leaves_the_macs_of_uniform_pruning(source: str) -> None:
-    data, cell = rethinking._cut(sample(), cell_of(SCRATCH_B, Scale.SMOKE)), dense_cells(Scale.SMOKE)[DENSE]
+    data, cell = rethinking.images_of(cell_of(SCRATCH_B, Scale.SMOKE), sample()), dense_cells(Scale.SMOKE)[DENSE]
     dense = subject("sample_models.networks:resnet8", data=data, training=dense_recipe(cell), seed=3)
     uniform = pruned_by(UNIFORM, dense, 0.5, data=data, seed=0)
     assert {w / d for w, d in zip(rethinking.widths_of(uniform).values(), (16, 16, 32, 32, 64, 64), strict=True)} == {
@@ -167,13 +167,13 @@ class TestCells:
         self, results: Results, folder: Path, monkeypatch: pytest.MonkeyPatch, arm: str
     ) -> None:
         seen: list[tuple[str, Checkpoint]] = []
-        percent = rethinking._percent
+        percent = rethinking.percent_correct
 
         def spied(network: Checkpoint, data: Data, split: SplitName) -> float:
             seen.append((str(split), network))
             return percent(network, data, split)
 
-        monkeypatch.setattr(rethinking, "_percent", spied)
+        monkeypatch.setattr(rethinking, "percent_correct", spied)
         cell = next(iter(results.where(arm, source=MAGNITUDE).rows))
         place = Folder(folder, sample())
         place._cell = cell
@@ -182,7 +182,7 @@ class TestCells:
         place.state_file.unlink()
         (tested,) = [network for split, network in seen if split == "test"]
         state = place.state_of(cell.needs[0])
-        dense = subject(str(cell.values["ref"]), data=rethinking._cut(sample(), cell), state=state)
+        dense = subject(str(cell.values["ref"]), data=rethinking.images_of(cell, sample()), state=state)
         mask = magnitude(dense.module, sparsity=0.9, protect=("fc",))
         weights = {n: tested.module.get_parameter(n) for n in mask.kept}
         assert all(not bool(weights[n][~kept].any()) and bool(weights[n][kept].all()) for n, kept in mask.kept.items())
@@ -195,7 +195,7 @@ class TestCells:
 
     def test_images_are_cut_and_made_smaller_and_the_same_for_all_seeds(self) -> None:
         cell = cell_of(SCRATCH_E, Scale.SMOKE)
-        first, second = (rethinking._cut(sample(), c) for c in (cell, dataclasses.replace(cell, seed=1)))
+        first, second = (rethinking.images_of(c, sample()) for c in (cell, dataclasses.replace(cell, seed=1)))
         assert first.sizes == {"train": 128, "tune": 64, "test": 100}
         assert isinstance(first.train, Images)
         assert isinstance(second.train, Images)

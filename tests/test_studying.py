@@ -186,6 +186,12 @@ def test_a_claim_needs_all_its_findings_and_one_against_it_is_enough() -> None:
     assert Claim(text="c", findings=()).verdict is Verdict.INCONCLUSIVE
 
 
+def test_why_is_said_where_the_opposite_came_out_and_nowhere_else() -> None:
+    yes, no, open_ = (Finding(quantity="q", interval=i) for i in (interval(1, 2), interval(-2, -1), None))
+    said = [Claim(text="c", findings=(finding,)).explained("as expected").why for finding in (yes, no, open_)]
+    assert said == ["", "as expected", ""]
+
+
 def test_the_page_says_every_verdict_and_shows_every_picture(tmp_path: Path) -> None:
     results = run_study("made-up", Scale.SMALL, data, tmp_path)
     found = told("made-up", Scale.SMALL, results, data=data(), command="compress study made-up")

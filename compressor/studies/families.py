@@ -44,8 +44,8 @@ from torch import Tensor
 from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import Checkpoint, load
 from compressor.costs import count
-from compressor.data import Data, ImageSet, SplitName, batches, first
-from compressor.evaluate import evaluate, evaluate_onnx, load_onnx
+from compressor.data import Data, SplitName, batches, first
+from compressor.evaluate import evaluate_onnx, load_onnx
 from compressor.exit_choice import alike
 from compressor.exit_onnx import export_exits
 from compressor.exiting import ExitRequest, chosen_exits
@@ -60,13 +60,14 @@ from compressor.plan import CostBudget, Countable
 from compressor.quantize import Int8, quantize_onnx
 from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
+from compressor.reduced import reduced
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.retrain import retrain
 from compressor.sparse import onnx_sparse
 from compressor.stream import timed_on_images
 from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
-from compressor.subjects import subject
+from compressor.subjects import percent_correct, subject
 
 TITLE = "Five families of compression"
 NAME = "families"
@@ -154,7 +155,8 @@ def _arms(size: Size, dense: Cell, seed: int) -> list[Cell]:
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     """One arm: its accuracy on the test split, its size and its MACs; or the clock, its ratios."""
-    data = _cut(workspace.data, cell)
+    sizes: Any = {name: cell.values[value] for name, value in (("train", "images"), ("tune", "tune"), ("test", "test"))}
+    data = reduced(workspace.data, **sizes)
     with tempfile.TemporaryDirectory(prefix="compress-families-") as scratch:
         file = Path(scratch) / "model.onnx"
         if cell.arm == CLOCK:
@@ -165,7 +167,7 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
         if "max_drop" in cell.values:
             return _leaving_early(cell, dense, data, workspace, file)
         made = dense if cell.arm == DENSE else _trained(cell, dense, data, workspace)
-        row = {**_cost(made), "accuracy": _percent(made, data, SplitName.TEST)}
+        row = {**_cost(made), "accuracy": percent_correct(made, data, SplitName.TEST)}
         if cell.values["files"]:
             export_onnx(made, file)
             workspace.keep({**made.module.state_dict(), FILE: _tensor_of(file)})
@@ -287,26 +289,9 @@ def _on_the_clock(cell: Cell, data: Data, workspace: Workspace, folder: Path) ->
     }
 
 
-def _cut(data: Data, cell: Cell) -> Data:
-    """As many images of each split as the cell says, the same ones for all seeds."""
-
-    def of(name: SplitName, value: str) -> ImageSet:
-        size = int(cell.values[value] or 0)
-        return first(data.split(name), size, seed=0) if size else data.split(name)
-
-    return dataclasses.replace(
-        data, train=of(SplitName.TRAIN, "images"), tune=of(SplitName.TUNE, "tune"), test=of(SplitName.TEST, "test")
-    )
-
-
 def _cost(network: Checkpoint) -> dict[str, Any]:
     cost = count(network.module, network.example_inputs)
     return {"params": cost.params, "macs": cost.macs}
-
-
-def _percent(network: Checkpoint, data: Data, split: SplitName) -> float:
-    preprocessing = network.preprocessing
-    return 100 * evaluate(network.module, data.split(split), split=str(split), preprocessing=preprocessing).share
 
 
 def _tensor_of(file: Path) -> Tensor:
@@ -315,6 +300,12 @@ def _tensor_of(file: Path) -> Tensor:
 
 def _bytes_of(tensor: Tensor) -> bytes:
     return tensor.numpy().tobytes()
+
+
+HARDER = (
+    "LeNet's images were digits, of which 94 in a hundred left at its first exit. Clothes are harder: fewer images are "
+    "certain early, and a residual network's first stages are a large share of its MACs."
+)
 
 
 def verdict(results: Results) -> Sequence[Claim]:
@@ -360,30 +351,17 @@ def verdict(results: Results) -> Sequence[Claim]:
                 f for arm in early[-1:] for f in (_lost(results, arm, 1.53), _times(results, arm, least=1.9))
             ),
         ),
-        _harder(
-            Claim(
-                text="Early exits are twice as fast at next to nothing lost (0.1 points), as LeNet's were",
-                source="Teerapittayanon et al. 2016 (LeNet on a CPU: 99.20 to 99.25 %, 5.4 times)",
-                findings=tuple(
-                    f for arm in early[:-1] for f in (_lost(results, arm, 0.1), _times(results, arm, least=2))
-                ),
-            )
-        ),
+        Claim(
+            text="Early exits are twice as fast at next to nothing lost (0.1 points), as LeNet's were",
+            source="Teerapittayanon et al. 2016 (LeNet on a CPU: 99.20 to 99.25 %, 5.4 times)",
+            findings=tuple(f for arm in early[:-1] for f in (_lost(results, arm, 0.1), _times(results, arm, least=2))),
+        ).explained(HARDER),
         Claim(
             text="Channels, a teacher and int8 together are faster than any of them alone",
             source="Han et al. 2016, arXiv:1510.00149, for the combination",
             findings=tuple(_times(results, ALL_THREE, than=arm, least=1) for arm in (DISTILLED, INT8)),
         ),
     )  # fmt: skip
-
-
-def _harder(claim: Claim) -> Claim:
-    """With why one would expect less than of LeNet, where less came out."""
-    why = (
-        "LeNet's images were digits, of which its first convolution already told 94 in a hundred. Clothes are harder: "
-        "fewer images are certain early, and a residual network's first stages are a large share of its MACs."
-    )
-    return dataclasses.replace(claim, why=why if claim.verdict is Verdict.CONTRADICTED else "")
 
 
 def _designed(results: Results) -> Claim:

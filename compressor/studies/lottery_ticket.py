@@ -44,7 +44,7 @@ from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.reduced import reduced
 from compressor.request import Request
 from compressor.retrain import device_named, starting_module
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
+from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
 from compressor.subjects import subject
 from compressor.watch import state_of
 
@@ -208,7 +208,9 @@ def _convolutional(plan: Plan, seed: int) -> Iterator[Cell]:
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     """Train one network from where its arm starts, watched; the test split is read once it is trained."""
     sizes: Mapping[str, Any] = cell.values
-    data = reduced(workspace.data, train=sizes["images"], others=sizes["judged"], side=sizes["side"])
+    data = reduced(
+        workspace.data, train=sizes["images"], tune=sizes["judged"], test=sizes["judged"], side=sizes["side"]
+    )
     fresh = _fresh(cell, data, seed=cell.seed)
     if cell.arm == DENSE:
         return _trained(cell, workspace, data, fresh, None)
@@ -311,11 +313,6 @@ NOTHING_LOST = (
 )
 
 
-def _explained(claim: Claim, *, where: bool) -> Claim:
-    """The claim with why it does not hold, where it does not and the ticket kept its edge."""
-    return dataclasses.replace(claim, why=NOTHING_LOST if where and claim.verdict is Verdict.CONTRADICTED else "")
-
-
 def verdict(results: Results) -> list[Claim]:
     """Every difference is one of the same seed's cells; accuracies are of the test split."""
     frankle, stop = "Frankle & Carbin 2019", {"number": "test_at_stop"}
@@ -388,14 +385,11 @@ def verdict(results: Results) -> list[Claim]:
             findings=(gap(TICKET, AFRESH, setting=WARM_UP, level=last),),
             source=f"{frankle}, sec. 4",
         ),
-        _explained(
-            Claim(
-                text="so does rewinding to step k",
-                findings=tuple(gap(LATE, other, setting=HIGH, level=last) for other in (TICKET, AFRESH)),
-                source="Frankle et al. 2020, sec. 5",
-            ),
-            where=statistics.fmean(edges[HIGH].values()) > 0 if edges[HIGH] else False,
-        ),
+        Claim(
+            text="so does rewinding to step k",
+            findings=tuple(gap(LATE, other, setting=HIGH, level=last) for other in (TICKET, AFRESH)),
+            source="Frankle et al. 2020, sec. 5",
+        ).explained(NOTHING_LOST if edges[HIGH] and statistics.fmean(edges[HIGH].values()) > 0 else ""),
         Claim(
             text="rewinding the learning rate alone does no worse than rewinding to step k, but for half a point",
             findings=(gap(RATE, LATE, setting=HIGH, level=last, bound=-HALF_A_POINT),),

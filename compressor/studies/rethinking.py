@@ -39,18 +39,18 @@ from typing import Any
 from compressor.arms import SCRATCH, Wishes, recipe_for
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, count
-from compressor.data import Data, Images, ImageSet, Preprocessing, SplitName, first
-from compressor.evaluate import evaluate
+from compressor.data import Data, SplitName
 from compressor.interval import difference, pooled_deviation
 from compressor.masks import apply_mask_, magnitude, masked_macs
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.recipe import How, Recipe, Schedule, Shape, Step
+from compressor.reduced import reduced
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.retrain import device_named, retrain, starting_module
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace, curve
-from compressor.subjects import subject
+from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
+from compressor.subjects import percent_correct, subject
 from compressor.train import train
 
 TITLE = "Rethinking the value of network pruning"
@@ -162,7 +162,7 @@ def cells(scale: Scale) -> Sequence[Cell]:
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     """One network, trained, or pruned and trained again; its accuracy on the test split after the last epoch."""
-    data, ref = _cut(workspace.data, cell), str(cell.values["ref"])
+    data, ref = images_of(cell, workspace.data), str(cell.values["ref"])
     if not cell.needs:
         dense, recipe = subject(ref, data=data, seed=cell.seed), dense_recipe(cell)
         trained = retrain(dense, data, recipe=recipe, device="auto", state_file=workspace.state_file)
@@ -175,9 +175,15 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     pruned = pruned_by(str(cell.values["source"]), dense, level, data=data, seed=cell.seed)
     recipe = recipe_of(cell, dense, dense_cost=pruned.dense_cost, small_cost=pruned.small_cost)
     trained = retrain(pruned.checkpoint, data, recipe=recipe, device="auto", state_file=workspace.state_file)
-    before = _percent(pruned.checkpoint, data, SplitName.TUNE)
+    before = percent_correct(pruned.checkpoint, data, SplitName.TUNE)
     macs = pruned.small_cost.macs / pruned.dense_cost.macs
     return {**_row(trained, data, recipe=recipe, macs=macs), "pruned_tune": before, "widths": widths_of(pruned)}
+
+
+def images_of(cell: Cell, data: Data) -> Data:
+    """As many images of each split as the cell says, the same ones for all seeds, and of its size."""
+    value: Any = cell.values
+    return reduced(data, train=value["images"], tune=value["tune"], test=value["test"], side=value["pixels"])
 
 
 def dense_recipe(cell: Cell) -> Recipe:
@@ -244,35 +250,15 @@ def _run_masked(
         trained = dataclasses.replace(dense, module=made.module.cpu())
     else:
         trained = retrain(masked, data, recipe=recipe, mask=mask, device="auto", state_file=workspace.state_file)
-    before = _percent(masked, data, SplitName.TUNE)
+    before = percent_correct(masked, data, SplitName.TUNE)
     return {**_row(trained, data, recipe=recipe, macs=macs / cost.macs), "pruned_tune": before}
-
-
-def _cut(data: Data, cell: Cell) -> Data:
-    """As many images of each split as the cell says, the same ones for all seeds, and of its size."""
-    pixels = int(cell.values["pixels"] or 0)
-
-    def of(name: SplitName, value: str) -> ImageSet:
-        size = int(cell.values[value] or 0)
-        held = first(data.split(name), size, seed=0) if size else data.split(name)
-        if pixels and isinstance(held, Images):
-            held = Images(Preprocessing(size=(pixels, pixels)).shaped(held.images), held.labels)
-        return held
-
-    return dataclasses.replace(
-        data, train=of(SplitName.TRAIN, "images"), tune=of(SplitName.TUNE, "tune"), test=of(SplitName.TEST, "test")
-    )
-
-
-def _percent(network: Checkpoint, data: Data, split: SplitName) -> float:
-    preprocessing = network.preprocessing
-    return 100 * evaluate(network.module, data.split(split), split=str(split), preprocessing=preprocessing).share
 
 
 def _row(trained: Checkpoint, data: Data, *, recipe: Recipe, macs: float) -> dict[str, Any]:
     """What a cell says: accuracies in per cent, MACs as a share of the dense network's, what it was trained for."""
     return {
-        "accuracy": _percent(trained, data, SplitName.TEST), "tune": _percent(trained, data, SplitName.TUNE),
+        "accuracy": percent_correct(trained, data, SplitName.TEST),
+        "tune": percent_correct(trained, data, SplitName.TUNE),
         "macs": macs, "epochs": recipe.budget.epochs, "notes": list(recipe.notes),
     }  # fmt: skip
 
@@ -281,11 +267,6 @@ TOO_SHORT = (
     "Fine-tuning has a quarter of the dense network's epochs here, and Scratch-B more than all of them. Where the "
     "dense network itself is not trained to its end, as at this scale, those epochs are what decides."
 )
-
-
-def _explained(claim: Claim) -> Claim:
-    """With why one would expect the opposite of what is claimed, where that came out."""
-    return dataclasses.replace(claim, why=TOO_SHORT if claim.verdict is Verdict.CONTRADICTED else "")
 
 
 def verdict(results: Results) -> Sequence[Claim]:
@@ -309,13 +290,11 @@ def verdict(results: Results) -> Sequence[Claim]:
             source="Liu et al. 2019, sec. 3",
             findings=tuple(_gap(results, p, SCRATCH_B, SCRATCH_E) for p in uniform),
         ),
-        _explained(
-            Claim(
-                text="At the mildest ratio fine-tuning with a good schedule beats Scratch-B: it was the rate's fault",
-                source="Wang et al. 2023, arXiv:2301.05219",
-                findings=tuple(_gap(results, p, TUNED, SCRATCH_B) for p in uniform[:1]),
-            )
-        ),
+        Claim(
+            text="At the mildest ratio fine-tuning with a good schedule beats Scratch-B: it was the rate's fault",
+            source="Wang et al. 2023, arXiv:2301.05219",
+            findings=tuple(_gap(results, p, TUNED, SCRATCH_B) for p in uniform[:1]),
+        ).explained(TOO_SHORT),
         Claim(
             text="At the mildest ratio LR rewinding, for the dense network's epochs, beats Scratch-B",
             source="Renda et al. 2020, arXiv:2003.02389",

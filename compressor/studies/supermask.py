@@ -18,7 +18,6 @@ within 0.7 to 1.0 of the trained network. Three claims reproduced, six inconclus
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping
@@ -27,13 +26,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.data import Data, Preprocessing, SplitName, first
+from compressor.data import Data, Preprocessing, SplitName
 from compressor.evaluate import evaluate
 from compressor.initialisation import glorot_normal
 from compressor.interval import Interval, mean_interval, paired_difference
 from compressor.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.masks import WeightMask, maskable
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
+from compressor.reduced import reduced
 from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
 from compressor.subjects import subject
 from compressor.supermask import Multiplied, learn_mask
@@ -130,18 +130,12 @@ def _named(criterion: MaskCriterion, kept: Kept, pruned: Pruned) -> dict[str, Va
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     """One network, or one mask on one network's start at several levels."""
-    data = _cut(workspace.data, cell)
+    value: Any = cell.values
+    data = reduced(workspace.data, train=value["images"], tune=value["evaluated"], test=value["evaluated"])
     network = glorot_normal(subject(NETWORK, data=data).module, seed=cell.seed)
     return {"dense": _dense, "untrained": _untrained, "trained": _trained, "learned": _learned}[cell.arm](
         cell, workspace, data, network
     )
-
-
-def _cut(data: Data, cell: Cell) -> Data:
-    values: Any = cell.values
-    counts = {"train": values["images"], "tune": values["evaluated"], "test": values["evaluated"]}
-    splits: dict[str, Any] = {n: first(data.split(SplitName(n)), c, seed=0) for n, c in counts.items()}
-    return dataclasses.replace(data, **splits)
 
 
 def _recipe(cell: Cell) -> Recipe:
