@@ -208,6 +208,30 @@ class TestTraining:
             unheard.network.get_parameter("first.0.weight"), exits.network.get_parameter("first.0.weight")
         )
 
+    @pytest.mark.parametrize(("joint", "shares"), [(True, (0.5, 1.0, 2.5)), (False, (9.0, 1.0, 3.0))])
+    def test_the_loss_is_the_mean_of_the_exits_by_their_weights(self, joint: bool, shares: tuple[float, ...]) -> None:
+        """One batch of all images: what training says of its first loss is what the exits give by hand."""
+        torch.manual_seed(0)
+        rest = (nn.Conv2d(4, 32, 3, padding=1), nn.Flatten(), nn.Linear(32 * 64, 2))
+        plain = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), *rest)
+        exits = with_exits(plain, ("0", "1"), EXAMPLE)
+        recipe = dataclasses.replace(
+            RECIPE, budget=Step(epochs=1), schedule=Schedule(rate=1e-9), batch_size=32, label_smoothing=0.1
+        )
+        data = images_of(32)
+        images = data.split(SplitName.TRAIN)
+        assert isinstance(images, Images)
+        found = train_exits(exits, data, recipe=recipe, preprocessing=SEES, joint=joint, weights=shares)
+        working = copy.deepcopy(exits).train()  # the branches' norms see the batch
+        with torch.no_grad():
+            each = [
+                float(nn.functional.cross_entropy(scores, images.labels, label_smoothing=0.1))
+                for scores in working(SEES(images.images))
+            ]
+        heard = shares if joint else (0.0, *shares[1:])
+        expected = sum(s * e for s, e in zip(heard, each, strict=True)) / sum(heard)
+        assert found.history[0].train_loss == pytest.approx(expected, rel=1e-4)
+
     def test_the_exits_are_lent(self) -> None:
         exits = with_exits(net().requires_grad_(False), ("first",), EXAMPLE)
         before = copy.deepcopy(exits)

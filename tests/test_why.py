@@ -10,6 +10,7 @@ import pytest
 import compressor.why
 from compressor.ceilings import Ceiling, Ceilings, ceilings
 from compressor.checkpoint import Checkpoint
+from compressor.cli.prune import show_latency
 from compressor.errors import RuntimeUnavailable
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
@@ -124,6 +125,13 @@ def test_the_report_says_how_the_budget_was_met_and_where_the_time_goes() -> Non
     bare = findings_from_results({"schema": 1})
     assert latency_section(bare) is None
     assert why_section(bare) is None
+
+
+def test_a_busy_machine_is_said_in_the_report_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = {**LATENCY, "caveats": ["other processes took 1.5 of 2 cores while nothing was timed"]}
+    assert "1.5 of 2 cores" in str(latency_section(findings_from_results({"schema": 1, "latency": busy})))
+    show_latency(busy)
+    assert "caveat: other processes took 1.5 of 2 cores" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_was_only_predicted_is_said_to_be() -> None:
