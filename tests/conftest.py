@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import sample_models
+from compressor.environment import cores
 from tests.command_line import ARCH, done, make_inputs
+
+MOST_WORKERS = 4  # each is a process with torch in it
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `pytest` runs the tests in, unless `-n` says otherwise."""
+    del config
+    return min(MOST_WORKERS, cores())
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores, and so do those that they start
+    torch.set_num_threads(max(1, cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 @pytest.fixture(scope="session")
