@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from compressor.groups import ChannelGroup
-from compressor.lent import evaluating, plain_attention
+from compressor.lent import evaluating, plain_attention, without_values
 from compressor.plan import Countable, PruningPlan
 
 
@@ -37,10 +39,7 @@ def count(module: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
 
 
 def _macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
-    products = _Products({})
-    with evaluating(module), plain_attention(), torch.no_grad(), products:
-        module(*[t[:1] for t in example_inputs])
-    return products.macs
+    return _products(module, example_inputs).macs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +59,7 @@ def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[La
 
     The counts are torch's own (`torch.utils.flop_counter`), product by product.
     """
-    module = copy.deepcopy(module).eval()
-    products = _Products({p.untyped_storage().data_ptr(): name for name, p in module.named_parameters()})
-    with plain_attention(), torch.no_grad(), products:
-        module(*[t[:1] for t in example_inputs])
+    products = _products(module, example_inputs)
     held = dict(module.named_parameters())
     found = []
     for name, (operation, groups, macs) in products.found.items():
@@ -76,38 +72,73 @@ def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[La
     return tuple(found)
 
 
+def _products(module: nn.Module, example_inputs: Sequence[Tensor]) -> _Products:
+    """What a forward pass multiplies: of shapes alone where the network can be run so, else of the inputs' values.
+
+    Recurrent layers run with values: without, torch takes them apart step by step, which is slow.
+    """
+    inputs = [t[:1] for t in example_inputs]
+    recurs = any(isinstance(layer, nn.RNNBase) for layer in nn.Module.modules(module))
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # a fused one hides its products
+        if not recurs:
+            with contextlib.suppress(Exception), warnings.catch_warnings():  # whatever a network wants values for
+                warnings.simplefilter("ignore")  # that a kernel has no such variant, say
+                return _passed(without_values(module), [t.to("meta") for t in inputs])
+        with evaluating(module):
+            return _passed(module, inputs)
+
+
+def _passed(module: nn.Module, inputs: Sequence[Tensor]) -> _Products:
+    products = _Products(module)
+    with products:
+        module(*inputs)
+    return products
+
+
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts products, and those with each parameter, known by its storage: name → operation, groups, MACs."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = names
+        self.names = {_storage(parameter): name for name, parameter in module.named_parameters()}
         self.found: dict[str, tuple[str, int, int]] = {}
         self.macs = 0  # of all products, parameters or not
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
+        if func is torch.ops.aten.mkldnn_rnn_layer.default:  # torch's counter does not know it
+            steps = args[0].shape[0] * args[0].shape[1]
+            for weight in args[1:3]:
+                self._add(self._owner(weight), "Linear", 1, steps * weight.numel())
+            return func(*args, **kwargs)
         counter = flop_registry.get(func._overloadpacket)
         if counter is None:
             inner = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if inner is NotImplemented else inner
         out = func(*args, **kwargs)
         macs = int(counter(*args, **kwargs, out_val=out)) // 2
-        self.macs += macs
         owner = next((n for n in map(self._owner, args) if n is not None), None)
-        if owner is not None:
-            convolves = func._overloadpacket is torch.ops.aten.convolution
-            dims = args[1].ndim - 2 if convolves else 0
-            operation = ("ConvTranspose" if args[6] else "Conv") + f"{dims}d" if convolves else "Linear"
-            before = self.found.get(owner, ("", 1, 0))[2]
-            self.found[owner] = (operation, args[8] if convolves else 1, before + macs)
+        convolves = func._overloadpacket is torch.ops.aten.convolution
+        dims = args[1].ndim - 2 if convolves else 0
+        operation = ("ConvTranspose" if args[6] else "Conv") + f"{dims}d" if convolves else "Linear"
+        self._add(owner, operation, args[8] if convolves else 1, macs)
         return out
+
+    def _add(self, owner: str | None, operation: str, groups: int, macs: int) -> None:
+        self.macs += macs
+        if owner is not None:
+            self.found[owner] = (operation, groups, self.found.get(owner, ("", 1, 0))[2] + macs)
 
     def _owner(self, argument: Any) -> str | None:
         if not isinstance(argument, Tensor) or argument.ndim < 2:
             return None
-        return self.names.get(argument.untyped_storage().data_ptr())
+        return self.names.get(_storage(argument))
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which storage a tensor looks at; one without values has no address."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 class CostModel:

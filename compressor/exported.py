@@ -99,7 +99,9 @@ def _check_ways(choices: Sequence[Choice]) -> None:
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).float().eval().requires_grad_(False)
+    """A copy in float32 and eval mode, which takes no memory for parameters that are float32 already."""
+    shared: dict[int, object] = {id(p): nn.Parameter(p.detach().float(), False) for p in module.parameters()}
+    return copy.deepcopy(module, shared).float().eval().requires_grad_(False)
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:
@@ -149,7 +151,9 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     open_batch = tuple({0: torch.export.Dim.AUTO} if t.ndim else None for t in doubled)
     try:
         found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
-    except Exception:  # as above; with the batch size that it knows the network may do
+    except Exception as error:  # as above; with the batch size that it knows the network may do
+        if hangs_on_data(error):
+            raise
         found = None
     # code that asks for `len(x)` fixes the batch without a word: then at the example's
     return found if found is not None and _is_open(found) else torch.export.export(module, inputs)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from compressor.coupling import Ids
 from compressor.errors import GroupError
-from compressor.exported import exported
+from compressor.exported import Exported, exported
 from compressor.rules import rule_of
-from compressor.tracing import Role, Trace, Tracer
+from compressor.tracing import Patterns, Role, Trace, Tracer, ValuesNeeded
 
 __all__ = ["ChannelGroup", "LeftAlone", "Member", "Role", "Traced", "trace", "without"]
 
@@ -147,15 +147,32 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     heads are.
     """
     graph = exported(module, example_inputs)
-    first = Tracer(graph, rule_of)
-    found = first.walk(example_inputs)
+    patterns: Patterns = {}
+    first = _walk(graph, example_inputs, patterns)
     if not first.split_at:
-        return found
-    batched = {int(i) for ids in found.batched for i in np.unique(first.labels.find(ids)) if i}
+        return first.trace
+    batched = {int(i) for ids in first.trace.batched for i in np.unique(first.labels.find(ids)) if i}
     heads = frozenset(
         site for site, ids in first.split_at if batched & {int(i) for i in first.labels.find(ids).tolist()}
     )
-    return Tracer(graph, rule_of, heads=heads).walk(example_inputs)
+    return _walk(graph, example_inputs, patterns, heads=heads, values=first.values).trace
+
+
+def _walk(
+    graph: Exported,
+    example_inputs: Sequence[Tensor],
+    patterns: Patterns,
+    *,
+    heads: frozenset[tuple[str, int, int]] | None = None,
+    values: bool = False,
+) -> Tracer:
+    tracer = Tracer(graph, rule_of, heads=heads, values=values, patterns=patterns)
+    try:
+        tracer.walk(example_inputs)
+    except ValuesNeeded:
+        tracer = Tracer(graph, rule_of, heads=heads, patterns=patterns)
+        tracer.walk(example_inputs)
+    return tracer
 
 
 def _groups(ground: Trace) -> list[ChannelGroup]:

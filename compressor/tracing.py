@@ -4,15 +4,20 @@ The network is exported (`torch.export`), and its operators are run one by one o
 goes what is known of each of its dimensions (`compressor.coupling`). `compressor.rules` says what an operator does to
 labels. What moves data is not described there: the operator itself is run on the labels.
 
+Of what is computed from the inputs only shapes are wanted, as a rule, and only those are computed (torch's `meta`
+device); what is computed from the network's own tensors alone, as tables of indices are, has its values. Where that
+does not do (`ValuesNeeded`), a second walk has all values.
+
 Every parameter and buffer starts with labels of its own along each dimension; the inputs have none, so that nothing
 that meets their width can leave; what reaches the outputs is pinned.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,27 +96,40 @@ class Trace:
 
 
 Rule = Callable[["Tracer", Any, list[Any], dict[str, Any], Any], Any]
+Patterns = dict[tuple[Any, ...], list[Ids]]  # what an operator moves where, by all that decides it
+
+
+class ValuesNeeded(Exception):  # no error: the walk is made again
+    """An operator cannot be followed by shapes alone."""
 
 
 class Tracer:
     """One walk. `rule_of` says what an operator does to labels.
 
-    `heads` has the places at which a dimension that was split off is a unit of its own; `None` lets all be.
+    `heads` has the places at which a dimension that was split off is a unit of its own; `None` lets all be. Without
+    `values`, of what the inputs decide there are shapes alone. `patterns` are those of other walks, and of this one.
     """
 
     def __init__(
-        self, graph: Exported, rule_of: Callable[[Any], Rule], *, heads: frozenset[tuple[str, int, int]] | None = None
+        self,
+        graph: Exported,
+        rule_of: Callable[[Any], Rule],
+        *,
+        heads: frozenset[tuple[str, int, int]] | None = None,
+        values: bool = True,
+        patterns: Patterns | None = None,
     ) -> None:
         self.trace = Trace(exported=graph, labels=Labels())
         self.labels = self.trace.labels
-        self.rule_of, self.heads = rule_of, heads
+        self.rule_of, self.heads, self.values = rule_of, heads, values
+        self.patterns: Patterns = {} if patterns is None else patterns
         self.split_at: list[tuple[tuple[str, int, int], Ids]] = []
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.env: dict[fx.Node, Any] = {}
         self._known: dict[int, tuple[Dim, ...]] = {}
 
     def walk(self, example_inputs: Sequence[Tensor]) -> Trace:
-        """Run every operator on the example inputs, and on the labels."""
+        """Run every operator on the example inputs, and on the labels. `ValuesNeeded` where shapes alone do not do."""
         graph = self.trace.exported
         given = iter(example_inputs)
         leaving = graph.last_uses()
@@ -150,7 +168,7 @@ class Tracer:
             return Tracked(graph.constants[node.name], self.fresh(graph.constants[node.name].shape))
         value = next(given)
         value = value.float() if value.is_floating_point() else value
-        return Tracked(value, ((),) * value.ndim)
+        return Tracked(value if self.values else value.to("meta"), ((),) * value.ndim)
 
     def _call(self, node: fx.Node) -> Any:
         args = fx.map_arg(node.args, lambda n: self.env[n])
@@ -158,7 +176,11 @@ class Tracer:
         if node.target is operator.getitem:
             return operator.getitem(args[0], args[1])
         raw_args, raw_kwargs = pytree.tree_map(_raw, (tuple(args), dict(kwargs)))
-        result = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]  # a `call_function` node's is one
+        with self._by_shapes():
+            if any(isinstance(v, Tensor) and v.is_meta for v in pytree.tree_leaves((raw_args, raw_kwargs))):
+                result = _by_shapes_alone(node.target, raw_args, raw_kwargs)
+            else:
+                result = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]  # a `call_function` node's
         if not isinstance(result, (Tensor, tuple, list)) or not pytree.tree_any(
             lambda v: isinstance(v, Tensor), result
         ):
@@ -168,9 +190,20 @@ class Tracer:
             self.pin([list(args), dict(kwargs)], NOTHING)
         return self._ruled(node.target, list(args), dict(kwargs), result)
 
+    @contextlib.contextmanager
+    def _by_shapes(self) -> Iterator[None]:
+        """Whatever torch says of a tensor without values is no more than that."""
+        try:
+            yield
+        except Exception as error:
+            if self.values or isinstance(error, ValuesNeeded):
+                raise
+            raise ValuesNeeded from error
+
     def _ruled(self, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
         try:
-            return self.rule_of(target)(self, target, args, kwargs, result)
+            with self._by_shapes():
+                return self.rule_of(target)(self, target, args, kwargs, result)
         except (ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
             # what is already coupled stays so, which is safe; the rest of what meets here does not move
             self.pin([args, kwargs], f"`{_short(target)}` cannot be followed: {str(error)[:80]}")
@@ -238,27 +271,44 @@ class Tracer:
         return f"`{_short(self.node.target)}` joins it with what cannot shrink"
 
     def moved(
-        self, x: Tracked, run: Callable[[Tensor], Any], *, favour: int | None = None
+        self,
+        x: Tracked,
+        result: Any,
+        target: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        favour: int | None = None,
     ) -> list[tuple[tuple[Dim, ...], tuple[frozenset[int], ...]]]:
-        """Labels of what `run` makes of a value by moving data: `run` itself, on the labels. One entry per result.
+        """Labels of the `result` of an operator that moves a value's data: the operator itself, on its positions.
 
-        Where a labelled dimension becomes several, its labels are factored; of the factors the longest stays free
-        (or `favour`), the others are pinned unless they are heads.
+        `args` and `kwargs` are what it takes beside the value. One entry per result. Where a labelled dimension becomes
+        several, its labels are factored; of the factors the longest stays free (or `favour`), the others are pinned
+        unless they are heads.
         """
-        results: list[list[tuple[int, Ids]]] = []
-        shapes: list[tuple[int, ...]] = []
-        bare = pytree.tree_leaves(run(x.value))
+        rest, named = pytree.tree_map(_raw, (tuple(args), dict(kwargs or {})))
+        beside = [v for v in pytree.tree_leaves((rest, named)) if isinstance(v, Tensor)]
+        if any(v.is_meta for v in beside):  # where to is not known
+            raise ValuesNeeded
+        bare = pytree.tree_leaves(result)
         if self.trace.exported.choices and not any(t.numel() for t in bare):  # with other inputs something may be there
             self.pin(x, NOTHING)
-        shapes = [tuple(t.shape) for t in bare]
-        results = [[] for _ in bare]
+        found: list[list[tuple[int, Ids]]] = [[] for _ in bare]
         for d, dim in enumerate(x.dims):
-            for ids in self.labels.resolve(dim):
-                spread = torch.from_numpy(ids.astype(np.int32)).view([-1 if e == d else 1 for e in range(x.value.ndim)])
-                there = spread.expand(x.value.shape).contiguous()
-                for k, out in enumerate(pytree.tree_leaves(run(there))):
-                    results[k].append((d, out.numpy()))
-        return [self._assigned(x, k, shapes[k], found, favour) for k, found in enumerate(results)]
+            known = self.labels.resolve(dim)
+            if not known:
+                continue
+            key = None if beside else (str(target), repr(rest), repr(named), tuple(x.value.shape), d)
+            went = self.patterns.get(key) if key else None
+            if went is None:
+                went = _went(x.value.shape, d, lambda places: target(places, *rest, **named))
+                if key:
+                    self.patterns[key] = went
+            for ids in known:
+                labels = np.concatenate([np.zeros(1, dtype=np.int64), ids])
+                for k, places in enumerate(went):
+                    found[k].append((d, labels[places]))
+        return [self._assigned(x, k, tuple(t.shape), found[k], favour) for k, t in enumerate(bare)]
 
     def _assigned(
         self, x: Tracked, number: int, shape: tuple[int, ...], found: list[tuple[int, Ids]], favour: int | None
@@ -272,7 +322,7 @@ class Tracer:
                 single = np.unique(out).astype(np.int64)
                 self.labels.pin((single,), f"`{_short(self.node.target)}` picks single channels")
                 continue
-            ranges.append((varies, out))
+            ranges.append((varies, np.broadcast_to(out, shape)))
             for e in varies:
                 origin[e] |= x.origin[d] if x.source else frozenset()
         split = _components([set(v) for v, _ in ranges if len(v) > 1])
@@ -298,6 +348,46 @@ class Tracer:
             assert all(g.size == np.prod(lengths) for g in grid)
             self.labels.unify(joint, tuple(grid), f"`{_short(self.node.target)}` divides the channels")
         return tuple(self.labels.resolve(dim) for dim in dims), tuple(origin)
+
+
+def _went(shape: Sequence[int], dim: int, run: Callable[[Tensor], Any]) -> list[Ids]:
+    """Where the positions along a dimension went: from 1, and 0 for what came from nowhere. One entry per result.
+
+    Each is as long along an axis as the result where the positions vary along it, and 1 elsewhere.
+    """
+    places = torch.arange(1, shape[dim] + 1, dtype=torch.int32).view([-1 if e == dim else 1 for e in range(len(shape))])
+    found = []
+    for out in pytree.tree_leaves(run(places.expand(shape).contiguous())):
+        went = out.numpy()
+        varies = _varies_along(went)
+        found.append(went[tuple(slice(None) if e in varies else slice(1) for e in range(went.ndim))].copy())
+    return found
+
+
+RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_")
+
+
+def _by_shapes_alone(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operator gives, without values. Refused: one that writes into what has values."""
+    for given, wanted in zip(args, target._schema.arguments, strict=False):
+        written = wanted.alias_info is not None and wanted.alias_info.is_write
+        if written and isinstance(given, Tensor) and not given.is_meta:
+            raise ValuesNeeded
+    if str(target).startswith(RECURRENT):  # without values torch takes it apart, step by step: slower than running it
+        args, kwargs = pytree.tree_map(_zeros, (args, kwargs))
+        return pytree.tree_map(_without_values, target(*args, **kwargs))
+    args, kwargs = pytree.tree_map(_without_values, (args, kwargs))
+    return target(*args, **kwargs)
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros_like(value, device="cpu") if isinstance(value, Tensor) and value.is_meta else value
+
+
+def _without_values(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _varies_along(out: Ids) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,58 @@ def test_a_convolution_and_a_linear_layer_by_hand() -> None:
     assert cost.params == 3 * 8 * 9 + 800 * 5 + 5
     assert cost.macs == 10 * 10 * 8 * 3 * 9 + 800 * 5
     assert cost.bytes == 4 * cost.params
+
+
+def test_attentions_own_products_count() -> None:
+    module = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True).eval()
+    weights = 7 * (12 * 36 + 12 * 12 + 12 * 20 * 2)
+    assert count(module, (torch.randn(1, 7, 12),)).macs == weights + 2 * 7 * 7 * 12
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 7, 2, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(14, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gru(self.lstm(x)[0])[0]  # type: ignore[no-any-return]  # torch's layers are untyped
+
+
+def test_recurrent_layers_by_hand() -> None:
+    module, steps = Recurrent().eval(), 11
+    found = {layer.weight: layer.macs for layer in layer_costs(module, (torch.randn(1, steps, 5),))}
+    assert found == {n: steps * p.numel() for n, p in module.named_parameters() if p.ndim == 2}
+    assert sum(found.values()) == count(module, (torch.randn(1, steps, 5),)).macs
+
+
+class Looking(nn.Module):
+    """Remembers whether there were values; with `decides` it cannot do without."""
+
+    ran: ClassVar[list[bool]] = []
+
+    def __init__(self, *, decides: bool) -> None:
+        super().__init__()
+        self.conv, self.decides = nn.Conv2d(3, 8, 3), decides
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv(x)
+        if self.decides and y.sum() > 1e9:
+            y = y.flip(1)
+        self.ran.append(not y.is_meta)
+        tokens = y.flatten(2)
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize("decides", [False, True])
+def test_values_are_computed_only_where_the_network_asks_for_them(decides: bool) -> None:
+    Looking.ran.clear()
+    module = Looking(decides=decides)
+    assert count(module, EXAMPLE).macs == 10 * 10 * 8 * 3 * 9 + 2 * 8 * 8 * 100
+    assert [layer.macs for layer in layer_costs(module, EXAMPLE)] == [10 * 10 * 8 * 3 * 9]
+    assert Looking.ran == [decides, decides]
+    assert module.training
+    assert not module.conv.weight.is_meta
 
 
 def test_the_batch_size_does_not_count() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import GroupError
+from compressor.exported import exported
 from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.proving import shrink_proved
 from compressor.request import Request
+from compressor.rules import rule_of
+from compressor.tracing import Tracer, ValuesNeeded
 from tests.brought import BROUGHT
 from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, checkpoint_of, head
 
@@ -113,6 +117,67 @@ def test_what_people_bring_goes_through_the_whole_pipeline(name: str) -> None:
     pruned = prune(dense, Request(budget=ChannelBudget(ratio=0.5), align=1))
     assert pruned.proof.holds
     assert pruned.small_cost.params < 0.5 * pruned.dense_cost.params
+
+
+def told(traced: Traced) -> list[object]:
+    """All that tracing says, as plain values."""
+    groups = [
+        (g, [(m.tensor, m.dim, m.role, m.positions.tolist(), m.channels.tolist()) for m in g.members])
+        for g in traced.groups
+    ]
+    return [*((g.root, g.channels, g.heads, g.bare_norms, members) for g, members in groups), *traced.left_alone]
+
+
+def told_by(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *, values: bool | None) -> tuple[list[object], bool]:
+    """What tracing says, made to run with `values` or left to itself; and whether it had them in the end."""
+    walks: list[Tracer] = []
+
+    class Noted(Tracer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options if values is None else options | {"values": values}))
+            walks.append(self)
+
+    monkeypatch.setattr("compressor.groups.Tracer", Noted)
+    found = told(trace(module, EXAMPLE))
+    return found, walks[-1].values
+
+
+@pytest.mark.parametrize("name", EVERY_WAY)
+def test_shapes_alone_say_what_values_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = alive(EVERY_WAY[name]())
+    found, had_values = told_by(monkeypatch, module, values=None)
+    assert found == told_by(monkeypatch, module, values=True)[0]
+    assert not had_values
+
+
+class Sorting(nn.Module):
+    """Takes positions in an order that hangs on values, which it computes or writes into a constant."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.stem, self.last, self.writes = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3), writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        if self.writes:
+            order = torch.zeros(12, dtype=torch.int64)
+            order[2:] = torch.arange(10) + 0 * y[0, 0, 0, 2:].long()
+        else:
+            order = y.mean((0, 1, 2)).argsort()
+        last: Tensor = self.last(y[..., order])
+        return last
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_where_shapes_do_not_do_the_walk_has_values(writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = alive(Sorting(writes=writes))
+    found, had_values = told_by(monkeypatch, module, values=None)
+    assert had_values
+    with pytest.raises(ValuesNeeded) as noticed:
+        Tracer(exported(module, EXAMPLE), rule_of, values=False).walk(EXAMPLE)
+    assert noticed.value.__cause__ is None  # seen, not stumbled over: an index without values reads anything
+    assert found == told_by(monkeypatch, module, values=True)[0]
+    assert [g.root for g in trace(module, EXAMPLE).groups] == ["stem"]
 
 
 def test_a_class_with_a_precision_written_into_it_stays_a_class() -> None:

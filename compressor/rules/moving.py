@@ -41,14 +41,10 @@ def movement(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], re
     if name in ("roll", "index_select", "rot90", "repeat_interleave"):
         _pin_dims(t, x, given.get("dims", given.get("dim")), f"`{name}` picks positions")
     favour = x.value.ndim - 3 if name == "pixel_shuffle" else None
-    rest, named = pytree.tree_map(raw, (tuple(args[1:]), kwargs))
-
-    def run(values: Tensor) -> Any:
-        return target(values, *rest, **named)
-
+    moved = t.moved(x, result, target, args[1:], kwargs, favour=favour)
     found = [
         Tracked(value, dims, x.source, origin if x.source else ())
-        for value, (dims, origin) in zip(pytree.tree_leaves(result), t.moved(x, run, favour=favour), strict=True)
+        for value, (dims, origin) in zip(pytree.tree_leaves(result), moved, strict=True)
     ]
     if name in ("repeat", "tile"):
         found[0].dims = _repeated(t, x, result, found[0].dims)
@@ -90,7 +86,7 @@ def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], resu
     chosen = [None if i is None else raw(i) for i in indices]
     if any(i is not None and i.dtype is torch.bool for i in chosen):
         return unknown(t, target, args, kwargs, result)
-    ((dims, origin),) = t.moved(x, lambda v: target(v, chosen))
+    ((dims, origin),) = t.moved(x, result, target, (chosen,))
     return Tracked(result, dims, x.source, origin if x.source else ())
 
 
