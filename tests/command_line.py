@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,3 +99,26 @@ def full_disk(left: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def interrupted(arguments: list[str], *, when: str, then: float) -> str:
+    """What a process said after Ctrl-C, pressed `then` seconds after a line that begins with `when`."""
+    command = [str(Path(sys.executable).parent / "compress"), *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs do not hear it
+    ) as going:  # fmt: skip
+        assert going.stderr is not None
+        said = ""
+        for line in going.stderr:
+            said += line
+            if line.startswith(when):
+                break
+        time.sleep(then)
+        going.send_signal(signal.SIGINT)
+        printed, rest = going.communicate(timeout=60)
+    assert going.returncode == INTERRUPTED, said + rest
+    assert "Traceback" not in rest
+    assert printed == ""
+    return rest

@@ -7,10 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +22,7 @@ from tests.command_line import (
     USAGE,
     done,
     full_disk,
+    interrupted,
     make_inputs,
     refused,
     run,
@@ -442,29 +439,6 @@ class TestFromPruneToReport:
         state = load(inputs / "tiny.fine-tune.compressed").module.state_dict()
         zeros = sum(int((v == 0).sum()) for k, v in state.items() if k.endswith("weight") and v.ndim > 1)
         assert zeros >= masked["zeros"]
-
-
-def interrupted(arguments: list[str], *, when: str, then: float) -> str:
-    """What a process said after Ctrl-C, pressed `then` seconds after a line that begins with `when`."""
-    command = [str(Path(sys.executable).parent / "compress"), *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs do not hear it
-    ) as going:  # fmt: skip
-        assert going.stderr is not None
-        said = ""
-        for line in going.stderr:
-            said += line
-            if line.startswith(when):
-                break
-        time.sleep(then)
-        going.send_signal(signal.SIGINT)
-        printed, rest = going.communicate(timeout=60)
-    assert going.returncode == INTERRUPTED, said + rest
-    assert "Traceback" not in rest
-    assert printed == ""
-    return rest
 
 
 class TestInterruption:

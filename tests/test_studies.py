@@ -11,7 +11,7 @@ from compressor import studies
 from compressor.errors import StudyError
 from compressor.study import Scale
 from compressor.studying import in_order
-from tests.command_line import done, refused
+from tests.command_line import done, interrupted, refused
 from tests.test_readme import mistakes, words_of
 
 NAMES = studies.names()
@@ -58,15 +58,21 @@ def test_without_a_name_all_are_listed() -> None:
     assert all(name in said for name in NAMES)
 
 
-def test_a_study_runs_from_the_command_line_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_in_two_processes_is_interrupted_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = done("study", "transfer-pruning", "--scale", "smoke", "--jobs", 2, "--seeds", 1)
-    assert "inconclusive" in said.stdout  # one seed decides nothing
+    command = ["study", "transfer-pruning", "--scale", "smoke", "--jobs", "2", "--seeds", "1"]
+    cells = tmp_path / "transfer-pruning.study" / "cells"
+    interrupted(command, when="1/", then=0.1)
+    finished = {p: p.stat().st_mtime_ns for p in cells.glob("*.json")}
+    going = done(*command)
+    assert "inconclusive" in going.stdout  # one seed decides nothing
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    assert 0 < len(finished) < len([*cells.glob("*.json")])
+    told = [line.split()[0] for line in going.stderr.splitlines() if re.match(r"\d+/", line)]
+    assert len(told) == len([*cells.glob("*.json")]) - len(finished)
     written = {p.name for p in (tmp_path / "transfer-pruning.study").iterdir()}
     assert {"results.json", "report.html", "report.md", "plot-1.svg", "cells"} <= written
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "transfer-pruning.study" / "cells").iterdir()}
-    done("study", "transfer-pruning", "--scale", "smoke", "--jobs", 2, "--seeds", 1)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "transfer-pruning.study" / "cells").iterdir()} == before
+    assert not [p for p in cells.iterdir() if ".part" in p.name]
 
 
 def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
