@@ -146,9 +146,9 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
     if shapes is not None and inspect.Parameter.VAR_POSITIONAL in kinds:
         shapes = (shapes,)
 
-    def written(table: dict[Any, Any] | None) -> Any:
+    def written(table: dict[Any, Any] | None, *, optimize: bool = True) -> Any:
         with quiet_exporter(), torch.no_grad():
-            return torch.onnx.export(
+            proto = torch.onnx.export(
                 module,
                 inputs,
                 dynamo=True,
@@ -156,8 +156,11 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
                 opset_version=opset,
                 output_names=_output_names(module, inputs),
                 custom_translation_table=table,
+                optimize=optimize,
                 verbose=False,
             ).model_proto  # type: ignore[union-attr]  # None only where a file name is given
+        # torch's optimiser loses the bounds where one value is clamped twice by tensors (seen in onnxscript 0.7)
+        return written(table, optimize=False) if optimize and _lacks_a_value(proto) else proto
 
     try:
         try:
@@ -175,6 +178,16 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
             f"the network cannot be exported: {said}",
             hint="it must be traceable: no control flow on values, known operators",
         ) from error
+
+
+def _lacks_a_value(proto: Any) -> bool:
+    """Whether an operator reads what nothing before it gives."""
+    known = {"", *(i.name for i in proto.graph.input), *(i.name for i in proto.graph.initializer)}
+    for node in proto.graph.node:
+        if not known.issuperset(node.input):
+            return True
+        known.update(node.output)
+    return False
 
 
 def _traced_proto(module: WithHeads, examples: Sequence[Tensor], part: Path, *, opset: int | None) -> Any:

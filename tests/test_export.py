@@ -97,6 +97,21 @@ class TestParity:
 
         assert export_onnx(checkpoint_of(Many(), (1, 4)), tmp_path / "m.onnx").outputs == 4
 
+    def test_one_value_clamped_twice_by_tensors(self, tmp_path: Path) -> None:
+        class Clamped(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
+                for name, bound in {"a": -0.5, "b": 0.3, "c": -0.2, "d": 0.6}.items():
+                    self.register_buffer(name, torch.tensor(bound))
+
+            def forward(self, x: Tensor) -> Any:
+                y = 2 * x
+                return self.layers[0](y.clamp(self.a, self.b)) + self.layers[1](y.clamp(self.c, self.d))
+
+        parity = export_onnx(checkpoint_of(Clamped(), (3, 6)), tmp_path / "m.onnx")
+        assert parity.largest_relative_difference < 1e-5
+
     def test_a_dicts_keys_name_the_outputs(self, tmp_path: Path) -> None:
         class Named(nn.Module):
             def forward(self, x: Tensor) -> dict[str, Tensor]:
