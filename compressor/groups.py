@@ -151,11 +151,15 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     first = _walk(graph, example_inputs, patterns)
     if not first.split_at:
         return first.trace
-    batched = {int(i) for ids in first.trace.batched for i in np.unique(first.labels.find(ids)) if i}
-    heads = frozenset(
-        site for site, ids in first.split_at if batched & {int(i) for i in first.labels.find(ids).tolist()}
-    )
-    return _walk(graph, example_inputs, patterns, heads=heads, values=first.values).trace
+    heads, values = _heads(first), first.values
+    del first  # all its labels
+    return _walk(graph, example_inputs, patterns, heads=heads, values=values).trace
+
+
+def _heads(walk: Tracer) -> frozenset[tuple[str, int, int]]:
+    """Where what was split off is a batch of a product."""
+    batched = {int(i) for ids in walk.trace.batched for i in np.unique(walk.labels.find(ids)) if i}
+    return frozenset(site for site, ids in walk.split_at if batched & {int(i) for i in walk.labels.find(ids).tolist()})
 
 
 def _walk(
