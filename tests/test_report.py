@@ -403,6 +403,26 @@ def test_masked_networks_are_told_that_zeros_save_no_time(results: dict[str, Any
     assert "between the masked and the dense model" in text
 
 
+def test_events_during_training_are_told_one_by_one(results: dict[str, Any], write: Any) -> None:
+    first = {"epoch": 1, "chosen": {"conv1": [3, 5], "fc": [0]}, "before": 800, "after": 640, "instability": 0.2}
+    second = {"epoch": 2, "chosen": {"conv1": [7]}, "before": 0, "after": 9, "instability": None}
+    events = [{**event, "total": 1017} for event in (first, second)]
+    results["while_training"] = {
+        "start": 1, "end": 2, "every": 1, "regrow": False, "epochs": 2, "notes": [], "mean_stability": 80.0,
+        "events": events, "history": results["retrain"][0]["history"],
+    }  # fmt: skip
+    html, markdown = write(results)
+    assert "| 1 | 3 | 800 / 1,017 (78.66 %) | 640 / 1,017 (62.93 %) | 20.00 % |" in squeezed(markdown)
+    assert "| 2 | 1 | 0 / 1,017 (0.00 %) | 9 / 1,017 (0.88 %) | – |" in squeezed(markdown)
+    for text in (Page(html).text, squeezed(markdown)):
+        assert "Pruned while training" in text
+        assert "80.00 %" in text
+    assert "chosen" not in markdown
+    events[0]["before"] = "many"
+    with pytest.raises(ArtifactError, match=r"while_training.events\[0\].before"):
+        write(results)
+
+
 def test_without_labels_agreement_is_not_called_accuracy(results: dict[str, Any], write: Any) -> None:
     results["evaluate"] = [{"model": "small", "data": "D", "agreeing": 981, "total": 1000, "relative_error": 0.0413}]
     for row in results["bench"]["rows"]:

@@ -24,7 +24,13 @@ from compressor.report.integers import int8_section
 from compressor.report.markdown import markdown
 from compressor.report.missing import Commands
 from compressor.report.page import page
-from compressor.report.provenance import environment_section, glossary_section, lineage_section, retraining_section
+from compressor.report.provenance import (
+    environment_section,
+    glossary_section,
+    lineage_section,
+    retraining_section,
+    while_training_section,
+)
 from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
 from compressor.report.timings import accuracy_section, clock_section
@@ -84,6 +90,7 @@ def compose(findings: Findings, commands: Commands) -> Document:
         *changes,
         proof_section(findings, commands),
         *((repair_section(findings.repairing),) if findings.repairing else ()),
+        *((while_training_section(findings.while_training),) if findings.while_training else ()),
         retraining_section(findings, commands),
         lineage_section(findings, commands),
         environment_section(findings, commands),

@@ -179,6 +179,27 @@ class Retraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PruningEvent:
+    """How many channels one event during training chose, and the tuning split's correct answers around it."""
+
+    epoch: int
+    channels: int
+    before: int
+    after: int
+    total: int
+    instability: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhileTraining:
+    """The training during which channels left, and the events at which they did."""
+
+    training: Retraining
+    events: tuple[PruningEvent, ...]
+    stability: float | None  # in per cent, their mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizing:
     """The int8 file against the float one: bytes, latencies by batch size, and how closely it follows the network."""
 
@@ -210,6 +231,7 @@ class Findings:
     masking: Masking | None
     factorizing: Factorizing | None
     repairing: Repairing | None
+    while_training: WhileTraining | None
     retrainings: tuple[Retraining, ...]
     export: Facts
     latency: Facts | None

@@ -20,7 +20,7 @@ from compressor.report.document import (
     Text,
     Tone,
 )
-from compressor.report.findings import Findings, Retraining
+from compressor.report.findings import Findings, Retraining, WhileTraining
 from compressor.report.missing import Commands
 from compressor.report.wording import (
     GLOSSARY,
@@ -47,6 +47,30 @@ def retraining_section(findings: Findings, commands: Commands) -> Section:
         told = "The small model has not been retrained."
         blocks.append(commands.missing(told, commands.retrain))
     return Section(anchor="retraining", title="Retraining", blocks=tuple(blocks))
+
+
+def while_training_section(found: WhileTraining) -> Section:
+    """The training during which channels left: event by event, then epoch by epoch."""
+    blocks: list[Block] = [listed(found.training.facts)] if found.training.facts else []
+    rows: list[tuple[Cell, ...]] = []
+    for event in found.events:
+        shares = [percent(correct / event.total) if event.total else DASH for correct in (event.before, event.after)]
+        counts = [f"{count(correct)} / {count(event.total)}" for correct in (event.before, event.after)]
+        around = [f"{c} ({s})" for c, s in zip(counts, shares, strict=True)]
+        instability = DASH if event.instability is None else percent(event.instability)
+        rows.append(tuple((text,) for text in (count(event.epoch), count(event.channels), *around, instability)))
+    names = ("after epochs", "channels", "tuning split before", "after", "instability")
+    columns = tuple(Column(name=name, numeric=True) for name in names)
+    blocks.append(Table(columns=columns, rows=tuple(rows), caption="Event by event"))
+    if found.stability is not None:
+        blocks.append(Paragraph(text=("Mean stability: ", Strong(content=percent(found.stability / 100)), ".")))
+    note: Text = (
+        "Instability is the share of the right answers that an event takes, and stability the rest of them; the "
+        "training that follows may win them back.",
+    )
+    return Section(
+        anchor="events", title="Pruned while training", blocks=(*blocks, *_history(found.training)), note=note
+    )
 
 
 def _history(retraining: Retraining) -> list[Block]:

@@ -16,6 +16,7 @@ from compressor.report.findings import (
     Masking,
     Pair,
     Pruning,
+    PruningEvent,
     Quantizing,
     Repairing,
     Retraining,
@@ -23,6 +24,7 @@ from compressor.report.findings import (
     Share,
     Speedup,
     StoredTensor,
+    WhileTraining,
     Width,
 )
 from compressor.report.reading import Entry
@@ -43,7 +45,7 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
     environment, bench = top.entry("environment"), top.entry("bench")
     pruning, masking, export = top.entry("prune"), top.entry("mask"), top.entry("export")
     repairing, latency, quantizing = top.entry("repair"), top.entry("latency"), top.entry("quantize")
-    factorizing = top.entry("factorize")
+    factorizing, during = top.entry("factorize"), top.entry("while_training")
     return Findings(
         name=top.text("name") or "unnamed network",
         command=top.text("command"),
@@ -52,6 +54,7 @@ def findings_from_results(results: Mapping[str, object]) -> Findings:
         masking=_masking(masking) if masking else None,
         factorizing=_factorizing(factorizing) if factorizing else None,
         repairing=_repairing(repairing) if repairing else None,
+        while_training=_while_training(during) if during else None,
         retrainings=tuple(_retraining(entry) for entry in top.entries("retrain")),
         export=export.facts() if export else (),
         latency=latency.facts() if latency else None,
@@ -170,6 +173,24 @@ def _retraining(entry: Entry) -> Retraining:
         for epoch in entry.entries("history")
     )
     return Retraining(how=entry.text("how") or "retraining", history=history, facts=entry.rest())
+
+
+def _while_training(entry: Entry) -> WhileTraining:
+    events = tuple(_event(event) for event in entry.entries("events"))
+    stability = entry.number("mean_stability")
+    return WhileTraining(training=_retraining(entry), events=events, stability=stability)
+
+
+def _event(entry: Entry) -> PruningEvent:
+    chosen = entry.entry("chosen")
+    return PruningEvent(
+        epoch=_required(entry.count("epoch"), "epoch"),
+        channels=sum(len(chosen.list(root)) for root, _ in chosen.facts()) if chosen else 0,
+        before=_required(entry.count("before"), "before"),
+        after=_required(entry.count("after"), "after"),
+        total=_required(entry.count("total"), "total"),
+        instability=entry.number("instability"),
+    )
 
 
 def _bench(entry: Entry) -> Bench:
