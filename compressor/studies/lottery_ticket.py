@@ -122,7 +122,7 @@ def plan_of(scale: Scale) -> Plan:
     )  # fmt: skip
     small = Plan(
         seeds=5, lenet=lenet, rounds=12, afresh=(4, 7, 10, 12), random=(7, 12), one_shot=(12,), dropout_rounds=4,
-        conv_seeds=3, convolutional=conv, low_rate=0.01, warmup=0.3, conv_rounds=4, ratio=0.5,
+        conv_seeds=5, convolutional=conv, low_rate=0.01, warmup=0.3, conv_rounds=4, ratio=0.5,
     )  # fmt: skip
     if scale is Scale.SMALL:
         return small
