@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from compressor import studies
+from compressor.data import Images
 from compressor.errors import StudyError
+from compressor.sources import SAMPLE_FILE, load_data
 from compressor.study import Scale
-from compressor.studying import in_order
+from compressor.studying import in_order, run_study
 from tests.command_line import done, interrupted, refused
 from tests.test_readme import mistakes, words_of
 
@@ -73,6 +77,44 @@ def test_a_study_in_two_processes_is_interrupted_and_goes_on(tmp_path: Path, mon
     written = {p.name for p in (tmp_path / "transfer-pruning.study").iterdir()}
     assert {"results.json", "report.html", "report.md", "plot-1.svg", "cells"} <= written
     assert not [p for p in cells.iterdir() if ".part" in p.name]
+
+
+FROM_THE_TEST_SPLIT = {
+    "families": {"accuracy"},
+    "lottery-ticket": {"test", "test_at_stop"},
+    "rethinking": {"accuracy"},
+    "stability": {"accuracy"},
+    "supermask": {"accuracy", "accuracies", "draws"},
+    "transfer-pruning": {"source", "target"},
+}
+ENOUGH = {  # arms; of other studies all
+    "families": ("dense", "masked 0.9", "int8", "early exit 90"),
+    "lottery-ticket": ("dense", "ticket"),
+    "rethinking": ("dense", "fine-tune-published"),
+    "stability": ("unpruned", "smallest-seldom"),
+    "transfer-pruning": ("tcp",),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accuracy_is_the_test_splits_and_nothing_else_hangs_on_its_labels(
+    name: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies.load(name)
+    arms = {c.arm: c for c in reversed(study.cells(Scale.SMOKE)) if c.seed == 0}
+    few = [arms[arm] for arm in ENOUGH.get(name, arms)]
+    monkeypatch.setattr(study, "cells", lambda _: few)
+    data = load_data(str(samples / SAMPLE_FILE))
+    assert isinstance(data.test, Images)
+    turned = dataclasses.replace(data, test=Images(data.test.images, (data.test.labels + 1) % 10))
+    sides = {"a": data, "b": turned}
+    first, second = (run_study(name, Scale.SMOKE, partial(sides.__getitem__, n), tmp_path / n) for n in sides)
+    for cell, before in first:
+        after = second.rows[cell]
+        other = {key for key in before if before[key] != after[key]}
+        assert other == FROM_THE_TEST_SPLIT[name] & before.keys(), cell.arm
+        kept = [tmp_path / side / f"{cell.key}.safetensors" for side in sides]
+        assert len({file.read_bytes() if file.exists() else b"" for file in kept}) == 1
 
 
 def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
