@@ -8,9 +8,8 @@ torchvision: every classification, segmentation and video model, the detectors a
 every module that registers models. `deep` means that at most 40 % of the parameters are left (55 % where most of the
 weights are those of linear layers). One JSON file per architecture in `benchmarks/coverage/`; one that has been tried
 as far as asked is not run again. Seconds are processor time; memory is what the process's peak has grown by when there
-is a plan, the forward pass's activations among it, what libraries load when they are first used not. `--plans` measures
-both again, and nothing else, for every row. `compress inspect LIST --report-coverage` does the same
-for any list.
+is a plan, without what libraries load when they are first used. `--plans` measures both again, and nothing else, in
+every row. `compress inspect LIST --report-coverage` does the same for any list.
 """
 
 from __future__ import annotations

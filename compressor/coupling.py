@@ -8,6 +8,8 @@ position without labels never does either.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,12 @@ class Labels:
         self._parent = np.concatenate([self._parent, new])
         self._pinned = np.concatenate([self._pinned, np.zeros(count, dtype=np.bool_)])
         return new
+
+    def marked(self, labels: Iterable[int]) -> Bools:
+        """Of every label there is, whether it is one of these."""
+        found = np.zeros(len(self._parent), dtype=np.bool_)
+        found[list(labels)] = True
+        return found
 
     def find(self, ids: Ids) -> Ids:
         """The representative of each label's class."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.coupling import Dim, Labels
+from compressor.coupling import Bools, Dim, Labels
 from compressor.errors import SurgeryError
 from compressor.exported import exported, read_program
 from compressor.recorded import RecordedProgram, name_from, plain_from, program_from
@@ -33,7 +33,7 @@ Put = Callable[[str, Any], None]
 
 def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:
     """The program of `dense` without the labels `gone`, recorded. Refused: numbers that cannot be mended."""
-    recorded = _Mending(trace, dense.state_dict(), np.array(sorted(gone), dtype=np.int64)).recorded()
+    recorded = _Mending(trace, dense.state_dict(), trace.labels.marked(gone)).recorded()
     return {**recorded, "trainable": [name for name, _ in dense.named_parameters(remove_duplicate=False)]}
 
 
@@ -56,7 +56,7 @@ def as_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> RecordedP
 class _Mending:
     trace: Trace
     state: Mapping[str, Tensor]
-    gone: Any
+    gone: Bools
     masks: dict[int, Tensor | None] = field(default_factory=dict)
 
     def recorded(self) -> dict[str, Any]:

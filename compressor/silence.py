@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from compressor.chosen import choosing
-from compressor.coupling import Dim, Labels
+from compressor.coupling import Bools, Dim, Labels
 from compressor.outputs import outputs_and_layers, outputs_of
 from compressor.tracing import Together, Trace
 
@@ -39,7 +39,7 @@ def silenced_outputs(
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     given = iter(inputs)
     env: dict[fx.Node, Any] = {}
-    silence = _Silence(trace, np.array(sorted(gone), dtype=np.int64), dtype)
+    silence = _Silence(trace, trace.labels.marked(gone), dtype)
     kept = {*graph.outputs, *(one for calls in whole.values() for one in calls)}
     leaving = graph.last_uses()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def whole_layers(trace: Trace, gone: set[int]) -> dict[str, list[fx.Node]]:
     if not trace.exported.choices:
         return {}
     tensors = trace.exported.tensors
-    leaving = np.array(sorted(gone), dtype=np.int64)
+    leaving = trace.labels.marked(gone)
     found: dict[str, list[fx.Node]] = {}
     for node in trace.exported.graph.nodes:
         for argument in node.all_input_nodes:
@@ -121,7 +121,7 @@ def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Silence:
-    def __init__(self, trace: Trace, gone: Any, dtype: torch.dtype) -> None:
+    def __init__(self, trace: Trace, gone: Bools, dtype: torch.dtype) -> None:
         self.trace, self.gone, self.dtype = trace, gone, dtype
 
     def run(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
@@ -175,11 +175,11 @@ class _Silence:
             args[at] = list(args[0].shape[-len(args[at]) :])
 
 
-def left(labels: Labels, dim: Dim, gone: Any) -> Tensor | None:
-    """Which positions stay when the labels `gone` leave: bool `[positions]`; `None` where all do."""
-    if not dim or not len(gone):
+def left(labels: Labels, dim: Dim, gone: Bools) -> Tensor | None:
+    """Which positions stay when the labels `gone` (`labels.marked`) leave: bool `[positions]`; `None` where all do."""
+    if not dim:
         return None
     leaves = np.zeros(len(dim[0]), dtype=np.bool_)
     for ids in labels.resolve(dim):
-        leaves |= np.isin(ids, gone)
+        leaves |= gone[ids]
     return torch.from_numpy(~leaves) if leaves.any() else None
