@@ -21,6 +21,7 @@ from compressor.data import Data, Preprocessing
 from compressor.errors import GroupError, RetrainError, unknown
 from compressor.lent import evaluating
 from compressor.recipe import Recipe
+from compressor.recorded import check_has_layers
 from compressor.train import Callback, Trained, class_scores, classification_loss, train
 
 # Places per side that a branch sees of an image, and features in all. On the sample ResNet-20, three epochs on the
@@ -219,6 +220,7 @@ class _Until(nn.Module):
 
 
 def _check_names(network: nn.Module, after: Sequence[str]) -> None:
+    check_has_layers(network)
     names = [name for name, _ in network.named_modules() if name]
     for name in after:
         if name not in names:

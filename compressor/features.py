@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compressor.errors import GroupError, unknown
 from compressor.lent import last_to_run
-from compressor.recorded import RecordedProgram
+from compressor.recorded import check_has_layers
 
 
 @contextlib.contextmanager
@@ -34,11 +34,7 @@ def features_in(read: Sequence[Tensor], layer: str) -> Tensor:
 
 def layer_named(module: nn.Module, layer: str) -> nn.Module:
     """The layer called `layer`; refused where there is none."""
-    if isinstance(module, RecordedProgram):
-        raise GroupError(
-            "the network is kept as its exported program, which has no layers",
-            hint="`--protect NAME` keeps what its class cannot hold narrower",
-        )
+    check_has_layers(module)
     layers: dict[str, nn.Module] = dict(module.named_modules())
     if not layer or layer not in layers:
         raise GroupError(f"there is no layer called `{layer}`", hint=unknown("layers", layer, [n for n in layers if n]))

@@ -17,7 +17,7 @@ import torch
 import torchvision  # noqa: F401  # the import registers its operators
 from torch import Tensor, fx, nn
 
-from compressor.errors import SurgeryError
+from compressor.errors import GroupError, SurgeryError
 from compressor.rules import name_of
 
 PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub,
@@ -68,6 +68,15 @@ class RecordedProgram(fx.GraphModule):
     def _kind(self) -> tuple[torch.device, torch.dtype]:
         one = next((t for t in self.parameters() if t.is_floating_point()), torch.empty(0))
         return one.device, one.dtype
+
+
+def check_has_layers(module: nn.Module) -> None:
+    """Refused: a network that is kept as its exported program."""
+    if isinstance(module, RecordedProgram):
+        raise GroupError(
+            "the network is kept as its exported program, which has no layers",
+            hint="prune it again: `--protect NAME` leaves whole what its class cannot hold narrower",
+        )
 
 
 def _swapped(value: Any, now: Mapping[Any, Any]) -> Any:

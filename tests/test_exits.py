@@ -23,7 +23,9 @@ from compressor.evaluate import evaluate_onnx
 from compressor.exit_choice import Answers, alike, answers, at_threshold, exit_taken, threshold_for
 from compressor.exit_onnx import export_exits
 from compressor.exits import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits
+from compressor.features import layer_named
 from compressor.measure import speedup
+from compressor.mended import as_program
 from compressor.outputs import outputs_and_layers
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.runtimes._onnxruntime import profiled
@@ -271,6 +273,13 @@ class TestRefused:
         with pytest.raises(GroupError, match=said.replace("(", r"\(")) as caught:
             with_exits(net(), after, EXAMPLE)
         assert hint in str(caught.value.hint)
+
+    def test_a_network_that_is_kept_as_its_program(self) -> None:
+        program = as_program(net(), EXAMPLE)
+        for place in (lambda: with_exits(program, ("first",), EXAMPLE), lambda: layer_named(program, "first")):
+            with pytest.raises(GroupError, match="exported program, which has no layers") as caught:
+                place()
+            assert "--protect" in str(caught.value.hint)
 
     def test_a_network_that_is_no_classifier(self) -> None:
         with pytest.raises(GroupError, match="not class scores"):
