@@ -149,7 +149,7 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     row.prune_s = time.process_time() - started
     row.proof, row.dtype = pruned.proof.largest_relative_difference, str(pruned.proof.dtype).removeprefix("torch.")
     row.moved = pruned.proof.moved
-    row.form = "class" if small.surgery is None or small.surgery.program is None else "program"
+    row.form = pruned.kept_as
     row.params = pruned.dense_cost.params, pruned.small_cost.params
     row.macs = pruned.dense_cost.macs, pruned.small_cost.macs
     row.groups = len(pruned.traced.groups)

@@ -58,6 +58,11 @@ class Pruned:
         """The proof with the largest difference."""
         return max((level.proof for level in self.levels), key=lambda p: p.largest_relative_difference)
 
+    @property
+    def kept_as(self) -> str:
+        """What the small network is: of the dense network's own `class`, or its exported `program`, mended."""
+        return "program" if isinstance(self.checkpoint.module, RecordedProgram) else "class"
+
     def to_json(self) -> dict[str, Any]:
         """The `prune` section of an artifact's results."""
         after = {layer.weight: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
@@ -76,6 +81,7 @@ class Pruned:
             "align": self.request.multiple,
             "levels": self.request.levels,
             "seed": self.request.seed,
+            "kept_as": self.kept_as,
             "proof": {
                 "dtype": str(self.proof.dtype).removeprefix("torch."),
                 "largest_relative_difference": self.proof.largest_relative_difference,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from compressor.proof import random_like
 from compressor.recorded import RecordedProgram, program_from
 from compressor.shrink import shrink
 from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
-from tests.topologies import INPUT, TOPOLOGIES, WAYS, FusedAttention, PaddedSkip, alive, head
+from tests.command_line import done
+from tests.topologies import INPUT, TOPOLOGIES, WAYS, FusedAttention, PaddedSkip, Residual, alive, head
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
 PROGRAMS = {
@@ -339,3 +342,15 @@ def test_heads_beside_the_batch_that_are_sliced_keep_any_number_of_images() -> N
     every = said(small, images(7))
     for size in (1, 2, 7):
         torch.testing.assert_close(said(small, images(7)[:size]), every[:size], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "kept_as"), [(FusedAttention, "program"), (Residual, "class")])
+def test_whoever_prunes_is_told_what_the_network_is_kept_as(kind: type[nn.Module], kept_as: str, workdir: Path) -> None:
+    torch.save(alive(kind()).state_dict(), "net.pt")
+    (workdir / "made.py").write_text(
+        f"import torch\nfrom torch import Tensor, nn\n\n{inspect.getsource(head)}\n\n{inspect.getsource(kind)}"
+    )
+    arch = ("--arch", f"made.py:{kind.__name__}", "--input", "x".join(map(str, INPUT)))
+    said = done("prune", "net.pt", *arch, "--ratio", 0.5, "--align", 1).stdout
+    assert ("kept as an exported program" in said) == (kept_as == "program")
+    assert json.loads((workdir / "net.compressed" / "results.json").read_text())["prune"]["kept_as"] == kept_as

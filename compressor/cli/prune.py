@@ -210,6 +210,11 @@ def show(results: dict[str, Any]) -> None:
         talk().print("caveat: the channels that left said nothing on these inputs, so the proof has seen nothing")
     show_latency(results.get("latency"))
     show_repair(results.get("repair"))
+    if prune["kept_as"] == "program":
+        out.print(
+            "kept as an exported program, which trains, exports and prunes again like any network, but has no layers",
+            soft_wrap=True,
+        )
     if prune["emptied"]:
         out.print(f"branches taken out: {', '.join(prune['emptied'])}", markup=False)
     for layer in prune["left_alone"]:
