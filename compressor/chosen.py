@@ -67,7 +67,23 @@ def choosing(choices: Sequence[Choice]) -> _Choices:
 ORDERING = {"topk", "sort"}
 POSITIONS = {"argsort", "nonzero", "argwhere", "nms", "unique", "_unique2", "unique_consecutive", "_return_output"}
 VALUES = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"}
-INDEXING = {"__getitem__", "__setitem__", "masked_select"}
+READ = {"__getitem__", "masked_select"}
+INDEXING = {*READ, "__setitem__"}
+
+
+class Stopped(Exception):  # no error: another way is taken
+    """A shape in a network's code is data-dependent."""
+
+
+class StoppedAtValues(TorchFunctionMode):
+    """While it lasts, `Stopped` where the shape of what code asks for hangs on values: sooner than exporters say so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        masked = name in READ and any(_is_mask(index) for index in _indices(args))
+        if masked or name in POSITIONS - {"argsort"} or (name == "where" and len(args) == 1 and not kwargs):
+            raise Stopped(f"data-dependent: {name}")
+        return func(*args, **(kwargs or {}))
 
 
 class _Choices(TorchFunctionMode):
@@ -119,7 +135,11 @@ def _hangs_on_values(index: Any) -> bool:
     """Whether an index is a mask, or has numbers that were computed."""
     if isinstance(index, slice):
         return any(isinstance(bound, Tensor) for bound in (index.start, index.stop, index.step))
-    return isinstance(index, Tensor) and (index.dtype in (torch.bool, torch.uint8) or index.ndim == 0)
+    return _is_mask(index) or (isinstance(index, Tensor) and index.ndim == 0)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
 def _positions(index: Any) -> Any:
@@ -129,7 +149,7 @@ def _positions(index: Any) -> Any:
         return tuple(int(bound) if isinstance(bound, Tensor) else bound for bound in bounds)
     if not _hangs_on_values(index):
         return index
-    return index.nonzero(as_tuple=True) if index.dtype in (torch.bool, torch.uint8) else int(index)
+    return index.nonzero(as_tuple=True) if _is_mask(index) else int(index)
 
 
 class Forced(nn.Module):

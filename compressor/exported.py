@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from compressor.chosen import Choice, Forced, choices_of
+from compressor.chosen import Choice, Forced, StoppedAtValues, choices_of
 from compressor.errors import GroupError
 from compressor.inlining import inline_
 from compressor.lent import quiet_exporter
@@ -59,7 +59,8 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     with quiet_exporter(), torch.no_grad():
         try:
             twin = _twin(module)
-            found = _export(twin, inputs)
+            with StoppedAtValues():
+                found = _export(twin, inputs)
             if not any(map(_hangs_on_values, found.graph.nodes)):
                 return read_program(found, _held(twin))
         except Exception as error:  # the exporter raises whatever the network's code made it stumble over

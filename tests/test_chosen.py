@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from compressor.chosen import choices_of, choosing
 from compressor.errors import GroupError, SurgeryError
 from compressor.export import export_onnx
+from compressor.exported import exported
 from compressor.groups import trace
 from compressor.heads import WithHeads, head_layers
 from compressor.plan import PruningPlan
@@ -242,6 +244,41 @@ def test_what_is_written_into_positions_meets_what_was_there() -> None:
     assert [{m.layer for m in g.members} for g in traced.groups] == [{"a", "b", "c"}]
     _, _, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
     assert proof.holds
+
+
+def test_an_exporter_is_stopped_where_shapes_hang_on_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[str] = []
+    export = torch.export.export
+
+    def noted(*args: Any, **options: Any) -> Any:
+        try:
+            found = export(*args, **options)
+        except Exception as error:
+            ends.append(type(error).__name__)
+            raise
+        ends.append("written")
+        return found
+
+    monkeypatch.setattr(torch.export, "export", noted)
+    assert exported(detector(), EXAMPLE).choices
+    assert ends == ["Stopped", "written"]
+
+
+def test_what_is_written_behind_a_mask_is_no_choice() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            y[y > 0.5] = 0
+            found: Tensor = self.b(torch.where(y > 0.2, y, -y))
+            return found
+
+    found = exported(alive(Masked()), EXAMPLE)
+    assert not found.choices
+    assert found.open
 
 
 def test_a_network_that_takes_another_way_than_the_one_that_was_noted_is_told() -> None:
