@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from compressor.groups import ChannelGroup
 from compressor.lent import evaluating, plain_attention, without_values
 from compressor.plan import Countable, PruningPlan
+from compressor.tracing import ValuesNeeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
+        _check_alike(args, kwargs)
         if func is torch.ops.aten.mkldnn_rnn_layer.default:  # torch's counter does not know it
             steps = args[0].shape[0] * args[0].shape[1]
             for weight in args[1:3]:
@@ -134,6 +137,13 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if not isinstance(argument, Tensor) or argument.ndim < 2:
             return None
         return self.names.get(_storage(argument))
+
+
+def _check_alike(args: Any, kwargs: Any) -> None:
+    """Refused: tensors with values beside tensors without, for which some operators of torch give anything at all."""
+    kinds = {v.is_meta for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.ndim}
+    if len(kinds) > 1:
+        raise ValuesNeeded
 
 
 def _storage(tensor: Tensor) -> int:

@@ -49,30 +49,33 @@ def test_recurrent_layers_by_hand() -> None:
 
 
 class Looking(nn.Module):
-    """Remembers whether there were values; with `decides` it cannot do without."""
+    """Remembers whether there were values; it cannot do without where it `decides` by them, or looks up a `table`."""
 
     ran: ClassVar[list[bool]] = []
 
-    def __init__(self, *, decides: bool) -> None:
+    def __init__(self, asks: str) -> None:
         super().__init__()
-        self.conv, self.decides = nn.Conv2d(3, 8, 3), decides
+        self.conv, self.asks = nn.Conv2d(3, 8, 3), asks
+        self.table = torch.arange(100)  # no buffer: `Module.to` leaves it where it is
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.conv(x)
-        if self.decides and y.sum() > 1e9:
+        if self.asks == "decides" and y.sum() > 1e9:
+            y = y.flip(1)
+        if self.asks == "table" and self.table[y.flatten(2).argmax(2)].sum() < 0:
             y = y.flip(1)
         self.ran.append(not y.is_meta)
         tokens = y.flatten(2)
         return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
 
 
-@pytest.mark.parametrize("decides", [False, True])
-def test_values_are_computed_only_where_the_network_asks_for_them(decides: bool) -> None:
+@pytest.mark.parametrize("asks", ["", "decides", "table"])
+def test_values_are_computed_only_where_the_network_asks_for_them(asks: str) -> None:
     Looking.ran.clear()
-    module = Looking(decides=decides)
+    module = Looking(asks)
     assert count(module, EXAMPLE).macs == 10 * 10 * 8 * 3 * 9 + 2 * 8 * 8 * 100
     assert [layer.macs for layer in layer_costs(module, EXAMPLE)] == [10 * 10 * 8 * 3 * 9]
-    assert Looking.ran == [decides, decides]
+    assert Looking.ran == [bool(asks)] * 2
     assert module.training
     assert not module.conv.weight.is_meta
 
