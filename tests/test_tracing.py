@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import GroupError
-from compressor.exported import exported
+from compressor.exported import Exported, exported
 from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
 from compressor.pipeline import prune
@@ -128,6 +129,11 @@ def told(traced: Traced) -> list[object]:
     return [*((g.root, g.channels, g.heads, g.bare_norms, members) for g, members in groups), *traced.left_alone]
 
 
+@functools.cache  # two walks of one module need one graph
+def cached_export(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Exported:
+    return exported(module, example_inputs)
+
+
 def told_by(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *, values: bool | None) -> tuple[list[object], bool]:
     """What tracing says, made to run with `values` or left to itself; and whether it had them in the end."""
     walks: list[Tracer] = []
@@ -138,6 +144,7 @@ def told_by(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *, values: bool 
             walks.append(self)
 
     monkeypatch.setattr("compressor.groups.Tracer", Noted)
+    monkeypatch.setattr("compressor.groups.exported", cached_export)
     found = told(trace(module, EXAMPLE))
     return found, walks[-1].values
 
