@@ -37,6 +37,7 @@ from torch.nn import functional
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
 from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
+from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.lent import evaluating
 from compressor.program import Program, Walk, program_of, readers
@@ -329,7 +330,8 @@ def _gradients(
     sums = [torch.zeros_like(p) for p in parameters]
     images, labelled = 0, True
     for inputs, labels in _single(batches) if squared else batches:
-        output, size = _forward(module, inputs)
+        with right_gradients():
+            output, size = _forward(module, inputs)
         known = labels is not None and not bool((labels == UNLABELLED).any()) and _is_scores(output)
         loss = _loss(output, labels if known else None, drawn=squared, generator=generator)
         for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):

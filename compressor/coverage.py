@@ -32,6 +32,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export import export_onnx
+from compressor.gradients import right_gradients
 from compressor.groups import trace
 from compressor.inputs import example_inputs
 from compressor.outputs import tensors_in
@@ -161,7 +162,8 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
         return
     say("a backward pass")
     module = copy.deepcopy(small.module).requires_grad_(True)
-    given = [t for t in tensors_in(module(*small.example_inputs)) if t.requires_grad]
+    with right_gradients():
+        given = [t for t in tensors_in(module(*small.example_inputs)) if t.requires_grad]
     torch.stack([t.square().mean() for t in given]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
     row.without_gradient = sum(p.grad is None for p in module.parameters())
     row.reached = Stage.BACKWARD

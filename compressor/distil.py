@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.gradients import right_gradients
 from compressor.masks import WeightMask
 from compressor.outputs import tensors_in
 from compressor.program import (
@@ -101,7 +102,8 @@ def distil(
             inputs = [_layout(_moved(t, generator)) if t.ndim == 4 else t for t in inputs]
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = _loss(programs, points, inputs, held)
+        with right_gradients():
+            loss = _loss(programs, points, inputs, held)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimiser.step()

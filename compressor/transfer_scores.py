@@ -34,6 +34,7 @@ from compressor.data import Data, SplitName, batches, first
 from compressor.domains import Target
 from compressor.errors import CalibrationError, GroupError
 from compressor.features import features_in, layer_named, reading
+from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.mmd import mmd
 from compressor.plan import Scores
@@ -111,7 +112,7 @@ def joint_gradients(
     count = 0
     for inputs, labels, others in pairs:
         parts = range(1 if others is None else 2)
-        with torch.enable_grad():
+        with torch.enable_grad(), right_gradients():
             scores, features, gate = _gated(copies[0], inputs.to(place), alignment.layer)
             loss, gates = classification_loss(class_scores(scores), labels.to(place)), [gate]
             if others is not None:

@@ -141,11 +141,13 @@ class TestWhatTheExitsSay:
         exits = with_exits(module, ("second", "first"), EXAMPLE)
         own, *early = exits(images)
         outputs, layers = outputs_and_layers(module, [images], ("first", "second"))
-        assert torch.equal(own, outputs[0])
+        # with gradients a kernel may take its sums in another order, by the processor
+        assert torch.allclose(own, outputs[0], rtol=1e-6, atol=1e-7)
         assert exits.after == ("first", "second")  # as they run, not as they were named
-        assert torch.equal(early[0], exits.branches[0](layers["first"][0]))
+        assert torch.allclose(early[0], exits.branches[0](layers["first"][0]), rtol=1e-6, atol=1e-7)
         with torch.no_grad():  # `second` gives what the next layer writes over: the branch must see it before
-            assert torch.equal(early[1], exits.branches[1](module.second(layers["first"][0])))
+            second = exits.branches[1](module.second(layers["first"][0]))
+        assert torch.allclose(early[1], second, rtol=1e-6, atol=1e-7)
 
     def test_the_branches_are_drawn_by_the_seed(self) -> None:
         first, again, other = (with_exits(net(), ("first",), EXAMPLE, seed=s) for s in (1, 1, 2))
