@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import platform
 import shlex
@@ -11,6 +12,24 @@ from importlib import metadata
 from pathlib import Path
 
 ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # one package under two names
+
+
+class Processor(enum.StrEnum):
+    """What an int8 file is for: the processor of this machine, or one of a kind."""
+
+    HERE = "here"
+    X86 = "x86"
+    X86_VNNI = "x86-vnni"
+    ARM = "arm"
+
+    @property
+    def saturates(self) -> bool:
+        """True if products of 8-bit weights may saturate on it."""
+        return saturates_int8() if self is Processor.HERE else self is Processor.X86
+
+    def __str__(self) -> str:
+        """The processor in words."""
+        return {"here": "this processor", "x86": "x86 without VNNI", "x86-vnni": "x86 with VNNI"}.get(self, "arm")
 
 
 def environment() -> dict[str, object]:
@@ -45,15 +64,34 @@ def version(*names: str) -> str | None:
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """The processor's model name, with the widest vectors that it offers where the system says so."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
+    fields = _fields(cpuinfo)
+    if fields is None:
         return platform.processor() or None
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = fields.get("model name") or platform.processor() or platform.machine()
     flags = set(fields.get("flags", "").split())
     vectors = next((v for v in ("avx512f", "avx2") if v in flags), None)
     return name if vectors is None else f"{name} ({vectors})"
+
+
+def saturates_int8(cpuinfo: Path = Path("/proc/cpuinfo"), *, machine: str | None = None) -> bool:
+    """True if products of 8-bit weights may saturate on this processor: x86 that is not known to have VNNI.
+
+    Without VNNI an x86 processor adds two products in 16 bits, which two large weights overflow
+    (onnxruntime's documentation on quantisation, "reduce_range").
+    """
+    if (machine or platform.machine()).lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    flags = set((_fields(cpuinfo) or {}).get("flags", "").split())
+    return not flags & {"avx512_vnni", "avx_vnni"}
+
+
+def _fields(cpuinfo: Path) -> dict[str, str] | None:
+    """What the system says of its processors, the last one's; `None` where it says nothing."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def cores() -> int:

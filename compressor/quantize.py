@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
 from compressor.files import whole
 from compressor.lent import quiet_exporter
@@ -32,14 +33,34 @@ class Int8:
     """How a network is quantised.
 
     `images` are looked at for the ranges of activations, drawn by `seed`. `per_channel`: a scale for every output
-    channel of a weight. `reduce_range`: weights in 7 bits, for x86 processors without VNNI, whose products of 8 bits
-    may saturate.
+    channel of a weight. `reduce_range`: weights in 7 bits; `None` does what the `target` needs, which is 7 bits on x86
+    processors without VNNI, whose products of 8 bits may saturate.
     """
 
     images: int = 512
     per_channel: bool = True
-    reduce_range: bool = False
+    reduce_range: bool | None = None
+    target: Processor = Processor.HERE
     seed: int = 0
+
+    @property
+    def bits(self) -> int:
+        """How many bits a weight has."""
+        return 7 if (self.target.saturates if self.reduce_range is None else self.reduce_range) else 8
+
+    @property
+    def why(self) -> str:
+        """The weights' bits and the reason for them, in words."""
+        if self.reduce_range is not None:
+            return f"weights in {self.bits} bits, as asked"
+        if self.bits == 8:
+            return f"weights in 8 bits: their products do not saturate on {self.target}"
+        lacking = "this processor is not known to have VNNI" if self.target is Processor.HERE else f"for {self.target}"
+        return f"weights in 7 bits: {lacking}, and products of 8 bits may saturate"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, with what the target decided."""
+        return {**asdict(self), "target": self.target.value, "bits": self.bits, "why": self.why}
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -127,7 +148,7 @@ def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how:
                 _Reader(entries[0].name, inputs),
                 quant_format=QuantFormat.QDQ,
                 per_channel=how.per_channel,
-                reduce_range=how.reduce_range,
+                reduce_range=how.bits == 7,
                 # Signed activations cost onnxruntime's x86 kernels dearly: the sample ResNet-20, batch 1, one thread of
                 # an AVX-512 VNNI core, ran at 0.61 times float's speed with them and at 2.16 times with unsigned ones.
                 activation_type=QuantType.QUInt8,
@@ -173,7 +194,7 @@ def _elements(tensor: Any) -> int:
 def _tidy_(proto: Any, how: Int8) -> None:
     """The metadata of the float file with a word on how this was made; no operator set that is not used."""
     said = {p.key: p.value for p in proto.metadata_props if p.key not in NOTES}
-    said["quantization"] = json.dumps({"weights": "int8", "activations": "uint8", "format": "QDQ", **asdict(how)})
+    said["quantization"] = json.dumps({"weights": "int8", "activations": "uint8", "format": "QDQ", **how.to_json()})
     del proto.metadata_props[:]
     for key in sorted(said):
         proto.metadata_props.add(key=key, value=said[key])

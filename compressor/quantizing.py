@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def quantize_to(
         section = {
             "command": command,
             "environment": environment(),
-            "how": asdict(how),
+            "how": how.to_json(),
             **_quantized(exact, integer, checkpoint, data, how, batch=fixed, say=say),
             **_judged(exact, integer, checkpoint, data, say),
             **_timed(exact, integer, checkpoint, timing or Timing(), fixed=fixed, say=say),

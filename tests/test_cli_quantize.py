@@ -14,6 +14,7 @@ from torch import nn
 from compressor import quantizing
 from compressor.artifact import open_artifact
 from compressor.cli.quantize import show
+from compressor.environment import saturates_int8
 from compressor.evaluate import load_onnx
 from compressor.measure import Measurement
 from compressor.report.integers import int8_section
@@ -58,7 +59,12 @@ def results_of(folder: str) -> dict[str, Any]:
 class TestArtifact:
     def test_the_file_joins_it_with_everything_measured(self, said: str) -> None:
         section = results_of("tiny.compressed")["quantize"]
-        assert section["how"] == {"images": 32, "per_channel": True, "reduce_range": False, "seed": 0}
+        how = section["how"]
+        assert {n: how[n] for n in ("images", "per_channel", "reduce_range", "target", "seed")} == {
+            "images": 32, "per_channel": True, "reduce_range": None, "target": "here", "seed": 0,
+        }  # fmt: skip
+        assert how["bits"] == (7 if saturates_int8() else 8)
+        assert how["why"] in said
         assert section["data"]["images"] == 32
         assert section["int8_bytes"] == Path("tiny.compressed/model.int8.onnx").stat().st_size
         assert section["float_bytes"] == Path("tiny.compressed/model.onnx").stat().st_size

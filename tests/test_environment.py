@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.environment import commit, cores, environment, processor, version
+from compressor.environment import Processor, commit, cores, environment, processor, saturates_int8, version
 
 
 def test_it_is_plain_values_and_names_what_computes() -> None:
@@ -30,6 +30,33 @@ def test_the_processor_is_named_with_its_vectors(tmp_path: Path) -> None:
     assert processor(cpuinfo) == "Some CPU @ 2.0GHz (avx512f)"
     cpuinfo.write_text("model name\t: Old CPU\nflags\t\t: sse2\n")
     assert processor(cpuinfo) == "Old CPU"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturates"),
+    [
+        ("x86_64", "fpu sse2 avx2", True),
+        ("AMD64", "fpu sse2 avx2 avx512f avx512_vnni", False),
+        ("x86_64", "fpu avx2 avx_vnni", False),
+        ("x86_64", None, True),
+        ("aarch64", "fp asimd", False),
+        ("arm64", None, False),
+    ],
+)
+def test_products_of_8_bits_saturate_on_x86_without_vnni(
+    tmp_path: Path, machine: str, flags: str | None, saturates: bool
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert saturates_int8(cpuinfo, machine=machine) is saturates
+
+
+def test_a_named_processor_saturates_or_not_whatever_this_one_does() -> None:
+    assert {p: p.saturates for p in Processor if p is not Processor.HERE} == {
+        Processor.X86: True, Processor.X86_VNNI: False, Processor.ARM: False,
+    }  # fmt: skip
+    assert Processor.HERE.saturates is saturates_int8()
 
 
 @pytest.fixture

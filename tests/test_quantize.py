@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compressor import quantize
 from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
+from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
 from compressor.evaluate import load_onnx
 from compressor.export import export_onnx
@@ -79,8 +80,21 @@ class TestNumbers:
         restored = integers * scales.reshape(-1, 1, 1, 1)
         assert (np.abs(restored - weight) <= scales.reshape(-1, 1, 1, 1) / 2 * 1.0001).all()
 
+    @pytest.mark.parametrize(("saturates", "largest"), [(False, 127), (True, 64)])
+    def test_a_processor_whose_products_saturate_gets_7_bits_unless_told_otherwise(
+        self, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool, largest: int
+    ) -> None:
+        monkeypatch.setattr("compressor.environment.saturates_int8", lambda: saturates)
+        by_name = Int8(target=Processor.X86 if saturates else Processor.X86_VNNI)
+        for how, expected in ((Int8(), largest), (by_name, largest), (Int8(reduce_range=not saturates), 191 - largest)):
+            quantize_onnx(exact, tmp_path / "q.onnx", inputs(), how=how)
+            assert np.abs(stored_weight(tmp_path / "q.onnx", "Conv")[0]).max() == expected
+            assert f"{how.bits} bits" in how.why
+            said = {p.key: p.value for p in onnx.load(tmp_path / "q.onnx").metadata_props}
+            assert json.loads(said["quantization"])["bits"] == how.bits == (8 if expected == 127 else 7)
+
     def test_per_tensor_has_one_scale(self, exact: Path, tmp_path: Path) -> None:
-        quantize_onnx(exact, tmp_path / "q.onnx", inputs(), how=Int8(per_channel=False))
+        quantize_onnx(exact, tmp_path / "q.onnx", inputs(), how=Int8(per_channel=False, reduce_range=False))
         for operator, layer in (("Conv", 0), ("Gemm", 4)):
             weight = network()[layer].weight.detach().numpy()
             integers, scale = stored_weight(tmp_path / "q.onnx", operator)

@@ -33,6 +33,7 @@ from compressor.cli.options import (
     status,
     talk,
 )
+from compressor.environment import Processor
 
 
 def command(
@@ -47,8 +48,15 @@ def command(
         bool, typer.Option("--per-channel/--per-tensor", help="A scale for every output channel of a weight, or one.")
     ] = True,
     reduce_range: Annotated[
-        bool, typer.Option("--reduce-range", help="Weights in 7 bits: for x86 processors without VNNI.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--reduce-range/--full-range", help="Weights in 7 bits or in 8; by default what the target needs."
+        ),
+    ] = None,
+    target: Annotated[
+        Processor,
+        typer.Option(help="The processor that the file is for: x86 without VNNI needs weights in 7 bits."),
+    ] = Processor.HERE,
     batch: Annotated[str, typer.Option(help="Batch sizes to time, with commas between them.")] = "1,64",
     threads: ThreadsOption = None,
     mean: MeanOption = None,
@@ -72,7 +80,7 @@ def command(
     from compressor.quantize import Int8
 
     sizes = batch_sizes(batch)
-    how = Int8(images=images, per_channel=per_channel, reduce_range=reduce_range, seed=seed)
+    how = Int8(images=images, per_channel=per_channel, reduce_range=reduce_range, target=target, seed=seed)
     artifact = open_default(model) if model is None or model.is_dir() else None
     place = artifact.folder if artifact is not None else model
     assert place is not None
@@ -119,6 +127,7 @@ def show(file: Path, section: dict[str, Any]) -> None:
         f"{close['split']} split, relative error of the scores {close['relative_error']:.2g}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+    out.print(section["how"]["why"], markup=False, soft_wrap=True)
     if section["left_float"]:
         out.print(f"left in float: {', '.join(section['left_float'])}", markup=False, soft_wrap=True)
     seen = section["data"]
