@@ -155,7 +155,7 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     row.macs = pruned.dense_cost.macs, pruned.small_cost.macs
     row.groups = len(pruned.traced.groups)
     row.left_alone = tuple(dataclasses.asdict(a) for a in pruned.traced.left_alone)
-    if not row.moved:
+    if pruned.proof.vacuous:
         raise CompressError("the proof has seen nothing: with these weights what left says nothing")
     row.reached = Stage.PRUNE
     if row.until is Stage.PRUNE:

@@ -18,6 +18,7 @@ from compressor.errors import GroupError
 from compressor.inlining import inline_
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
+from compressor.precision import in_precision, in_precision_
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +56,7 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
 
     Refused: a network that `torch.export` does not take.
     """
-    inputs = tuple(t.float() if t.is_floating_point() else t for t in example_inputs)
+    inputs = tuple(in_precision(t, torch.float32) for t in example_inputs)
     with quiet_exporter(), torch.no_grad():
         try:
             twin = _twin(module)
@@ -101,8 +102,10 @@ def _check_ways(choices: Sequence[Choice]) -> None:
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy in float32 and eval mode, which takes no memory for parameters that are float32 already."""
-    shared: dict[int, object] = {id(p): nn.Parameter(p.detach().float(), False) for p in module.parameters()}
-    return copy.deepcopy(module, shared).float().eval().requires_grad_(False)
+    shared: dict[int, object] = {
+        id(p): nn.Parameter(in_precision(p.detach(), torch.float32), False) for p in module.parameters()
+    }
+    return in_precision_(copy.deepcopy(module, shared), torch.float32).eval().requires_grad_(False)
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:

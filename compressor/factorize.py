@@ -17,6 +17,7 @@ from compressor.errors import PlanError, SurgeryError
 from compressor.factors import Factors, Kind, product
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import AUTO_ALIGN, CostBudget, Countable
+from compressor.precision import in_precision, in_precision_
 from compressor.proof import Proof, random_like
 from compressor.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.surgery import Surgery, operate
@@ -110,12 +111,7 @@ class Factorized:
             "achieved": pairs,
             "layers": [layer.to_json() for layer in self.layers],
             "left_alone": [{"layer": layer, "reason": reason} for layer, reason in self.left_alone],
-            "proof": {
-                "dtype": str(self.proof.dtype).removeprefix("torch."),
-                "largest_relative_difference": self.proof.largest_relative_difference,
-                "moved": self.proof.moved,
-                "inputs": self.proof.inputs,
-            },
+            "proof": self.proof.to_json(),
         }
 
 
@@ -178,8 +174,8 @@ def prove_factors(
     does not run.
     """
     for dtype in (torch.float64, torch.float32):
-        dense, twin = (copy.deepcopy(m).to(dtype).eval() for m in (module, small))
-        inputs = [t.to(dtype) if t.is_floating_point() else t for t in random_like(example_inputs)]
+        dense, twin = (in_precision_(copy.deepcopy(m), dtype).eval() for m in (module, small))
+        inputs = [in_precision(t, dtype) for t in random_like(example_inputs)]
         try:
             before, answers = outputs_of(dense, inputs), outputs_of(twin, inputs)
             with torch.no_grad():

@@ -82,12 +82,7 @@ class Pruned:
             "levels": self.request.levels,
             "seed": self.request.seed,
             "kept_as": self.kept_as,
-            "proof": {
-                "dtype": str(self.proof.dtype).removeprefix("torch."),
-                "largest_relative_difference": self.proof.largest_relative_difference,
-                "moved": self.proof.moved,
-                "inputs": self.proof.inputs,
-            },
+            "proof": self.proof.to_json(),
             "widths": [
                 {
                     "layer": layer.layer,

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,10 +20,12 @@ from compressor.errors import SurgeryError
 from compressor.groups import Traced
 from compressor.outputs import relative_difference
 from compressor.plan import PruningPlan, gone_labels
+from compressor.precision import TypesSeen, in_precision, in_precision_, narrowest
 from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.tracing import Trace
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+FLOOR = 1e-6  # what rounding to float32 once or twice amounts to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,8 @@ class Proof:
     """How far the small network's outputs lie from the silenced dense one's: the worst of max |a - b| / max |b|.
 
     `moved` is how far the silence itself moves the dense network's: where nothing moves, the proof has seen nothing.
+    Both networks run in `dtype`. Where a difference is too large for that type, `narrowest` is the least precise type
+    that their own code computed in all the same (a cast, a mask, a norm that insists on float32).
     """
 
     largest_relative_difference: float
@@ -37,11 +42,55 @@ class Proof:
     dtype: torch.dtype
     outputs: int
     inputs: str  # "random" or "example"
+    narrowest: torch.dtype | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that is rounding.
+
+        Where a part is computed in a narrower type, it is that type's, but at most a hundredth of what the silence
+        moves: a cut that is wrong and hardly shows must not pass for rounding.
+        """
+        own = TOLERANCE[self.dtype]
+        if self.narrowest is None or self.narrowest is self.dtype:
+            return own
+        return max(own, min(TOLERANCE.get(self.narrowest, own), max(FLOOR, self.moved / 100)))
 
     @property
     def holds(self) -> bool:
         """Whether the difference is one of rounding."""
-        return self.largest_relative_difference <= TOLERANCE[self.dtype]
+        return self.largest_relative_difference <= self.tolerance
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the removed channels say nothing on the inputs of the proof: then it has seen nothing."""
+        return self.moved <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        """The `proof` of an artifact's results."""
+        return {
+            "dtype": _name(self.dtype),
+            "narrowest": _name(self.narrowest or self.dtype),
+            "tolerance": self.tolerance,
+            "largest_relative_difference": self.largest_relative_difference,
+            "moved": self.moved,
+            "vacuous": self.vacuous,
+            "inputs": self.inputs,
+        }
+
+
+def in_words(proof: Mapping[str, Any]) -> str:
+    """What `Proof.to_json` gave, as one line: the difference, and what it is judged by."""
+    types = f"in {proof['dtype']}"
+    narrow = proof.get("narrowest", proof["dtype"])
+    if narrow != proof["dtype"]:
+        types += f", of which the network computes a part in {narrow}"
+    tolerance = f" (at most {proof['tolerance']:.0e} is rounding)" if "tolerance" in proof else ""
+    return f"{proof['largest_relative_difference']:.1e} relative, {types}{tolerance}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +110,7 @@ class Reference:
     @cached_property
     def moved(self) -> float:
         """How far the silence moves what the dense network says."""
-        speaking = silenced_outputs(self.ground, self.dense, set(), self.inputs, self.whole)
+        speaking = silenced_outputs(self.ground, self.dense, set(), self.inputs, self.whole, dtype=self.dtype)
         return max(map(relative_difference, self.silenced, speaking))
 
 
@@ -78,11 +127,11 @@ def reference_of(
     A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
     in what it gives and in what it chooses from. Refused: a network that does not run in `dtype`.
     """
-    given = [t.to(dtype) if t.is_floating_point() else t for t in _inputs_for(traced, example_inputs)]
+    given = [in_precision(t, dtype) for t in _inputs_for(traced, example_inputs)]
     gone = gone_labels(traced.groups, plan)
     whole = whole_layers(traced.ground, gone)
     with _running("dense", dtype):
-        silenced = silenced_outputs(traced.ground, dense, gone, given, whole)
+        silenced = silenced_outputs(traced.ground, dense, gone, given, whole, dtype=dtype)
     return Reference(ground=traced.ground, dense=dense, dtype=dtype, inputs=given, whole=whole, silenced=silenced)
 
 
@@ -92,20 +141,39 @@ def prove(small: nn.Module, reference: Reference) -> Proof:
     Refused: a small network that does not run, or whose outputs have another shape. A difference is for the caller to
     judge (`Proof.holds`), who knows what to do about it.
     """
+    worst, narrow = difference(small, reference), None
+    if worst > TOLERANCE[reference.dtype]:
+        narrow = narrowest(_types_in(small, reference))
     return Proof(
-        largest_relative_difference=difference(small, reference),
+        largest_relative_difference=worst,
         moved=reference.moved,
         dtype=reference.dtype,
         outputs=len(reference.silenced),
         inputs="example" if reference.ground.exported.choices else "random",
+        narrowest=narrow,
     )
+
+
+def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:
+    """The types of numbers that both networks compute in, which costs a pass of each."""
+    computed = TypesSeen()
+    with computed:
+        silenced_outputs(
+            reference.ground, reference.dense, set(), reference.inputs, reference.whole, dtype=reference.dtype
+        )
+    _answers(small, reference, watched=computed)
+    return computed.seen
+
+
+def _answers(small: nn.Module, reference: Reference, *, watched: TypesSeen | None = None) -> list[Tensor]:
+    twin = in_precision_(copy.deepcopy(small), reference.dtype).eval()
+    with _running("small", reference.dtype), watched or contextlib.nullcontext():
+        return said(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
 
 
 def difference(small: nn.Module, reference: Reference) -> float:
     """How far the small network lies from the reference; refused as by `prove`."""
-    twin = copy.deepcopy(small).to(reference.dtype).eval()
-    with _running("small", reference.dtype):
-        answers = said(reference.ground, twin, reference.inputs, reference.whole)
+    answers = _answers(small, reference)
     if [t.shape for t in reference.silenced] != [t.shape for t in answers]:
         raise SurgeryError(
             "the small network's outputs have another shape", hint="protect the last layer: `--protect NAME`"

@@ -137,7 +137,7 @@ def _hold(
         return
     if same is not None:
         setattr(owner, leaf, same)
-    elif name in trainable and tensor.is_floating_point():
+    elif name in trainable and (tensor.is_floating_point() or tensor.is_complex()):
         setattr(owner, leaf, nn.Parameter(tensor.detach().clone()))
     else:
         owner.register_buffer(leaf, tensor.detach().clone())

@@ -8,18 +8,18 @@ soft-maximum) it sees the survivors alone. Everything else runs as it is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from compressor.chosen import choosing
 from compressor.coupling import Bools, Dim, Labels
 from compressor.outputs import outputs_and_layers, outputs_of
+from compressor.precision import InPrecision, in_precision, same_precision
 from compressor.tracing import Together, Trace
 
 
@@ -29,13 +29,14 @@ def silenced_outputs(
     gone: set[int],
     inputs: Sequence[Tensor],
     whole: Mapping[str, Sequence[fx.Node]],
+    *,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
-    """What `dense` says on `inputs`, in their dtype, when the labels `gone` are silent: its outputs, then `whole`'s.
+    """What `dense` says on `inputs`, in `dtype`, when the labels `gone` are silent: its outputs, then `whole`'s.
 
     `said` is what to compare with.
     """
     graph = trace.exported
-    dtype = _dtype_of(inputs)
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
     given = iter(inputs)
     env: dict[fx.Node, Any] = {}
@@ -46,9 +47,9 @@ def silenced_outputs(
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 if node.name in graph.tensors:
-                    env[node] = _in(held[graph.tensors[node.name][0]].detach(), dtype)
+                    env[node] = in_precision(held[graph.tensors[node.name][0]].detach(), dtype)
                 elif node.name in graph.constants:
-                    env[node] = _in(graph.constants[node.name], dtype)
+                    env[node] = in_precision(graph.constants[node.name], dtype)
                 else:
                     env[node] = next(given)
             elif node.op == "call_function":
@@ -61,10 +62,15 @@ def silenced_outputs(
 
 
 def said(
-    trace: Trace, small: nn.Module, inputs: Sequence[Tensor], whole: Mapping[str, Sequence[fx.Node]]
+    trace: Trace,
+    small: nn.Module,
+    inputs: Sequence[Tensor],
+    whole: Mapping[str, Sequence[fx.Node]],
+    *,
+    dtype: torch.dtype,
 ) -> list[Tensor]:
     """What the small network gives where `silenced_outputs` gives the reference; it makes the dense one's choices."""
-    with _InDtype(_dtype_of(inputs)):
+    with InPrecision(dtype):
         if not trace.exported.choices:
             return outputs_of(small, inputs)
         outputs_of(small, inputs)  # a network may prepare itself in its first pass
@@ -91,33 +97,6 @@ def whole_layers(trace: Trace, gone: set[int]) -> dict[str, list[fx.Node]]:
             if all(left(trace.labels, dim, leaving) is None for dim in trace.values[node]):
                 found.setdefault(name.rpartition(".")[0], []).append(node)
     return found
-
-
-def _dtype_of(inputs: Sequence[Tensor]) -> torch.dtype:
-    return next((t.dtype for t in inputs if t.is_floating_point()), torch.float32)
-
-
-class _InDtype(TorchFunctionMode):
-    """float32 written into a network's code is the dtype that it runs in, as it is in its program."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.float:
-            return args[0].to(self.dtype)
-        args, kwargs = pytree.tree_map(self._same, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    def _same(self, value: Any) -> Any:
-        return self.dtype if value is torch.float32 else value
-
-
-def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 class _Silence:
@@ -151,8 +130,8 @@ class _Silence:
         return result
 
     def _same(self, value: Any) -> Any:
-        """float32 written into the program is the dtype that it runs in."""
-        return self.dtype if value is torch.float32 else value
+        """A precision written into the program is the one that it runs in."""
+        return same_precision(value, self.dtype)
 
     def _silence(self, args: list[Any], argument: tuple[int, ...], dim: int, mask: Tensor) -> None:
         holder, place = args, argument[0]

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.coupling import Dim, Ids, Labels
 from compressor.exported import Exported
+from compressor.precision import in_precision
 
 NOTHING = "nothing reaches it on the example input"
 
@@ -167,7 +168,7 @@ class Tracer:
         if node.name in graph.constants:
             return Tracked(graph.constants[node.name], self.fresh(graph.constants[node.name].shape))
         value = next(given)
-        value = value.float() if value.is_floating_point() else value
+        value = in_precision(value, torch.float32)
         return Tracked(value if self.values else value.to("meta"), ((),) * value.ndim)
 
     def _call(self, node: fx.Node) -> Any:

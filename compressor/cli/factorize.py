@@ -94,6 +94,8 @@ def show(found: dict[str, Any]) -> None:
     """What the network counts before and after, and every layer's rank, on stdout."""
     from rich.table import Table
 
+    from compressor.proof import in_words
+
     out = console()
     table = Table(box=None, pad_edge=False)
     for name in ("", "dense", "small", "stays", "asked"):
@@ -115,7 +117,7 @@ def show(found: dict[str, Any]) -> None:
     out.print(layers)
     proof = found["proof"]
     out.print(
-        f"\nproof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}, from the dense network "
+        f"\nproof: {in_words(proof)}, from the dense network "
         f"with the weights approximated, which moves its output by {proof['moved']:.2g}",
         soft_wrap=True,
     )

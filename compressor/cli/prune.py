@@ -188,6 +188,9 @@ def show(results: dict[str, Any]) -> None:
     """What was asked for and what came of it, as tables on stdout."""
     from rich.table import Table
 
+    from compressor.proof import in_words
+    from compressor.report.wording import VACUOUS
+
     if "mask" in results:
         show_mask(results["mask"])
         return show_repair(results.get("repair"))
@@ -203,11 +206,11 @@ def show(results: dict[str, Any]) -> None:
         table.add_row(name, short(pair[0]), short(pair[1]), share(pair), "" if wanted is None else f"{wanted:.1%}")
     out.print(table)
     proof = prune["proof"]
-    out.print(f"\nsurgery proof: {proof['largest_relative_difference']:.1e} relative, in {proof['dtype']}")
+    out.print(f"\nsurgery proof: {in_words(proof)}", soft_wrap=True)
     if "while_training" in results:
         show_events(results["while_training"])
-    elif not proof["moved"]:
-        talk().print("caveat: the channels that left said nothing on these inputs, so the proof has seen nothing")
+    elif proof["vacuous"]:
+        talk().print(f"caveat: {VACUOUS}", soft_wrap=True)
     show_latency(results.get("latency"))
     show_repair(results.get("repair"))
     if prune["kept_as"] == "program":

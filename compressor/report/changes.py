@@ -20,6 +20,7 @@ from compressor.report.document import (
 from compressor.report.findings import Factorizing, Findings, Masking, Pair, Pruning, Repairing, Width
 from compressor.report.missing import Commands
 from compressor.report.wording import (
+    VACUOUS,
     count,
     label,
     listed,
@@ -226,6 +227,8 @@ def proof_section(findings: Findings, commands: Commands) -> Section:
         blocks += [listed(findings.factorizing.proof), Paragraph(text=(told,))]
     elif proof:
         blocks.append(listed(proof))
+        if dict(proof).get("vacuous") and findings.while_training is None:
+            blocks.append(Paragraph(text=(f"Caveat: {VACUOUS}.",)))
     elif findings.masking is not None and findings.pruning is None:
         told = "There was no surgery to prove: masked weights are zeros in place, and every layer kept its shape."
         blocks.append(Paragraph(text=(told,)))

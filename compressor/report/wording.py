@@ -15,11 +15,20 @@ SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
 LABELS = {
     "bytes": "file size",
     "dtype": "precision",
+    "narrowest": "narrowest precision on the way",
+    "tolerance": "largest difference that is rounding",
+    "moved": "what the removed channels move the output by",
+    "vacuous": "has seen nothing",
     "macs": "MACs",
     "params": "parameters",
     "cpu": "CPU",
     "gpu": "GPU",
 }
+
+VACUOUS = (
+    "the proof has seen nothing: on its inputs the removed channels change no output. Either they are dead, or these "
+    "inputs never reach them; inputs of your own are given by `--input` or `--data`"
+)
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
     ("dense model", "the network before pruning"),

@@ -1,0 +1,92 @@
+"""The types that a network's numbers have: a tensor or a whole network in another precision, complex numbers included.
+
+`Tensor.to(torch.float64)` drops the imaginary part of a complex tensor, and so does `nn.Module.to`. Here a complex
+tensor becomes the complex type of the same precision, and integers stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NARROW = (torch.float16, torch.bfloat16, torch.float32)  # what code says when it means "the usual precision"
+
+
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor with real and complex numbers in the precision of `dtype`; one of integers as it is."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def in_precision_(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself, its parameters and buffers in the precision of `dtype`."""
+    module._apply(lambda tensor: in_precision(tensor, dtype))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return module
+
+
+def types_in(module: nn.Module) -> dict[str, torch.dtype]:
+    """The type of every tensor of the module that computes in other types than float32, by name."""
+    usual = (torch.float32, torch.complex64)
+    return {
+        name: tensor.dtype
+        for name, tensor in module.state_dict().items()
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in usual
+    }
+
+
+def narrowest(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
+    """The least precise of some types, a complex one by its parts; `None` of none, integers do not count."""
+    real = {dtype.to_real() for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
+    return max(real, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+
+class InPrecision(TorchFunctionMode):
+    """A precision written into a network's code is the one that it runs in, as it is in its program."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return in_precision(args[0], self.dtype) if args[0].is_complex() else args[0].to(self.dtype)
+        args, kwargs = pytree.tree_map(self._same, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _same(self, value: Any) -> Any:
+        return same_precision(value, self.dtype)
+
+
+def same_precision(value: Any, dtype: torch.dtype) -> Any:
+    """What a type that is written into code stands for in a network that runs in `dtype`; other values as they are."""
+    if not isinstance(value, torch.dtype):
+        return value
+    if value in NARROW:
+        return dtype
+    return dtype.to_complex() if value is torch.complex64 else value
+
+
+class TypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """The types of real and complex numbers that are computed while it is active: `seen`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and value.ndim and (value.is_floating_point() or value.is_complex()):
+                self.seen.add(value.dtype)
+        return result

@@ -1,0 +1,151 @@
+"""Networks whose numbers are not all float32: integers in, complex weights, casts on the way, other precisions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import SurgeryError
+from compressor.groups import trace
+from compressor.plan import PruningPlan
+from compressor.proof import TOLERANCE, Proof
+from compressor.proving import shrink_proved
+from tests.test_shrink import random_plan
+
+
+class Tokens(nn.Module):
+    """Reads integers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(50, 16), nn.Linear(16, 24), nn.Linear(24, 10)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found: Tensor = self.b(self.a(self.table(ids)).relu())
+        return found
+
+
+class Fourier(nn.Module):
+    """A complex parameter and a complex buffer filter the features before the layers that can be pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+        self.filter = nn.Parameter(torch.randn(9, dtype=torch.cfloat))
+        self.register_buffer("turn", torch.polar(torch.ones(9), torch.linspace(0, 2, 9)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(self.a(x)) * self.filter * self.turn
+        found: Tensor = self.c(self.b(torch.fft.irfft(spectrum, n=16)).relu())
+        return found
+
+
+class CastByTensor(nn.Module):
+    """Computes a part in float32 whatever it runs in: the type comes from a tensor that nothing converts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+        self.kind = [torch.zeros(1)]  # in a list: no buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.c(self.b(self.a(x).to(self.kind[0]).relu().to(x.dtype)).relu())
+        return found
+
+
+def proof_of(module: nn.Module, *inputs: Tensor) -> Proof:
+    module.eval()
+    traced = trace(module, inputs)
+    return shrink_proved(module, traced, random_plan(traced.groups, 0.5), inputs)[2]
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(50, shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_network_that_reads_integers_alone_is_proved_in_float64() -> None:
+    torch.manual_seed(0)
+    proof = proof_of(Tokens(), ids(1, 12))
+    assert proof.dtype is torch.float64
+    assert proof.largest_relative_difference <= 1e-10
+    assert proof.moved > 1e-3
+    assert proof.to_json()["tolerance"] == 1e-10
+
+
+def test_complex_weights_keep_their_imaginary_part() -> None:
+    torch.manual_seed(0)
+    module, x = Fourier(), torch.randn(1, 8)
+    module.eval()
+    traced = trace(module, (x,))
+    plan = random_plan(traced.groups, 0.5)
+    small, _, proof = shrink_proved(module, traced, plan, (x,))
+    assert proof.dtype is torch.float64
+    assert proof.holds
+    assert proof.largest_relative_difference <= 1e-10
+    assert torch.equal(small.get_parameter("filter"), module.filter)
+    assert small.get_buffer("turn").dtype is torch.complex64
+    assert small.get_parameter("b.weight").shape[0] < 32
+
+
+def test_a_cast_to_float32_on_the_way_widens_the_tolerance_and_is_said() -> None:
+    torch.manual_seed(0)
+    proof = proof_of(CastByTensor(), torch.randn(1, 8))
+    assert proof.largest_relative_difference > 1e-10
+    assert proof.dtype is torch.float64
+    assert proof.narrowest is torch.float32
+    assert proof.tolerance == TOLERANCE[torch.float32]
+    assert proof.holds
+    assert proof.to_json()["narrowest"] == "float32"
+
+
+def test_a_cast_lets_no_faintly_wrong_network_pass() -> None:
+    class Faint(CastByTensor):
+        """Heads that a plain cut would divide wrongly, which hardly shows in what the network says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = 4
+            self.inner, self.outer, self.beside = nn.Linear(12, 16), nn.Linear(16, 5), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            units = self.inner(x).to(self.kind[0]).view(len(x), -1, self.part).softmax(1).to(x.dtype)
+            found: Tensor = self.beside(x) + 3e-4 * self.outer(units.flatten(1))
+            return found
+
+    torch.manual_seed(0)
+    module, x = Faint().eval(), torch.randn(2, 12)
+    traced = trace(module, (x,))
+    plan = PruningPlan(removed={g.root: tuple(range(g.channels // 2)) for g in traced.groups})
+    assert shrink_proved(module, traced, plan, (x,))[1].attributes[""]["part"] == 2
+
+
+def test_a_float64_proof_without_casts_stays_strict() -> None:
+    torch.manual_seed(0)
+    proof = proof_of(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(1, 8))
+    assert proof.narrowest is None
+    assert proof.tolerance == 1e-10
+
+
+@pytest.mark.parametrize(("moved", "vacuous"), [(0.0, True), (1e-12, True), (1e-3, False)])
+def test_a_proof_that_has_seen_nothing_says_so(moved: float, vacuous: bool) -> None:
+    proof = Proof(largest_relative_difference=0.0, moved=moved, dtype=torch.float64, outputs=1, inputs="random")
+    assert proof.vacuous is vacuous
+    assert proof.to_json()["vacuous"] is vacuous
+
+
+def test_a_wrong_network_is_refused_whatever_its_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, x = CastByTensor().eval(), torch.randn(1, 8)
+    traced = trace(module, (x,))
+    monkeypatch.setattr("compressor.proving.prove", lambda small, reference: _spoiled(small, reference))
+    with pytest.raises(SurgeryError, match="differs from the silenced dense one"):
+        shrink_proved(module, traced, random_plan(traced.groups, 0.5), (x,))
+
+
+def _spoiled(small: nn.Module, reference: object) -> Proof:
+    from compressor.proof import prove
+
+    with torch.no_grad():
+        small.get_parameter("c.weight").mul_(1.01)
+    return prove(small, reference)  # type: ignore[arg-type]  # a `Reference`
