@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def test_the_fit_is_the_best_of_all_that_are_not_negative(seed: int) -> None:
     assert (x >= 0).all()
     assert np.abs(gradient[x > 1e-6]).max(initial=0) < 1e-3
     assert gradient[x <= 1e-6].min(initial=0) > -1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prices_of_wide_layers_are_the_best_of_all_that_are_not_negative(seed: int) -> None:
+    """At 512 channels the features are nearly collinear; against every choice of prices that are zero."""
+    draw = np.random.default_rng(seed)
+    reads, writes = draw.integers(1, 65, (2, 40)) * 8.0
+    times = features(reads, writes) @ draw.uniform(0, 1, FEATURES) * draw.normal(1, 0.04, 40)
+    relative, ones = features(reads, writes) / times[:, None], np.ones(40)
+    best = np.inf
+    for columns in map(list, itertools.product([False, True], repeat=FEATURES)):
+        some = np.linalg.lstsq(relative[:, columns], ones, rcond=None)[0]
+        if (some >= 0).all():
+            best = min(best, float(np.linalg.norm(relative[:, columns] @ some - ones)))
+    fitted = fit_prices(list(zip(reads.tolist(), writes.tolist(), times.tolist(), strict=True)))
+    assert np.linalg.norm(relative @ fitted - ones) < 1.001 * best
 
 
 def test_prices_predict_between_the_widths_that_were_measured() -> None:
