@@ -142,7 +142,7 @@ def mask_from_scores(
     parts = [list(ranked)] if scope is MaskScope.GLOBAL else [[name] for name in ranked]
     kept: dict[str, Tensor] = {}
     for names in parts:
-        count = math.floor(shares[names[0]] * sum(ranked[n].numel() for n in names) + 1e-9)  # 0.7 * 10 is just below 7
+        count = math.floor(shares[names[0]] * sum(ranked[n].numel() for n in names) + 1e-9)  # 0.29 * 100 is 28.999…
         kept |= _smallest_removed({n: ranked[n] for n in names}, count, keep_at_least=keep_at_least)
     mask = WeightMask(kept={n: k.view(scores[n].shape) for n, k in kept.items()})
     if not mask.removed:

@@ -146,7 +146,7 @@ def plan_from_json(plain: Mapping[str, Sequence[int]]) -> PruningPlan:
 
 def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> int:
     """Channels that stay: never fewer than asked for, never none, a multiple of `multiple` where it fits."""
-    wanted = max(1, at_least, channels - math.floor(channels * ratio + 1e-9))  # 0.7 * 10 is just below 7
+    wanted = max(1, at_least, channels - math.floor(channels * ratio + 1e-9))  # 0.29 * 100 is 28.999…
     return min(channels, math.ceil(wanted / multiple) * multiple)
 
 

@@ -55,6 +55,11 @@ def test_uniform_magnitude_removes_the_smallest_of_each_tensor() -> None:
         assert float(weight[~kept].max()) < float(weight[kept].min())
 
 
+def test_rounding_takes_no_weight_from_the_sparsity() -> None:
+    weights = nn.Linear(10, 10, bias=False)
+    assert magnitude(weights, sparsity=0.29).removed == 29  # 0.29 * 100 is 28.999…
+
+
 def test_masked_macs_are_those_of_the_weights_that_stay() -> None:
     kept = torch.ones(4, 1, 3, 3, dtype=torch.bool)
     kept[:, :, 0] = False  # 12 of 36 weights, each used at 16 places

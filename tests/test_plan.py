@@ -46,10 +46,19 @@ def scores(groups: list[ChannelGroup], *, seed: int | None = 0, comparable: bool
 @pytest.mark.parametrize(
     ("channels", "ratio", "multiple", "stays"),
     [(16, 0.5, 8, 8), (16, 0.3, 8, 16), (10, 0.7, 1, 3), (10, 0.3, 1, 7), (6, 0.5, 8, 6), (64, 0.99, 1, 1),
-     (3, 0.5, 1, 2), (64, 0.7, 8, 24)],
+     (3, 0.5, 1, 2), (64, 0.7, 8, 24), (100, 0.29, 1, 71), (50, 0.58, 1, 21), (90, 0.7, 1, 27)],
 )  # fmt: skip
 def test_kept_by_hand(channels: int, ratio: float, multiple: int, stays: int) -> None:
     assert kept(channels, ratio, multiple=multiple) == stays
+
+
+@pytest.mark.parametrize(("channels", "ratio"), [(10, 0.1), (5, 0.2), (100, 0.29)])
+@pytest.mark.parametrize("scope", SHARED)
+def test_rounding_takes_no_channel_from_the_ratio(channels: int, ratio: float, scope: Scope) -> None:
+    """The last row is 28.999… as a product; in the others a ratio was one less what stays, and came back too small."""
+    plan = plan_pruning([group("a", channels)], scores([group("a", channels)]), budget=ChannelBudget(ratio=ratio),
+                        scope=scope)  # fmt: skip
+    assert plan.count == round(channels * ratio)
 
 
 @given(st.integers(1, 512), st.floats(0.01, 0.99), st.integers(1, 32))
