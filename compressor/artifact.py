@@ -12,15 +12,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.children import python_code
 from compressor.errors import ArtifactError, CheckpointError
-from compressor.files import whole
+from compressor.files import exchanged, save_tensors, whole, write_text
+from compressor.leftovers import OLD, PART, beside, sweep, temporary
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Architecture, Checkpoint
@@ -32,6 +32,7 @@ SUFFIX = ".compressed"
 RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
 INT8 = "model.int8.onnx"
 SKELETON = "architecture.pt"
+LONGEST_NAME = 255  # bytes, on every usual file system
 SPARSE = "sparse"  # a masked network's weights, in place of WEIGHTS
 
 
@@ -227,6 +228,19 @@ def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str,
 
 def check_free(folder: Path, *, force: bool) -> None:
     """Refuses a place where something else lies; `force` lets an artifact be replaced, and nothing else."""
+    try:
+        _check_free(folder, force=force)
+    except OSError as error:  # a name that is too long, a loop of links
+        raise ArtifactError(
+            f"cannot write {folder}: {error.strerror or error}", hint="choose another place: `--out DIR`"
+        ) from error
+
+
+def _check_free(folder: Path, *, force: bool) -> None:
+    if len(os.fsencode(beside(folder, PART).name)) > LONGEST_NAME:
+        raise ArtifactError(f"the name {folder.name[:40]}… is too long", hint="choose a shorter one: `--out DIR`")
+    if folder.is_symlink() and not folder.exists():
+        raise ArtifactError(f"{folder} is a link to nothing", hint="choose another place: `--out DIR`")
     if not folder.exists():
         parent = next(p for p in folder.resolve().parents if p.exists())
         if not os.access(parent, os.W_OK):
@@ -260,18 +274,19 @@ def write_artifact(
     Refused: a folder in the way, a full disk, an artifact that does not come back as it was written.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     from compressor.sparse import write_sparse
 
     check_free(folder, force=force)
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    place = folder.resolve()  # behind a link lies what is replaced; the link stays
+    sweep(place.parent)
+    part = beside(place, PART)
     try:
         part.mkdir(parents=True)
         state = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.module.state_dict().items()}
         measured = dict(results)
         if mask is None:
-            save_file(state, part / WEIGHTS)
+            save_tensors(state, part / WEIGHTS)
         else:
             (part / SPARSE).mkdir()
             measured["mask"] = {**measured.get("mask", {}), **write_sparse(part / SPARSE, state, mask).to_json()}
@@ -284,17 +299,7 @@ def write_artifact(
         write_json(part / RESULTS, measured)
         if verify:
             _read_back(part, checkpoint, trust_pickle=trust_pickle)
-        if folder.exists():
-            old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-            folder.rename(old)
-            try:
-                part.rename(folder)
-            except BaseException:  # an interruption too: what was there stays
-                old.rename(folder)
-                raise
-            shutil.rmtree(old)
-        else:
-            part.rename(folder)
+        put_in_place(part, place)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         why = error.strerror if isinstance(error, OSError) else None
         raise ArtifactError(f"cannot write {folder}: {why or error}", hint="free some space, or `--out DIR`") from error
@@ -302,6 +307,28 @@ def write_artifact(
         if part.exists():
             shutil.rmtree(part, ignore_errors=True)
     return open_artifact(folder)
+
+
+def put_in_place(part: Path, place: Path) -> None:
+    """Give the folder `part` the name `place`; what was there is gone. At no moment is nothing there to restore it.
+
+    Where the system cannot swap two names at once, a process that is killed between the two renames leaves the old
+    folder under a name that the next one's `sweep` gives back.
+    """
+    if not place.exists():
+        part.rename(place)
+        return
+    if exchanged(part, place):
+        shutil.rmtree(part, ignore_errors=True)  # the old one by now
+        return
+    old = beside(place, OLD)
+    place.rename(old)
+    try:
+        part.rename(place)
+    except BaseException:  # an interruption too: what was there stays
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
@@ -320,18 +347,19 @@ def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> N
     from compressor.lent import single_threaded
     from compressor.outputs import outputs_of
 
-    with tempfile.TemporaryDirectory() as scratch:
-        probe = Path(scratch) / "probe.safetensors"
+    with temporary("probe") as scratch:
+        probe = scratch / "probe.safetensors"
         inputs = list(checkpoint.example_inputs)
         with single_threaded():  # as it will be read: sums in another order may choose other detections
             outputs = outputs_of(checkpoint.module.eval(), inputs)
         tensors = {f"input{i}": t for i, t in enumerate(inputs)} | {f"output{i}": t for i, t in enumerate(outputs)}
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, probe)
-        code = "import sys; from compressor.artifact import read_back; read_back(*sys.argv[1:])"
+        code = "from compressor.artifact import read_back; read_back(*sys.argv[1:])"
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, str(folder), str(probe), "trust" if trust_pickle else ""],
+            python_code(code, str(folder), str(probe), "trust" if trust_pickle else ""),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
     if done.returncode:
@@ -382,7 +410,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write canonical JSON, whole or not at all."""
     try:
         with whole(path) as part:
-            part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            write_text(part, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}", hint="free some space and repeat the command"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.evaluate import agreement, evaluate
 from compressor.labels import with_labels_of
+from compressor.leftovers import temporary
 from compressor.machine import Conditions, conditions
 from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
@@ -56,7 +56,7 @@ def bench(
     usables = usable(None if runtimes is None else tuple(runtimes))
     candidates = candidates_of(small, dense, mask=mask)
     parts = [Timed(notes=candidates.notes)]
-    with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
+    with temporary("bench") as scratch:
         folder = Path(scratch)
         if any(runtime.reads is Reads.ONNX for runtime in usables):
             try:

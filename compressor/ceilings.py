@@ -7,7 +7,6 @@ rate, and no less than its bytes over the bandwidth; here also no less than what
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.leftovers import temporary
 from compressor.runtimes import Reads, Runtime
 
 SIDE = 768  # of the matrices that are multiplied
@@ -68,7 +68,7 @@ def ceilings(runtime: Runtime, *, threads: int) -> Ceilings:
         [nn.Linear(SIDE, SIDE, bias=False)], [_Negative()], [_Negative() for _ in range(STARTS)],
     )  # fmt: skip
     best = []
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary("ceilings") as folder:
         for k, (inputs, layers) in enumerate(zip(product, kinds, strict=True)):
             model: nn.Module | Path = nn.Sequential(*layers)
             if runtime.reads is Reads.ONNX:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from compressor.export import export_onnx
 from compressor.gradients import right_gradients
 from compressor.groups import trace
 from compressor.inputs import example_inputs
+from compressor.leftovers import temporary
 from compressor.outputs import tensors_in
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
@@ -174,7 +174,7 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     row.reached = Stage.AGAIN
     if row.until is Stage.AGAIN:
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary("coverage") as scratch:
         say("exporting")
         row.parity = export_onnx(small, Path(scratch) / "model.onnx").largest_relative_difference
         row.reached = Stage.EXPORT

@@ -15,7 +15,8 @@ CompressError
 ├── ExportError            the ONNX file does not say what the network says
 ├── StudyError             no such study, or its folder holds another run's results
 ├── RuntimeUnavailable     a runtime or device that is not here
-└── ArtifactError          an artifact is missing, incomplete, or in the way
+├── ArtifactError          an artifact is missing, incomplete, or in the way
+└── OutputError            stdout takes no more
 
 Each carries what was found, what is allowed, and a `hint`: what to do next.
 """
@@ -98,6 +99,14 @@ class RuntimeUnavailable(CompressError):
 
 class ArtifactError(CompressError):
     """An artifact is missing, incomplete, or in the way."""
+
+
+class OutputError(CompressError):
+    """Stdout takes no more; `closed` where it is a pipe that nobody reads any longer."""
+
+    def __init__(self, message: str, *, hint: str | None = None, closed: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.closed = closed
 
 
 E = TypeVar("E", bound=enum.StrEnum)

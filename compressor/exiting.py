@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compressor.artifact import write_json
@@ -21,7 +19,8 @@ from compressor.exit_choice import ExitAccuracy, alike, answers, at_threshold, e
 from compressor.exit_onnx import export_exits
 from compressor.exits import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.export import export_onnx
-from compressor.files import whole
+from compressor.files import save_tensors, whole
+from compressor.leftovers import temporary
 from compressor.measure import caveats_of, speedup
 from compressor.recipe import Recipe
 from compressor.stream import timed_on_images
@@ -118,7 +117,7 @@ def early_exits(
     file = folder / ONNX
     parity = export_exits(chosen.exits, checkpoint, file, threshold=chosen.threshold, kind=request.kind)
     with whole(folder / WEIGHTS) as part:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in chosen.exits.state_dict().items()}, part)
+        save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in chosen.exits.state_dict().items()}, part)
     say("timing")
     found: dict[str, Any] = {
         "schema": 1,
@@ -145,7 +144,7 @@ def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, r
     """The dense network and the file in turns, per image in the mean, on images that leave as all do."""
     chosen = alike(taken, TIMED_IMAGES, seed=request.recipe.seed)
     images = inputs_of(checkpoint, tune, chosen)
-    with tempfile.TemporaryDirectory(prefix="compress-exits-") as scratch:
+    with temporary("exits") as scratch:
         dense = Path(scratch) / "dense.onnx"
         export_onnx(checkpoint, dense)
         measured = timed_on_images(

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.evaluate import agreement, evaluate
 from compressor.labels import with_labels_of
+from compressor.leftovers import temporary
 from compressor.plan import LatencyBudget, Scope
 from compressor.repair import Repair
 from compressor.request import Request, budget_to_json
@@ -114,7 +114,7 @@ def frontier(
     judge = Judge(checkpoint, data)
     points: list[dict[str, Any]] = []
     arms = arms_of(request)[: None if baselines else 1]
-    with tempfile.TemporaryDirectory(prefix="compress-frontier-") as scratch:
+    with temporary("frontier") as scratch:
         known = Known(folder=Path(scratch))
         for arm in arms:
             for asked in speedups:
@@ -211,7 +211,7 @@ def fastest_within(
     low, high = 1.0, FASTEST  # the fastest known to be within, the slowest known to be beyond
     asked, tried = FIRST, []
     best: tuple[float, float, Fast] | None = None  # speed-up, drop
-    with tempfile.TemporaryDirectory(prefix="compress-drop-") as scratch:
+    with temporary("drop") as scratch:
         known = Known(folder=Path(scratch))
         for _ in range(SEARCHES):
             budget = LatencyBudget(speedup=asked)

@@ -68,6 +68,6 @@ def _ticks(stat: Path) -> tuple[int, int, int] | None:
 
 def _text(file: Path) -> str | None:
     try:
-        return file.read_text().strip()
+        return file.read_text(encoding="utf-8").strip()
     except OSError:
         return None

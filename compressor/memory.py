@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.children import python_module
 from compressor.errors import CompressError
 from compressor.runtimes import Memory, Reads, load
+from compressor.stopping import die_with_parent
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -48,10 +50,11 @@ def peak_memory(loads: Sequence[Load], *, architecture: Mapping[str, Any] | None
         return (None,) * len(loads)
     request = json.dumps({"loads": [asdict(one) for one in loads], "architecture": architecture})
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "compressor.memory"],
+        python_module("compressor.memory"),
         input=request,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     lines = done.stdout.splitlines()
@@ -84,6 +87,7 @@ def _in_a_fork(one: Load) -> int | None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        die_with_parent()
         status = 1
         try:
             os.write(writer, str(_peak(one)).encode())
@@ -106,7 +110,7 @@ def _peak(one: Load) -> int:
     model: Any = torch.load(one.model, weights_only=False) if runtime.reads is Reads.MODULE else Path(one.model)
     with contextlib.suppress(OSError, AttributeError):  # another C library keeps what it freed; the growth is less
         ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")  # the peak starts anew
+    CLEAR.write_text("5", encoding="utf-8")  # the peak starts anew
     before, mapped = _kilobytes("VmRSS"), _kilobytes("RssFile")
     with runtime.prepare(model, inputs, threads=one.threads) as prepared:
         for _ in range(CALLS):
@@ -118,7 +122,7 @@ def _peak(one: Load) -> int:
 
 
 def _kilobytes(field: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import Traced
+from compressor.leftovers import temporary
 from compressor.plan import PruningPlan
 from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
@@ -151,7 +151,7 @@ def networks_of(
     module: nn.Module, traced: Traced, example_inputs: Sequence[Tensor], runtime: Runtime, *, batch: int
 ) -> Iterator[Networks]:
     """A network at any widths, with a folder for what is written."""
-    with tempfile.TemporaryDirectory(prefix="compress-widths-") as folder:
+    with temporary("widths") as folder:
         yield Networks(module, traced, example_inputs, runtime, Path(folder), batch=batch)
 
 

@@ -7,9 +7,9 @@ taken in by `compress bench --read` and `compress measure-table --read`.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from compressor.artifact import read_json, write_json
 from compressor.candidates import candidates_of, with_onnx
 from compressor.checkpoint import Checkpoint
 from compressor.errors import ArtifactError
+from compressor.files import write_text
 from compressor.groups import trace
 from compressor.latency_table import LatencyTable, Target
+from compressor.leftovers import PART, beside
 from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.networks import by_operator, networks_of
@@ -63,9 +65,8 @@ def write_pack(
     say = say or (lambda _: None)
     if folder.exists():
         raise ArtifactError(f"{folder} is there already", hint="give another folder, or take that one away")
-    with tempfile.TemporaryDirectory(prefix="compress-pack-") as scratch:
-        part = Path(scratch) / "pack"
-        (part / "networks").mkdir(parents=True)
+    with _building(folder) as part:
+        (part / "networks").mkdir()
         candidates = with_onnx(candidates_of(small, dense, mask=mask), small, dense, part, say=say)
         say("writing the latency table's networks")
         networks = _write_networks(dense, part, batch=batches[0], seed=seed)
@@ -91,13 +92,25 @@ def write_pack(
             name=dense.name, candidates=", ".join(str(c["candidate"]) for c in listed), seconds=8.0,
             networks=len(networks["files"]), folder=folder.name,
         )  # fmt: skip
-        (part / "README.md").write_text(told)
-        files = sum(1 for p in part.rglob("*") if p.is_file())
-        try:
-            shutil.move(part, folder)
-        except OSError as error:
-            raise ArtifactError(f"cannot write {folder}: {error.strerror or error}") from error
-    return files
+        write_text(part / "README.md", told)
+        return sum(1 for p in part.rglob("*") if p.is_file())
+
+
+@contextlib.contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, which takes its name when the block ends well, and is gone otherwise."""
+    part = beside(folder, PART)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.rename(folder)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {folder}: {error.strerror or error}", hint="free some space, or give another folder"
+        ) from error
+    finally:
+        if part.exists():
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_networks(dense: Checkpoint, part: Path, *, batch: int, seed: int) -> dict[str, Any]:

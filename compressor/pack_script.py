@@ -125,7 +125,7 @@ def networks(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.R
             with tempfile.TemporaryDirectory() as folder:
                 session = session_of(files[k], arguments, pathlib.Path(folder) / "profile")
                 timed(session, given, warmup, calls)
-                events = json.loads(pathlib.Path(session.end_profiling()).read_text())
+                events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
             profiles[k].append(kernels(events, warmup))
         print(f"\rnetworks: round {done + 1} of {arguments.rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -144,7 +144,7 @@ def kernels(events: list[dict[str, Any]], warmup: int) -> list[Any]:
 def processor() -> str:
     """The processor's name, with its vectors."""
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or "unknown"
     fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
@@ -156,7 +156,7 @@ def processor() -> str:
 
 def main() -> None:
     """Measure, and write measured.json."""
-    spec = json.loads((HERE / "pack.json").read_text())
+    spec = json.loads((HERE / "pack.json").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--provider", default="CPUExecutionProvider")
     parser.add_argument("--threads", type=int, default=spec["threads"] or os.cpu_count())
@@ -182,7 +182,7 @@ def main() -> None:
     if arguments.networks:
         found["networks"] = networks(spec, arguments, draw)
     part = arguments.out.with_suffix(".part")
-    part.write_text(json.dumps(found))
+    part.write_text(json.dumps(found), encoding="utf-8")
     part.replace(arguments.out)
     for row in found["rows"]:
         mine = [s for block in row["samples_ns"] for s in block]

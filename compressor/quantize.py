@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
 from compressor.files import whole
+from compressor.leftovers import temporary
 from compressor.lent import quiet_exporter
 from compressor.parity import first_cause
 
@@ -94,7 +94,7 @@ def quantize_onnx(source: Path, file: Path, inputs: Iterable[Tensor], *, how: In
     seen = next(stream, None)
     if seen is None:
         raise CalibrationError("no images to see the ranges of activations on", hint="give some: `--data DIR`")
-    with tempfile.TemporaryDirectory(prefix="compress-int8-") as scratch:
+    with temporary("int8") as scratch:
         proto = _quantized_proto(source, Path(scratch), itertools.chain([seen], stream), how)
     kept, left = weights_of(proto)
     if not kept:

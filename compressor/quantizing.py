@@ -7,7 +7,6 @@ file, in turns on one machine.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from compressor.errors import ArtifactError, CalibrationError, ExportError
 from compressor.evaluate import agreement, evaluate_onnx, load_onnx
 from compressor.export import export_onnx
 from compressor.labels import with_labels_of
+from compressor.leftovers import temporary
 from compressor.machine import conditions
 from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
 from compressor.outputs import outputs_of
@@ -76,7 +76,7 @@ def quantize_to(
     place = folder or (None if artifact is not None else default_folder(checkpoint))
     if place is not None:
         check_free(place, force=force)
-    with tempfile.TemporaryDirectory(prefix="compress-int8-") as scratch:
+    with temporary("int8") as scratch:
         exact, integer = Path(scratch) / ONNX, Path(scratch) / INT8
         exported = _float_file(exact, checkpoint, artifact, say)
         fixed = load_onnx(exact).batch_size

@@ -7,7 +7,6 @@ made again with what the clock said; what is said of the speed-up in the end was
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from compressor.environment import cores
 from compressor.errors import OutOfReach
 from compressor.export import export_onnx
 from compressor.latency_table import LatencyTable, Target
+from compressor.leftovers import temporary
 from compressor.machine import Conditions, conditions
 from compressor.measure import Measurement, Speedup, caveats_of_machine, speedup
 from compressor.pipeline import Pruned, prune
@@ -101,7 +101,7 @@ def prune_to_speed(
     threads = goal.threads or cores()
     here = target_of(runtime, batch=goal.batch, threads=threads)
     elsewhere = goal.table is not None and goal.table.target != here
-    with tempfile.TemporaryDirectory(prefix="compress-speed-") as folder:
+    with temporary("speed") as folder:
         planner = Planner(
             checkpoint=checkpoint,
             request=request,

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from compressor import studies
 from compressor.artifact import read_json, write_json
+from compressor.children import without_working_folder
 from compressor.data import Data
 from compressor.environment import cores, environment
 from compressor.errors import StudyError
-from compressor.files import whole
+from compressor.files import save_tensors, whole
+from compressor.leftovers import sweep
 from compressor.study import Cell, Results, Scale
 
 Say = Callable[[str], None]
@@ -83,7 +85,7 @@ class Folder:
         """Keep the running cell's tensors for others."""
         assert self._cell is not None
         with whole(self.path / f"{self._cell.key}.safetensors") as part:
-            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, part)
+            save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, part)
 
     @property
     def state_file(self) -> Path:
@@ -193,6 +195,8 @@ def _in_processes(
     threads = max(1, cores() // jobs)
     waiting, running = list(cells), dict[Future[Mapping[str, Any]], Cell]()
     missing = {cell.key for cell in cells}
+    stack = contextlib.ExitStack()
+    stack.enter_context(without_working_folder())  # the pool starts its processes as it needs them
     pool = ProcessPoolExecutor(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(source, folder, threads)
     )
@@ -210,10 +214,16 @@ def _in_processes(
                 missing.discard(cell.key)
                 yield cell, row
     except BaseException:
-        for process in set(multiprocessing.active_children()) - before:
+        ours = set(multiprocessing.active_children()) - before
+        for process in ours:
             process.terminate()  # a cell writes whole files only
         pool.shutdown(wait=False, cancel_futures=True)
+        for process in ours:
+            process.join(timeout=10)
+        sweep(folder)  # what they were about to write
         raise
+    finally:
+        stack.close()
     pool.shutdown()
 
 

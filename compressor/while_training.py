@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compressor.data import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
 from compressor.events import Departure, Event, event_from_json, targeted
-from compressor.files import whole
+from compressor.files import whole, write_text
 from compressor.groups import ChannelGroup
 from compressor.held import ALL, MADE, Holder, add_noise_, slices_of
 from compressor.recipe import Recipe
@@ -260,7 +260,7 @@ class _Events:
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with whole(self.file) as part:
-                    part.write_text(json.dumps(told), encoding="utf-8")
+                    write_text(part, json.dumps(told))
             except OSError as error:
                 raise RetrainError(f"cannot write {self.file}: {error}", hint="free some space and repeat") from error
 

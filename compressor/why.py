@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -20,6 +19,7 @@ from compressor.ceilings import Ceilings, ceilings
 from compressor.checkpoint import Checkpoint
 from compressor.costs import LayerCost, layer_costs
 from compressor.errors import RuntimeUnavailable
+from compressor.leftovers import temporary
 from compressor.networks import owned
 from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
@@ -64,7 +64,7 @@ def why(
         )
     say("measuring what the machine can do at most")
     peaks = ceilings(runtime, threads=threads)
-    with TemporaryDirectory(prefix="compress-why-") as folder:
+    with temporary("why") as folder:
         say("writing both networks for the profiler")
         networks = [
             _network(checkpoint, runtime, Path(folder) / f"{k}.onnx") for k, checkpoint in enumerate((dense, small))

@@ -101,8 +101,10 @@ def full_disk(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def interrupted(arguments: list[str], *, when: str, then: float) -> str:
-    """What a process said after Ctrl-C, pressed `then` seconds after a line that begins with `when`."""
+def interrupted(
+    arguments: list[str], *, when: str, then: float, by: int = signal.SIGINT, code: int = INTERRUPTED
+) -> str:
+    """What a process said after Ctrl-C, or another signal, `then` seconds after a line that begins with `when`."""
     command = [str(Path(sys.executable).parent / "compress"), *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -116,9 +118,9 @@ def interrupted(arguments: list[str], *, when: str, then: float) -> str:
             if line.startswith(when):
                 break
         time.sleep(then)
-        going.send_signal(signal.SIGINT)
+        going.send_signal(by)
         printed, rest = going.communicate(timeout=60)
-    assert going.returncode == INTERRUPTED, said + rest
+    assert going.returncode == code, said + rest
     assert "Traceback" not in rest
     assert printed == ""
     return rest

@@ -26,6 +26,7 @@ from compressor.cli.options import (
     load_model,
     print_json,
     status,
+    strong,
     talk,
 )
 
@@ -104,7 +105,8 @@ def command(
         print_json(results)
         return
     show(results)
-    console().print(f"\nwrote [bold]{folder}[/]; next: `compress evaluate`, `compress export --onnx`", soft_wrap=True)
+    after = "; next: `compress evaluate`, `compress export --onnx`"
+    console().print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
 
 
 def tell(progress: Any) -> None:

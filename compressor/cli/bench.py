@@ -25,6 +25,7 @@ from compressor.cli.options import (
     print_json,
     short,
     status,
+    strong,
     talk,
 )
 
@@ -141,8 +142,10 @@ def show(result: dict[str, Any]) -> None:
         mine = [row for row in rows if (row["runtime"], row["batch"]) == (runtime, batch)]
         out.print()
         out.print(
-            f"[bold]{runtime}[/], batch {batch}, threads: {result['threads']}, run by {mine[0]['provider']}, "
-            f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls; milliseconds:"
+            strong(runtime),
+            f", batch {batch}, threads: {result['threads']}, run by {mine[0]['provider']}, "
+            f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls; milliseconds:",
+            sep="",
         )
         out.print(timings(mine))
     percent = f"{result['confidence']:.0%}"
@@ -175,8 +178,11 @@ def show_why(why: dict[str, Any]) -> None:
         table.add_row(row["layer"], *arrows, *times, ratio, intensity, last["ceiling"], held)
     peaks, out = why["ceilings"], console()
     out.print(
-        f"\n[bold]{why['runtime']}[/], batch {why['batch']}, threads: {why['threads']}, microseconds by layer, with "
-        "what is fused into it or follows without weights:"
+        "\n",
+        strong(why["runtime"]),
+        f", batch {why['batch']}, threads: {why['threads']}, microseconds by layer, with what is fused into it or "
+        "follows without weights:",
+        sep="",
     )
     out.print(table)
     out.print(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from compressor.cli.options import ExitCode, console
+from compressor.children import python_module
+from compressor.cli.options import ExitCode, console, strong
+from compressor.errors import ArtifactError
 
 FOLDER = Path("compress-demo")
 
@@ -27,7 +28,12 @@ def command(
     import sample_models
 
     model = Path(sample_models.__file__).parent / "fashion_resnet20.pt"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"the demo cannot work in {out}: {error.strerror or error}", hint="give a folder: `--out DIR`"
+        ) from error
     small = "fashion_resnet20.fine-tune.compressed"
     steps = (
         f"inspect {shlex.quote(str(model))}",
@@ -40,9 +46,9 @@ def command(
     )
     with contextlib.chdir(out):
         for step in steps:
-            console().print(f"\n[bold cyan]$ compress {step}[/]\n", soft_wrap=True)
-            status = subprocess.run([sys.executable, "-m", "compressor.cli.main", *shlex.split(step)], check=False)
+            console().print("\n", strong(f"$ compress {step}", "bold cyan"), "\n", sep="", soft_wrap=True)
+            status = subprocess.run(python_module("compressor.cli.main", *shlex.split(step)), check=False)
             if status.returncode:
                 raise typer.Exit(status.returncode)
-    console().print(f"\nthe report is [bold]{out / small / 'report.html'}[/]", soft_wrap=True)
+    console().print("\nthe report is ", strong(out / small / "report.html"), sep="", soft_wrap=True)
     raise typer.Exit(ExitCode.DONE)

@@ -29,6 +29,7 @@ from compressor.cli.options import (
     share,
     short,
     status,
+    strong,
     talk,
 )
 
@@ -92,7 +93,8 @@ def command(
         print_json(results)
         return
     show(results)
-    console().print(f"\nwrote [bold]{folder}[/]: model.onnx, exits.safetensors and results.json", soft_wrap=True)
+    after = ": model.onnx, exits.safetensors and results.json"
+    console().print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
 
 
 def show(results: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from compressor.cli.options import (
     print_json,
     short,
     status,
+    strong,
     talk,
 )
 
@@ -68,9 +69,11 @@ def show(file: Path, results: dict[str, Any]) -> None:
         markup=False, soft_wrap=True,
     )  # fmt: skip
     batch = "any batch size" if results["dynamic_batch"] else "batches of one"
-    out.print(f"wrote [bold]{file}[/]: {short(results['bytes'])}B, opset {results['opset']}, {batch}", soft_wrap=True)
+    said = f": {short(results['bytes'])}B, opset {results['opset']}, {batch}"
+    out.print("wrote ", strong(file), said, sep="", soft_wrap=True)
     if results["note"]:
         talk().print(results["note"], style="yellow", markup=False, soft_wrap=True)
     if "sparse" in results:
-        out.print(f"wrote [bold]{results['sparse']['file']}[/]: {short(results['sparse']['bytes'])}B", soft_wrap=True)
+        sparse = results["sparse"]
+        out.print("wrote ", strong(sparse["file"]), f": {short(sparse['bytes'])}B", sep="", soft_wrap=True)
         talk().print(results["sparse"]["statement"], style="dim", markup=False, soft_wrap=True)

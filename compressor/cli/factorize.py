@@ -24,6 +24,7 @@ from compressor.cli.options import (
     share,
     short,
     status,
+    strong,
     talk,
 )
 
@@ -86,8 +87,9 @@ def command(
         talk().print("dry run: nothing was written")
     else:
         console().print(
-            f"\nwrote [bold]{folder}[/]; next: `compress retrain`, `compress export --onnx`, `compress bench`"
-        )
+            "\nwrote ", strong(folder), "; next: `compress retrain`, `compress export --onnx`, `compress bench`",
+            sep="", soft_wrap=True,
+        )  # fmt: skip
 
 
 def show(found: dict[str, Any]) -> None:

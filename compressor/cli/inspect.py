@@ -19,6 +19,7 @@ from compressor.cli.options import (
     print_json,
     short,
     status,
+    strong,
     talk,
 )
 
@@ -98,7 +99,7 @@ def show(inspection: Inspection) -> None:
     plain: dict[str, Any] = inspection.to_json()
     out = console()
     shapes = ", ".join("x".join(map(str, s)) for s in plain["input"])
-    out.print(f"[bold]{plain['name']}[/]  {plain['architecture']}, input {shapes}")
+    out.print(strong(plain["name"]), f" {plain['architecture']}, input {shapes}")
     out.print(
         f"{short(plain['params'])} parameters, {short(plain['macs'])} MACs, {short(plain['bytes'])}B of weights\n"
     )
@@ -129,4 +130,4 @@ def show(inspection: Inspection) -> None:
     for row in plain["would_leave"]:
         would.add_row(f"{row['ratio']:g}", f"{row['channels']:.1%}", f"{row['params']:.1%}", f"{row['macs']:.1%}")
     out.print(would)
-    out.print("\n[dim]a group's parameters and MACs are those of every layer that makes or reads its channels[/]")
+    out.print("\na group's parameters and MACs are those of every layer that makes or reads its channels", style="dim")

@@ -11,15 +11,19 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import compressor.cli
 from compressor.cli.options import ExitCode, command_line, talk
-from compressor.errors import CompressError, UntrustedPickle
+from compressor.cli.printing import take_any_text, writing_stdout
+from compressor.errors import CompressError, OutputError, UntrustedPickle
+from compressor.leftovers import sweep, sweep_temp
+from compressor.stopping import Terminated, stop_when_asked
 
-NOT_COMMANDS = {"main", "options"}
+NOT_COMMANDS = {"main", "options", "printing"}
 ORDER = (
     "inspect", "sensitivity", "prune", "frontier", "factorize", "retrain", "adapt", "exits", "export", "quantize",
     "bench", "measure-table", "report", "evaluate", "study", "demo",
@@ -35,31 +39,41 @@ app = typer.Typer(
 )
 
 
+def told(error: CompressError) -> ExitCode:
+    """Print the error with its hint, and give the exit code; of a pipe that nobody reads, as `| head`, no word."""
+    if isinstance(error, OutputError) and error.closed:
+        return ExitCode.PIPE_CLOSED
+    err = talk()
+    err.print("error: ", end="", style="bold red")
+    err.print(str(error), soft_wrap=True)
+    if isinstance(error, UntrustedPickle):
+        for name in error.classes:
+            err.print(f"  {name}", soft_wrap=True)
+    if error.hint:
+        err.print("\nhint: ", end="", style="bold")
+        err.print(error.hint, soft_wrap=True)
+    return ExitCode.REFUSED
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """The command with our errors as messages on stderr, and an exit code for each kind of end."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            sweep(Path.cwd())
+            sweep_temp()
             command(*args, **kwargs)
         except CompressError as error:
-            err = talk()
-            err.print("error: ", end="", style="bold red", markup=False)
-            err.print(str(error), markup=False, soft_wrap=True)
-            if isinstance(error, UntrustedPickle):
-                for name in error.classes:
-                    err.print(f"  {name}", markup=False, soft_wrap=True)
-            if error.hint:
-                err.print("\nhint: ", end="", style="bold", markup=False)
-                err.print(error.hint, markup=False, soft_wrap=True)
-            raise typer.Exit(ExitCode.REFUSED) from error
-        except KeyboardInterrupt:
+            raise typer.Exit(told(error)) from error
+        except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, Terminated)
+            what = "terminated" if terminated else "interrupted"
             talk().print(
-                f"\ninterrupted: nothing was left half written; go on with the same command: {command_line()}",
-                markup=False,
+                f"\n{what}: nothing was left half written; go on with the same command: {command_line()}",
                 soft_wrap=True,
             )
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            raise typer.Exit(ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED) from None
 
     return run
 
@@ -75,7 +89,9 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version as version_of
 
-        sys.stdout.write(f"compress {version_of('compress')}\n")
+        with writing_stdout():
+            sys.stdout.write(f"compress {version_of('compress')}\n")
+            sys.stdout.flush()
         raise typer.Exit(ExitCode.DONE)
 
 
@@ -97,7 +113,13 @@ for _name, _command in commands().items():
 
 def main() -> None:
     """The console script."""
-    app()
+    take_any_text()
+    stop_when_asked()
+    try:
+        with writing_stdout(only_full=True):
+            app()
+    except OutputError as error:  # of the help and the version; a command tells its own
+        sys.exit(told(error))
 
 
 if __name__ == "__main__":

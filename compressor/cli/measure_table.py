@@ -20,6 +20,7 @@ from compressor.cli.options import (
     load_model,
     print_json,
     status,
+    strong,
 )
 
 
@@ -89,7 +90,9 @@ def show(table: dict[str, Any]) -> None:
 
     out, target = console(), table["target"]
     out.print(
-        f"[bold]{target['runtime']}[/], batch {target['batch']}, threads: {target['threads']}, {target['hardware']}"
+        strong(target["runtime"]),
+        f", batch {target['batch']}, threads: {target['threads']}, {target['hardware']}",
+        sep="",
     )
     rows = Table(box=None, pad_edge=False)
     for name in ("widths are multiples of", "take, of what aligned ones would"):

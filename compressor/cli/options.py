@@ -1,21 +1,23 @@
-"""Options that several commands share, and how every command talks: data to stdout, everything else to stderr."""
+"""Options that several commands share, and what several do with them."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from compressor.cli.printing import console as console  # what every command takes from here
+from compressor.cli.printing import print_json as print_json
+from compressor.cli.printing import status as status
+from compressor.cli.printing import strong as strong
+from compressor.cli.printing import talk as talk
 
+if TYPE_CHECKING:
     from compressor.artifact import Artifact
     from compressor.checkpoint import Checkpoint
     from compressor.data import Data
@@ -29,6 +31,8 @@ class ExitCode(IntEnum):
     USAGE = 2
     GATE_MISSED = 3  # one that the user set: --min-speedup, --max-drop
     INTERRUPTED = 130
+    PIPE_CLOSED = 141  # by who read stdout: nothing to be told
+    TERMINATED = 143
 
 
 ModelArgument = Annotated[Path, typer.Argument(help="A checkpoint, or an artifact's folder.", show_default=False)]
@@ -68,39 +72,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="What every random choic
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
 
 
-def console() -> Console:
-    """Where tables go: stdout."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def talk() -> Console:
-    """Where progress, caveats and hints go: stderr."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
-
-
-def print_json(value: object) -> None:
-    """The value as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
 def command_line() -> str:
     """The command that is running, as a user would type it."""
     return shlex.join(["compress", *sys.argv[1:]])
-
-
-@contextmanager
-def status(first: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr that shows what is going on; a pipe gets plain lines instead."""
-    out = talk()
-    if not out.is_terminal:
-        yield lambda _: None
-        return
-    with out.status(first) as spinner:
-        yield lambda text: spinner.update(text)
 
 
 def load_model(

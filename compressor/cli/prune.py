@@ -31,6 +31,7 @@ from compressor.cli.options import (
     share,
     short,
     status,
+    strong,
     talk,
 )
 
@@ -171,8 +172,9 @@ def command(
         talk().print("dry run: nothing was written")
     else:
         console().print(
-            f"\nwrote [bold]{folder}[/]; next: `compress retrain`, `compress export --onnx`, `compress bench`"
-        )
+            "\nwrote ", strong(folder), "; next: `compress retrain`, `compress export --onnx`, `compress bench`",
+            sep="", soft_wrap=True,
+        )  # fmt: skip
 
 
 def tell_epoch(progress: Progress) -> None:

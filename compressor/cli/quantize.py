@@ -31,6 +31,7 @@ from compressor.cli.options import (
     print_json,
     short,
     status,
+    strong,
     talk,
 )
 from compressor.environment import Processor
@@ -138,7 +139,7 @@ def show(file: Path, section: dict[str, Any]) -> None:
     )  # fmt: skip
     if not any(row["speedup"]["low"] > 1 for row in section["speed"]):
         talk().print("int8 is not faster here: what it saves is disk and memory", style="yellow")
-    out.print(f"wrote [bold]{file}[/]; on the test split: `compress evaluate {file}`", soft_wrap=True)
+    out.print("wrote ", strong(file), f"; on the test split: `compress evaluate {file}`", sep="", soft_wrap=True)
 
 
 def verdict(found: dict[str, float]) -> str:

@@ -31,6 +31,7 @@ from compressor.cli.options import (
     load_model,
     open_default,
     print_json,
+    strong,
     talk,
 )
 
@@ -227,7 +228,8 @@ def show(entry: dict[str, Any], folder: Path) -> None:
     length = f"{entry['epochs']} epoch{'s' * (entry['epochs'] != 1)}"
     tune = f"tune {last['tune_correct']}/{last['tune_total']} ({share:.2%})"
     out.print(f"{entry['how']}: {length} on {entry['images']:,} images of {entry['data']}, {tune}", markup=False)
-    out.print(f"\nwrote [bold]{folder}[/]; next: `compress export --onnx`, `compress bench`", soft_wrap=True)
+    after = "; next: `compress export --onnx`, `compress bench`"
+    out.print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
 
 
 def show_round(told: dict[str, Any]) -> None:
@@ -250,4 +252,5 @@ def show_ticket(found: dict[str, Any], folder: Path) -> None:
     out.print(table)
     out.print(f"rewound to: {lottery['rewound_to']}; {lottery['epochs']} epochs a round on {lottery['data']}")
     out.print("\n" + found["mask"]["statement"], markup=False)
-    out.print(f"\nwrote [bold]{folder}[/]; next: `compress evaluate`, `compress export --onnx`", soft_wrap=True)
+    after = "; next: `compress evaluate`, `compress export --onnx`"
+    out.print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)

@@ -16,6 +16,8 @@ from compressor.cli.options import (
     command_line,
     console,
     print_json,
+    status,
+    strong,
     talk,
 )
 
@@ -40,7 +42,7 @@ def command(
 
     if name is None:
         for one in studies.names():
-            console().print(f"[bold]{one:18}[/] {studies.help_of(one)}", highlight=False)
+            console().print(strong(f"{one:18}"), studies.help_of(one))
         return
     from compressor.artifact import write_json
     from compressor.report.markdown import markdown
@@ -56,10 +58,10 @@ def command(
     def finished(progressed: Progressed) -> None:
         talk().print(f"{progressed.done}/{progressed.total} {progressed.cell.key}", style="dim", highlight=False)
 
-    with talk().status(f"{name}: what is there already") as spinner:
+    with status(f"{name}: what is there already") as say:
         results = run_study(
             name, size, source, folder / "cells", jobs=jobs, seeds=seeds, finished=finished,
-            say=lambda s: spinner.update(f"{name}: {s}"),
+            say=lambda s: say(f"{name}: {s}"),
         )  # fmt: skip
     found = told(name, size, results, data=source(), command=command_line())
     write_json(folder / "results.json", found)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import ArtifactError
-from compressor.files import whole
+from compressor.files import whole, write_text
 from compressor.report.changes import (
     factorized_section,
     left_alone_section,
@@ -108,4 +108,4 @@ def _holds(file: Path, results: Mapping[str, object]) -> bool:
 
 def _write(file: Path, content: str) -> None:
     with whole(file) as part:
-        part.write_text(content, encoding="utf-8")
+        write_text(part, content)

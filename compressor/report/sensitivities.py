@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ArtifactError
-from compressor.files import whole
+from compressor.files import whole, write_text
 from compressor.report.drawing import drawing, line, text
 from compressor.report.markup import Markup, tag
 from compressor.report.wording import plain
@@ -47,7 +47,7 @@ def write_picture(file: Path, content: str) -> None:
     """Write the picture whole or not at all; refused where the file cannot be written."""
     try:
         with whole(file) as part:
-            part.write_text(content, encoding="utf-8")
+            write_text(part, content)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {file}: {error.strerror or error}", hint="choose another place: `--out FILE`"

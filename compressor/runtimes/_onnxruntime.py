@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import RuntimeUnavailable
+from compressor.leftovers import temporary
 from compressor.runtimes import NodeTime
 
 
@@ -55,22 +55,22 @@ def nodes_by_provider(
     model: nn.Module | Path, inputs: Sequence[Tensor], *, provider: str, threads: int
 ) -> dict[str, int]:
     """How many nodes ran on each provider in one profiled call of a session of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary("onnxruntime") as folder:
         session = open_session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
         session.run(None, feed(session, inputs))
-        return count_nodes(json.loads(Path(session.end_profiling()).read_text()))
+        return count_nodes(json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")))
 
 
 def profiled(
     model: nn.Module | Path, inputs: Sequence[Tensor], *, provider: str, threads: int, warmup: int, calls: int
 ) -> list[NodeTime]:
     """What onnxruntime's own profiler says of each node; it counts in microseconds."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary("onnxruntime") as folder:
         session = open_session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
         own = feed(session, inputs)
         for _ in range(warmup + calls):
             session.run(None, own)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return node_times(events, warmup=warmup)
 
 

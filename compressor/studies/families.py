@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,7 @@ from compressor.export import export_onnx
 from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind
 from compressor.interval import LEVEL, Interval, mean_interval, paired_difference
+from compressor.leftovers import temporary
 from compressor.masks import apply_mask_, magnitude
 from compressor.measure import Measurement, caveats_of, speedup
 from compressor.pipeline import prune
@@ -157,7 +157,7 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     """One arm: its accuracy on the test split, its size and its MACs; or the clock, its ratios."""
     sizes: Any = {name: cell.values[value] for name, value in (("train", "images"), ("tune", "tune"), ("test", "test"))}
     data = reduced(workspace.data, **sizes)
-    with tempfile.TemporaryDirectory(prefix="compress-families-") as scratch:
+    with temporary("families") as scratch:
         file = Path(scratch) / "model.onnx"
         if cell.arm == CLOCK:
             return _on_the_clock(cell, data, workspace, Path(scratch))
