@@ -64,14 +64,8 @@ def version(*names: str) -> str | None:
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """The processor's model name, with the widest vectors that it offers where the system says so."""
-<<<<<<< HEAD
     fields = _fields(cpuinfo)
     if fields is None:
-=======
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
->>>>>>> 1dfa587 (Asked to end is interrupted: nothing is littered, replacing is atomic, no process runs the working folder's files, every name prints as it is)
         return platform.processor() or None
     name = fields.get("model name") or platform.processor() or platform.machine()
     flags = set(fields.get("flags", "").split())
