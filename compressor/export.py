@@ -21,6 +21,7 @@ from compressor.heads import WithHeads, head_layers
 from compressor.lent import quiet_exporter
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.proof import random_like
+from compressor.structures import with_plain_outputs_
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
     """
     _check_opset(opset)
-    module = copy.deepcopy(checkpoint.module).cpu().eval()
+    module = with_plain_outputs_(copy.deepcopy(checkpoint.module).cpu().eval())
     examples = [t.cpu() for t in checkpoint.example_inputs]
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     if size > PROTOBUF_BYTES:

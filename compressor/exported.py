@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
 from compressor.chosen import Choice, Forced, StoppedAtValues, choices_of
 from compressor.errors import GroupError
@@ -19,6 +20,8 @@ from compressor.inlining import inline_
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
 from compressor.precision import in_precision, in_precision_
+from compressor.sizes import size_of, takes_of, value_of
+from compressor.structures import taken_apart, with_plain_outputs_
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +36,8 @@ class Exported:
     open: bool  # whether it takes batches of any size
     choices: tuple[Choice, ...] = ()  # made by values on the example, as detectors do; the graph has them fixed
     held: dict[str, Tensor] = field(default_factory=dict)  # every name in the module; a tied tensor has several
+    takes: dict[str, Any] | None = None  # which sizes of its inputs it is for (`compressor.sizes`), where that is known
+    returns: dict[str, Any] | None = None  # what is around its `outputs` (`compressor.structures`)
 
     def users(self, placeholder: str) -> list[fx.Node]:
         """The operators that take what stands behind a placeholder."""
@@ -63,7 +68,7 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
             with StoppedAtValues():
                 found = _export(twin, inputs)
             if not any(map(_hangs_on_values, found.graph.nodes)):
-                return read_program(found, _held(twin))
+                return _at(read_program(found, _held(twin)), inputs)
         except Exception as error:  # the exporter raises whatever the network's code made it stumble over
             if not hangs_on_data(error):
                 raise _untraceable(error) from error
@@ -105,7 +110,8 @@ def _twin(module: nn.Module) -> nn.Module:
     shared: dict[int, object] = {
         id(p): nn.Parameter(in_precision(p.detach(), torch.float32), False) for p in module.parameters()
     }
-    return in_precision_(copy.deepcopy(module, shared), torch.float32).eval().requires_grad_(False)
+    twin = in_precision_(copy.deepcopy(module, shared), torch.float32).eval().requires_grad_(False)
+    return with_plain_outputs_(twin)
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:
@@ -130,7 +136,7 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
     tensors: dict[str, tuple[str, Tensor]] = {}
     constants: dict[str, Tensor] = {}
     given: list[str] = []
-    outputs = _outputs(found)
+    outputs, returns = _outputs(found), _returns(found)
     for node in found.graph.nodes:
         if node.op == "placeholder" and node.name in lifted:
             name = lifted[node.name]
@@ -147,7 +153,17 @@ def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
         outputs=outputs,
         open=_is_open(found),
         held=dict(held),
+        takes=takes_of(found),
+        returns=returns,
     )
+
+
+def _at(graph: Exported, inputs: Sequence[Tensor]) -> Exported:
+    """The graph without conditions that these inputs do not meet, for which it is proved: one says "not one", say."""
+    assert graph.takes is not None
+    sizes = [t.shape for t in inputs]
+    holds = [condition for condition in graph.takes["holds"] if value_of(condition, sizes)]
+    return dataclasses.replace(graph, takes={**graph.takes, "holds": holds})
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -181,9 +197,19 @@ def _outputs(found: Any) -> tuple[fx.Node, ...]:
     return tuple(n for n, spec in given if spec.kind is OutputKind.USER_OUTPUT and isinstance(n, fx.Node))
 
 
+def _returns(found: Any) -> dict[str, Any] | None:
+    """The structure of what the network gives, whose tensors are `_outputs`; `None` where the program does not say."""
+    spec = getattr(found, "call_spec", None)
+    if spec is None or spec.out_spec is None:
+        return None
+    given = zip(found.graph.output_node().args[0], found.graph_signature.output_specs, strict=True)
+    values = [value for value, spec in given if spec.kind is OutputKind.USER_OUTPUT]
+    return taken_apart(pytree.tree_unflatten(values, spec.out_spec))[0]
+
+
 def _is_open(found: Any) -> bool:
     """Whether the batch size of the first input is left open, all the way to the first output."""
     first = found.graph_signature.user_inputs[:1]
     ends = [node for node in found.graph.nodes if node.name in first] + list(_outputs(found)[:1])
     sizes = [getattr(node.meta.get("val"), "shape", ())[:1] for node in ends]
-    return all(isinstance(d, torch.SymInt) for size in sizes for d in size or (0,))
+    return all(size_of(d) is None for size in sizes for d in size or (0,))

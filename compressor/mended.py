@@ -34,7 +34,19 @@ Put = Callable[[str, Any], None]
 def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:
     """The program of `dense` without the labels `gone`, recorded. Refused: numbers that cannot be mended."""
     recorded = _Mending(trace, dense.state_dict(), trace.labels.marked(gone)).recorded()
+    if isinstance(dense, RecordedProgram):  # torch exports its steps alone, without what stands around them
+        recorded |= {"returns": dense.recorded.get("returns"), "takes": _both(dense, recorded["takes"])}
     return {**recorded, "trainable": [name for name, _ in dense.named_parameters(remove_duplicate=False)]}
+
+
+def _both(dense: RecordedProgram, takes: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Which inputs a program takes that was made of one that takes some itself."""
+    before = dense.recorded.get("takes")
+    if before is None or takes is None:
+        return before or takes
+    inputs = [{**now, "name": then["name"]} for then, now in zip(before["inputs"], takes["inputs"], strict=True)]
+    new = [condition for condition in takes["holds"] if condition not in before["holds"]]
+    return {"inputs": inputs, "holds": [*before["holds"], *new]}
 
 
 def program_of_file(found: Any) -> RecordedProgram:
@@ -81,8 +93,14 @@ class _Mending:
             first = graph.names_of(tensor)[0]
             if name != first and {name, first} <= self.state.keys():
                 tied[name] = first
-        outputs = [node.name for node in graph.outputs]
-        return {"nodes": nodes, "outputs": outputs, "constants": constants, "tied": tied}
+        return {
+            "nodes": nodes,
+            "outputs": [node.name for node in graph.outputs],
+            "returns": graph.returns,
+            "takes": None if graph.takes is None else {key: graph.takes[key] for key in ("inputs", "holds")},
+            "constants": constants,
+            "tied": tied,
+        }
 
     def _placeholder(self, node: fx.Node, constants: dict[str, Any]) -> dict[str, Any]:
         graph = self.trace.exported

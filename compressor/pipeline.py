@@ -25,6 +25,7 @@ from compressor.request import Request, budget_to_json
 from compressor.scoring import Say, calibration_images, score
 from compressor.sensitivity import Curve, writable
 from compressor.shrink import shrink
+from compressor.sizes import takes_text
 from compressor.surgery import Surgery
 
 
@@ -63,6 +64,13 @@ class Pruned:
         """What the small network is: of the dense network's own `class`, or its exported `program`, mended."""
         return "program" if isinstance(self.checkpoint.module, RecordedProgram) else "class"
 
+    @property
+    def takes(self) -> str | None:
+        """Which sizes of inputs a small network that is kept as a program takes; `None` where its class decides."""
+        module = self.checkpoint.module
+        takes = module.recorded.get("takes") if isinstance(module, RecordedProgram) else None
+        return None if takes is None else takes_text(takes)
+
     def to_json(self) -> dict[str, Any]:
         """The `prune` section of an artifact's results."""
         after = {layer.weight: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
@@ -82,6 +90,7 @@ class Pruned:
             "levels": self.request.levels,
             "seed": self.request.seed,
             "kept_as": self.kept_as,
+            **({} if self.takes is None else {"takes": self.takes}),
             "proof": self.proof.to_json(),
             "widths": [
                 {

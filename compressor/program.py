@@ -21,6 +21,7 @@ from compressor.lent import quiet_exporter
 from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 from compressor.recorded import RecordedProgram
+from compressor.structures import with_plain_outputs_
 
 aten = torch.ops.aten
 CONVOLVING = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -75,7 +76,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
     Refused: a network that `torch.export` does not take, or whose operators, run one by one, say something else than
     the network does.
     """
-    module = copy.deepcopy(module).eval().requires_grad_(False)
+    module = with_plain_outputs_(copy.deepcopy(module).eval().requires_grad_(False))
     inputs = tuple(_batch_of(t, batch) for t in example_inputs)
     program = _read(_exported(module, inputs), module, batch=batch)
     said = [t for value in run(program, [[t] for t in inputs]) for t in tensors_in(value[0])]

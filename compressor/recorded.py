@@ -7,6 +7,7 @@ and needs nobody's class.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import re
@@ -19,6 +20,8 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import GroupError, SurgeryError
 from compressor.rules import name_of
+from compressor.sizes import check_record, check_taken, in_order
+from compressor.structures import restored
 
 PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub,
          "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "truediv": operator.truediv,
@@ -33,6 +36,31 @@ class RecordedProgram(fx.GraphModule):
     """A program as a module: trains (its norms and dropouts switch), moves between devices, and can be copied."""
 
     recorded: Plain
+
+    def recompile(self) -> Any:
+        """What fx writes, between the check of what comes in and the structure of what goes out."""
+        code = super().recompile()
+        kind = type(self)  # fx makes a class for every module
+        steps = kind.forward
+
+        @functools.wraps(steps)
+        def forward(self: RecordedProgram, *args: Any, **kwargs: Any) -> Any:
+            return self.answered(steps, args, kwargs)
+
+        kind.forward = forward  # as fx does
+        return code
+
+    def answered(self, steps: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the program's `steps` give, as the network structured it. Refused: inputs that it was not made for."""
+        takes, returns = self.recorded.get("takes"), self.recorded.get("returns")
+        if takes is not None:
+            args = in_order(takes, args, kwargs)
+            check_taken(takes, args)
+            kwargs = {}
+        given = steps(self, *args, **kwargs)
+        if returns is None:  # a record of before there was one
+            return given
+        return restored(returns, given if isinstance(given, tuple) else (given,))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedProgram:
         state = {name: tensor.detach().clone() for name, tensor in self.state_dict(keep_vars=True).items()}
@@ -110,6 +138,10 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> RecordedProgra
             _check_named(called, kwargs)
             known[node["name"]] = graph.call_function(called, tuple(args), kwargs)
     outputs = [known[name] for name in recorded["outputs"]]
+    if recorded.get("takes") is not None:
+        check_record(recorded["takes"], inputs=given)
+    if recorded.get("returns") is not None:
+        restored(recorded["returns"], outputs)  # refused now, and not when it runs
     graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     program = RecordedProgram(root, graph)
     for name, tensor in tensors.items():  # what the program does not read is kept: the state stays whole

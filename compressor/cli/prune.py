@@ -220,6 +220,8 @@ def show(results: dict[str, Any]) -> None:
             "kept as an exported program, which trains, exports and prunes again like any network, but has no layers",
             soft_wrap=True,
         )
+        if "takes" in prune:
+            out.print(f"the program takes inputs of {prune['takes']}; others are refused", markup=False, soft_wrap=True)
     if prune["emptied"]:
         out.print(f"branches taken out: {', '.join(prune['emptied'])}", markup=False)
     for layer in prune["left_alone"]:
