@@ -12,7 +12,6 @@ there is no target at all, nothing of it is ever seen.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.data import Data, Preprocessing, SplitName, augmentation_named
 from compressor.domains import Target
 from compressor.errors import RetrainError
@@ -140,7 +140,7 @@ def adapt(
         )
     home = next(checkpoint.module.parameters()).device
     trained = train(
-        checkpoint.module if device is None else copy.deepcopy(checkpoint.module).to(device_named(device)),
+        checkpoint.module if device is None else copy_of(checkpoint.module).to(device_named(device)),
         source,
         recipe=recipe,
         preprocessing=checkpoint.preprocessing,

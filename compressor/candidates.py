@@ -6,7 +6,6 @@ do. What skipping them is worth on a real one is for the clock to say.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.errors import PlanError
 from compressor.export import export_onnx
@@ -92,7 +92,7 @@ def candidates_of(small: Checkpoint, dense: Checkpoint, *, mask: WeightMask | No
     small_cost = count(small.module, small.example_inputs)
     try:
         zeros = equal_mask(dense.module, params=small_cost.params)
-        module = copy.deepcopy(dense.module)
+        module = copy_of(dense.module)
         apply_mask_(module, zeros)
         found.append(_masked(module, zeros, dense))
     except PlanError as error:
@@ -156,7 +156,7 @@ def _silent(small: Checkpoint, dense: Checkpoint) -> nn.Module | None:
 
 def zeroed(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> nn.Module:
     """A copy of the module in which the channels of the plan are zeros where they are read: as large, and as slow."""
-    masked = copy.deepcopy(module)
+    masked = copy_of(module)
     state = dict(masked.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for group in groups:

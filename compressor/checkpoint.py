@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor import architectures
 from compressor.architectures import PICKLE, PROGRAM, Architecture, architecture_arguments
+from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.exported_file import read_exported
@@ -139,9 +140,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def write_skeleton(module: nn.Module, file: Path) -> None:
     """Pickle the module's structure without its weights: what rebuilds it, with the shapes that it has now."""
-    import copy
-
-    torch.save(copy.deepcopy(module).to("meta"), file)
+    torch.save(copy_of(module).to("meta"), file)
 
 
 def read_skeleton(file: Path, *, trust_pickle: bool = False) -> nn.Module:

@@ -12,7 +12,6 @@ What a user would do with a network, one stage after the other; the first that f
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import time
@@ -28,6 +27,7 @@ from torch import nn
 from compressor.architectures import Architecture, architecture_from_user, build
 from compressor.artifact import write_artifact
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export import export_onnx
@@ -161,7 +161,7 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     if row.until is Stage.PRUNE:
         return
     say("a backward pass")
-    module = copy.deepcopy(small.module).requires_grad_(True)
+    module = copy_of(small.module).requires_grad_(True)
     with right_gradients():
         given = [t for t in tensors_in(module(*small.example_inputs)) if t.requires_grad]
     torch.stack([t.square().mean() for t in given]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own

@@ -14,7 +14,6 @@ worse than what it started from.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.copies import copy_of
 from compressor.gradients import right_gradients
 from compressor.masks import WeightMask
 from compressor.outputs import tensors_in
@@ -78,7 +78,7 @@ def distil(
     """
     say = say or (lambda _: None)
     size = len(batches[0][0])
-    student = copy.deepcopy(small)
+    student = copy_of(small)
     programs = side_by_side(dense, small, batches[0], batch=size)
     points = _points(programs[1], surgery)
     held = {n: _layout(t.detach().clone()) for n, t in (*student.named_parameters(), *student.named_buffers())}

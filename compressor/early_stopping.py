@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.lottery import Keeping
 from compressor.masks import WeightMask
@@ -48,7 +48,7 @@ def train_watched(
     """
     look = TuningLoss(data.split(SplitName.TUNE), preprocessing=checkpoint.preprocessing, every=every)
     early = StateAt(early_step)
-    module = checkpoint.module if device is None else copy.deepcopy(checkpoint.module).to(device)
+    module = checkpoint.module if device is None else copy_of(checkpoint.module).to(device)
     found = train(
         module, data, recipe=recipe, preprocessing=checkpoint.preprocessing,
         after_step=(*(() if mask is None else (Keeping(mask),)), early, look),
@@ -61,6 +61,6 @@ def train_watched(
 
 def holding(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the module with this state."""
-    held = copy.deepcopy(module)
+    held = copy_of(module)
     held.load_state_dict(dict(state))
     return held

@@ -7,7 +7,6 @@ enough, is `compressor.exit_choice`'s matter, and a file that saves the time `co
 
 from __future__ import annotations
 
-import copy
 import enum
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, Preprocessing
 from compressor.errors import GroupError, RetrainError, unknown
@@ -98,7 +98,7 @@ def with_exits(
         raise GroupError(
             "no layer is named for an exit", hint="name one: `--after LAYER`; `compress inspect` lists them"
         )
-    network = copy.deepcopy(network)
+    network = copy_of(network)
     _check_names(network, after)
     features, classes = _looked_at(network, after, example_inputs)
     with torch.random.fork_rng(devices=[]):
@@ -161,7 +161,7 @@ def train_exits(
             f"{len(shares)} weights for a network with {len(exits.after)} branches: {shares}",
             hint="one for the network and one for each branch, none negative",
         )
-    working = copy.deepcopy(exits)
+    working = copy_of(exits)
     learns = {name: p.requires_grad for name, p in working.named_parameters()}
     working.branches.requires_grad_(True)
     working.network.requires_grad_(joint)

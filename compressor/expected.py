@@ -7,7 +7,6 @@ weights that read the channel, goes into the reader's bias (or into the running 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.copies import copy_of
 from compressor.moments import reader_of
 from compressor.program import NORMALISING, Program, Walk, aten, call, operator, readers, side_by_side
 from compressor.residual import norm_behind
@@ -45,7 +45,7 @@ def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_in
     Refused: networks that cannot be followed (`compressor.program`).
     """
     programs = side_by_side(dense, small, example_inputs, batch=len(example_inputs[0]))
-    module = copy.deepcopy(small)
+    module = copy_of(small)
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     walk = Walk(programs[0], [[t] for t in example_inputs])
     done = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import json
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.attention import translations
+from compressor.copies import copy_of
 from compressor.errors import ExportError
 from compressor.exported import hangs_on_data
 from compressor.files import whole
@@ -43,7 +43,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
     """
     _check_opset(opset)
-    module = with_plain_outputs_(copy.deepcopy(checkpoint.module).cpu().eval())
+    module = with_plain_outputs_(copy_of(checkpoint.module).cpu().eval())
     examples = [t.cpu() for t in checkpoint.example_inputs]
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     if size > PROTOBUF_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,12 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from compressor.chosen import Choice, Forced, StoppedAtValues, choices_of
+from compressor.copies import same_storage
 from compressor.errors import GroupError
 from compressor.inlining import inline_
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
-from compressor.precision import in_precision, in_precision_
+from compressor.precision import copy_in_precision, in_precision
 from compressor.sizes import size_of, takes_of, value_of
 from compressor.structures import taken_apart, with_plain_outputs_
 
@@ -68,7 +68,7 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
             with StoppedAtValues():
                 found = _export(twin, inputs)
             if not any(map(_hangs_on_values, found.graph.nodes)):
-                return _at(read_program(found, _held(twin)), inputs)
+                return _at(_followed(read_program(found, _held(twin)), module), inputs)
         except Exception as error:  # the exporter raises whatever the network's code made it stumble over
             if not hangs_on_data(error):
                 raise _untraceable(error) from error
@@ -89,11 +89,33 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     if idle:
         layer = idle[0].rpartition(".")[0]
         raise GroupError(f"which layers run hangs on the data: `{layer}` did not on this input", hint=OTHER_LAYERS)
-    return dataclasses.replace(
+    graph = dataclasses.replace(
         graph, tensors=tensors, constants={**graph.constants, **chosen}, held=held, choices=tuple(choices), open=False
     )
+    return _followed(graph, module)
 
 
+def _followed(graph: Exported, module: nn.Module) -> Exported:
+    """The graph with a parameter or buffer behind every constant that is one, reached by a list or a closure.
+
+    Refused: a constant that is a part of one, or that belongs to the module itself and not to its copy: there is a path
+    to it that copies do not follow.
+    """
+    tensors, constants = dict(graph.tensors), dict(graph.constants)
+    for node, constant in graph.constants.items():
+        own = next((n for n, t in _held(module).items() if same_storage(t, constant)), None)
+        if own is not None:
+            raise GroupError(f"this network reads `{own}` in a way that a copy of it does not follow", hint=BY_SELF)
+        name = next((n for n, t in graph.held.items() if same_storage(t, constant)), None)
+        if name is not None and graph.held[name].shape != constant.shape:
+            raise GroupError(f"this network reads a part of `{name}` that it took before", hint=BY_SELF)
+        if name is not None:
+            tensors[node] = name, graph.held[name]
+            del constants[node]
+    return dataclasses.replace(graph, tensors=tensors, constants=constants)
+
+
+BY_SELF = "let its `forward` take parameters from `self` or from its layers"
 OTHER_LAYERS = "a network that takes other layers for other inputs cannot be pruned as a whole"
 
 
@@ -107,10 +129,7 @@ def _check_ways(choices: Sequence[Choice]) -> None:
 
 def _twin(module: nn.Module) -> nn.Module:
     """A copy in float32 and eval mode, which takes no memory for parameters that are float32 already."""
-    shared: dict[int, object] = {
-        id(p): nn.Parameter(in_precision(p.detach(), torch.float32), False) for p in module.parameters()
-    }
-    twin = in_precision_(copy.deepcopy(module, shared), torch.float32).eval().requires_grad_(False)
+    twin = copy_in_precision(module, torch.float32, trainable=False).eval().requires_grad_(False)
     return with_plain_outputs_(twin)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from compressor.errors import PlanError, SurgeryError
 from compressor.factors import Factors, Kind, product
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import AUTO_ALIGN, CostBudget, Countable
-from compressor.precision import in_precision, in_precision_
+from compressor.precision import copy_in_precision, in_precision
 from compressor.proof import Proof, random_like
 from compressor.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.surgery import Surgery, operate
@@ -174,7 +173,7 @@ def prove_factors(
     does not run.
     """
     for dtype in (torch.float64, torch.float32):
-        dense, twin = (in_precision_(copy.deepcopy(m), dtype).eval() for m in (module, small))
+        dense, twin = (copy_in_precision(m, dtype).eval() for m in (module, small))
         inputs = [in_precision(t, dtype) for t in random_like(example_inputs)]
         try:
             before, answers = outputs_of(dense, inputs), outputs_of(twin, inputs)

@@ -6,7 +6,6 @@ to choose alike (`compressor.chosen`), as a network and its ONNX file, these are
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor.copies import copy_of
 from compressor.outputs import tensors_in
 
 CHOOSING = {"aten::topk", "aten::sort", "aten::nonzero", "aten::masked_select", "aten::_unique2", "torchvision::nms"}
@@ -47,7 +47,7 @@ def layer_calls(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Layer
 
     The module stays as it was.
     """
-    twin = copy.deepcopy(module).eval().requires_grad_(True)
+    twin = copy_of(module).eval().requires_grad_(True)
     calls: list[LayerCall] = []
     choice = _UntilItChooses()
 

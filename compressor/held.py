@@ -7,7 +7,6 @@ norm, which still counts a silent one: `speaking` finds such groups.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced
 from compressor.plan import PruningPlan, gone_mask
@@ -99,7 +99,7 @@ def add_noise_(
 
 def held_copy(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> nn.Module:
     """A copy of the module in which what the plan removes is held at zero."""
-    held = copy.deepcopy(module)
+    held = copy_of(module)
     Holder(held, slices_of(groups, plan.removed))()
     return held
 

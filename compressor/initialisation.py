@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from compressor.chance import generator
+from compressor.copies import copy_of
 
 
 def glorot_normal(module: nn.Module, *, seed: int) -> nn.Module:
@@ -15,7 +14,7 @@ def glorot_normal(module: nn.Module, *, seed: int) -> nn.Module:
 
     Glorot & Bengio 2010; the usual start of the lottery ticket papers' networks. Norms stay as they are.
     """
-    fresh, drawing = copy.deepcopy(module), generator(seed, "initial weights")
+    fresh, drawing = copy_of(module), generator(seed, "initial weights")
     for layer in fresh.modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             drawn = nn.init.xavier_normal_(torch.empty(layer.weight.shape), generator=drawing)

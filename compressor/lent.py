@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -11,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from compressor.copies import converted
 
 
 @contextlib.contextmanager
@@ -27,12 +28,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def without_values(module: nn.Module) -> nn.Module:
     """A copy in eval mode whose tensors have shapes and no values (torch's `meta` device): it takes no memory."""
-    held = [*module.parameters(), *module.buffers()]
-    bare: dict[int, object] = {}
-    for tensor in held:
-        empty = tensor.detach().to("meta")
-        bare[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, bare).to("meta").eval()
+    return converted(module, lambda tensor: tensor.to("meta"), trainable=False).to("meta").eval()
 
 
 def last_to_run(module: nn.Module, layers: Iterable[str], example_inputs: Sequence[Tensor]) -> str | None:

@@ -11,7 +11,6 @@ weights drawn afresh, and the early weights with a mask that is random.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.chance import generator
+from compressor.copies import copy_of
 from compressor.errors import PlanError, RetrainError
 from compressor.lent import last_to_run
 from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude_round, maskable
@@ -85,7 +85,7 @@ def output_weight(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
 
 def rewound(module: nn.Module, early: Mapping[str, Tensor], mask: WeightMask) -> nn.Module:
     """The ticket: a copy of `module` with the state `early`, and zeros where `mask` has removed a weight."""
-    ticket = copy.deepcopy(module)
+    ticket = copy_of(module)
     put_state_(ticket, early)
     return apply_mask_(ticket, mask)
 

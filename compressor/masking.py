@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.data import Data
 from compressor.errors import CalibrationError, PlanError
 from compressor.mask_criteria import MaskCriterion, mask_by
@@ -56,7 +56,7 @@ def mask_weights(
     without images.
     """
     say = say or (lambda _: None)
-    module = copy.deepcopy(checkpoint.module)
+    module = copy_of(checkpoint.module)
     mask = _chosen(module, request, initial)
     apply_mask_(module, mask)
     lineage: list[dict[str, object]] = [{"step": "mask", **_said(request, mask)}]

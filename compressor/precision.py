@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compressor.copies import converted
+
 NARROW = (torch.float16, torch.bfloat16, torch.float32)  # what code says when it means "the usual precision"
 
 
@@ -29,6 +31,11 @@ def in_precision_(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module itself, its parameters and buffers in the precision of `dtype`."""
     module._apply(lambda tensor: in_precision(tensor, dtype))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return module
+
+
+def copy_in_precision(module: nn.Module, dtype: torch.dtype, *, trainable: bool = True) -> nn.Module:
+    """A copy of the module in the precision of `dtype`, by whichever path it reaches its parameters and buffers."""
+    return in_precision_(converted(module, lambda tensor: in_precision(tensor, dtype), trainable=trainable), dtype)
 
 
 def types_in(module: nn.Module) -> dict[str, torch.dtype]:

@@ -7,7 +7,6 @@ repair compares the two inside (`compressor.repair`).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.copies import copy_of
 from compressor.errors import RepairError
 from compressor.exported import read_program
 from compressor.lent import quiet_exporter
@@ -76,7 +76,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
     Refused: a network that `torch.export` does not take, or whose operators, run one by one, say something else than
     the network does.
     """
-    module = with_plain_outputs_(copy.deepcopy(module).eval().requires_grad_(False))
+    module = with_plain_outputs_(copy_of(module).eval().requires_grad_(False))
     inputs = tuple(_batch_of(t, batch) for t in example_inputs)
     program = _read(_exported(module, inputs), module, batch=batch)
     said = [t for value in run(program, [[t] for t in inputs]) for t in tensors_in(value[0])]

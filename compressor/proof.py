@@ -7,7 +7,6 @@ channel silenced where it is made can speak again behind a bias or a norm.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from compressor.errors import SurgeryError
 from compressor.groups import Traced
 from compressor.outputs import relative_difference
 from compressor.plan import PruningPlan, gone_labels
-from compressor.precision import TypesSeen, in_precision, in_precision_, narrowest
+from compressor.precision import TypesSeen, copy_in_precision, in_precision, narrowest
 from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.tracing import Trace
 
@@ -166,7 +165,7 @@ def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:
 
 
 def _answers(small: nn.Module, reference: Reference, *, watched: TypesSeen | None = None) -> list[Tensor]:
-    twin = in_precision_(copy.deepcopy(small), reference.dtype).eval()
+    twin = copy_in_precision(small, reference.dtype).eval()
     with _running("small", reference.dtype), watched or contextlib.nullcontext():
         return said(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
 

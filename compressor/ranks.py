@@ -7,7 +7,6 @@ share of its own, the largest one that the budget allows; a layer that would cos
 from __future__ import annotations
 
 import bisect
-import copy
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.errors import GroupError, OutOfReach, PlanError
 from compressor.factors import Kind, cost_of_a_rank, spectrum, why_not
 from compressor.lent import plain_attention
@@ -139,7 +139,7 @@ Shapes = tuple[torch.Size, torch.Size]  # of what a layer reads and gives
 def _calls(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, list[Shapes]]:
     """The calls of each convolution and linear layer in one forward pass at batch size 1, in order."""
     found: dict[str, list[Shapes]] = {}
-    twin = copy.deepcopy(module).eval()
+    twin = copy_of(module).eval()
     for name, layer in twin.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             hook = lambda _, given, output, name=name: found.setdefault(name, []).append(  # noqa: E731  # a name each

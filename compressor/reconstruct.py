@@ -13,13 +13,13 @@ A new bias goes into the layer's own, or into the running mean of the batch norm
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.copies import copy_of
 from compressor.masks import WeightMask
 from compressor.moments import (
     WIDEST,
@@ -84,7 +84,7 @@ def reconstruct(
     """
     size = len(batches[0][0])
     programs = side_by_side(dense, small, batches[0], batch=size)
-    module = copy.deepcopy(small)
+    module = copy_of(small)
     given = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
         walk = _SideBySide(

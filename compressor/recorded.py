@@ -148,15 +148,20 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> RecordedProgra
         if name not in recorded["tied"]:
             _hold(program, name, tensor, trainable)
     for name, other in recorded["tied"].items():
-        _hold(program, name, tensors[other], trainable, same=program.get_parameter(other))
+        _hold(program, name, tensors[other], trainable, same=_tensor(program, other))
     program.recorded = recorded
     program.train(False)
     return program
 
 
-def _hold(
-    root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str], *, same: nn.Parameter | None = None
-) -> None:
+def _tensor(root: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this name."""
+    owner, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(root.get_submodule(owner), leaf)
+    return found
+
+
+def _hold(root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str], *, same: Tensor | None = None) -> None:
     *path, leaf = name.split(".")
     if not all(re.fullmatch(r"\w+", part, flags=re.ASCII) for part in (*path, leaf)):
         raise SurgeryError(f"a program names a tensor `{name[:60]}`, which is no name")
@@ -167,8 +172,10 @@ def _hold(
         owner = getattr(owner, part)
     if hasattr(owner, leaf):
         return
-    if same is not None:
+    if isinstance(same, nn.Parameter):
         setattr(owner, leaf, same)
+    elif same is not None:
+        owner.register_buffer(leaf, same)
     elif name in trainable and (tensor.is_floating_point() or tensor.is_complex()):
         setattr(owner, leaf, nn.Parameter(tensor.detach().clone()))
     else:

@@ -15,7 +15,6 @@ synthetic images (`compressor.synthetic`).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from compressor.calibration import calibration_batches, calibration_split
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.data import Data
 from compressor.distil import STEPS, distil
 from compressor.errors import RepairError, named
@@ -148,7 +148,7 @@ def repair(
     after = rise(reference, _outputs(repaired, judges))
     kept = how is Repair.NONE or bool(silent) or after <= before
     return Repaired(
-        module=repaired if kept else copy.deepcopy(small),
+        module=repaired if kept else copy_of(small),
         how=how,
         images=sum(len(b[0]) for b in batches),
         judged=sum(len(b[0]) for b in judges),
@@ -193,7 +193,7 @@ def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module
 
     Li et al. 2020, arXiv:2007.02491, sec. 3.3. Refused: a network without batch norms.
     """
-    module = copy.deepcopy(small)
+    module = copy_of(small)
     norms = [m for m in nn.Module.modules(module) if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not norms:
         raise RepairError("there is no batch norm in this network", hint="use `--repair least-squares` or `mean`")
@@ -222,7 +222,7 @@ def emptied(module: nn.Module, layers: Sequence[str], example_inputs: Sequence[T
     cut = Surgery(emptied=tuple(layers))
     lighter = operate(module, cut)
     inputs = list(example_inputs)
-    pairs = zip(*(outputs_of(copy.deepcopy(m).eval(), inputs) for m in (lighter, module)), strict=True)
+    pairs = zip(*(outputs_of(copy_of(m).eval(), inputs) for m in (lighter, module)), strict=True)
     worst = max(relative_difference(a, b) for a, b in pairs)
     if worst > 1e-5:
         raise RepairError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.arms import SCRATCH, Wishes, recipe_for
+from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import WeightMask, apply_mask_
@@ -36,7 +36,7 @@ def starting_module(
     have (never the large one's, masked). `rewind-weights`: the dense network's `early_state`, cut as it was cut.
     Refused: parameters that no `reset_parameters` draws, an early state that is missing or of another network.
     """
-    module: nn.Module = copy.deepcopy(checkpoint.module)
+    module: nn.Module = copy_of(checkpoint.module)
     if how in SCRATCH:
         _draw_afresh_(module, seed=seed)
     elif how is How.REWIND_WEIGHTS:
@@ -139,7 +139,7 @@ def retrain(
         data,
         recipe=recipe,
         preprocessing=checkpoint.preprocessing,
-        teacher=None if teacher is None else copy.deepcopy(teacher).to(place),
+        teacher=None if teacher is None else copy_of(teacher).to(place),
         callbacks=callbacks,
         after_step=((masked,) if mask is not None else ()) + after_step,
         state_file=state_file,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.export import proto_of
 from compressor.parity import BatchIsFixedError
 
@@ -68,7 +69,7 @@ def owner_of(name: str, owners: Mapping[str, str]) -> str | None:
 
 def skeleton_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: int = 1) -> Skeleton:
     """The skeleton of a module in eval mode; `batch` is what keys count positions at. Refused: what has no ONNX."""
-    module = copy.deepcopy(module).cpu().eval()
+    module = copy_of(module).cpu().eval()
     inputs = [t.cpu() for t in example_inputs]
     try:
         proto = proto_of(module, inputs, opset=None, dynamic=True)

@@ -6,7 +6,6 @@ the draw is taken to be that of its probability (straight through; arXiv:1905.01
 
 from __future__ import annotations
 
-import copy
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compressor.chance import generator
+from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing
 from compressor.evaluate import Accuracy, evaluate
 from compressor.masks import maskable
@@ -57,7 +57,7 @@ class LearnedMask:
 
     def drawn(self, *, seed: int) -> nn.Module:
         """A plain network with the weights that one draw leaves."""
-        module, drawing = copy.deepcopy(self.module), generator(seed, "draw of a mask")
+        module, drawing = copy_of(self.module), generator(seed, "draw of a mask")
         with torch.no_grad():
             for name, logits in self.logits.items():
                 weight = module.get_parameter(name)
@@ -120,7 +120,7 @@ class MaskLearner(nn.Module):
         self, module: nn.Module, *, multiplied: Multiplied, rescaled: bool, protect: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        self.network = copy.deepcopy(module).requires_grad_(False)
+        self.network = copy_of(module).requires_grad_(False)
         self.names = tuple(maskable(self.network, protect=protect))
         self.rescaled = rescaled
         weights = [self.network.get_parameter(name) for name in self.names]

@@ -8,7 +8,6 @@ with the next surgery (iterative pruning is a `for`), and makes an artifact load
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.errors import SurgeryError
 from compressor.factors import Factors, factorized, factors_from_json, pieces
 from compressor.recorded import program_from
@@ -128,10 +128,11 @@ def _operated(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
 
 
 def _sliced(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
-    small = copy.deepcopy(module)
     inner = {f"{layer}.{number}" for layer in surgery.factors for number in (0, 1)}
     tensors = [name for name in surgery.slices if name.rpartition(".")[0] not in inner]
-    _cut_(small, surgery, tensors)
+    cuts = _cuts(module, surgery, tensors)
+    small = copy_of(module, instead=cuts.values())
+    _put_(small, {name: cut for name, (_, cut) in cuts.items()})
     set_attributes_(small, surgery, [name for name in surgery.attributes if name not in inner])
     for layer, factors in surgery.factors.items():
         owner, _, leaf = layer.rpartition(".")
@@ -141,26 +142,34 @@ def _sliced(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
             raise SurgeryError(f"the network has no layer `{layer}` to factorise") from error
         setattr(small.get_submodule(owner), leaf, two)
         parts = (f"{layer}.0", f"{layer}.1")
-        _cut_(small, surgery, [name for name in surgery.slices if name.rpartition(".")[0] in parts])
+        inside = [name for name in surgery.slices if name.rpartition(".")[0] in parts]
+        _put_(small, {name: cut for name, (_, cut) in _cuts(small, surgery, inside).items()})
         set_attributes_(small, surgery, [name for name in surgery.attributes if name in parts])
     return small
 
 
-def _cut_(small: nn.Module, surgery: Surgery, tensors: Sequence[str]) -> None:
-    """Put what stays of these tensors in their place."""
-    made: dict[int, nn.Parameter] = {}  # a tied parameter stays one
-    originals = []
+def _cuts(module: nn.Module, surgery: Surgery, tensors: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """These tensors of the module by name, each with what stays of it: one for all names of a tensor."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    found = {}
     for name in tensors:
         owner, _, leaf = name.rpartition(".")
-        layer = small.get_submodule(owner)
-        tensor: Tensor = getattr(layer, leaf)
-        originals.append(tensor)  # so that no other tensor takes its place in memory, and its id
-        cut = surgery.cut(name, tensor.detach()).contiguous()
-        if isinstance(tensor, nn.Parameter):
-            new = made.setdefault(id(tensor), nn.Parameter(cut, requires_grad=tensor.requires_grad))
-            setattr(layer, leaf, new)
-        else:
-            setattr(layer, leaf, cut.clone())
+        tensor: Tensor = getattr(module.get_submodule(owner), leaf)
+        if id(tensor) not in made:
+            cut = surgery.cut(name, tensor.detach()).contiguous()
+            learns = tensor.requires_grad
+            made[id(tensor)] = tensor, nn.Parameter(cut, learns) if isinstance(tensor, nn.Parameter) else cut.clone()
+        found[name] = made[id(tensor)]
+    return found
+
+
+def _put_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in the place of those with these names; a class that copies itself may not have done so."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        layer = module.get_submodule(owner)
+        if getattr(layer, leaf) is not tensor:
+            setattr(layer, leaf, tensor)
 
 
 def set_attributes_(module: nn.Module, surgery: Surgery, layers: Sequence[str]) -> None:

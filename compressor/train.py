@@ -6,7 +6,6 @@ gives the bytes of one that was not (on a CPU).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.copies import copy_of
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, augmentation_named, batches
 from compressor.errors import RetrainError
 from compressor.gradients import EXAMPLES, check_gradients, right_gradients
@@ -123,8 +123,8 @@ def train(
         raise ValueError("an objective is the whole loss: it leaves no place for a teacher")
     identity = {} if objective is None else objective.identity
     run = Run(recipe=recipe, data=data, start=digest_of(module), objective=identity)
-    module = copy.deepcopy(module)
-    teacher = None if teacher is None else copy.deepcopy(teacher).eval()
+    module = copy_of(module)
+    teacher = None if teacher is None else copy_of(teacher).eval()
     device = next(module.parameters()).device
     if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in nn.Module.modules(module)):
         module = module.to(memory_format=torch.channels_last)  # 1.2 to 2 times faster

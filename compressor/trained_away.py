@@ -6,7 +6,6 @@ silent until training is over and then cut, which changes nothing: the small net
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
@@ -220,7 +220,7 @@ def _planned(checkpoint: Checkpoint, request: Request, data: Data, say: Say) -> 
 
 def _trainable(module: nn.Module) -> tuple[nn.Module, bool]:
     """A copy to train, and whether the module is frozen throughout: then all of the copy is trained."""
-    module = copy.deepcopy(module)
+    module = copy_of(module)
     frozen = not any(p.requires_grad for p in module.parameters())
     return (module.requires_grad_(True) if frozen else module), frozen
 

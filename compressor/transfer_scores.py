@@ -19,7 +19,6 @@ judged by what its own layers' weights and biases do.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from compressor.adaptation import Alignment
 from compressor.calibration import over_channels, rows
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.data import Data, SplitName, batches, first
 from compressor.domains import Target
 from compressor.errors import CalibrationError, GroupError
@@ -106,7 +106,7 @@ def joint_gradients(
     Each domain has a copy of the network of its own, so that what flows through one is told from the other.
     """
     place = next(module.parameters()).device if device is None else device_named(device)
-    copies = [copy.deepcopy(module).eval().requires_grad_(True).to(place) for _ in range(2)]
+    copies = [copy_of(module).eval().requires_grad_(True).to(place) for _ in range(2)]
     held = [dict(net.named_parameters(remove_duplicate=False)) for net in copies]
     sums: list[list[Tensor]] = []
     count = 0

@@ -6,7 +6,6 @@ them when their magnitudes or signs are taken away; what was pruned need not be 
 
 from __future__ import annotations
 
-import copy
 import enum
 from collections.abc import Mapping
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.chance import generator
+from compressor.copies import copy_of
 from compressor.errors import PlanError
 from compressor.masks import WeightMask
 
@@ -119,7 +119,7 @@ def signed_constant(initial: Tensor) -> Tensor:
 
 def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of `module` with these values in place of its parameters of their names."""
-    copied = copy.deepcopy(module)
+    copied = copy_of(module)
     with torch.no_grad():
         for name, values in weights.items():
             copied.get_parameter(name).copy_(values)

@@ -7,7 +7,6 @@ to the weights is the published code's).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
 from compressor.events import Departure, Event, event_from_json, targeted
@@ -229,7 +229,7 @@ class _Events:
         return {root: _lowest(scores[root], count, spare=already.get(root, ())) for root, count in due.items()}
 
     def _scores(self, module: nn.Module, epoch: int) -> Mapping[str, Tensor]:
-        plain = copy.deepcopy(module).cpu().to(memory_format=torch.contiguous_format).eval()
+        plain = copy_of(module).cpu().to(memory_format=torch.contiguous_format).eval()
         return self.choose(plain, epoch)
 
     def _correct(self, module: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compressor.copies import copy_of
 from compressor.outputs import tensors_in
 from compressor.runtimes import NodeTime
 
@@ -32,7 +32,7 @@ def own_copy(
     """The module in eval mode and its inputs, in memory of their own on `device`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"torch runs a module, not {model}")
-    return copy.deepcopy(model).to(device).eval(), [t.detach().clone().to(device) for t in inputs]
+    return copy_of(model).to(device).eval(), [t.detach().clone().to(device) for t in inputs]
 
 
 def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, calls: int) -> list[NodeTime]:

@@ -30,7 +30,6 @@ images. Bytes are of the ONNX file; `stored` is the smaller file with sparse wei
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from torch import Tensor
 
 from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import Checkpoint, load
+from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, SplitName, batches, first
 from compressor.evaluate import evaluate_onnx, load_onnx
@@ -199,7 +199,7 @@ def _trained(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace) ->
     value, mask, start = cell.values, None, dense
     if "sparsity" in value:
         mask = magnitude(dense.module, sparsity=float(value["sparsity"] or 0))
-        start = dataclasses.replace(dense, module=apply_mask_(copy.deepcopy(dense.module), mask))
+        start = dataclasses.replace(dense, module=apply_mask_(copy_of(dense.module), mask))
     elif cell.arm == SEPARABLE:
         rank = RankBudget(rank=int(value["rank"] or 0))
         start = factorize(dense, LowRank(budget=rank, how=(Kind.SEPARABLE,))).checkpoint

@@ -29,7 +29,6 @@ best on the test split.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from typing import Any
 
 from compressor.arms import SCRATCH, Wishes, recipe_for
 from compressor.checkpoint import Checkpoint
+from compressor.copies import copy_of
 from compressor.costs import Cost, count
 from compressor.data import Data, SplitName
 from compressor.interval import difference, pooled_deviation
@@ -240,7 +240,7 @@ def _run_masked(
     mask = magnitude(dense.module, sparsity=sparsity, protect=("fc",))
     cost, macs = count(dense.module, dense.example_inputs), masked_macs(dense.module, mask, dense.example_inputs)
     recipe = recipe_of(cell, dense, dense_cost=cost, small_cost=dataclasses.replace(cost, macs=macs))
-    masked = dataclasses.replace(dense, module=apply_mask_(copy.deepcopy(dense.module), mask))
+    masked = dataclasses.replace(dense, module=apply_mask_(copy_of(dense.module), mask))
     if WAYS[cell.arm] in SCRATCH:  # which `retrain` refuses: masked scratch is this paper's alone
         fresh = starting_module(dense, WAYS[cell.arm], seed=recipe.seed).to(device_named("auto"))
         made = train(

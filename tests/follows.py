@@ -1,0 +1,219 @@
+"""Tiny networks that reach their layers by other paths than names; all map `[batch, 3, 12, 12]` to `[batch, 5]`."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Base(nn.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.b(self.a(x).relu()))
+
+    def ended(self, x: Tensor) -> Tensor:
+        return self.head(x.relu().mean((2, 3)))
+
+
+class Hooked(Base):
+    """A forward hook closes over the network, and keeps a feature that is read later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+        self.skip = nn.Conv2d(16, 12, 1)
+        self.a.register_forward_hook(lambda _, __, output: self.seen.__setitem__("a", output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.b(self.a(x).relu()) + self.skip(self.seen["a"]))
+
+
+class HookList(Base):
+    """Hooks of two children write into a list on the parent, which a third layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features: list[Tensor] = []
+        self.features, self.join = features, nn.Conv2d(28, 12, 1)
+        for layer in (self.a, self.b):
+            layer.register_forward_hook(lambda _, __, output: features.append(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features.clear()
+        self.b(self.a(x).relu())
+        return self.ended(self.join(torch.cat(self.features, 1)))
+
+
+class HookReplaces(Base):
+    """A forward hook gives another output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(16, 16, 1)
+        self.a.register_forward_hook(lambda _, __, output: output * self.gate(output).sigmoid())
+
+
+class PreHook(Base):
+    """A forward pre-hook gives another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(16, 16, 1)
+        self.b.register_forward_pre_hook(lambda _, given: (given[0] + self.before(given[0]),))
+
+
+class Lambda(Base):
+    """A function kept on the instance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = lambda z: self.b(z).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.step(self.a(x).relu()))
+
+
+class LambdaInDict(Base):
+    """Functions in a dict of lists, one within another, over a layer and its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        a, weight = self.a, self.b.weight
+        self.steps = {"first": [lambda x: (lambda y: a(y).relu())(x)], "then": [lambda x: self.convolved(x, weight)]}
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, weight, self.b.bias, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.steps["then"][0](self.steps["first"][0](x)))
+
+
+class Partial(Base):
+    """A partial of a bound method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = functools.partial(self.scaled, scale=2.0)
+
+    def scaled(self, x: Tensor, *, scale: float) -> Tensor:
+        return self.b(x) * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.step(self.a(x).relu()))
+
+
+class Bound(Base):
+    """Methods bound and stored: one of its own, one of a layer; and a `forward` put on a layer afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = self.a.forward, self.ended
+        self.b.forward = types.MethodType(lambda layer, x: nn.Conv2d.forward(layer, x).tanh(), self.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.b(self.first(x).relu()))
+
+
+class PlainList(Base):
+    """Layers in a plain list beside their registration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [self.a, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x).relu()
+        return self.ended(x)
+
+
+class WeightInList(Base):
+    """A weight in a plain list, used again the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.b.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = x + nn.functional.conv_transpose2d(self.b(x).relu(), self.weights[0], padding=1)
+        return self.ended(self.b(x))
+
+
+class Property(Base):
+    """A weight that is read through a property of the parent."""
+
+    @property
+    def kernel(self) -> Tensor:
+        return self.b.weight * 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(nn.functional.conv2d(self.a(x).relu(), self.kernel, padding=1))
+
+
+class TwoNames(nn.Module):
+    """A batch norm reached by two paths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(16)
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), self.norm, nn.ReLU(), nn.Conv2d(16, 12, 3))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+class TwoNamesShuffled(TwoNames):
+    """The same, with widths frozen in the code: it comes back as a program."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body[:3](x)
+        x = x.view(x.shape[0], 2, 8, *x.shape[2:]).transpose(1, 2).reshape(x.shape[0], 16, *x.shape[2:])
+        return self.head(self.body[3](x).relu().mean((2, 3)))
+
+
+class Table(Base):
+    """A table that the first pass makes and keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.linspace(-1, 1, 16).view(1, 16, 1, 1)
+        return self.ended(self.b((self.a(x) + self.table).relu()))
+
+
+SETTINGS = types.ModuleType("settings")
+SETTINGS.__dict__["scale"] = 0.5
+
+
+class HoldsModule(Base):
+    """Keeps a Python module, its settings, as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: Any = SETTINGS
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.b(self.a(x).relu() * self.settings.scale))
+
+
+FOLLOWED: dict[str, Callable[[], nn.Module]] = {
+    kind.__name__: kind
+    for kind in (Hooked, HookList, HookReplaces, PreHook, Lambda, LambdaInDict, Partial, Bound, PlainList, WeightInList,
+                 Property, TwoNames, TwoNamesShuffled, Table, HoldsModule)
+}  # fmt: skip
