@@ -25,6 +25,7 @@ from compressor.leftovers import OLD, PART, beside, sweep, temporary
 if TYPE_CHECKING:
     from compressor.checkpoint import Architecture, Checkpoint
     from compressor.data import Preprocessing
+    from compressor.input_spec import InputSpec
     from compressor.masks import WeightMask
 
 SCHEMA = 1
@@ -76,7 +77,7 @@ class Artifact:
         arch = None if architecture["ref"] in ("pickle", "program") else architecture["ref"]
         if arch is not None:  # a file that the recipe names is run only where the user has named it before
             check_harmless(_architecture(architecture))
-        inputs = tuple("x".join(map(str, shape)) for shape in self.recipe["input"])
+        inputs = _specs(self.recipe)
         dense = load(
             found,
             arch=arch,
@@ -119,16 +120,20 @@ def open_artifact(path: Path | None = None) -> Artifact:
 
 def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """The small network in `folder`; refused where a file is missing or is not the one that was written."""
+    import torch
     from safetensors.torch import load_file
 
     from compressor.architectures import build, check_harmless
     from compressor.checkpoint import Checkpoint, read_skeleton
+    from compressor.input_spec import TYPES, drawn_from
+    from compressor.precision import in_precision_
     from compressor.recipe import recipe_from_json
     from compressor.recorded import program_from
     from compressor.sparse import read_sparse
     from compressor.surgery import put_state_, reshaped, surgery_from_json
 
     recipe = open_artifact(folder).recipe
+    specs = _specs(recipe)
     for name, expected in recipe["files"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise ArtifactError(f"{folder / name} is missing or was changed since it was written", hint="prune again")
@@ -148,11 +153,12 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
         check_harmless(architecture)
         module = reshaped(build(architecture), surgery, state)
     module.eval()
+    types = {name: TYPES[kind] for name, kind in recipe.get("types", {}).items()}
+    if types:
+        in_precision_(module, torch.float32)
     return Checkpoint(
         module=module,
-        example_inputs=tuple(
-            _example(shape, kind) for shape, kind in zip(recipe["input"], recipe["dtypes"], strict=True)
-        ),
+        example_inputs=drawn_from(specs),
         architecture=architecture,
         preprocessing=_preprocessing(recipe),
         classes=tuple(recipe["classes"]) if recipe["classes"] else None,
@@ -162,6 +168,8 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
         path=str(folder),
         sha256=recipe_sha256(recipe),
         surgery=surgery,
+        input_specs=specs,
+        types=types,
     )
 
 
@@ -189,16 +197,22 @@ def _architecture(plain: Mapping[str, Any]) -> Architecture:
     return Architecture(ref=plain["ref"], arguments=arguments, sha256=plain["sha256"])
 
 
-def _example(shape: list[int], kind: str) -> Any:
-    import torch
+def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
+    """What the network reads; recipes of earlier versions have shapes and types alone, and their integers are zeros."""
+    from compressor.input_spec import TYPES, InputSpec, spec_from_json
 
-    dtype = getattr(torch, kind)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+    if "inputs" in recipe:
+        return tuple(map(spec_from_json, recipe["inputs"]))
+    return tuple(
+        InputSpec(shape=tuple(shape), dtype=TYPES[kind], low=low, below=below)
+        for shape, kind in zip(recipe["input"], recipe["dtypes"], strict=True)
+        for low, below in [(None, None) if TYPES[kind].is_floating_point else (0, 1)]
+    )
 
 
 def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str, Any]:
     """What rebuilds the small network: plain values only."""
+    from compressor.input_spec import specs_of
     from compressor.surgery import Surgery
 
     architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
@@ -213,6 +227,8 @@ def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str,
         "source": dict(source),
         "input": [list(t.shape) for t in checkpoint.example_inputs],
         "dtypes": [str(t.dtype).removeprefix("torch.") for t in checkpoint.example_inputs],
+        "inputs": [spec.to_json() for spec in checkpoint.input_specs or specs_of(checkpoint.example_inputs)],
+        "types": {name: str(dtype).removeprefix("torch.") for name, dtype in checkpoint.types.items()},
         "preprocessing": {
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
@@ -275,15 +291,21 @@ def write_artifact(
     """
     from safetensors import SafetensorError
 
+    from compressor.precision import rounded
     from compressor.sparse import write_sparse
 
     check_free(folder, force=force)
+    if checkpoint.types:
+        checkpoint = replace(checkpoint, module=rounded(checkpoint.module, checkpoint.types))
     place = folder.resolve()  # behind a link lies what is replaced; the link stays
     sweep(place.parent)
     part = beside(place, PART)
     try:
         part.mkdir(parents=True)
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.module.state_dict().items()}
+        state = {
+            k: v.detach().to("cpu", checkpoint.types.get(k, v.dtype)).contiguous().clone()
+            for k, v in checkpoint.module.state_dict().items()
+        }
         measured = dict(results)
         if mask is None:
             save_tensors(state, part / WEIGHTS)

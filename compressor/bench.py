@@ -16,13 +16,13 @@ from compressor.data import UNLABELLED, Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.evaluate import agreement, evaluate
+from compressor.input_spec import random_like
 from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.machine import Conditions, conditions
 from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
 from compressor.memory import Load, peak_memory, unmeasurable
-from compressor.proof import random_like
 from compressor.runtimes import Reads, Runtime, usable
 from compressor.setting import Row, Say, Setting, Timed, model_of, timed
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.exported_file import read_exported
-from compressor.inputs import example_inputs
+from compressor.input_spec import InputSpec
+from compressor.inputs import Examples, example_inputs, examples_from
+from compressor.precision import in_precision, in_precision_, types_in
 from compressor.recipe import Recipe, recipe_from_json
 from compressor.recorded import RecordedProgram
 from compressor.soundness import broken_in
@@ -63,7 +65,8 @@ class Checkpoint:
     """A network in eval mode, inputs that it runs on, and how it can be rebuilt.
 
     `surgery` and `lineage` say what was cut and trained since the dense network; `training` is the dense network's own
-    recipe, where it is known.
+    recipe, where it is known. `input_specs` say what inputs look like. The module computes in float32; `types` are
+    those that its tensors came in where they were others, by name, and in which an artifact keeps them.
     """
 
     module: nn.Module
@@ -77,6 +80,8 @@ class Checkpoint:
     lineage: tuple[dict[str, object], ...] = ()
     training: Recipe | None = None
     surgery: Surgery | None = None
+    input_specs: tuple[InputSpec, ...] = ()
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
 def load(
@@ -84,13 +89,15 @@ def load(
     *,
     arch: str | None = None,
     arch_arguments: tuple[tuple[str, object], ...] = (),
-    inputs: Sequence[str] = (),
+    inputs: Sequence[str | InputSpec] = (),
     trust_pickle: bool = False,
 ) -> Checkpoint:
     """The network at `path`: a pickled module, a state in any of the usual wrappings, an exported program, an artifact.
 
-    `arch` says how the module is built, where the file does not. Refused: what is not there, broken or foreign; a
-    pickle that could run code; weights that do not fit or are not finite; a shape that the network does not run on.
+    `arch` says how the module is built, where the file does not. `inputs` say what it reads, as text
+    (`ids=1x12:int64<50`) or as values. A network in half or double precision is computed with in float32. Refused: what
+    is not there, broken or foreign; a pickle that could run code; weights that do not fit or are not finite; a shape
+    that the network does not run on.
     """
     path = Path(path)
     if path.is_dir():
@@ -115,21 +122,48 @@ def load(
         _fill(module, state, architecture)
     module.eval()
     _refuse_broken_weights(module)
-    shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
-    examples = stored if stored and not inputs else ()
-    examples = examples or example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
+    types = types_in(module)
+    if types:
+        in_precision_(module, torch.float32)
+        stored = tuple(in_precision(t, torch.float32) for t in stored)
+    examples = _examples(module, inputs, stored, meta, architecture, types)
     training = meta.get("training")
     return Checkpoint(
         module=module,
-        example_inputs=examples,
+        example_inputs=examples.tensors,
         architecture=architecture,
-        preprocessing=_preprocessing(meta, architecture, examples),
+        preprocessing=_preprocessing(meta, architecture, examples.tensors),
         classes=tuple(map(str, meta["classes"])) if isinstance(meta.get("classes"), (list, tuple)) else None,
         name=path.stem,
         path=str(path),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         training=recipe_from_json(dict(training)) if isinstance(training, Mapping) else None,
+        input_specs=examples.specs,
+        types=types,
     )
+
+
+def _examples(
+    module: nn.Module,
+    inputs: Sequence[str | InputSpec],
+    stored: tuple[Tensor, ...],
+    meta: Mapping[str, Any],
+    architecture: Architecture,
+    types: Mapping[str, torch.dtype],
+) -> Examples:
+    if stored and not inputs:
+        return examples_from(module, stored)
+    shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
+    try:
+        return example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
+    except CheckpointError as error:
+        kinds = sorted({str(dtype).removeprefix("torch.") for dtype in types.values()})
+        if not kinds or not any(word in str(error) for word in ("type", "dtype")):
+            raise
+        raise CheckpointError(
+            f"a network in {' and '.join(kinds)} is computed with in float32, and this one does not run so: {error}",
+            hint="its own code may cast to a fixed type: cast to that of a weight, `x.to(self.layer.weight.dtype)`",
+        ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

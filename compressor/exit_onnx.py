@@ -23,9 +23,9 @@ from compressor.errors import ExportError
 from compressor.exits import Certainty, EarlyExits, certainty
 from compressor.export import TOLERANCE, metadata_of, proto_of, strip_
 from compressor.files import whole
+from compressor.input_spec import random_like
 from compressor.outputs import outputs_of, relative_difference
 from compressor.parity import BATCHES, Parity, first_cause
-from compressor.proof import random_like
 
 OUTPUT, TAKEN = "output", "exit"
 NOTE = "batches of one: each image leaves where it is certain"

@@ -18,9 +18,9 @@ from compressor.errors import ExportError
 from compressor.exported import hangs_on_data
 from compressor.files import whole
 from compressor.heads import WithHeads, head_layers
+from compressor.input_spec import random_like
 from compressor.lent import quiet_exporter
 from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
-from compressor.proof import random_like
 from compressor.structures import with_plain_outputs_
 
 if TYPE_CHECKING:

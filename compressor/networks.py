@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import Traced
+from compressor.input_spec import random_like
 from compressor.leftovers import temporary
 from compressor.plan import PruningPlan
-from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
 from compressor.shrink import shrink
 from compressor.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of

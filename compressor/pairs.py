@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from compressor.input_spec import random_like
 from compressor.measure import Measurement, pace, take_turns
-from compressor.proof import random_like
 from compressor.runtimes import usable
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
+from compressor.input_spec import random_like
 from compressor.outputs import outputs_of, relative_difference
-from compressor.proof import random_like
 
 BATCHES = 3  # of each size
 

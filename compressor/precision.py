@@ -6,7 +6,8 @@ tensor becomes the complex type of the same precision, and integers stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,23 @@ def types_in(module: nn.Module) -> dict[str, torch.dtype]:
         for name, tensor in module.state_dict().items()
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype not in usual
     }
+
+
+def rounded(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
+    """A copy of the module in its own types, whose numbers are ones that the `types` given by name can hold."""
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, tensor in twin.state_dict(keep_vars=True).items():
+            if name in types:
+                tensor.copy_(tensor.to(types[name]))
+    return twin
+
+
+def in_types_(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
+    """The module itself, its tensors in the `types` given by name: those that `Checkpoint.types` says they came in."""
+    kinds = {id(tensor): types[name] for name, tensor in module.state_dict(keep_vars=True).items() if name in types}
+    module._apply(lambda tensor: tensor.to(kinds.get(id(tensor), tensor.dtype)))  # type: ignore[no-untyped-call]  # as above
+    return module
 
 
 def narrowest(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import SurgeryError
 from compressor.groups import Traced
+from compressor.input_spec import random_like
 from compressor.outputs import relative_difference
 from compressor.plan import PruningPlan, gone_labels
 from compressor.precision import TypesSeen, copy_in_precision, in_precision, narrowest
@@ -121,7 +122,7 @@ def reference_of(
     *,
     dtype: torch.dtype = torch.float64,
 ) -> Reference:
-    """What a small network is compared with, in `dtype`, on two normal random inputs shaped like the example.
+    """What a small network is compared with, in `dtype`, on two random inputs like the example.
 
     A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
     in what it gives and in what it chooses from. Refused: a network that does not run in `dtype`.
@@ -191,7 +192,8 @@ def differing(worst: float) -> SurgeryError:
 def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor]) -> list[Tensor]:
     if traced.ground.exported.choices:  # its graph is that of these
         return list(example_inputs)
-    batch = 2 if traced.ground.exported.open else len(example_inputs[0])
+    first = example_inputs[0]
+    batch = 2 if traced.ground.exported.open else len(first) if first.ndim else 1
     return random_like(example_inputs, batch=batch)
 
 
@@ -202,12 +204,3 @@ def _running(which: str, dtype: torch.dtype) -> Iterator[None]:
         yield
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
         raise SurgeryError(f"the {which} network does not run in {dtype}: {error}") from error
-
-
-def random_like(example_inputs: Sequence[Tensor], *, batch: int = 2, seed: int = 0) -> list[Tensor]:
-    """Normal random tensors of the examples' shapes with another batch size; integer inputs are repeated."""
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(batch, *t.shape[1:], generator=generator) if t.is_floating_point() else torch.cat([t[:1]] * batch)
-        for t in example_inputs
-    ]

@@ -19,9 +19,9 @@ from compressor.ceilings import Ceilings, ceilings
 from compressor.checkpoint import Checkpoint
 from compressor.costs import LayerCost, layer_costs
 from compressor.errors import RuntimeUnavailable
+from compressor.input_spec import random_like
 from compressor.leftovers import temporary
 from compressor.networks import owned
-from compressor.proof import random_like
 from compressor.runtimes import NodeTime, Reads, Runtime
 from compressor.skeletons import skeleton_of
 

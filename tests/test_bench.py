@@ -24,6 +24,7 @@ from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import trace
+from compressor.input_spec import random_like
 from compressor.machine import Conditions
 from compressor.masks import apply_mask_, magnitude
 from compressor.memory import Load, peak_memory
@@ -31,7 +32,6 @@ from compressor.outputs import outputs_of, relative_difference
 from compressor.parity import Parity
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan
-from compressor.proof import random_like
 from compressor.pruning import prune_to
 from compressor.report.results import findings_from_results
 from compressor.request import Request

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compressor.groups import Role, Traced, trace
 from compressor.held import MADE, Holder, add_noise_, held_copy, said_otherwise, slices_of, speaking
+from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
 from compressor.plan import PruningPlan
-from compressor.proof import random_like
 from compressor.shrink import shrink
 from tests.topologies import INPUT, Concatenated, Residual, alive, norm_after_activation, plain
 

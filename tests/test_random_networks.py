@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from compressor.errors import GroupError, PlanError
 from compressor.groups import trace
+from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, Scores, plan_pruning
-from compressor.proof import random_like
 from compressor.proving import shrink_proved
 from tests.topologies import alive
 

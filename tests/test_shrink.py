@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from compressor import proving
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
+from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
-from compressor.proof import TOLERANCE, prove, random_like, reference_of
+from compressor.proof import TOLERANCE, prove, reference_of
 from compressor.proving import shrink_proved
 from compressor.shrink import shrink, surgery_of
 from compressor.silence import silenced_outputs

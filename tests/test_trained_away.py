@@ -18,9 +18,9 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError
 from compressor.events import EventSchedule
+from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
-from compressor.proof import random_like
 from compressor.pruning import partial_of
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.repair import Repair
