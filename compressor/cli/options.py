@@ -49,7 +49,11 @@ ArchArgOption = Annotated[
     list[str] | None, typer.Option("--arch-arg", help="An argument for --arch, as k=v; repeat for more.")
 ]
 InputOption = Annotated[
-    list[str] | None, typer.Option("--input", help="An input's shape, as 1x3x224x224; repeat for several inputs.")
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="An input as [NAME=]SHAPE[:TYPE][<BOUND]: 1x3x224x224, 'ids=1x12:int64<30522'; repeat for several.",
+    ),
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a pickle that can run code. Only for files that you made.")
