@@ -24,6 +24,7 @@ from compressor.tracing import Patterns, Role, Trace, Tracer, ValuesNeeded
 
 __all__ = ["ChannelGroup", "LeftAlone", "Member", "Role", "Traced", "trace", "without"]
 
+UNREACHED = "no input reached it, so it stays as it is: where it reads what was cut, it would not run any more"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -130,11 +131,7 @@ def trace(
     found = _chosen(_groups(ground), heads=heads)
     left_alone = _left_alone(ground, found)
     if not found:
-        said = "; ".join(f"{a.layer or 'the network'}: {a.reason}" for a in left_alone[:4])
-        raise GroupError(
-            f"nothing in this network can be pruned ({said or 'it has no convolution or linear layer'})",
-            hint="`compress inspect` lists every layer and what holds it",
-        )
+        raise _nothing_left("nothing in this network can be pruned", left_alone)
     order = {name: i for i, name in enumerate(names)}
     found.sort(key=lambda g: order.get(g.members[0].layer, 0))
     return Traced(groups=tuple(found), left_alone=left_alone, ground=ground)
@@ -316,7 +313,29 @@ def _left_alone(ground: Trace, groups: Sequence[ChannelGroup]) -> tuple[LeftAlon
         found.setdefault(
             tensor.rpartition(".")[0], reasons[0] if reasons else "its channels are one with other groups'"
         )
-    return tuple(LeftAlone(layer=layer, reason=reason) for layer, reason in found.items())
+    held_back = tuple(LeftAlone(layer=layer, reason=reason) for layer, reason in found.items())
+    return (*held_back, *_unreached(ground))
+
+
+def _unreached(ground: Trace) -> tuple[LeftAlone, ...]:
+    """Parts of the network whose parameters the program of the example input does not read, the largest whole ones."""
+    exported = ground.exported
+    reading = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
+    reached = {id(tensor) for placeholder, (_, tensor) in exported.tensors.items() if placeholder in reading}
+    idle = {name for name, tensor in exported.held.items() if isinstance(tensor, nn.Parameter) and tensor.numel()}
+    active = {name for name in idle if id(exported.held[name]) in reached}
+    found = dict.fromkeys(_largest(name, active) for name in exported.held if name in idle - active)
+    return tuple(LeftAlone(layer=part, reason=UNREACHED) for part in found)
+
+
+def _largest(name: str, active: set[str]) -> str:
+    """The largest part around a parameter in which none is read; its own name where its layer reads another."""
+    path = name.split(".")
+    for depth in range(1, len(path)):
+        part = ".".join(path[:depth])
+        if not any(other.startswith(f"{part}.") for other in active):
+            return part
+    return name
 
 
 def without(traced: Traced, roots: dict[str, str]) -> Traced:
@@ -325,9 +344,28 @@ def without(traced: Traced, roots: dict[str, str]) -> Traced:
     reasons = tuple(
         LeftAlone(layer=m.layer, reason=roots[g.root]) for g in dropped for m in g.members if m.role is Role.PRODUCES
     )
+    left_alone = _by_layer((*traced.left_alone, *reasons))
     groups = tuple(g for g in traced.groups if g.root not in roots)
     if not groups:
-        raise GroupError(
-            "nothing in this network can be pruned safely", hint="`compress inspect` says what holds each layer"
-        )
-    return Traced(groups=groups, left_alone=traced.left_alone + tuple(dict.fromkeys(reasons)), ground=traced.ground)
+        raise _nothing_left("nothing in this network can be pruned safely", left_alone)
+    return Traced(groups=groups, left_alone=left_alone, ground=traced.ground)
+
+
+def _by_layer(left_alone: Sequence[LeftAlone]) -> tuple[LeftAlone, ...]:
+    """One entry a layer, with all its reasons: a layer that is cut in parts makes the channels of several groups."""
+    reasons: dict[str, dict[str, None]] = defaultdict(dict)
+    for alone in left_alone:
+        reasons[alone.layer][alone.reason] = None
+    return tuple(LeftAlone(layer=layer, reason="; ".join(of_layer)) for layer, of_layer in reasons.items())
+
+
+def _nothing_left(what: str, left_alone: Sequence[LeftAlone]) -> GroupError:
+    """The refusal of a network in which every layer is left alone: each reason once, with the layers that have it."""
+    layers: dict[str, list[str]] = defaultdict(list)
+    for alone in left_alone:
+        layers[alone.reason].append(f"`{alone.layer}`" if alone.layer else "the network")
+    lines = [f"{', '.join(named)}: {reason}" for reason, named in layers.items()]
+    return GroupError(
+        "\n  ".join([f"{what}:", *(lines or ["it has no convolution or linear layer"])]),
+        hint="a layer is held by what reads its channels; `--input` and `--data` decide which layers run",
+    )

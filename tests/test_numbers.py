@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import SurgeryError
-from compressor.groups import trace
+from compressor.errors import GroupError, SurgeryError
+from compressor.groups import trace, without
 from compressor.plan import PruningPlan
 from compressor.proof import TOLERANCE, Proof
 from compressor.proving import shrink_proved
@@ -149,3 +149,64 @@ def _spoiled(small: nn.Module, reference: object) -> Proof:
     with torch.no_grad():
         small.get_parameter("c.weight").mul_(1.01)
     return prove(small, reference)  # type: ignore[arg-type]  # a `Reference`
+
+
+class Branches(nn.Module):
+    """Of the parts beside, one runs on large images, and one in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.large = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1), nn.Conv2d(16, 16, 1)
+        self.aux = nn.Sequential(nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.shape[-1] > 100:
+            x = self.large(x)
+        if self.training:
+            x = x + self.aux(x).mean()
+        found: Tensor = self.b(x.relu())
+        return found
+
+
+def test_branches_that_no_input_reached_are_named() -> None:
+    traced = trace(Branches().eval(), (torch.randn(1, 3, 8, 8),))
+    reasons = {alone.layer: alone.reason for alone in traced.left_alone}
+    assert "no input reached it" in reasons["large"]
+    assert "no input reached it" in reasons["aux"]
+    assert set(reasons) == {"b", "large", "aux"}
+    reached = trace(Branches().eval(), (torch.randn(1, 3, 128, 128),))
+    assert {alone.layer for alone in reached.left_alone} == {"b", "aux"}
+
+
+def test_a_group_that_cannot_be_proved_keeps_its_reason_and_the_refusal_has_all_of_them() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2), nn.Linear(2, 2))
+    traced = trace(module.eval(), (torch.randn(1, 4),))
+    once = without(traced, {"0": "for a first reason"})
+    twice = without(once, {"2": "for a second reason"})
+    assert {a.layer: a.reason for a in twice.left_alone} == {
+        "0": "for a first reason", "2": "for a second reason", "5": "its channels are the network's output",
+    }  # fmt: skip
+    with pytest.raises(GroupError) as caught:
+        without(twice, {"4": "for a second reason"})
+    said = str(caught.value)
+    assert "`0`: for a first reason" in said
+    assert "`2`, `4`: for a second reason" in said
+    assert "`5`: its channels are the network's output" in said
+
+
+def test_a_layer_with_several_groups_keeps_the_reasons_of_all() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.a(x).relu().chunk(2, 1)
+            found: Tensor = self.b(first) + self.c(second.tanh())
+            return found
+
+    traced = trace(Parts().eval(), (torch.randn(1, 4),))
+    assert [g.root for g in traced.groups] == ["a", "a/2"]
+    with pytest.raises(GroupError, match="one way; another way"):
+        without(without(traced, {"a": "one way"}), {"a/2": "another way"})
