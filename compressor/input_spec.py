@@ -152,7 +152,8 @@ def random_like(example_inputs: Sequence[Tensor], *, batch: int = 2, seed: int =
     """Random tensors of the examples' shapes and kinds with another batch size, each value within the examples' range.
 
     A real number lies between two of the example's, and an integer between its least and its largest: tokens stay below
-    the vocabulary's size, images where images lie, and a mask of ones is one of ones.
+    the vocabulary's size, images where images lie, and a mask of ones is one of ones. Real zeros alone say nothing:
+    they become normal numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -170,6 +171,8 @@ def _like(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> 
     if not (example.is_floating_point() or example.is_complex()):
         low, high = int(values.min()), int(values.max())
         return torch.randint(low, high + 1, tuple(shape), generator=generator).to(example.dtype)
+    if not values.any():
+        return torch.randn(tuple(shape), generator=generator, dtype=_drawable(example.dtype)).to(example.dtype)
     if len(values) == 1:
         values = torch.cat([values, torch.zeros_like(values)])
     first, second = (values[torch.randint(len(values), tuple(shape), generator=generator)] for _ in range(2))

@@ -14,6 +14,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
 from compressor.data import Data
 from compressor.errors import PlanError, SurgeryError
+from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.probing import allocated, drawn, probing_of
@@ -156,8 +157,10 @@ def prune(
     gives the scores, and `request.criterion` is its name in records alone (`compressor.transfer`).
 
     Groups whose removal cannot be proved are left alone with their reason, and the plan is made again without them.
-    Refused: nothing prunable, a budget that cannot be met or removes nothing, a criterion without the data it needs.
+    The network is traced and proved on the first image of `data`, where there is any. Refused: nothing prunable, a
+    budget that cannot be met or removes nothing, a criterion without the data it needs.
     """
+    checkpoint = with_examples_of(checkpoint, data)
     job = _Job(
         checkpoint=checkpoint,
         request=request,

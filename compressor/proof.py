@@ -122,7 +122,7 @@ def reference_of(
     *,
     dtype: torch.dtype = torch.float64,
 ) -> Reference:
-    """What a small network is compared with, in `dtype`, on two random inputs like the example.
+    """What a small network is compared with, in `dtype`, on the example and a random input like it.
 
     A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
     in what it gives and in what it chooses from. Refused: a network that does not run in `dtype`.
@@ -190,11 +190,14 @@ def differing(worst: float) -> SurgeryError:
 
 
 def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The example and random inputs like it, in one batch; of a network with a fixed batch, random ones alone."""
     if traced.ground.exported.choices:  # its graph is that of these
         return list(example_inputs)
     first = example_inputs[0]
-    batch = 2 if traced.ground.exported.open else len(first) if first.ndim else 1
-    return random_like(example_inputs, batch=batch)
+    if not traced.ground.exported.open:
+        return random_like(example_inputs, batch=len(first) if first.ndim else 1)
+    drawn = random_like(example_inputs, batch=1)
+    return [torch.cat([t[:1], other]) if t.ndim else t for t, other in zip(example_inputs, drawn, strict=True)]
 
 
 @contextlib.contextmanager

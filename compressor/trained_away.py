@@ -22,6 +22,7 @@ from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
 from compressor.events import Departure, EventSchedule, mean_stability
+from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking
 from compressor.pipeline import Planned, Pruned, Scored, prune
@@ -128,6 +129,7 @@ def prune_while_training(
     if data is None:
         raise RetrainError("pruning while training takes images with labels", hint="give them: `--data DIR`")
     say = say or (lambda _: None)
+    checkpoint = with_examples_of(checkpoint, data)
     request = dataclasses.replace(request, repair=Repair.NONE)
     first, reasons = _planned(checkpoint, request, data, say)
     removed = first.levels[-1].plan.removed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,16 @@ from torch import Tensor, nn
 from compressor.architectures import Architecture
 from compressor.artifact import load_artifact, open_artifact, read_json, write_artifact, write_json
 from compressor.checkpoint import load
+from compressor.data import Data, Images, Preprocessing
 from compressor.errors import CheckpointError
+from compressor.examples import with_examples_of
 from compressor.fitting import fitting
 from compressor.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
 from compressor.inputs import Examples, example_inputs
+from compressor.pipeline import prune
+from compressor.plan import ChannelBudget
+from compressor.request import Request
+from compressor.silence import silenced_outputs
 from tests.topologies import checkpoint_of
 
 NOWHERE = Architecture(ref="pickle")
@@ -199,6 +206,7 @@ def test_random_inputs_stay_where_the_examples_are() -> None:
     again = random_like([ids, mask, image, bias], batch=64, seed=2)
     assert not torch.equal(drawn[0], again[0])
     assert random_like([torch.tensor(3)])[0].shape == ()
+    assert float(random_like([torch.zeros(1, 100)])[0].std()) > 0.5  # zeros say nothing of what the network reads
 
 
 def test_a_generator_reads_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,3 +300,45 @@ def test_what_an_example_looks_like_is_told_from_it() -> None:
     ids, image = specs_of([torch.tensor([[3, 9]]), torch.rand(1, 2)])
     assert (ids.dtype, ids.low, ids.below) == (torch.int64, 3, 10)
     assert (image.dtype, image.below) == (torch.float32, None)
+
+
+def test_the_first_image_of_the_data_is_the_example_and_its_range_is_drawn_from() -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = Images(0.2 + 0.3 * torch.rand(20, 3, 8, 8, generator=generator), torch.zeros(20, dtype=torch.int64))
+    data = Data(name="some", source="", train=images, tune=None, test=None)
+    base = dataclasses.replace(
+        checkpoint_of(nn.Sequential(nn.Conv2d(3, 4, 3))),
+        example_inputs=(torch.randn(1, 3, 8, 8),),
+        preprocessing=Preprocessing(mean=(), std=(), size=(8, 8), channels=3),
+    )
+    found = with_examples_of(base, data)
+    assert torch.equal(found.example_inputs[0], images.images[:1])
+    (spec,) = found.input_specs
+    assert 0.2 <= spec.low < 0.21 < 0.49 < spec.below <= 0.5 + 1e-6  # type: ignore[operator]  # numbers here
+    other = dataclasses.replace(base, example_inputs=(torch.randn(1, 3, 9, 9),))
+    assert with_examples_of(other, data) is other
+    only_test = dataclasses.replace(data, train=None, test=images)
+    assert with_examples_of(base, only_test) is base
+    assert with_examples_of(base, None) is base
+
+
+def test_a_proof_sees_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.extend(args[3])
+        return silenced_outputs(*args, **kwargs)
+
+    monkeypatch.setattr("compressor.proof.silenced_outputs", watched)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    images = Images(torch.rand(20, 3, 8, 8), torch.zeros(20, dtype=torch.int64))
+    base = dataclasses.replace(
+        checkpoint_of(module),
+        example_inputs=(torch.randn(1, 3, 8, 8),),
+        preprocessing=Preprocessing(mean=(), std=(), size=(8, 8), channels=3),
+    )
+    data = Data(name="some", source="", train=images, tune=None, test=None)
+    prune(base, Request(budget=ChannelBudget(ratio=0.5)), data=data)
+    assert torch.equal(seen[0][:1].float(), images.images[:1])
+    assert all(float(batch.min()) >= 0 and float(batch.max()) <= 1 for batch in seen)
