@@ -6,7 +6,6 @@ tensor becomes the complex type of the same precision, and integers stay.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.copies import converted
+from compressor.copies import converted, copy_of
 
 NARROW = (torch.float16, torch.bfloat16, torch.float32)  # what code says when it means "the usual precision"
 
@@ -51,7 +50,7 @@ def types_in(module: nn.Module) -> dict[str, torch.dtype]:
 
 def rounded(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
     """A copy of the module in its own types, whose numbers are ones that the `types` given by name can hold."""
-    twin = copy.deepcopy(module)
+    twin = copy_of(module)
     with torch.no_grad():
         for name, tensor in twin.state_dict(keep_vars=True).items():
             if name in types:
