@@ -1,80 +1,280 @@
 """A network that `torch.export.save` wrote (`.pt2`): its program becomes a plain module.
 
-The file is an archive of JSON and raw tensors, but may hold pickles as well (example inputs, odd tensors, objects), and
-torch's reader runs whatever those say. So each is read by torch's restricted unpickler first; a file that asks for more
-is refused unless the user trusts it.
+torch's own reader runs what the file says: it evaluates the sizes in it as Python, unpickles and loads native code.
+So it is never called on a file that the user does not trust. The archive is read here: the program from its JSON
+(`compressor.exported_json`), the weights from their raw bytes, and nothing else. The example inputs, which torch
+pickles, go through the restricted unpickler.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
+import math
+import re
 import warnings
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import CheckpointError, UntrustedPickle
+from compressor.archives import DAMAGED, Archive, open_archive
+from compressor.errors import CheckpointError, CompressError, UntrustedPickle
+from compressor.exported_json import DTYPES, STRIDED, TRUST, MalformedError, ReadProgram, Taken, program_in, sizes_in
 from compressor.mended import program_of_file
+from compressor.names import check_names, printable
 from compressor.outputs import outputs_of, tensors_in
+from compressor.recorded import RecordedProgram, program_from
+from compressor.regular import check_regular
+from compressor.unpickle import read_pickle_bytes
+
+MODEL = re.compile(r"models/([\w-]+)\.json", re.ASCII)
+MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/\w+|\.format_version|\.storage_alignment|models/[\w-]+\.json|"
+    r"data/weights/(weight_\d+|[\w-]+_weights_config\.json)|data/constants/(tensor_\d+|[\w-]+_constants_config\.json)|"
+    r"data/sample_inputs/[\w-]+\.pt|extra/[\w./ -]+",
+    re.ASCII,
+)
+LARGEST_EXPANDED = 1 << 31  # bytes of a tensor that is stored as one value and repeated
+RUN_ERRORS = (RuntimeError, IndexError, ValueError, AssertionError, TypeError, KeyError, AttributeError, MemoryError,
+              OverflowError, ZeroDivisionError)  # fmt: skip
 
 
 def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The program at `path` as a module, and the inputs that it was exported with, if they are there.
+    """The program at `path` as a module, and the inputs that it was exported with, or ones of the same shapes.
 
-    One that was exported in training mode comes back in eval mode. Refused: a file that could run code, one that this
-    torch cannot read, one for batches of a fixed size above one.
+    One that was exported in training mode comes back in eval mode. Refused: what is no such archive or a damaged one,
+    a program that only torch's own reader rebuilds (unless the user trusts the file), one for batches of a fixed size
+    above one.
     """
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is no exported program: it is not an archive", hint="fetch or export it again")
-    if not trust_pickle:
-        _check_pickles(path)
+    check_regular(path, refusal=CheckpointError)
+    with path.open("rb") as stream:
+        if stream.read(4) != b"PK\x03\x04":
+            raise CheckpointError(
+                f"{path} is no exported program: it is not an archive", hint="fetch or export it again"
+            )
+    try:
+        program, given = _read(path)
+    except CompressError as error:
+        if not trust_pickle:
+            raise
+        program, given = _read_by_torch(path, error)
+    single = tuple(t[:1] if t.ndim else t for t in given)
+    before = [buffer.clone() for buffer in program.buffers()]  # a program may count its calls
+    try:
+        outputs_of(program, single)
+    except RUN_ERRORS as error:
+        raise _does_not_run(path, program, given, error) from error
+    for buffer, held in zip(program.buffers(), before, strict=True):
+        buffer.copy_(held)
+    return program, single
+
+
+def _read(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    with open_archive(path) as archive:
+        _check_members(archive)
+        model = _model(archive)
+        try:
+            found = program_in(_json(archive, f"models/{model}.json"))
+            weights = _tensors(archive, "data/weights", f"{model}_weights_config.json", r"weight_\d+")
+            constants = _tensors(archive, "data/constants", f"{model}_constants_config.json", r"tensor_\d+")
+            module = _module(found, weights, constants)
+        except (MalformedError, RecursionError) as error:
+            raise CheckpointError(f"{path} holds no program that torch writes: {error}", hint=DAMAGED) from error
+        except CompressError as error:
+            kind = UntrustedPickle if isinstance(error, UntrustedPickle) else CheckpointError
+            refusal = CheckpointError(f"{path} cannot be read: {error}", hint=error.hint or TRUST)
+            raise (refusal if kind is CheckpointError else error) from error
+        return module, _examples(archive, f"data/sample_inputs/{model}.pt", found.inputs)
+
+
+def _check_members(archive: Archive) -> None:
+    for name in archive.members:
+        if name == "serialized_exported_program.json":
+            raise CheckpointError(
+                f"{archive.path} was exported with a torch older than 2.8",
+                hint="export it again with torch 2.9 or newer",
+            )
+        if re.fullmatch(r"data/(weights|constants)/[\w-]+\.pt", name, re.ASCII):
+            raise UntrustedPickle(
+                f"{archive.path} holds its weights as a pickle that could run code: {printable(name)}",
+                classes=(),
+                hint=f"export it again with torch 2.9 or newer; {TRUST}",
+            )
+        if not MEMBERS.fullmatch(name) or ".." in name:
+            raise UntrustedPickle(
+                f"{archive.path} holds what could run code, or is not part of an exported program: {printable(name)}",
+                classes=(),
+                hint=TRUST,
+            )
+
+
+def _model(archive: Archive) -> str:
+    if archive.read("archive_format") != b"pt2" or archive.read("byteorder") != b"little":
+        raise CheckpointError(f"{archive.path} is no exported program", hint="fetch or export it again")
+    models = [match[1] for match in map(MODEL.fullmatch, archive.members) if match]
+    if len(models) != 1:
+        what = f"{len(models)} programs: {', '.join(models[:4])}" if models else "no program"
+        raise CheckpointError(f"{archive.path} holds {what}", hint="save one network to a file")
+    return models[0]
+
+
+def _json(archive: Archive, name: str) -> Any:
+    try:
+        return json.loads(archive.read(name), parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{archive.path} holds broken JSON: {name}", hint=DAMAGED) from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:  # longer ones take torch nowhere, and Python a long time
+        raise ValueError("a number too long")
+    return int(digits)
+
+
+def _tensors(archive: Archive, folder: str, listed: str, allowed: str) -> dict[str, tuple[Tensor, object]]:
+    """The tensors that a list in the archive names, each with what tells whether another name means the same one."""
+    config = _json(archive, f"{folder}/{listed}")
+    config = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise MalformedError("a list of weights that is none")
+    check_names(config, where="the file")
+    raw: dict[str, bytearray] = {}
+    found: dict[str, tuple[Tensor, object]] = {}
+    for name, meta in config.items():
+        if not isinstance(meta, dict):
+            raise MalformedError("a weight without its description")
+        place = meta.get("path_name")
+        raw_bytes = meta.get("use_pickle") is False
+        if not raw_bytes or not isinstance(place, str) or not re.fullmatch(allowed, place, re.ASCII):
+            raise UntrustedPickle(
+                f"{archive.path} holds `{printable(name)}` as a pickle that could run code", classes=(), hint=TRUST
+            )
+        if place not in raw:
+            raw[place] = bytearray(archive.read(f"{folder}/{place}"))
+        found[name] = _tensor(name, raw[place], meta.get("tensor_meta"), place)
+    return found
+
+
+def _tensor(name: str, raw: bytearray, meta: object, place: str) -> tuple[Tensor, object]:
+    if not isinstance(meta, dict) or meta.get("dtype") not in DTYPES or meta.get("layout") != STRIDED:
+        raise MalformedError(f"`{printable(name)}` is no dense tensor of a known type")
+    dtype: torch.dtype = getattr(torch, DTYPES[meta["dtype"]])
+    shape, strides = sizes_in(meta.get("sizes")), sizes_in(meta.get("strides"))
+    (offset,) = sizes_in([meta.get("storage_offset")])
+    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+        raise MalformedError(f"`{printable(name)}` has sizes that no tensor has")
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else -1
+    if len(raw) % dtype.itemsize or last >= len(raw) // dtype.itemsize:
+        raise MalformedError(f"`{printable(name)}` is larger than its bytes")
+    if count * dtype.itemsize > max(len(raw), LARGEST_EXPANDED):
+        raise MalformedError(f"`{printable(name)}` repeats its values to {count * dtype.itemsize} bytes")
+    if not count:
+        return torch.empty(shape, dtype=dtype), object()
+    flat = torch.frombuffer(raw, dtype=torch.uint8).view(dtype)
+    return flat.as_strided(shape, strides, offset), (place, dtype, shape, strides, offset)
+
+
+def _module(
+    found: ReadProgram, weights: Mapping[str, tuple[Tensor, object]], constants: Mapping[str, tuple[Tensor, object]]
+) -> RecordedProgram:
+    """The module of the program, with the tensors behind their names; tied parameters stay one."""
+    trainable = [held.name for held in found.held.values() if held.parameter]
+    first: dict[object, str] = {}
+    tied: dict[str, str] = {}
+    state: dict[str, Tensor] = {}
+    for name, (tensor, same) in weights.items():
+        if same in first and name in trainable:
+            tied[name] = first[same]
+        elif name in trainable or not trainable:
+            first.setdefault(same, name)
+        state[name] = tensor
+    state |= {name: tensor for name, (tensor, _) in constants.items() if not _constant(name, found)}
+    nodes = []
+    for node in found.nodes:
+        held = found.held.get(node["name"])
+        if held is None:
+            nodes.append(node)
+            continue
+        if held.name not in (constants if held.constant else state):
+            raise MalformedError(f"the tensor `{printable(held.name)}` is not there")
+        name = tied.get(held.name, held.name)
+        if held.constant:
+            name = f"constants.{node['name']}"
+            state[name] = constants[held.name][0]
+        nodes.append({**node, "held": name})
+    recorded = {
+        "nodes": nodes,
+        "outputs": list(found.outputs),
+        "constants": {},
+        "tied": tied,
+        "trainable": trainable,
+    }
+    return program_from(recorded, state)
+
+
+def _constant(name: str, found: ReadProgram) -> bool:
+    return not any(held.name == name and not held.constant for held in found.held.values())
+
+
+def _examples(archive: Archive, name: str, inputs: tuple[Taken, ...]) -> tuple[Tensor, ...]:
+    """The inputs that the program was exported with; where they are not there, ones of their types and shapes."""
+    given: Any = None
+    if name in archive.members:
+        held = archive.read(name)
+        try:
+            given = read_pickle_bytes(held, where=f"{archive.path}: {name.rpartition('/')[2]}") if held else None
+        except UntrustedPickle as error:
+            raise UntrustedPickle(
+                f"{archive.path} holds a pickle that could run code: {name.rpartition('/')[2]}",
+                classes=error.classes,
+                hint=TRUST,
+            ) from error
+    if isinstance(given, tuple) and len(given) == 2:
+        tensors = tuple(tensors_in(given[0])) + tuple(tensors_in(given[1]))
+        kinds = [(str(t.dtype).removeprefix("torch."), t.ndim) for t in tensors]
+        if kinds == [(taken.dtype, len(taken.shape)) for taken in inputs]:
+            return tensors
+    return tuple(_drawn(taken) for taken in inputs)
+
+
+def _drawn(taken: Taken) -> Tensor:
+    dtype: torch.dtype = getattr(torch, taken.dtype)
+    if math.prod(taken.shape) * dtype.itemsize > LARGEST_EXPANDED:
+        raise CheckpointError(f"its program takes an input of {taken.shape}", hint=DAMAGED)
+    if dtype.is_floating_point:
+        return torch.randn(taken.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.zeros(taken.shape, dtype=dtype)
+
+
+def _read_by_torch(path: Path, refusal: CompressError) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The program as torch reads it, which the user allowed; `refusal` is why it is not read here."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of itself
             found = torch.export.load(path)
     except Exception as error:
         # the reader follows the file's own bytes, and raises whatever they lead it to
-        said = str(error).splitlines()[0][:200] if str(error) else ""
-        raise CheckpointError(
-            f"{path} is an exported program that this torch cannot read: {type(error).__name__}: {said}",
-            hint=f"export it again with torch {torch.__version__.partition('+')[0]}",
-        ) from error
-    program = program_of_file(found)
-    given = tuple(tensors_in(found.example_inputs[0])) if found.example_inputs else ()
-    single = tuple(t[:1] for t in given)
+        raise refusal from error
+    given = found.example_inputs
+    examples = (*tensors_in(given[0]), *tensors_in(given[1])) if given else ()
+    return program_of_file(found), examples
+
+
+def _does_not_run(path: Path, program: nn.Module, given: tuple[Tensor, ...], error: Exception) -> CheckpointError:
+    """Why the program does not run on one image: it was exported for a batch of another size, or it is broken."""
+    batch = len(given[0]) if given and given[0].ndim else 1
     try:
-        outputs_of(program, single)
-    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"{path} was exported for batches of {len(given[0])} alone",
-            hint="export it with an open batch: `dynamic_shapes=({0: torch.export.Dim.AUTO},)`, or for one image",
-        ) from error
-    return program, single
-
-
-def _check_pickles(path: Path) -> None:
-    """Refuses an archive in which anything but JSON and the raw tensors that its lists name does not load safely."""
-    with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
-        names = archive.namelist()
-        raw: set[str] = set()
-        for name in names:
-            if name.endswith("_config.json"):
-                listed = json.loads(archive.read(name)).get("config", {}).values()
-                raw |= {e["path_name"] for e in listed if isinstance(e, dict) and e.get("use_pickle") is False}
-        for name in names:
-            leaf = name.rpartition("/")[2]
-            if name.endswith(".json") or "/data/" not in name or leaf in raw:
-                continue
-            try:
-                warnings.simplefilter("ignore")  # its notice about pickle protocols: the refusal says more
-                torch.load(io.BytesIO(archive.read(name)), weights_only=True, map_location="cpu")
-            except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-                raise UntrustedPickle(
-                    f"{path} holds a pickle that could run code: {leaf}",
-                    classes=(),
-                    hint="`--trust-pickle` reads it, if you know where it comes from",
-                ) from error
+        outputs_of(program, given)
+    except RUN_ERRORS:
+        said = printable((str(error).splitlines() or [""])[0], longest=160)
+        return CheckpointError(
+            f"{path} holds a program that does not run: {type(error).__name__}: {said}",
+            hint=f"export it again with torch {torch.__version__.partition('+')[0]}",
+        )
+    return CheckpointError(
+        f"{path} was exported for batches of {batch} alone",
+        hint="export it with an open batch: `dynamic_shapes=({0: torch.export.Dim.AUTO},)`, or for one image",
+    )

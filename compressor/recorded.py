@@ -8,17 +8,18 @@ and needs nobody's class.
 from __future__ import annotations
 
 import functools
+import keyword
 import math
 import operator
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  # the import registers its operators
 from torch import Tensor, fx, nn
 
 from compressor.errors import GroupError, SurgeryError
+from compressor.names import PART, printable
+from compressor.operations import computes, operation
 from compressor.rules import name_of
 from compressor.sizes import check_record, check_taken, in_order
 from compressor.structures import restored
@@ -27,6 +28,7 @@ PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, 
          "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "truediv": operator.truediv,
          "pow": operator.pow, "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
          "gt": operator.gt, "ge": operator.ge}  # fmt: skip
+HIGHEST_POWER = 64
 DROPPING = {"dropout", "feature_dropout", "alpha_dropout"}
 
 Plain = Mapping[str, Any]
@@ -134,8 +136,9 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> RecordedProgra
             given += 1
         else:
             called = _looked_up(node["call"])
-            args, kwargs = _value(node["args"], known), _value(node["kwargs"], known)
-            _check_named(called, kwargs)
+            args = _value(node["args"], known)
+            kwargs = {name: _value(value, known) for name, value in node["kwargs"].items()}
+            _check_given(called, args, kwargs)
             known[node["name"]] = graph.call_function(called, tuple(args), kwargs)
     outputs = [known[name] for name in recorded["outputs"]]
     if recorded.get("takes") is not None:
@@ -163,15 +166,17 @@ def _tensor(root: nn.Module, name: str) -> Tensor:
 
 def _hold(root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str], *, same: Tensor | None = None) -> None:
     *path, leaf = name.split(".")
-    if not all(re.fullmatch(r"\w+", part, flags=re.ASCII) for part in (*path, leaf)):
-        raise SurgeryError(f"a program names a tensor `{name[:60]}`, which is no name")
+    if any(not PART.fullmatch(part) or keyword.iskeyword(part) for part in (*path, leaf)):
+        raise SurgeryError(f"a program names a tensor `{printable(name)}`, which is no name")
     owner = root
     for part in path:
-        if not hasattr(owner, part):
+        if part not in owner._modules:
+            _check_free(owner, part, name)
             owner.add_module(part, nn.Module())
-        owner = getattr(owner, part)
-    if hasattr(owner, leaf):
+        owner = owner._modules[part]  # type: ignore[assignment]  # none is `None`: they were made here
+    if leaf in owner._parameters or leaf in owner._buffers:
         return
+    _check_free(owner, leaf, name)
     if isinstance(same, nn.Parameter):
         setattr(owner, leaf, same)
     elif same is not None:
@@ -182,12 +187,24 @@ def _hold(root: nn.Module, name: str, tensor: Tensor, trainable: frozenset[str],
         owner.register_buffer(leaf, tensor.detach().clone())
 
 
+def _check_free(owner: nn.Module, part: str, name: str) -> None:
+    """Refuses a name that every module has for something else: its methods, its class, its tables."""
+    if hasattr(owner, part) or (name.startswith(part) and part in _own_names()):
+        raise SurgeryError(f"a program names a tensor `{printable(name)}`, and `{part}` is a module's own")
+
+
+@functools.cache
+def _own_names() -> frozenset[str]:
+    """What the module of a program holds beside its tensors, at the top."""
+    return frozenset(dir(RecordedProgram(nn.Module(), fx.Graph()))) | {"recorded"}
+
+
 def name_from(target: Any) -> str:
     """An operator's name, by which it is found again."""
     for name, function in PLAIN.items():
         if target is function:
             return name
-    if hasattr(target, "_schema"):
+    if computes(target):
         return str(target) if "." in str(target) else f"{target}.default"
     if target is torch.sym_max or target is torch.sym_min or target is torch.sym_sum:
         return f"torch.{target.__name__}"
@@ -200,27 +217,24 @@ def _looked_up(name: str) -> Any:
         return PLAIN[name]
     if name in ("torch.sym_max", "torch.sym_min", "torch.sym_sum"):
         return getattr(torch, name.removeprefix("torch."))
-    library, _, rest = name.partition(".")
-    operation, _, overload = rest.partition(".")
-    if library not in ("aten", "torchvision", "prims"):
-        raise SurgeryError(f"a program names `{name[:60]}`, which is no operator of torch or torchvision")
-    try:
-        found = getattr(getattr(getattr(torch.ops, library), operation), overload or "default")
-    except AttributeError as error:
-        raise SurgeryError(f"this torch has no operator `{name[:60]}`", hint="update torch") from error
-    if not isinstance(found, torch._ops.OpOverload):
-        raise SurgeryError(f"a program names `{name[:60]}`, which is no operator of torch or torchvision")
-    if any(argument.name == "filename" for argument in found._schema.arguments):
-        raise SurgeryError(f"a program names `{name[:60]}`, which reads or writes files")
-    return found
+    return operation(name)
 
 
-def _check_named(called: Any, kwargs: Mapping[str, Any]) -> None:
-    """Refuses arguments by names that the operator does not have: fx writes them into code."""
+def _check_given(called: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses arguments by names that the operator does not have (fx writes them into code), and sums without end."""
     known = {argument.name for argument in called._schema.arguments} if hasattr(called, "_schema") else set()
+    if called in PLAIN.values() and called is not operator.getitem:
+        _check_numbers(called, args)
     for name in kwargs:
         if name not in known:
-            raise SurgeryError(f"a program gives `{called}` an argument `{name[:60]}` that it does not have")
+            raise SurgeryError(f"a program gives `{called}` an argument `{printable(name)}` that it does not have")
+
+
+def _check_numbers(called: Any, args: Sequence[Any]) -> None:
+    """Refuses what is no sum of sizes and numbers: text times a number, say, or a power that takes days."""
+    bounded = called is not operator.pow or (isinstance(args[-1], (int, float)) and abs(args[-1]) <= HIGHEST_POWER)
+    if not bounded or not all(isinstance(arg, (fx.Node, int, float)) for arg in args):
+        raise SurgeryError(f"a program computes `{called.__name__}` of what are no sizes")
 
 
 def plain_from(value: Any) -> Any:
@@ -254,7 +268,7 @@ def _value(value: Any, known: Mapping[str, fx.Node]) -> Any:
         case {"dtype": str(name)} | {"memory_format": str(name)} | {"layout": str(name)}:
             found = getattr(torch, name, None)
             if not isinstance(found, (torch.dtype, torch.memory_format, torch.layout)):
-                raise SurgeryError(f"a program names `{name[:60]}`, which is no type or layout of a tensor")
+                raise SurgeryError(f"a program names `{printable(name)}`, which is no type or layout of a tensor")
             return found
         case {"device": str(name)}:
             return torch.device(name)
@@ -263,4 +277,4 @@ def _value(value: Any, known: Mapping[str, fx.Node]) -> Any:
         case {"slice": [start, stop, step]}:
             return slice(_value(start, known), _value(stop, known), _value(step, known))
         case _:
-            return {k: _value(v, known) for k, v in value.items()}
+            raise SurgeryError(f"a program holds a value of no known kind: `{printable(value)}`")

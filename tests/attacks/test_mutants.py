@@ -25,7 +25,6 @@ IN_ALL, SLOWLY = 200, 5000
 ROOT = Path(__file__).parents[2]
 OPEN = {  # faults that are known, by what is to be mended
     "whole.pt": "errors of torch's second reading come through",
-    "net.pt2": "a broken archive's errors come through",
     "recipe.json of-class": "the recipe has no schema",
     "recipe.json of-skeleton": "the recipe has no schema",
     "recipe.json of-program": "the recipe has no schema",
