@@ -289,21 +289,24 @@ def write_artifact(
 
     Refused: a folder in the way, a full disk, an artifact that does not come back as it was written.
     """
+    import torch
     from safetensors import SafetensorError
 
-    from compressor.precision import rounded
+    from compressor.precision import rounded, type_of
     from compressor.sparse import write_sparse
 
     check_free(folder, force=force)
-    if checkpoint.types:
-        checkpoint = replace(checkpoint, module=rounded(checkpoint.module, checkpoint.types))
+    # safetensors has no type for complex numbers in double precision
+    types = {name: dtype for name, dtype in checkpoint.types.items() if dtype is not torch.complex128}
+    if types:
+        checkpoint = replace(checkpoint, module=rounded(checkpoint.module, types))
     place = folder.resolve()  # behind a link lies what is replaced; the link stays
     sweep(place.parent)
     part = beside(place, PART)
     try:
         part.mkdir(parents=True)
         state = {
-            k: v.detach().to("cpu", checkpoint.types.get(k, v.dtype)).contiguous().clone()
+            k: v.detach().to("cpu", type_of(k, v, types)).contiguous().clone()
             for k, v in checkpoint.module.state_dict().items()
         }
         measured = dict(results)

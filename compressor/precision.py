@@ -6,6 +6,7 @@ tensor becomes the complex type of the same precision, and integers stay.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -48,19 +49,24 @@ def types_in(module: nn.Module) -> dict[str, torch.dtype]:
     }
 
 
+def type_of(name: str, tensor: Tensor, types: Mapping[str, torch.dtype]) -> torch.dtype:
+    """The type that a tensor came in: by its name in `types`, or by that of the layer that became two thinner ones."""
+    whole = re.sub(r"\.[01]\.(weight|bias)$", r".\1", name)
+    return types.get(name) or types.get(whole) or tensor.dtype
+
+
 def rounded(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
     """A copy of the module in its own types, whose numbers are ones that the `types` given by name can hold."""
     twin = copy_of(module)
     with torch.no_grad():
         for name, tensor in twin.state_dict(keep_vars=True).items():
-            if name in types:
-                tensor.copy_(tensor.to(types[name]))
+            tensor.copy_(tensor.to(type_of(name, tensor, types)))
     return twin
 
 
 def in_types_(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
     """The module itself, its tensors in the `types` given by name: those that `Checkpoint.types` says they came in."""
-    kinds = {id(tensor): types[name] for name, tensor in module.state_dict(keep_vars=True).items() if name in types}
+    kinds = {id(t): type_of(name, t, types) for name, t in module.state_dict(keep_vars=True).items()}
     module._apply(lambda tensor: tensor.to(kinds.get(id(tensor), tensor.dtype)))  # type: ignore[no-untyped-call]  # as above
     return module
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compressor.errors import GroupError, SurgeryError
+from compressor.artifact import load_artifact, write_artifact
+from compressor.checkpoint import load
+from compressor.errors import CheckpointError, GroupError, SurgeryError
 from compressor.groups import trace, without
-from compressor.plan import PruningPlan
+from compressor.pipeline import prune
+from compressor.plan import ChannelBudget, PruningPlan
+from compressor.precision import in_types_
 from compressor.proof import TOLERANCE, Proof
 from compressor.proving import shrink_proved
+from compressor.request import Request
 from tests.test_shrink import random_plan
 
 
@@ -210,3 +219,64 @@ def test_a_layer_with_several_groups_keeps_the_reasons_of_all() -> None:
     assert [g.root for g in traced.groups] == ["a", "a/2"]
     with pytest.raises(GroupError, match="one way; another way"):
         without(without(traced, {"a": "one way"}), {"a/2": "another way"})
+
+
+def images_in(cast: Callable[[nn.Module], object]) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    cast(module.eval())
+    return module
+
+
+PRECISIONS: dict[str, Callable[[nn.Module], object]] = {
+    "float16": lambda module: module.half(),
+    "bfloat16": lambda module: module.bfloat16(),
+    "float64": lambda module: module.double(),
+    "a part in float16": lambda module: module[3].half(),  # type: ignore[index]  # a `Sequential`
+}
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_whole_module_in_another_precision_comes_back_in_it(name: str, tmp_path: Path) -> None:
+    module = images_in(PRECISIONS[name])
+    torch.save(module, tmp_path / "net.pt")
+    checkpoint = load(tmp_path / "net.pt", inputs=("1x1x12x12",))
+    assert {p.dtype for p in checkpoint.module.parameters()} == {torch.float32}
+    pruned = prune(checkpoint, Request(budget=ChannelBudget(ratio=0.5)))
+    assert pruned.proof.dtype is torch.float64
+    folder = tmp_path / "net.compressed"
+    write_artifact(folder, pruned.checkpoint, source={"path": "", "sha256": ""}, results={}, verify=name == "float16")
+    state = load_file(folder / "model.safetensors")
+    surgery = pruned.checkpoint.surgery
+    assert surgery is not None
+    dense = surgery.cut_state(module.state_dict())
+    assert {n: t.dtype for n, t in state.items()} == {n: t.dtype for n, t in dense.items()}
+    for key, tensor in dense.items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-7 if tensor.dtype is torch.float64 else 0, atol=0)
+    again = load_artifact(folder)
+    assert again.types == {n: dtype for n, dtype in checkpoint.types.items() if n in state}
+    typed = in_types_(again.module, again.types)
+    assert {n: t.dtype for n, t in typed.state_dict().items()} == {n: t.dtype for n, t in dense.items()}
+    weight = next(typed.parameters())
+    if name != "a part in float16":
+        assert typed(torch.randn(2, 1, 12, 12, dtype=weight.dtype)).dtype is weight.dtype
+
+
+def test_a_network_that_insists_on_half_precision_is_refused_in_those_words(tmp_path: Path) -> None:
+    path = tmp_path / "half.py"
+    path.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a = nn.Linear(8, 4).half()\n"
+        "    def forward(self, x):\n"
+        "        return self.a(x.half()).float()\n"
+    )
+    torch.save(nn.ModuleDict({"a": nn.Linear(8, 4).half()}).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="in float16 is computed with in float32") as caught:
+        load(tmp_path / "w.pt", arch=f"{path}:Net", inputs=("1x8",))
+    assert "cast" in str(caught.value.hint)
