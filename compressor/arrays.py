@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import math
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -59,16 +63,45 @@ def splits_from_npz(path: Path) -> tuple[Splits | Images, tuple[str, ...] | None
 
 def _arrays_in(path: Path) -> dict[str, Array]:
     if not path.exists():
-        raise DataError(f"{path} is not there")
+        raise DataError(f"{path} is not there", hint="check the path")
+    if not path.is_file():  # a pipe would block whoever opens it
+        raise DataError(f"{path} is not a regular file", hint="copy what it gives to a file, and give that")
     try:
-        with path.open("rb") as stream:  # numpy leaves a file of its own open where it is broken
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
+        with path.open("rb") as stream:
+            if not stream.read(4).startswith(b"PK"):
                 raise DataError(f"{path} holds one array without a name", hint=f"save with `numpy.savez` as {KEYS}")
-            with loaded as arrays:
-                return {key.lower(): arrays[key] for key in arrays.files}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an .npz of plain arrays: {error}", hint=f"save {KEYS} in one .npz") from error
+        with zipfile.ZipFile(path) as archive:
+            if len(set(archive.namelist())) != len(archive.namelist()):
+                raise ValueError("an array of it stands twice")
+            return {m.filename.removesuffix(".npy").lower(): _array(archive, m) for m in archive.infolist()}
+    except BROKEN as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is not an .npz of plain arrays: {why}", hint=f"save {KEYS} in one .npz") from error
+
+
+# what zipfile and numpy raise for files that are broken in their own way; a header is Python's to parse
+BROKEN = (
+    ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+    SyntaxError, NotImplementedError, OverflowError, RuntimeError, MemoryError, lzma.LZMAError,
+)  # fmt: skip
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """One array of the archive. Refused: one that says that it is larger than what is there, or that holds objects."""
+    with archive.open(member) as stream, warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy warns of a header that it has to guess at
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            raise ValueError(f"`{member.filename[:40]}` is of an array format that is not read here")
+        shape, in_columns, dtype = read(stream)
+        if dtype.hasobject:
+            raise ValueError(f"`{member.filename[:40]}` holds Python objects, which could run code")
+        if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
+            raise ValueError(f"`{member.filename[:40]}` is not as long as it says")
+        content = bytearray(stream.read())
+        found = np.frombuffer(content, dtype=dtype) if content else np.zeros(0, dtype=dtype)
+        return found.reshape(shape[::-1]).T if in_columns else found.reshape(shape)
 
 
 def _of(found: Mapping[str, Array], names: tuple[str, ...], forms: tuple[str, ...]) -> Array | None:
@@ -145,10 +178,12 @@ def splits_from_idx(folder: Path) -> Splits:
 
 def _idx(path: Path) -> Tensor:
     """A tensor of bytes out of one IDX file."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file", hint="copy what it gives to a file, and give that")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             raw = stream.read()
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is a broken gzip file: {error}", hint="fetch it again") from error
     dims = int(raw[3]) if len(raw) > 4 else 0
     header = 4 + 4 * dims

@@ -17,10 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor import forms
 from compressor.children import python_code
 from compressor.errors import ArtifactError, CheckpointError
-from compressor.files import exchanged, save_tensors, whole, write_text
+from compressor.files import exchanged, save_tensors
+from compressor.json_files import read_json as read_json
+from compressor.json_files import write_json as write_json
 from compressor.leftovers import OLD, PART, beside, sweep, temporary
+from compressor.schema import check
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Architecture, Checkpoint
@@ -28,12 +32,21 @@ if TYPE_CHECKING:
     from compressor.input_spec import InputSpec
     from compressor.masks import WeightMask
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had a hash of its files alone, not of the program and the numbers that the recipe itself holds
+FORMS = {1: forms.RECIPE_1, 2: forms.RECIPE_2}
+EDITED = "it was edited, or is not whole: prune again, or take the copy that was written"
+UNBUILDABLE = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError, AssertionError,
+    RecursionError, NotImplementedError,
+)  # fmt: skip  # what torch and fx raise for numbers and names that make no network
 SUFFIX = ".compressed"
 RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
 INT8 = "model.int8.onnx"
 SKELETON = "architecture.pt"
+PICKLE = "pickle"  # the reference of a module that was pickled, as in `compressor.architectures`
 LONGEST_NAME = 255  # bytes, on every usual file system
+SPARSE_FILE = "sparse/sparse.safetensors"
+MARK = "artifact"  # in the weights' own metadata: the schema that they were written with
 SPARSE = "sparse"  # a masked network's weights, in place of WEIGHTS
 
 
@@ -52,7 +65,22 @@ class Artifact:
 
     def results(self) -> dict[str, Any]:
         """Everything measured so far."""
-        return read_json(self.folder / RESULTS) if (self.folder / RESULTS).exists() else {"schema": SCHEMA}
+        file = self.folder / RESULTS
+        if not file.exists():
+            return {"schema": 1}
+        found = read_json(file)
+        check(found, forms.RESULTS, where=str(file), hint="repeat the command that measures it")
+        return found
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What is known to be less sure of it than of others."""
+        if self.recipe["schema"] >= 2:
+            return ()
+        return (
+            f"{self.folder} is of schema 1: its hash covers its files, and not what its recipe says of the network; "
+            "prune again for one that covers all",
+        )
 
     def checkpoint(self, *, trust_pickle: bool = False) -> Checkpoint:
         """The small network."""
@@ -62,7 +90,7 @@ class Artifact:
         """Which weights stay, where the artifact is an unstructured one."""
         from compressor.sparse import read_sparse
 
-        return read_sparse(self.folder / SPARSE).mask if (self.folder / SPARSE).is_dir() else None
+        return read_sparse(self.folder / SPARSE).mask if SPARSE_FILE in self.recipe["files"] else None
 
     def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
         """The network that it was made from; refused where that file is gone or is another one by now."""
@@ -98,6 +126,8 @@ def open_artifact(path: Path | None = None) -> Artifact:
 
     Refused: no such folder, one that is no artifact or of a newer schema, no artifact at all.
     """
+    if path is not None and not os.path.lexists(path):
+        sweep(path.absolute().parent)  # where it was being replaced, and the process was killed
     if path is None:
         found = sorted(Path.cwd().glob(f"*{SUFFIX}/{RECIPE}"), key=lambda p: p.stat().st_mtime_ns)
         if not found:
@@ -113,15 +143,45 @@ def open_artifact(path: Path | None = None) -> Artifact:
                 f"{folder} {what}", hint="give a folder that `compress prune` wrote, or none for the newest"
             )
     recipe = read_json(folder / RECIPE)
-    if recipe.get("schema") != SCHEMA:
-        raise ArtifactError(f"{folder} has schema {recipe.get('schema')}, and this version reads {SCHEMA}")
+    schema = recipe.get("schema")
+    if type(schema) is not int or schema not in FORMS:
+        raise ArtifactError(
+            f"{folder} has schema {str(schema)[:40]}, and this version reads {' and '.join(map(str, FORMS))}",
+            hint="update the package, or make it again with this version",
+        )
+    check(recipe, FORMS[schema], where=str(folder / RECIPE), hint=EDITED)
+    _check_files(folder, recipe)
     return Artifact(folder=folder, recipe=recipe, taken_by_default=path is None)
+
+
+def _check_files(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuses a recipe that is not the one that was written, as far as its schema's hash says so, or lacks files."""
+    needed = {WEIGHTS} if WEIGHTS in recipe["files"] else {SPARSE_FILE}
+    if recipe["architecture"]["ref"] == PICKLE and not recipe["surgery"].get("program"):
+        needed.add(SKELETON)
+    if recipe["files"].keys() != needed:
+        raise ArtifactError(
+            f"{folder / RECIPE}: `files` lists {', '.join(recipe['files']) or 'none'}, and this network takes "
+            f"{' and '.join(sorted(needed))}",
+            hint=EDITED,
+        )
+    if recipe["schema"] >= 2 and recipe["sha256"] != sealed(recipe)["sha256"]:
+        raise ArtifactError(
+            f"{folder / RECIPE} was changed since it was written: its sha256 is of another recipe", hint=EDITED
+        )
+
+
+def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the hash of all that it computes with: everything in it, but where the dense network lay."""
+    covered = {key: value for key, value in recipe.items() if key != "sha256"}
+    covered["source"] = {key: value for key, value in recipe["source"].items() if key != "path"}
+    content = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return {**recipe, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
 def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """The small network in `folder`; refused where a file is missing or is not the one that was written."""
     import torch
-    from safetensors.torch import load_file
 
     from compressor.architectures import build, check_harmless
     from compressor.checkpoint import Checkpoint, read_skeleton
@@ -129,7 +189,6 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.precision import in_precision_
     from compressor.recipe import recipe_from_json
     from compressor.recorded import program_from
-    from compressor.sparse import read_sparse
     from compressor.surgery import put_state_, reshaped, surgery_from_json
 
     recipe = open_artifact(folder).recipe
@@ -139,19 +198,29 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
             raise ArtifactError(f"{folder / name} is missing or was changed since it was written", hint="prune again")
     architecture = _architecture(recipe["architecture"])
     surgery = surgery_from_json(recipe["surgery"])
-    masked = (folder / SPARSE).is_dir()
-    state = read_sparse(folder / SPARSE).state if masked else load_file(folder / WEIGHTS)
-    if surgery.program is not None:
-        module: Any = program_from(surgery.program, state)
-        put_state_(module, state)
-    elif architecture.ref == "pickle":
-        module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)  # in the small shapes already
-        put_state_(module, state, assign=True)
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
-    else:
-        check_harmless(architecture)
-        module = reshaped(build(architecture), surgery, state)
+    state, mark = _state(folder, recipe)
+    if recipe["schema"] < int(mark):
+        raise ArtifactError(
+            f"{folder / RECIPE} says that it is of schema {recipe['schema']}, and its weights are of schema {mark}",
+            hint=EDITED,
+        )
+    try:
+        if surgery.program is not None:
+            module: Any = program_from(surgery.program, state)
+            put_state_(module, state)
+        elif architecture.ref == PICKLE:
+            module = read_skeleton(folder / SKELETON, trust_pickle=trust_pickle)  # in the small shapes already
+            put_state_(module, state, assign=True)
+            for parameter in module.parameters():
+                parameter.requires_grad_(True)
+        else:
+            check_harmless(architecture)
+            module = reshaped(build(architecture), surgery, state)
+    except UNBUILDABLE as error:
+        raise ArtifactError(
+            f"{folder}: the recipe describes no network that can be built: {type(error).__name__}: {error}",
+            hint=EDITED,
+        ) from error
     module.eval()
     types = {name: TYPES[kind] for name, kind in recipe.get("types", {}).items()}
     if types:
@@ -173,8 +242,29 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     )
 
 
+def _state(folder: Path, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The weights, and the schema that they say they were written with."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    from compressor.sparse import read_sparse
+
+    masked = SPARSE_FILE in recipe["files"]
+    file = folder / (SPARSE_FILE if masked else WEIGHTS)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            mark = (opened.metadata() or {}).get(MARK, "1")
+        if not mark.isdecimal() or len(mark) > 3:
+            raise ArtifactError(f"{file} says that it is of schema {mark[:40]!r}", hint=EDITED)
+        return (read_sparse(folder / SPARSE).state if masked else load_file(file)), mark
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ArtifactError(f"{file} is not a complete safetensors file: {error}", hint="prune again") from error
+
+
 def recipe_sha256(recipe: Mapping[str, Any]) -> str:
-    """The hash that stands for the whole artifact: of its files' hashes."""
+    """The hash that stands for the whole artifact; of schema 1, its files' hashes alone."""
+    if recipe["schema"] >= 2:
+        return str(recipe["sha256"])
     return hashlib.sha256(json.dumps(recipe["files"], sort_keys=True).encode()).hexdigest()
 
 
@@ -311,16 +401,19 @@ def write_artifact(
         }
         measured = dict(results)
         if mask is None:
-            save_tensors(state, part / WEIGHTS)
+            save_tensors(state, part / WEIGHTS, metadata={MARK: str(SCHEMA)})
         else:
             (part / SPARSE).mkdir()
-            measured["mask"] = {**measured.get("mask", {}), **write_sparse(part / SPARSE, state, mask).to_json()}
+            measured["mask"] = {
+                **measured.get("mask", {}),
+                **write_sparse(part / SPARSE, state, mask, marks={MARK: str(SCHEMA)}).to_json(),
+            }
         as_class = checkpoint.surgery is None or checkpoint.surgery.program is None
         if checkpoint.architecture.ref == "pickle" and as_class:
             _write_skeleton(checkpoint, part / SKELETON)
         recipe = recipe_of(checkpoint, source=source)
         recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
-        write_json(part / RECIPE, recipe)
+        write_json(part / RECIPE, sealed(recipe))
         write_json(part / RESULTS, measured)
         if verify:
             _read_back(part, checkpoint, trust_pickle=trust_pickle)
@@ -418,28 +511,6 @@ def add_results(folder: Path, section: str, value: Any, *, append: bool = False)
     results = open_artifact(folder).results()
     results[section] = [*results.get(section, []), value] if append else value
     write_json(folder / RESULTS, results)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path} holds no JSON object")
-    return found
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write canonical JSON, whole or not at all."""
-    try:
-        with whole(path) as part:
-            write_text(part, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {path}: {error.strerror or error}", hint="free some space and repeat the command"
-        ) from error
 
 
 def sha256_of(path: Path) -> str:

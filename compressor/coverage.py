@@ -181,7 +181,9 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
         if row.until is Stage.EXPORT:
             return
         say("writing, and reading it back in a fresh process")
-        write_artifact(Path(scratch) / "a.compressed", small, source={}, results={}, trust_pickle=False)
+        write_artifact(
+            Path(scratch) / "a.compressed", small, source={"path": "", "sha256": ""}, results={}, trust_pickle=False
+        )
         row.reached = Stage.RELOAD
 
 

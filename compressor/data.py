@@ -135,7 +135,8 @@ class Data:
     """A data set in three disjoint splits; a split that there is no data for is `None`.
 
     `drawn` names the splits that are not the data's own but were drawn by `split_seed`. `by_name` says that a label is
-    a position among sorted names (as of class folders) and means the name, not the number.
+    a position among sorted names (as of class folders) and means the name, not the number. `repeated` counts images
+    that were left out, for another split holds them too.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Data:
     split_seed: int = 0
     drawn: tuple[SplitName, ...] = ()
     by_name: bool = False
+    repeated: int = 0
 
     def __post_init__(self) -> None:
         splits = [s for s in (self.train, self.tune, self.test) if s is not None]
@@ -197,6 +199,7 @@ class Data:
             "sizes": self.sizes,
             "split_seed": self.split_seed,
             "drawn": [str(s) for s in self.drawn],
+            **({"repeated": self.repeated} if self.repeated else {}),
         }
 
 

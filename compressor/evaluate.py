@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor import forms
 from compressor.data import UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
+from compressor.json_files import parsed
 from compressor.lent import evaluating
+from compressor.schema import check
 from compressor.train import EVALUATION_BATCH, class_scores
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
@@ -211,11 +213,17 @@ def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise DataError(f"{file} does not read one batch of images but: {found}")
     batch, channels, *size = (n if isinstance(n, int) else None for n in shape)
-    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} has metadata that are no text: {error}", hint="export it again") from error
     fixed = (size[0], size[1]) if size[0] is not None and size[1] is not None else None
     try:
-        classes = json.loads(metadata.get("classes", "null"))
-        known = json.loads(metadata.get("preprocessing", "null")) or {}
+        where = f"the metadata of {file}, which make no sense"
+        said = ", ".join(f'"{key}": {metadata.get(key) or "null"}' for key in ("classes", "preprocessing"))
+        told = parsed(f"{{{said}}}", where=where, refusal=CheckpointError, hint="export it again")
+        check(told, forms.ONNX_METADATA, where=where, hint="export it again", refusal=CheckpointError)
+        classes, known = told["classes"], told["preprocessing"] or {}
         own = known.get("size") or fixed
         preprocessing = Preprocessing(
             mean=tuple(known.get("mean", ())),

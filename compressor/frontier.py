@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from compressor import forms
 from compressor.artifact import read_json, write_json
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, SplitName
@@ -31,6 +32,7 @@ from compressor.leftovers import temporary
 from compressor.plan import LatencyBudget, Scope
 from compressor.repair import Repair
 from compressor.request import Request, budget_to_json
+from compressor.schema import check
 from compressor.speed import Fast, prune_to_speed
 from compressor.speed_plan import Goal, Known
 
@@ -123,6 +125,7 @@ def frontier(
                     say(f"{arm.name}, {asked:g} times the speed")
                     write_json(file, _point(checkpoint, arm, goal, asked, data, judge, known, say))
                 points.append(read_json(file))
+                check(points[-1], forms.POINT, where=str(file), hint="delete it: it is made again")
     return {
         "schema": 1,
         "name": checkpoint.name,

@@ -38,6 +38,7 @@ def pixels_of(file: Path) -> Tensor:
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
+    check_regular(file)
     try:
         with Image.open(file) as image:
             if image.mode in DEEP_GREY_MODES:  # 16 bits, which PIL would clip to 8
@@ -50,6 +51,13 @@ def pixels_of(file: Path) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL raises each of these for files that are broken in their own way
         raise DataError(f"cannot read the image {file}: {error}", hint="remove or repair it") from error
+
+
+def check_regular(file: Path) -> None:
+    """Refuses a pipe, a device or a link to nothing: the first would block whoever opens it."""
+    if not file.is_file():
+        what = "is not a regular file" if file.exists() else "is not there"
+        raise DataError(f"the image {file} {what}", hint="remove it, or put the image itself there")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +93,24 @@ def read_folder(folder: Path) -> ImageFolder:
     return ImageFolder(splits=splits, classes=classes or None)
 
 
+def _identity(folder: Path) -> tuple[int, int]:
+    """What tells a folder from others, by whatever link it is reached."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
 def _files_below(root: Path) -> tuple[list[Path], list[str], set[str]]:
     """Image files in order, the class folder each lies in (or an empty name), and the class folders there are."""
     files: list[Path] = []
+    seen = {_identity(root)}
     for place, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__")))
+        visible = sorted(f for f in folders if not f.startswith((".", "__")))
+        identities = {f: _identity(Path(place, f)) for f in visible}
+        folders[:] = []
+        for folder in visible:  # a link may lead back to where it was come from
+            if identities[folder] not in seen:
+                seen.add(identities[folder])
+                folders.append(folder)
         files += [Path(place, n) for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
     files.sort()
     owners = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor import forms
 from compressor.artifact import read_json, write_json
 from compressor.errors import ArtifactError
+from compressor.schema import check
 from compressor.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 
 SCHEMA = 2
@@ -142,13 +144,14 @@ class LatencyTable:
         }
 
 
-def table_from_json(plain: Mapping[str, Any]) -> LatencyTable:
+def table_from_json(plain: Mapping[str, Any], *, where: str = "it") -> LatencyTable:
     """The table that `to_json` wrote; refused where it is none, or of another version."""
     if plain.get("schema", SCHEMA) != SCHEMA:
         raise ArtifactError(
             f"this latency table is of schema {plain['schema']}, and this version reads {SCHEMA}",
             hint="measure it again: `compress measure-table MODEL`",
         )
+    check(plain, forms.TABLE, where=f"{where} is no latency table", hint="`compress measure-table` writes one")
     try:
         return LatencyTable(
             target=Target(**plain["target"]),
@@ -174,7 +177,7 @@ def table_from_json(plain: Mapping[str, Any]) -> LatencyTable:
 
 def read_table(file: Path) -> LatencyTable:
     """The table in a file; refused where there is none."""
-    return table_from_json(read_json(file))
+    return table_from_json(read_json(file), where=str(file))
 
 
 def write_table(file: Path, table: LatencyTable) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from compressor.coupling import Bools, Dim, Labels
 from compressor.errors import SurgeryError
 from compressor.exported import exported, read_program
-from compressor.recorded import RecordedProgram, name_from, plain_from, program_from
+from compressor.recorded import RecordedProgram, name_from, numbers_from, plain_from, program_from
 from compressor.rules import name_of
 from compressor.silence import left
 from compressor.tracing import Trace
@@ -114,7 +114,7 @@ class _Mending:
                     tensor = tensor.index_select(d, mask.nonzero().flatten())
             name = node.name.replace(".", "_")
             constants[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape),
-                               "values": tensor.flatten().tolist()}  # fmt: skip
+                               "values": numbers_from(tensor)}  # fmt: skip
             return {"name": node.name, "held": f"constants.{name}"}
         return {"name": node.name, "input": True}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor import forms
 from compressor.artifact import read_json, write_json
 from compressor.candidates import candidates_of, with_onnx
 from compressor.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from compressor.masks import WeightMask
 from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.networks import by_operator, networks_of
 from compressor.runtimes import NodeTime, load
+from compressor.schema import check
 from compressor.setting import row_of
 from compressor.tabulating import Drawn, drawn_of, drawn_widths, table_of
 
@@ -153,6 +155,12 @@ def _inputs(file: Path, dense: Checkpoint) -> list[dict[str, Any]]:
 
 def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """The `bench` section of an artifact's results, of what a pack measured; refused where it is something else."""
+    check(
+        measured,
+        forms.MEASURED,
+        where=f"{where} is not what a pack measured",
+        hint="it is the measured.json that the pack's `python bench.py` writes",
+    )
     try:
         runtime = PROVIDERS.get(measured["provider"], str(measured["provider"]))
         rows: list[dict[str, Any]] = []
@@ -212,7 +220,15 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
 
 def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
     """The latency table of what a pack measured with `--networks`; `folder` is the pack. Refused: anything else."""
-    spec = read_json(folder / "pack.json")["networks"]
+    plain = read_json(folder / "pack.json")
+    check(plain, forms.PACK, where=str(folder / "pack.json"), hint="`compress bench --pack` writes it")
+    spec = plain["networks"]
+    check(
+        measured,
+        forms.MEASURED,
+        where="this is not what the pack's networks took",
+        hint="`python bench.py --networks` writes it there",
+    )
     try:
         found = measured["networks"]
         owners = spec["owners"] if len(spec["owners"]) > 1 else spec["owners"] * len(found["profiles"])

@@ -123,9 +123,7 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> RecordedProgra
     for name, plain in recorded["constants"].items():
         key = f"constants.{name}"
         if key not in tensors:
-            tensors[key] = torch.tensor(plain["values"], dtype=_value({"dtype": plain["dtype"]}, known)).view(
-                plain["shape"]
-            )
+            tensors[key] = tensor_from(plain)
     trainable = frozenset(recorded["trainable"])
     for node in recorded["nodes"]:
         if "held" in node:
@@ -255,6 +253,22 @@ def plain_from(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise SurgeryError(f"the program holds a value that cannot be written down: `{type(value).__name__}`")
+
+
+def numbers_from(tensor: Tensor) -> list[Any]:
+    """A tensor's numbers in order, as JSON has them: it knows no infinity and no complex number."""
+    if tensor.is_complex():
+        return [plain_from(pair) for pair in torch.view_as_real(tensor).flatten(0, -2).tolist()]
+    return [plain_from(value) for value in tensor.flatten().tolist()]
+
+
+def tensor_from(plain: Plain) -> Tensor:
+    """The constant that was written down as its `dtype`, `shape` and `values`."""
+    dtype = _value({"dtype": plain["dtype"]}, {})
+    values = [_value(value, {}) for value in plain["values"]]
+    if dtype.is_complex:
+        values = [complex(*value) for value in values]
+    return torch.tensor(values, dtype=dtype).view(plain["shape"])
 
 
 def _value(value: Any, known: Mapping[str, fx.Node]) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ from compressor.data import Data
 from compressor.errors import RetrainError
 from compressor.files import whole
 from compressor.recipe import Recipe
+from compressor.schema import Form, Misfit, anything, check, count, listed, number, record, table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +87,36 @@ def write(state: dict[str, Any], file: Path) -> None:
         ) from error
 
 
+def kept_in(file: Path, form: Form) -> dict[str, Any]:
+    """What `write` kept in `file`, as far as it fits the form; nothing that could run code is unpickled.
+
+    Refused: what is no such file, or was damaged: torch itself does not look at the checksums.
+    """
+    hint = "delete it and start again"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise RetrainError(f"{file} is damaged: its checksums differ", hint=hint)
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except BROKEN as error:
+        raise RetrainError(f"{file} is no state of a run: {error}", hint=hint) from error
+    check(state, form, where=f"{file} is no state of a run", hint=hint, refusal=RetrainError)
+    return dict(state)
+
+
+# what zipfile and torch raise for files that are broken in their own way
+BROKEN = (
+    OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError,
+    AssertionError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+
+
 def epochs_done(file: Path) -> int:
     """How many epochs the run that is kept in `file` has behind it: none where no file is, or it cannot be read."""
     try:
-        return len(torch.load(file, weights_only=True, map_location="cpu")["history"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, pickle.UnpicklingError):
+        return len(kept_in(file, STATE)["history"])
+    except RetrainError:
         return 0  # `restore_` refuses it
 
 
@@ -96,17 +125,33 @@ def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, ru
 
     Refused: a file that is no state, the state of another run (recipe, data or first weights differ).
     """
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        found = state["run"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, pickle.UnpicklingError) as error:
-        raise RetrainError(f"{file} is no state of a run", hint="delete it and start again") from error
-    expected = run.identity()
+    state = kept_in(file, STATE)
+    found, expected = state["run"], run.identity()
     if found != expected:
-        other = ", ".join(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+        other = ", ".join(str(name)[:40] for name in {**expected, **found} if found.get(name) != expected.get(name))
         raise RetrainError(
             f"{file} belongs to a run with another {other}", hint="delete it, or repeat the command that made it"
         )
-    module.load_state_dict(state["module"])
-    optimiser.load_state_dict(state["optimiser"])
+    try:
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+    except BROKEN as error:
+        raise RetrainError(f"{file} is no state of this run: {error}", hint="delete it and start again") from error
     return [EpochRecord(**r) for r in state["history"]]
+
+
+def tensors(value: object, place: str) -> None:
+    """Tensors by name."""
+    table(tensor)(value, place)
+
+
+def tensor(value: object, place: str) -> None:
+    """A tensor."""
+    if not isinstance(value, Tensor):
+        raise Misfit(place, "a tensor", value)
+
+
+HISTORY = listed(
+    record({"epoch": count(), "rate": number, "train_loss": number, "tune_correct": count(), "tune_total": count(1)})
+)
+STATE = record({"run": table(anything), "module": tensors, "optimiser": table(anything), "history": HISTORY})

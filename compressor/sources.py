@@ -19,6 +19,7 @@ from compressor.data import TUNE_AT_MOST, TUNE_SHARE, Data, Images, ImageSet, Sp
 from compressor.errors import DataError, unknown
 from compressor.image_files import ImageFiles, read_folder
 from compressor.labels import with_labels_of
+from compressor.repeats import without_repeats
 
 FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
 SAMPLE_FILE = "fashion_sample.npz"
@@ -119,9 +120,12 @@ def assembled(
 ) -> Data:
     """Data out of the splits there are, by `SplitName`: a tune split held out of train where there is none.
 
-    One set without splits, under `None`, is split 8 : 1 : 1; of fewer than three images all are for testing.
+    One set without splits, under `None`, is split 8 : 1 : 1; of fewer than three images all are for testing. An image
+    that lies in two splits stays in the one that is measured on. Refused: two splits that are the same data set.
     """
-    found: dict[SplitName | None, ImageSet | None] = dict(splits)
+    own, left_out = without_repeats({k: v for k, v in splits.items() if k is not None}, source=source)
+    found: dict[SplitName | None, ImageSet | None] = {name: own[name] for name in own}  # of wider keys
+    found[None] = splits.get(None)
     drawn: list[SplitName] = []
     whole = found.pop(None, None)
     if whole is not None and len(whole) < 3:
@@ -135,12 +139,17 @@ def assembled(
         share = 1 / 9 if whole is not None else TUNE_SHARE
         train, tune = hold_out(train, share=share, at_most=TUNE_AT_MOST, seed=seed + (whole is not None))
         drawn.append(SplitName.TUNE)
+    ends = {SplitName.TRAIN: train, SplitName.TUNE: tune, SplitName.TEST: found.get(SplitName.TEST)}
+    of_one_set = {SplitName.TRAIN, *drawn} if drawn else set()  # those that the data has are apart already
+    apart, repeated = without_repeats({k: v for k, v in ends.items() if k in of_one_set}, source=source)
+    ends |= apart
     return Data(
         name=name,
         source=source,
-        train=train,
-        tune=tune,
-        test=found.get(SplitName.TEST),
+        train=ends[SplitName.TRAIN],
+        tune=ends[SplitName.TUNE],
+        test=ends[SplitName.TEST],
+        repeated=left_out + repeated,
         classes=classes,
         split_seed=seed,
         drawn=tuple(drawn),

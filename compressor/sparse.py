@@ -92,7 +92,9 @@ class MaskedState:
     mask: WeightMask
 
 
-def write_sparse(folder: Path, state: Mapping[str, Tensor], mask: WeightMask) -> SparseTable:
+def write_sparse(
+    folder: Path, state: Mapping[str, Tensor], mask: WeightMask, *, marks: Mapping[str, str] | None = None
+) -> SparseTable:
     """Write `state`, zero where `mask` removed, to `folder / "sparse.safetensors"`; the table of what that saves.
 
     The file appears whole or not at all. Refused: a mask of a tensor that is not there or of another shape, a removed
@@ -126,7 +128,7 @@ def write_sparse(folder: Path, state: Mapping[str, Tensor], mask: WeightMask) ->
         )
         pieces |= own
     header = json.dumps({"schema": 1, "masked": masked}, sort_keys=True)
-    data = safetensors.torch.save(pieces, metadata={"compress": header})
+    data = safetensors.torch.save(pieces, metadata={**(marks or {}), "compress": header})
     _write_whole(folder / FILE_NAME, data)
     return SparseTable(rows=tuple(table), file_bytes=len(data))
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from compressor import studies
+from compressor import forms, studies
 from compressor.artifact import read_json, write_json
 from compressor.children import without_working_folder
 from compressor.data import Data
@@ -28,6 +29,7 @@ from compressor.environment import cores, environment
 from compressor.errors import StudyError
 from compressor.files import save_tensors, whole
 from compressor.leftovers import sweep
+from compressor.schema import check
 from compressor.study import Cell, Results, Scale
 
 Say = Callable[[str], None]
@@ -62,7 +64,8 @@ class Folder:
 
     def result_of(self, cell: Cell) -> Mapping[str, Any]:
         """What a finished cell said. Refused: a result on other data, or that cannot be read."""
-        found = read_json(self.file(cell))
+        found = read_json(self.file(cell), refusal=StudyError, hint=f"delete {self.file(cell)}: it is made again")
+        check(found, forms.CELL, where=str(self.file(cell)), hint="delete it: it is made again", refusal=StudyError)
         if found.get("data") != self.data.to_json():
             raise StudyError(
                 f"{self.file(cell)} is a result on other data",
@@ -78,7 +81,13 @@ class Folder:
             raise StudyError(
                 f"{file} is gone, and others start from it", hint=f"delete {self.file(cell)}: it is made again"
             )
-        state: dict[str, torch.Tensor] = load_file(file)
+        try:
+            state: dict[str, torch.Tensor] = load_file(file)
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+            raise StudyError(
+                f"{file} is not a complete safetensors file: {error}",
+                hint=f"delete it and {self.file(cell)}: both are made again",
+            ) from error
         return state
 
     def keep(self, state: Mapping[str, torch.Tensor]) -> None:

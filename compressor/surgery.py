@@ -177,6 +177,8 @@ def set_attributes_(module: nn.Module, surgery: Surgery, layers: Sequence[str]) 
     for name in layers:
         layer = module.get_submodule(name)
         for attribute, value in surgery.attributes[name].items():
+            if not isinstance(vars(layer).get(attribute), (int, tuple)):
+                raise SurgeryError(f"`{name}` has no number `{attribute}` that a surgery could change")
             setattr(layer, attribute, (value,) if attribute == "normalized_shape" else value)
 
 

@@ -7,14 +7,12 @@ kept, and within a round after every epoch: an interrupted one goes on from ther
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compressor.arms import Wishes, recipe_for
@@ -27,9 +25,10 @@ from compressor.errors import PlanError, RetrainError, named
 from compressor.lottery import Round, Rounds, find_ticket, rest_of, rounds_with_output
 from compressor.masks import MaskScope, WeightMask
 from compressor.recipe import How, Recipe, Start
-from compressor.resume import digest_of, digest_of_state, epochs_done, write
+from compressor.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
 from compressor.retrain import read_early_state, retrain, starting_module
 from compressor.retraining import OF_THE_OLD_WEIGHTS, default_folder
+from compressor.schema import anything, listed, record, table
 from compressor.sparse import SAVES_NO_TIME
 from compressor.train import Callback, iterations_per_epoch
 from compressor.watch import StateAt, state_of
@@ -299,15 +298,24 @@ def _identity(search: Search, data: Data) -> dict[str, Any]:
     }  # fmt: skip
 
 
+KEPT = record(
+    {
+        "identity": table(anything),
+        "early": tensors,
+        "module": tensors,
+        "lineage": listed(table(anything)),
+        "mask": tensors,
+        "told": listed(table(anything)),
+    }
+)
+
+
 def _kept(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state after the last whole round; `None` where there is none. Refused: that of another search."""
     if not file.exists():
         return None
-    try:
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        found = state["identity"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, IndexError, pickle.UnpicklingError) as error:
-        raise RetrainError(f"{file} is no state of a search", hint="delete it and start again") from error
+    state = kept_in(file, KEPT)
+    found = state["identity"]
     if found != identity:
         other = ", ".join(name for name, value in identity.items() if found.get(name) != value)
         raise RetrainError(

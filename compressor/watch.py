@@ -16,7 +16,7 @@ from torch.nn import functional
 from compressor.data import Images, ImageSet, Preprocessing, batches
 from compressor.errors import RetrainError
 from compressor.lent import evaluating
-from compressor.resume import write
+from compressor.resume import kept_in, tensors, write
 from compressor.train import EVALUATION_BATCH, class_scores
 
 State = dict[str, Tensor]
@@ -47,7 +47,7 @@ class StateAt:
     def state(self) -> State:
         """The copy; refused where the run has not come so far."""
         if self._state is None and self.file is not None and self.file.exists():
-            self._state = torch.load(self.file, weights_only=True, map_location="cpu")
+            self._state = kept_in(self.file, tensors)
         if self._state is None:
             raise RetrainError(
                 f"there are no weights of step {self.step}: the run has gone {max(0, self._next - 1)} steps",

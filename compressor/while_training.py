@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor import forms
 from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
@@ -25,8 +26,10 @@ from compressor.events import Departure, Event, event_from_json, targeted
 from compressor.files import whole, write_text
 from compressor.groups import ChannelGroup
 from compressor.held import ALL, MADE, Holder, add_noise_, slices_of
+from compressor.json_files import read_json
 from compressor.recipe import Recipe
 from compressor.resume import EpochRecord
+from compressor.schema import check
 from compressor.train import Callback, correct_in, iterations_per_epoch, train
 
 Choose = Callable[[nn.Module, int], Mapping[str, Tensor]]
@@ -203,11 +206,10 @@ class _Events:
     def restore(self) -> None:
         """Take up the events of the run that left its state; refused where there are none, or those of another."""
         assert self.file is not None
-        try:
-            found = json.loads(self.file.read_text(encoding="utf-8"))
-            self.happened = [event_from_json(event) for event in found["events"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RetrainError(f"{self.file} does not say what happened", hint="delete it and start again") from error
+        hint = "delete it and start again"
+        found = read_json(self.file, refusal=RetrainError, hint=hint)
+        check(found, forms.EVENTS, where=f"{self.file} does not say what happened", hint=hint, refusal=RetrainError)
+        self.happened = [event_from_json(event) for event in found["events"]]
         if found.get("of") != self._identity():
             raise RetrainError(
                 f"{self.file} belongs to a run with other events", hint="delete its folder, or repeat its command"

@@ -99,7 +99,7 @@ class TestFolder:
     def test_an_unlabelled_test_split_goes_with_a_labelled_train_split(self, tmp_path: Path) -> None:
         for number in range(6):
             save_image(tmp_path / "train" / "ab"[number % 2] / f"{number}.png", number)
-            save_image(tmp_path / "test" / f"{number}.png", number)
+            save_image(tmp_path / "test" / f"{number}.png", 50 + number)
         data = load_data(str(tmp_path))
         assert labels_in(data.test) == [-1] * 6
         assert set(labels_in(data.train)) <= {0, 1}
@@ -121,8 +121,9 @@ class TestFolder:
             load_data(str(tmp_path))
 
     def test_hidden_files_are_left_out(self, tmp_path: Path) -> None:
-        for name in ("a/1.png", "a/._1.png", ".cache/2.png", "__MACOSX/3.png", "b/4.PNG", "a/notes.txt"):
-            save_image(tmp_path / (name if name.lower().endswith("png") else "a/5.png"), 1)
+        names = ("a/1.png", "a/._1.png", ".cache/2.png", "__MACOSX/3.png", "b/4.PNG", "a/notes.txt")
+        for number, name in enumerate(names):
+            save_image(tmp_path / (name if name.lower().endswith("png") else "a/5.png"), number)
         data = load_data(str(tmp_path))
         assert data.classes == ("a", "b")
         assert sum(data.sizes.values()) == 3
@@ -201,9 +202,9 @@ class TestNpz:
     @pytest.mark.parametrize("form", ["{}_images {}_labels", "x_{} y_{}", "{}_x {}_y", "X_{} Y_{}"])
     def test_splits_by_any_usual_name(self, tmp_path: Path, form: str) -> None:
         arrays: dict[str, object] = {}
-        for split, count in (("train", 8), ("val", 4), ("test", 3)):
+        for split, count, first in (("train", 8, 0), ("val", 4, 50), ("test", 3, 90)):
             images, labels = form.format(split, split).split()
-            arrays |= {images: bytes_images(count, 4, 4), labels: np.arange(count) % 3}
+            arrays |= {images: bytes_images(count, 4, 4) + np.uint8(first), labels: np.arange(count) % 3}
         data = load_data(self.save(tmp_path, **arrays))
         assert data.sizes == {"train": 8, "tune": 4, "test": 3}
         assert data.drawn == ()
@@ -300,7 +301,7 @@ class TestNpz:
             ({"images": np.zeros((3, 4, 4)), "labels": np.array([0.5, 0, 0])}, "not whole numbers"),
             ({"images": np.zeros((3, 4, 4)), "labels": np.ones((3, 2))}, "not one-hot"),
             ({"images": np.array([None, 1])}, "not an .npz of plain arrays"),
-            ({"images": np.zeros((3, 4, 4)), "labels": np.array([0, 1, 2]), "classes": ["a"]}, "only 1 classes"),
+            ({"images": np.eye(3)[:, None], "labels": np.array([0, 1, 2]), "classes": ["a"]}, "only 1 classes"),
             ({"images": np.zeros((3, 4, 4)), "labels": np.array(["a", "b", "x"]), "classes": ["a", "b"]}, "label `x`"),
         ],
     )
@@ -337,8 +338,8 @@ def idx(array: np.ndarray) -> bytes:
 class TestIdx:
     def write(self, folder: Path, *, zipped: bool = False, labels: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for prefix, count in (("train", 30), ("t10k", 6)):
-            files = {f"{prefix}-images-idx3-ubyte": idx(bytes_images(count, 4, 4))}
+        for prefix, count, first in (("train", 30, 0), ("t10k", 6, 50)):
+            files = {f"{prefix}-images-idx3-ubyte": idx(bytes_images(count, 4, 4) + np.uint8(first))}
             if labels:
                 files[f"{prefix}-labels-idx1-ubyte"] = idx(np.arange(count) % 10)
             for name, content in files.items():
@@ -416,7 +417,7 @@ class TestFunction:
         ("returned", "sizes"),
         [
             ("images(30)", {"train": 24, "tune": 3, "test": 3}),
-            ("[Images(torch.zeros(20, 4, 4)), Images(torch.zeros(5, 4, 4))]", {"train": 18, "tune": 2, "test": 5}),
+            ("[Images(torch.rand(20, 4, 4)), Images(torch.rand(5, 4, 4))]", {"train": 18, "tune": 2, "test": 5}),
             ("(images(20), images(5))", {"train": 18, "tune": 2, "test": 5}),
             ("(images(20), images(4), images(5))", {"train": 20, "tune": 4, "test": 5}),
             ("{'train': images(20), 'val': images(4)}", {"train": 20, "tune": 4}),

@@ -25,6 +25,7 @@ from compressor.cli.options import (
     console,
     load_model,
     print_json,
+    say_repeated,
     status,
     strong,
     talk,
@@ -96,6 +97,7 @@ def command(
         )  # fmt: skip
         known = data_for(checkpoint, source, root=data_root, download=download, seed=seed)
         other = load_data(target, root=data_root, download=download, seed=seed)  # whatever its classes are called
+        say_repeated(known)
         folder = out or default_folder(checkpoint)
         results = work.adapt_to(
             folder, checkpoint, known, other, adaptation, device=device, callbacks=(tell,), command=command_line(),

@@ -94,6 +94,7 @@ def load_model(
     """The checkpoint or artifact at `model`, normalising its inputs as it says, or by `mean` and `std`."""
     from dataclasses import replace
 
+    from compressor.artifact import open_artifact
     from compressor.checkpoint import architecture_arguments, load
     from compressor.data import with_normalisation
 
@@ -104,6 +105,8 @@ def load_model(
         inputs=tuple(inputs or ()),
         trust_pickle=trust_pickle,
     )
+    if model.is_dir():
+        say_caveats(open_artifact(model))
     return replace(checkpoint, preprocessing=with_normalisation(checkpoint.preprocessing, mean, std))
 
 
@@ -114,7 +117,14 @@ def open_default(path: Path | None) -> Artifact:
     artifact = open_artifact(path)
     if artifact.taken_by_default:
         talk().print(f"taking the newest artifact here: {artifact.folder}", style="dim")
+    say_caveats(artifact)
     return artifact
+
+
+def say_caveats(artifact: Artifact) -> None:
+    """Say what is less sure of this artifact than of others."""
+    for caveat in artifact.caveats:
+        talk().print(f"caveat: {caveat}", soft_wrap=True)
 
 
 def load_data_option(
@@ -132,7 +142,18 @@ def load_data_option(
         return None
     if data is None:
         talk().print(f"data: {found.name}, the sample that ships with the sample models", style="dim")
+    say_repeated(found)
     return found
+
+
+def say_repeated(data: Data) -> None:
+    """Say how many images were left out of a split because another one holds them too."""
+    if data.repeated:
+        talk().print(
+            f"caveat: images of {data.name} that lie in two splits were left out of the one that is trained or chosen "
+            f"on: {data.repeated:,}",
+            soft_wrap=True,
+        )
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ def command(artifact: ArtifactArgument = None, out: OutOption = None, as_json: J
     from compressor.report import report
 
     opened = open_default(artifact)
-    written = report(opened.results(), out or opened.folder, artifact=opened.folder)
+    written = report(opened.results(), out or opened.folder, artifact=opened.folder, caveats=opened.caveats)
     if as_json:
         print_json({"html": str(written.html), "markdown": str(written.markdown), "results": str(written.results)})
         return

@@ -31,6 +31,7 @@ from compressor.cli.options import (
     load_model,
     open_default,
     print_json,
+    say_repeated,
     strong,
     talk,
 )
@@ -157,6 +158,7 @@ def command(
         )  # fmt: skip
         run = functools.partial(retraining.run, planned)
     found = data_for(planned.checkpoint, data, root=data_root, download=download, seed=seed)
+    say_repeated(found)
     announce(planned, found.name)
     with contextlib.ExitStack() as stack:
         callbacks = [stack.enter_context(progress_bar())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,17 @@ class Report:
     results: Path
 
 
-def report(results: Mapping[str, object], folder: Path, *, artifact: Path | None = None) -> Report:
+def report(
+    results: Mapping[str, object], folder: Path, *, artifact: Path | None = None, caveats: Sequence[str] = ()
+) -> Report:
     """Write `report.html`, `report.md` and, where it is not there already, `results.json` into `folder`.
 
     `artifact` is the folder that the report speaks of, where it is another one. Parts that nobody measured are said to
-    be missing, with the command that would measure them. Refused: results of the wrong kind or of a newer schema.
+    be missing, with the command that would measure them; `caveats` are of the artifact. Refused: results of the wrong
+    kind or of a newer schema.
     """
     findings = findings_from_results(results)
-    document = compose(findings, Commands(artifact=artifact or folder))
+    document = compose(findings, Commands(artifact=artifact or folder), caveats=caveats)
     written = Report(html=folder / "report.html", markdown=folder / "report.md", results=folder / "results.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def report(results: Mapping[str, object], folder: Path, *, artifact: Path | None
     return written
 
 
-def compose(findings: Findings, commands: Commands) -> Document:
+def compose(findings: Findings, commands: Commands, *, caveats: Sequence[str] = ()) -> Document:
     """The findings as a document, in the order in which a reader asks for them."""
     subtitle: Text = ("From the dense network to the small one: what was removed, what it bought, and the proof.",)
     if findings.command:
@@ -92,7 +95,7 @@ def compose(findings: Findings, commands: Commands) -> Document:
         *((repair_section(findings.repairing),) if findings.repairing else ()),
         *((while_training_section(findings.while_training),) if findings.while_training else ()),
         retraining_section(findings, commands),
-        lineage_section(findings, commands),
+        lineage_section(findings, commands, caveats=caveats),
         environment_section(findings, commands),
         glossary_section(),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compressor.report.charts import curve
 from compressor.report.document import (
     Block,
@@ -112,21 +114,21 @@ def _history(retraining: Retraining) -> list[Block]:
     return [Figure(drawings=tuple(drawings), caption=(), columns=3), folded] if drawings else [folded]
 
 
-def lineage_section(findings: Findings, commands: Commands) -> Section:
+def lineage_section(findings: Findings, commands: Commands, *, caveats: Sequence[str] = ()) -> Section:
     """From the first checkpoint to this network, step by step."""
     title = "Lineage"
+    told: tuple[Block, ...] = (Facts(pairs=tuple(("caveat", (text,)) for text in caveats)),) if caveats else ()
     if not findings.lineage:
-        return Section(
-            anchor="lineage", title=title, blocks=(commands.missing("No lineage is on record.", commands.prune),)
-        )
+        missing = commands.missing("No lineage is on record.", commands.prune)
+        return Section(anchor="lineage", title=title, blocks=(missing, *told))
     steps: list[Text] = []
     for facts in findings.lineage:
         known = dict(facts)
         step = plain(known.get("step", "step"))
         rest = [(key, value) for key, value in facts if key not in {"step", "history"} and value is not None]
-        told = "; ".join(f"{label(key)} {plain(value, key=key)}" for key, value in rest)
-        steps.append((Strong(content=step), f": {told}" if told else ""))
-    return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True),))
+        words = "; ".join(f"{label(key)} {plain(value, key=key)}" for key, value in rest)
+        steps.append((Strong(content=step), f": {words}" if words else ""))
+    return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True), *told))
 
 
 def environment_section(findings: Findings, commands: Commands) -> Section:

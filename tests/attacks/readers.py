@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.artifact import RECIPE, open_artifact, read_json, sha256_of
+from compressor.artifact import RECIPE, open_artifact, read_json, sealed, sha256_of
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.evaluate import evaluate_onnx
@@ -62,6 +62,7 @@ def _signed(folder: Path) -> None:
     try:
         recipe = json.loads((folder / "a" / RECIPE).read_text())
         recipe["files"] = {name: sha256_of(folder / "a" / name) for name in recipe["files"]}
+        recipe = sealed(recipe)
     except Exception:  # what is wrong in it is for the reader to say
         return
     (folder / "a" / RECIPE).write_text(json.dumps(recipe))

@@ -25,17 +25,6 @@ IN_ALL, SLOWLY = 200, 5000
 ROOT = Path(__file__).parents[2]
 OPEN = {  # faults that are known, by what is to be mended
     "whole.pt": "errors of torch's second reading come through",
-    "recipe.json of-class": "the recipe has no schema",
-    "recipe.json of-skeleton": "the recipe has no schema",
-    "recipe.json of-program": "the recipe has no schema",
-    "recipe.json sparse": "the recipe has no schema",
-    "weights": "errors of safetensors come through",
-    "weights of a program": "errors of safetensors come through",
-    "study weights": "errors of safetensors come through",
-    "early.state": "errors of torch come through",
-    "data.npz": "a member that is no array is taken for one",
-    "latency table": "numbers and kinds are not looked at",
-    "train.state": "errors of torch come through",
 }
 PART = {name: max(2, IN_ALL * r.weight // sum(o.weight for o in READERS.values())) for name, r in READERS.items()}
 
