@@ -187,7 +187,10 @@ def _at(graph: Exported, inputs: Sequence[Tensor]) -> Exported:
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     doubled = tuple(torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in inputs)
-    open_batch = tuple({0: torch.export.Dim.AUTO} if t.ndim else None for t in doubled)
+    # by tensor: `forward(*inputs)` has them one level deeper
+    open_batch: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # torch's own
+    for tensor in (t for t in doubled if t.ndim):
+        open_batch[tensor] = {0: torch.export.Dim.AUTO}
     try:
         found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
     except Exception as error:  # as above; with the batch size that it knows the network may do
