@@ -17,7 +17,8 @@ CompressError
 ├── StudyError             no such study, or its folder holds another run's results
 ├── RuntimeUnavailable     a runtime or device that is not here
 ├── ArtifactError          an artifact is missing, incomplete, or in the way
-└── OutputError            stdout takes no more
+├── OutputError            stdout takes no more
+└── InternalError          a fault of this package's own, to be reported
 
 Each carries what was found, what is allowed, and a `hint`: what to do next.
 """
@@ -112,6 +113,15 @@ class OutputError(CompressError):
     def __init__(self, message: str, *, hint: str | None = None, closed: bool = False) -> None:
         super().__init__(message, hint=hint)
         self.closed = closed
+
+
+class InternalError(CompressError):
+    """A fault of this package's own: nothing that a user can cause or mend, and no reason for anything."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            f"internal error: {message}", hint="this is a fault of `compress`: please report it with the network's code"
+        )
 
 
 E = TypeVar("E", bound=enum.StrEnum)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling import Ids
+from compressor.decomposed import take_apart_
 from compressor.errors import GroupError
 from compressor.exported import Exported, exported
 from compressor.rules import rule_of
@@ -144,6 +145,7 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     heads are.
     """
     graph = exported(module, example_inputs)
+    take_apart_(graph)
     patterns: Patterns = {}
     first = _walk(graph, example_inputs, patterns)
     if not first.split_at:

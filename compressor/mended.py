@@ -25,7 +25,8 @@ from compressor.silence import left
 from compressor.tracing import Trace
 
 SIZED = {"view", "reshape", "_unsafe_view", "expand", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full",
-         "empty", "new_empty", "unflatten", "rand", "randn", "broadcast_to"}  # fmt: skip
+         "empty", "new_empty", "unflatten", "rand", "randn", "broadcast_to", "expand_copy", "view_copy"}  # fmt: skip
+CONVOLUTIONS = ("conv", "_convolution", "deform_conv")
 
 Get = Callable[[str], Any]
 Put = Callable[[str, Any], None]
@@ -79,13 +80,14 @@ class _Mending:
             if node.op == "placeholder":
                 nodes.append(self._placeholder(node, constants))
             elif node.op == "call_function" and not name_of(node.target).startswith("_assert"):
+                cuts = self._cut_tables(node, nodes, constants)
                 target, args, kwargs = self._call(node)
                 nodes.append(
                     {
                         "name": node.name,
                         "call": name_from(target),
-                        "args": plain_from(args),
-                        "kwargs": plain_from(kwargs),
+                        "args": _renamed(plain_from(args), cuts),
+                        "kwargs": _renamed(plain_from(kwargs), cuts),
                     }
                 )
         tied: dict[str, str] = {}
@@ -118,6 +120,29 @@ class _Mending:
             return {"name": node.name, "held": f"constants.{name}"}
         return {"name": node.name, "input": True}
 
+    def _cut_tables(self, node: fx.Node, nodes: list[dict[str, Any]], constants: dict[str, Any]) -> dict[str, str]:
+        """Cut the constants that an operator reads, just before it does: by name, what to read in their place.
+
+        Before, they may still be written into.
+        """
+        cuts: dict[str, str] = {}
+        for table in node.all_input_nodes:
+            if table not in self.trace.tables or node in self.trace.tables or not self._touched(table):
+                continue
+            name = table.name
+            for d, dim in enumerate(self.trace.values[table]):
+                mask = self._mask(dim)
+                if mask is None:
+                    continue
+                kept = mask.nonzero().flatten().tolist()
+                index, whole, name = f"kept_{node.name}_{table.name}_{d}", name, f"cut_{node.name}_{table.name}_{d}"
+                constants[index] = {"dtype": "int64", "shape": [len(kept)], "values": kept}
+                nodes.append({"name": index, "held": f"constants.{index}"})
+                args = [{"node": whole}, d, {"node": index}]
+                nodes.append({"name": name, "call": "aten.index_select.default", "args": args, "kwargs": {}})
+            cuts[table.name] = name
+        return cuts
+
     def _is_held(self, name: str) -> bool:
         """Whether the weights' file of the dense network has it; a program's own constants are written down again."""
         return name in self.state and not name.startswith("constants.")
@@ -139,7 +164,7 @@ class _Mending:
         target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
         name = name_of(target)
         touched = [node, *node.all_input_nodes]
-        if not any(self._touched(n) for n in touched):
+        if node in self.trace.tables or not any(self._touched(n) for n in touched):
             return target, args, kwargs
         schema = [a.name for a in target._schema.arguments] if hasattr(target, "_schema") else []
 
@@ -162,7 +187,7 @@ class _Mending:
             if any(self._mask(dims[d]) is not None for dims, _ in parts):
                 sizes = [self._width(dims[d], shape[d]) for dims, shape in parts]
                 return torch.ops.aten.split_with_sizes.default, [args[0], sizes, d], {}
-        elif name in ("slice", "narrow", "select"):
+        elif name in ("slice", "narrow", "select", "slice_scatter"):
             self._positions(name, get, put)
         elif name in ("pad", "constant_pad_nd"):
             self._padding(node, args)
@@ -171,18 +196,22 @@ class _Mending:
             counts = [1] * (len(self.trace.values[node]) - len(get(counted))) + list(get(counted))  # `tile` takes fewer
             wide = zip(counts, self.trace.values[node], self._shape(node), strict=True)
             put(counted, [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
-        elif name in ("layer_norm", "rms_norm"):
+        elif name in ("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm"):
             shape = get("normalized_shape")
-            put("normalized_shape", self._shape(node)[-len(shape) :])
-        elif name == "group_norm":
-            if get("num_groups") == self.trace.shapes[node][1]:
-                put("num_groups", self._shape(node)[1])
-        elif name.startswith("conv") and get("groups") > 1:
+            put("normalized_shape", self._shape(get("input"))[-len(shape) :])
+        elif name in ("group_norm", "native_group_norm"):
+            dense, channels = self.trace.shapes[get("input")][1], self._shape(get("input"))[1]
+            groups = "num_groups" if name == "group_norm" else "group"
+            if get(groups) == dense:
+                put(groups, channels)
+            if "C" in schema:
+                put("C", channels)
+        elif name.startswith(CONVOLUTIONS) and isinstance(get("groups"), int) and get("groups") > 1:
             weight = get("weight")
             mask = self._mask(self.trace.values[weight][0])
             if mask is not None:
                 put("groups", int(mask.view(get("groups"), -1).any(dim=1).sum()))
-        elif name == "scaled_dot_product_attention":
+        elif "scaled_dot_product" in name:
             query = get("query")
             if get("scale") is None and self._mask(self.trace.values[query][-1]) is not None:
                 kwargs["scale"] = 1 / math.sqrt(self.trace.shapes[query][-1])
@@ -243,3 +272,14 @@ class _Mending:
                 amounts[2 * k] = int(mask[:before].sum())
                 amounts[2 * k + 1] = int(mask[len(mask) - after :].sum())
         args[1] = amounts
+
+
+def _renamed(plain: Any, names: Mapping[str, str]) -> Any:
+    """Plain arguments in which nodes have other names."""
+    if isinstance(plain, list):
+        return [_renamed(v, names) for v in plain]
+    if isinstance(plain, dict):
+        if set(plain) == {"node"}:
+            return {"node": names.get(plain["node"], plain["node"])}
+        return {k: _renamed(v, names) for k, v in plain.items()}
+    return plain

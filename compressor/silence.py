@@ -124,9 +124,11 @@ class _Silence:
                     back.append((look.result, mask.nonzero().flatten(), len(mask)))
         result = node.target(*args, **kwargs)  # type: ignore[operator]  # a `call_function` node's is one
         for dim, survivors, length in back:
-            shape = list(result.shape)
+            first, *beside = result if isinstance(result, (tuple, list)) else [result]  # a norm may give what it used
+            shape = list(first.shape)
             shape[dim] = length
-            result = result.new_zeros(shape).index_copy(dim, survivors, result)
+            first = first.new_zeros(shape).index_copy(dim, survivors, first)
+            result = (first, *beside) if beside else first
         return result
 
     def _same(self, value: Any) -> Any:
@@ -152,6 +154,8 @@ class _Silence:
         if "normalized_shape" in names:
             at = names.index("normalized_shape")
             args[at] = list(args[0].shape[-len(args[at]) :])
+        if "HxW" in names:  # a group norm that takes its sizes as numbers
+            args[names.index("C")] = args[0].shape[1]
 
 
 def left(labels: Labels, dim: Dim, gone: Bools) -> Tensor | None:

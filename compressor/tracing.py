@@ -26,10 +26,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from compressor.constants import constants_of
 from compressor.coupling import Dim, Ids, Labels
+from compressor.errors import CompressError, InternalError
 from compressor.exported import Exported
 from compressor.precision import in_precision
 
+NUMBERS = (torch.int32, torch.float64)  # float64 has every whole number below 2^53
+PART_OF_A_TABLE = "a table is computed from it"
 NOTHING = "nothing reaches it on the example input"
 
 
@@ -92,6 +96,7 @@ class Trace:
     together: dict[fx.Node, list[Together]] = field(default_factory=dict)
     batched: list[Ids] = field(default_factory=list)  # labels along which products are batches: attention's heads
     bare: list[tuple[str, Dim]] = field(default_factory=list)  # norms without tensors, by module, with their channels
+    tables: frozenset[fx.Node] = frozenset()  # constants (`compressor.constants`): computed whole, and cut where read
     values: dict[fx.Node, Any] = field(default_factory=dict)  # node → labels by dimension, of each tensor it gave
     shapes: dict[fx.Node, Any] = field(default_factory=dict)
 
@@ -102,6 +107,10 @@ Patterns = dict[tuple[Any, ...], list[Ids]]  # what an operator moves where, by 
 
 class ValuesNeeded(Exception):  # no error: the walk is made again
     """An operator cannot be followed by shapes alone."""
+
+
+class NotFollowed(Exception):  # no error: what meets at the operator stays
+    """An operator whose channels stay, and why, in words for whoever wrote the network."""
 
 
 class Tracer:
@@ -120,7 +129,7 @@ class Tracer:
         values: bool = True,
         patterns: Patterns | None = None,
     ) -> None:
-        self.trace = Trace(exported=graph, labels=Labels())
+        self.trace = Trace(exported=graph, labels=Labels(), tables=constants_of(graph))
         self.labels = self.trace.labels
         self.rule_of, self.heads, self.values = rule_of, heads, values
         self.patterns: Patterns = {} if patterns is None else patterns
@@ -128,6 +137,7 @@ class Tracer:
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.env: dict[fx.Node, Any] = {}
         self._known: dict[int, tuple[Dim, ...]] = {}
+        self._given: set[fx.Node] = set()  # what follows the inputs
 
     def walk(self, example_inputs: Sequence[Tensor]) -> Trace:
         """Run every operator on the example inputs, and on the labels. `ValuesNeeded` where shapes alone do not do."""
@@ -137,6 +147,8 @@ class Tracer:
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.node = node
+                if node.name in graph.inputs or not self._given.isdisjoint(node.all_input_nodes):
+                    self._given.add(node)
                 if node.op == "placeholder":
                     self.env[node] = self._placeholder(node, given)
                 elif node.op == "call_function":
@@ -171,7 +183,14 @@ class Tracer:
         value = in_precision(value, torch.float32)
         return Tracked(value if self.values else value.to("meta"), ((),) * value.ndim)
 
+    def from_weights_alone(self) -> bool:
+        """Whether what the operator gives follows no input: a weight that is computed from others, say."""
+        return self.node not in self._given
+
     def _call(self, node: fx.Node) -> Any:
+        if node not in self.trace.tables:
+            for table in self.trace.tables.intersection(node.all_input_nodes):
+                self._label(table)
         args = fx.map_arg(node.args, lambda n: self.env[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: self.env[n])
         if node.target is operator.getitem:
@@ -186,10 +205,23 @@ class Tracer:
             lambda v: isinstance(v, Tensor), result
         ):
             return result
+        if node in self.trace.tables:
+            self.pin([v for n, v in self._arguments(node) if n not in self.trace.tables], PART_OF_A_TABLE)
+            return pytree.tree_map(_unlabelled, list(result) if isinstance(result, tuple) else result)
         own = any(isinstance(v, Tracked) and v.source for v in pytree.tree_leaves((args, kwargs)))
         if own and isinstance(result, Tensor) and not result.numel():
             self.pin([list(args), dict(kwargs)], NOTHING)
         return self._ruled(node.target, list(args), dict(kwargs), result)
+
+    def _label(self, table: fx.Node) -> None:
+        """Labels of its own for a constant that meets what is none, as a buffer has: position by position."""
+        for tracked in pytree.tree_leaves(self.env[table]):
+            if isinstance(tracked, Tracked) and not any(tracked.dims):
+                tracked.dims = self.fresh(tracked.value.shape)
+        self._keep(table)
+
+    def _arguments(self, node: fx.Node) -> list[tuple[fx.Node, Any]]:
+        return [(n, self.env[n]) for n in node.all_input_nodes]
 
     @contextlib.contextmanager
     def _by_shapes(self) -> Iterator[None]:
@@ -197,7 +229,7 @@ class Tracer:
         try:
             yield
         except Exception as error:
-            if self.values or isinstance(error, ValuesNeeded):
+            if self.values or isinstance(error, (ValuesNeeded, NotFollowed)):
                 raise
             raise ValuesNeeded from error
 
@@ -205,11 +237,17 @@ class Tracer:
         try:
             with self._by_shapes():
                 return self.rule_of(target)(self, target, args, kwargs, result)
-        except (ValueError, IndexError, KeyError, RuntimeError, AttributeError) as error:
+        except (CompressError, ValuesNeeded):
+            raise
+        except NotFollowed as stop:
             # what is already coupled stays so, which is safe; the rest of what meets here does not move
-            self.pin([args, kwargs], f"`{_short(target)}` cannot be followed: {str(error)[:80]}")
-            bare = pytree.tree_map(lambda v: Tracked(v, ((),) * v.ndim) if isinstance(v, Tensor) else v, result)
+            self.pin([args, kwargs], str(stop))
+            bare = pytree.tree_map(_unlabelled, result)
             return list(bare) if isinstance(bare, tuple) else bare
+        except Exception as error:  # of our own making: no reason for a channel to stay
+            raise InternalError(
+                f"the rule for the operator `{_short(target)}` fails: {type(error).__name__}: {error}"
+            ) from error
 
     def fresh(self, shape: Sequence[int]) -> tuple[Dim, ...]:
         """New labels along every dimension that is longer than one."""
@@ -291,7 +329,7 @@ class Tracer:
         beside = [v for v in pytree.tree_leaves((rest, named)) if isinstance(v, Tensor)]
         if any(v.is_meta for v in beside):  # where to is not known
             raise ValuesNeeded
-        bare = pytree.tree_leaves(result)
+        bare = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
         if self.trace.exported.choices and not any(t.numel() for t in bare):  # with other inputs something may be there
             self.pin(x, NOTHING)
         found: list[list[tuple[int, Ids]]] = [[] for _ in bare]
@@ -303,6 +341,8 @@ class Tracer:
             went = self.patterns.get(key) if key else None
             if went is None:
                 went = _went(x.value.shape, d, lambda places: target(places, *rest, **named))
+                if went is None:
+                    raise NotFollowed(f"torch cannot run `{_short(target)}` on the numbers of its channels")
                 if key:
                     self.patterns[key] = went
             for ids in known:
@@ -351,18 +391,25 @@ class Tracer:
         return tuple(self.labels.resolve(dim) for dim in dims), tuple(origin)
 
 
-def _went(shape: Sequence[int], dim: int, run: Callable[[Tensor], Any]) -> list[Ids]:
+def _went(shape: Sequence[int], dim: int, run: Callable[[Tensor], Any]) -> list[Ids] | None:
     """Where the positions along a dimension went: from 1, and 0 for what came from nowhere. One entry per result.
 
-    Each is as long along an axis as the result where the positions vary along it, and 1 elsewhere.
+    Each is as long along an axis as the result where the positions vary along it, and 1 elsewhere. `None` where torch
+    runs the operator on numbers of no kind that is exact.
     """
-    places = torch.arange(1, shape[dim] + 1, dtype=torch.int32).view([-1 if e == dim else 1 for e in range(len(shape))])
-    found = []
-    for out in pytree.tree_leaves(run(places.expand(shape).contiguous())):
-        went = out.numpy()
-        varies = _varies_along(went)
-        found.append(went[tuple(slice(None) if e in varies else slice(1) for e in range(went.ndim))].copy())
-    return found
+    places = torch.arange(1, shape[dim] + 1).view([-1 if e == dim else 1 for e in range(len(shape))])
+    for kind in NUMBERS:
+        try:
+            moved = run(places.to(kind).expand(shape).contiguous())
+        except RuntimeError:  # torch has no kernel of the operator for numbers of this kind
+            continue
+        found = []
+        for out in pytree.tree_leaves(moved):
+            went = out.numpy().astype(np.int32, copy=False)
+            varies = _varies_along(went)
+            found.append(went[tuple(slice(None) if e in varies else slice(1) for e in range(went.ndim))].copy())
+        return found
+    return None
 
 
 RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_")
@@ -424,6 +471,10 @@ def _components(sets: list[set[int]]) -> list[set[int]]:
                 rest.append(other)
         found = [*rest, joined]
     return found
+
+
+def _unlabelled(value: Any) -> Any:
+    return Tracked(value, ((),) * value.ndim) if isinstance(value, Tensor) else value
 
 
 def _raw(value: Any) -> Any:

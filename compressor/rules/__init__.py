@@ -1,10 +1,16 @@
 """What each kind of operator does to labels (`compressor.tracing`).
 
+    along       a dimension is sorted, summed up or transformed: it stays, the others go on
+    matrices    whole matrices are inverted or solved: they stay, the batches go on
     moving      data is moved: the operator itself is run on the labels
+    norms       what left must not be seen, and parameters of each channel leave with it
+    placed      what is read or written at places stays there, the others go on
     pointwise   what meets position by position is one
     products    what is summed over is one, and is read; the rest goes on
     recurrent   units are one through gates, layers and directions
-    together    norms, means, soft-maxima: what left must not be seen
+    sliding     windows over the image become channels, and channels windows
+    together    means, maxima, soft-maxima: what left must not be seen
+    stated      what stays for a reason that is written down
     unknown     anything else pins what reaches it
 
 Rules are about operators, never about architectures.
@@ -16,22 +22,26 @@ from typing import Any
 
 import torch
 
-from compressor.rules import moving, pointwise, products, recurrent, together
+from compressor.rules import (
+    along,
+    matrices,
+    moving,
+    norms,
+    placed,
+    pointwise,
+    products,
+    recurrent,
+    sliding,
+    stated,
+    together,
+)  # fmt: skip
 from compressor.rules.operators import name_of, unknown
 from compressor.tracing import Rule
 
-__all__ = ["name_of", "rule_of"]
+__all__ = ["is_known", "name_of", "rule_of"]
 
-RULES: dict[str, Rule] = {**pointwise.RULES, **moving.RULES, **products.RULES, **recurrent.RULES, **together.RULES}
-NO_MOVES = {
-    "as_strided",
-    "real",
-    "imag",
-    "view_as_real",
-    "view_as_complex",
-    "diagonal",
-    "_conj",
-}  # though they are views
+KINDS = (pointwise, moving, products, recurrent, together, along, placed, matrices, norms, sliding, stated)
+RULES: dict[str, Rule] = {name: rule for kind in KINDS for name, rule in kind.RULES.items()}
 
 
 def rule_of(target: Any) -> Rule:
@@ -41,7 +51,14 @@ def rule_of(target: Any) -> Rule:
         return RULES[name]
     if torch.Tag.pointwise in getattr(target, "tags", ()):
         return pointwise.pointwise
-    return moving.movement if name not in NO_MOVES and _is_view(target) else unknown
+    if stated.stated_reason(target):
+        return stated.stated
+    return moving.movement if _is_view(target) else unknown
+
+
+def is_known(target: Any) -> bool:
+    """Whether there is a rule for an operator, or a reason why its channels stay."""
+    return rule_of(target) is not unknown
 
 
 def _is_view(target: Any) -> bool:

@@ -10,20 +10,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from compressor.coupling import Dim
-from compressor.rules.operators import bound, name_of, new, raw, results, unknown
-from compressor.tracing import Rule, Tracer, Tracked
+from compressor.rules.operators import bound, name_of, new, raw, results
+from compressor.tracing import NotFollowed, Rule, Tracer, Tracked
 
 CREATION = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn"}
 MOVES = {
     "repeat", "tile", "flip", "roll", "index_select", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    "native_channel_shuffle", "repeat_interleave", "_unsafe_view", "reshape", "unfold", "rot90", "im2col",
+    "native_channel_shuffle", "repeat_interleave", "_unsafe_view", "reshape", "unfold", "rot90", "unsafe_split",
+    "unsafe_split_with_sizes", "unsafe_chunk",
 }  # fmt: skip
 PADS = {"pad", "constant_pad_nd"}
 SPATIAL = [f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool",
             "upsample_nearest", "_upsample_nearest_exact", "max_unpool") for n in (1, 2, 3)]  # fmt: skip
 SPATIAL += ["max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_with_indices", "upsample_bilinear2d",
              "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-             "_upsample_bicubic2d_aa"]  # fmt: skip
+             "_upsample_bicubic2d_aa", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"]  # fmt: skip
 
 
 def _creation(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
@@ -33,10 +34,11 @@ def _creation(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], r
 
 def movement(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
     """What moves data is run on the labels."""
-    x = args[0]
+    x, name = args[0], name_of(target)
     if not isinstance(x, Tracked):
-        return unknown(t, target, args, kwargs, result)
-    name = name_of(target)
+        raise NotFollowed(f"`{name}` takes several tensors at once")
+    if name == "view" and isinstance(args[1], torch.dtype):
+        return _reinterpreted(t, x, result)
     given = bound(target, args, kwargs)
     if name in ("roll", "index_select", "rot90", "repeat_interleave"):
         _pin_dims(t, x, given.get("dims", given.get("dim")), f"`{name}` picks positions")
@@ -49,6 +51,23 @@ def movement(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], re
     if name in ("repeat", "tile"):
         found[0].dims = _repeated(t, x, result, found[0].dims)
     return found[0] if isinstance(result, Tensor) else found
+
+
+def _reinterpreted(t: Tracer, x: Tracked, result: Tensor) -> Tracked:
+    """Memory read as numbers of another type: position by position where both are as wide."""
+    if result.dtype.itemsize != x.value.dtype.itemsize:
+        raise NotFollowed("its memory is read as numbers of another width")
+    return new(result, [t.labels.resolve(d) for d in x.dims])
+
+
+def _complex(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Real and imaginary part side by side in a last dimension, and back."""
+    del kwargs
+    x = args[0]
+    if name_of(target) == "view_as_real":
+        return new(result, [*x.dims, ()])
+    t.labels.pin(x.dims[-1], "it holds real and imaginary part")
+    return new(result, x.dims[:-1])
 
 
 def _repeated(t: Tracer, x: Tracked, result: Tensor, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -78,6 +97,7 @@ def _expand(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], res
 
 
 def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    del kwargs
     x, indices = args[0], args[1]
     for d, index in enumerate(indices):
         if index is not None:
@@ -85,16 +105,17 @@ def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], resu
     t.pin(indices, "it is an index")
     chosen = [None if i is None else raw(i) for i in indices]
     if any(i is not None and i.dtype is torch.bool for i in chosen):
-        return unknown(t, target, args, kwargs, result)
+        raise NotFollowed("how many positions are picked hangs on values")
     ((dims, origin),) = t.moved(x, result, target, (chosen,))
     return Tracked(result, dims, x.source, origin if x.source else ())
 
 
 def _index_put(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     """Values written into the leading positions that the indices name; what comes behind meets what was there."""
+    del target, kwargs
     x, indices, values = args[0], list(args[1]), args[2]
     if any(i is None for i in indices) or not isinstance(values, Tracked):
-        return unknown(t, target, args, kwargs, result)
+        raise NotFollowed("`index_put` writes at places within other dimensions")
     t.pin(indices, "it is an index")
     over = sum(raw(i).ndim if raw(i).dtype is torch.bool else 1 for i in indices)
     for d in range(over):
@@ -224,10 +245,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(PADS, _pad),
     **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _other_pad),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
-    "index": _index,
-    "index_put": _index_put,
+    **dict.fromkeys(("view_as_real", "view_as_complex"), _complex),
+    **dict.fromkeys(("index", "_unsafe_index"), _index),
+    **dict.fromkeys(("index_put", "_unsafe_index_put"), _index_put),
     "cat": _cat,
     "stack": _stack,
-    "grid_sampler": _grid_sampler,
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), _grid_sampler),
     "roi_align": _roi_align,
 }

@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from compressor.coupling import Dim
-from compressor.tracing import Tracer, Tracked
+from compressor.tracing import NotFollowed, Tracer, Tracked
 
 
 def name_of(target: Any) -> str:
-    """An operator's name without its overload; one that writes in place counts as the one that does not."""
-    name = str(target).removeprefix("aten.").removeprefix("torchvision.").split(".")[0]
+    """An operator's name without its overload; one that writes in place counts as the one that does not.
+
+    One of another library than torch's and torchvision's has that library's name before its own.
+    """
+    library, _, rest = str(target).partition(".")
+    name = rest.split(".")[0] if library in ("aten", "torchvision") else ".".join(str(target).split(".")[:2])
     in_place = str(target).startswith("aten.") and name.endswith("_") and not name.endswith("__")
     return name[:-1] if in_place else name
 
@@ -49,5 +52,5 @@ def raw(value: Any) -> Any:
 
 def unknown(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
     """What no rule knows pins what reaches it."""
-    t.pin([*pytree.tree_leaves((args, kwargs))], f"no rule for the operator `{name_of(target)}`")
-    return results(result, lambda v: ((),) * v.ndim)
+    del t, args, kwargs, result
+    raise NotFollowed(f"`{name_of(target)}` is an operator that `compress` does not know")

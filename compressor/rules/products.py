@@ -11,15 +11,15 @@ from torch import Tensor
 
 from compressor.coupling import Dim
 from compressor.rules.division import split_groups
-from compressor.rules.operators import bound, name_of, new, unknown
-from compressor.tracing import Role, Rule, Tracer, Tracked
+from compressor.rules.operators import bound, name_of, new, results
+from compressor.tracing import NotFollowed, Role, Rule, Tracer, Tracked
 
 
 def _convolution(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     given = bound(target, args, kwargs)
     x, weight, bias = given["input"], given["weight"], given["bias"]
     groups = given["groups"]
-    transposed = "transpose" in name_of(target)
+    transposed = bool(given.get("transposed", "transpose" in name_of(target)))
     at = 0 if result.ndim == weight.value.ndim - 1 else 1  # without a batch dimension
     into, out = (0, 1) if transposed else (1, 0)
     whole = split_groups(t, x, at, groups)
@@ -82,6 +82,8 @@ def _product(t: Tracer, a: Tracked, b: Tracked, at: tuple[int, int], result: Ten
     """A batched matrix product of arguments `at`; with `extra` added to it."""
     vector_a, vector_b = a.value.ndim == 1, b.value.ndim == 1
     inner_b = 0 if vector_b else -2
+    if vector_b and t.from_weights_alone():  # spectral norm: the length of the whole weight
+        t.labels.pin(a.dims[-1], "a norm of the whole weight is taken over it")
     t.labels.unify(a.dims[-1], b.dims[inner_b], t.told())
     t.read(at[0], a, -1)
     batch_a, batch_b = _without(a, 1 if vector_a else 2), _without(b, 1 if vector_b else 2)
@@ -97,6 +99,74 @@ def _product(t: Tracer, a: Tracked, b: Tracked, at: tuple[int, int], result: Ten
     if isinstance(extra, Tracked):
         dims = t.pointwise([Tracked(result, dims), extra], result.shape)
     return new(result, dims)
+
+
+def _added_products(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """`addbmm`: products of matrices, summed up."""
+    del target, kwargs
+    for x in args[1:3]:
+        t.labels.pin(x.dims[0], "`addbmm` sums over it")
+    t.labels.unify(args[1].dims[-1], args[2].dims[-2], t.told())
+    t.read(1, args[1], -1)
+    dims = (args[1].dims[-2], args[2].dims[-1])
+    return new(result, t.pointwise([Tracked(result, dims), args[0]], result.shape))
+
+
+def _distances(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Of every row of one to every row of the other, over the features that both have."""
+    del target, kwargs
+    a, b = args[0], args[1]
+    t.labels.unify(a.dims[-1], b.dims[-1], t.told())
+    t.read(0, a, -1)
+    t.read(1, b, -1)
+    leading = [_without(a, 2), _without(b, 2)]
+    return new(result, [*t.pointwise(leading, _broadcast(leading)), a.dims[-2], b.dims[-2]])
+
+
+def _own_distances(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    del kwargs
+    t.read(0, args[0], -1)
+    t.labels.pin(args[0].dims[0], f"`{name_of(target)}` makes pairs of it")
+    return new(result, [()])
+
+
+def _cosine(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    given = bound(target, args, kwargs)
+    pair = [given["x1"], given["x2"]]
+    shape = _broadcast(pair)
+    dims = t.pointwise(pair, shape)
+    at = given["dim"] % len(shape) - len(shape)
+    for number, x in enumerate(pair):
+        if x.value.ndim >= -at and x.value.shape[at] == shape[at]:
+            t.read(number, x, at)
+        else:  # one number against many: each of them counts
+            t.labels.pin(dims[at], "`cosine_similarity` compares it with a single number")
+    return new(result, [dim for d, dim in enumerate(dims) if d != at + len(shape)])
+
+
+def _deformed(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """A convolution that reads beside its places: as one, but for where to read."""
+    given = bound(target, args, kwargs)
+    x, weight, bias, groups = given["input"], given["weight"], given["bias"], given["groups"]
+    for name in ("offset", "mask"):
+        t.labels.pin(given[name].dims[1], "it says where to read")
+    if given["offset_groups"] > 1:
+        outer, _ = split_groups(t, x, 1, given["offset_groups"])
+        t.labels.pin(outer, "a deformable convolution divides it")
+    t.read(0, x, 1)
+    t.plays(weight, 0, Role.PRODUCES)
+    t.plays(weight, 1, Role.CONSUMES)
+    if groups == 1:
+        t.labels.unify(x.dims[1], weight.dims[1], t.told())
+    else:
+        whole, blocks = split_groups(t, x, 1, groups), split_groups(t, weight, 0, groups)
+        t.labels.unify(whole[0], blocks[0], t.told())
+        t.labels.unify(whole[1], weight.dims[1], t.told())
+    t.labels.unify(weight.dims[0], bias.dims[0], t.told())
+    for d in (2, 3):
+        t.labels.pin(x.dims[d], "a convolution slides over it")
+        t.labels.pin(weight.dims[d], "it is a kernel's extent")
+    return new(result, [x.dims[0], t.labels.resolve(weight.dims[0]), (), ()])
 
 
 def _broadcast(values: Sequence[Tracked]) -> tuple[int, ...]:
@@ -120,12 +190,19 @@ def _added_product(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, An
     return _product(t, args[1], args[2], (1, 2), result, extra=args[0])
 
 
+def is_plain(equation: str) -> bool:
+    """Whether an equation of `einsum` names every dimension, each once in a term, and those of the result."""
+    left, arrow, _ = equation.replace(" ", "").partition("->")
+    return bool(arrow) and "..." not in left and all(len(set(term)) == len(term) for term in left.split(","))
+
+
 def _einsum(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    del target, kwargs
     operands = list(args[1])
-    left, arrow, right = args[0].replace(" ", "").partition("->")
+    left, _, right = args[0].replace(" ", "").partition("->")
     terms = left.split(",")
-    if not arrow or "..." in left or any(len(set(term)) < len(term) for term in terms):
-        return unknown(t, target, args, kwargs, result)
+    if not is_plain(args[0]):
+        raise NotFollowed(f"the equation `{args[0]}` leaves dimensions out")
     seen: dict[str, list[tuple[Tracked, int]]] = {}
     for term, x in zip(terms, operands, strict=True):
         for d, letter in enumerate(term):
@@ -149,25 +226,29 @@ def _einsum(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], res
     return new(result, dims)
 
 
-def _scaled_dot_product_attention(
-    t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor
-) -> Any:
+def _scaled_dot_product_attention(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
     given = bound(target, args, kwargs)
-    q, k, v, mask = given["query"], given["key"], given["value"], given["attn_mask"]
-    if given["enable_gqa"] and q.value.shape[-3] != k.value.shape[-3]:
-        return unknown(t, target, args, kwargs, result)
+    q, k, v, mask = given["query"], given["key"], given["value"], given.get("attn_mask", given.get("attn_bias"))
     t.labels.unify(q.dims[-1], k.dims[-1], t.told())
     t.labels.unify(k.dims[-2], v.dims[-2], t.told())
     t.labels.pin(k.dims[-2], "attention runs over it")
     t.read(0, q, -1)
     batches = [_without(x, 2) for x in (q, k, v)]
+    if given.get("enable_gqa") and q.value.shape[-3] != k.value.shape[-3]:  # several heads of queries for one of keys
+        outer, _ = split_groups(t, q, q.value.ndim - 3, k.value.shape[-3])
+        for x in (k, v):
+            t.labels.unify(outer, x.dims[-3], t.told())
+        t.trace.batched += list(t.labels.resolve(outer))
+        batches = batches[:1]
     shape = _broadcast(batches)
     batch = t.pointwise(batches, shape)
     t.trace.batched += [ids for dim in batch for ids in dim]
     if isinstance(mask, Tracked):
         scores = (*shape, q.value.shape[-2], k.value.shape[-2])
         t.pointwise([Tracked(torch.empty(scores, device="meta"), (*batch, q.dims[-2], k.dims[-2])), mask], scores)
-    return new(result, [*(t.labels.resolve(b) for b in batch), q.dims[-2], v.dims[-1]])
+    dims = [*(t.labels.resolve(b) for b in batch), q.dims[-2], v.dims[-1]]
+    rows = (*shape, q.value.shape[-2], v.value.shape[-1])
+    return results(result, lambda made: dims if made.shape == rows else ((),) * made.ndim)
 
 
 def _bilinear(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
@@ -192,13 +273,34 @@ def _embedding(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
     return new(result, [*((),) * index.value.ndim, weight.dims[1]])
 
 
+def _embedding_bag(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """Rows of a table, summed up in bags; beside them come numbers of rows."""
+    given = bound(target, args, kwargs)
+    weight = given["weight"]
+    t.labels.pin(weight.dims[0], "it is a table's length")
+    for name in ("indices", "offsets", "per_sample_weights"):
+        t.pin(given[name], "it is an index")
+    t.plays(weight, 1, Role.PRODUCES)
+    first = next(v for v in result if isinstance(v, Tensor))
+    return results(result, lambda v: [(), weight.dims[1]] if v is first else ((),) * v.ndim)
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys([f"conv{n}d" for n in (1, 2, 3)] + [f"conv_transpose{n}d" for n in (1, 2, 3)], _convolution),
-    **dict.fromkeys(("matmul", "bmm", "mm", "mv"), _matmul),
-    **dict.fromkeys(("addmm", "baddbmm"), _added_product),
+    **dict.fromkeys(("convolution", "_convolution"), _convolution),
+    "deform_conv2d": _deformed,
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot", "vdot"), _matmul),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _added_product),
+    "addbmm": _added_products,
+    **dict.fromkeys(("cdist", "_cdist_forward", "_euclidean_dist"), _distances),
+    **dict.fromkeys(("pdist", "_pdist_forward"), _own_distances),
+    "cosine_similarity": _cosine,
     "linear": _linear,
     "einsum": _einsum,
-    "scaled_dot_product_attention": _scaled_dot_product_attention,
+    **dict.fromkeys(("scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
+                     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
+                     "_scaled_dot_product_fused_attention_overrideable"), _scaled_dot_product_attention),
     "bilinear": _bilinear,
     "embedding": _embedding,
-}
+    **dict.fromkeys(("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"), _embedding_bag),
+}  # fmt: skip

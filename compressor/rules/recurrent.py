@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.rules.operators import bound, results, unknown
-from compressor.tracing import Role, Rule, Tracer, Tracked
+from compressor.rules.operators import bound, results
+from compressor.tracing import NotFollowed, Role, Rule, Tracer, Tracked
 
 GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -17,12 +17,12 @@ def _recurrent(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
     given = bound(target, args, kwargs)
     x, parameters = given.get("input"), given.get("params")
     if not isinstance(x, Tracked) or not isinstance(parameters, list) or "batch_sizes" in given:
-        return unknown(t, target, args, kwargs, result)
+        raise NotFollowed("a recurrent layer reads packed sequences")
     gates = next(n for name, n in GATES.items() if f".{name}." in f".{target}.")
     each, directions = (4 if given["has_biases"] else 2), 1 + bool(given["bidirectional"])
     count = parameters[1].value.shape[1]
     if len(parameters) != each * directions * given["num_layers"] or parameters[0].value.shape[0] != gates * count:
-        return unknown(t, target, args, kwargs, result)  # with projections
+        raise NotFollowed("a recurrent layer projects its states")
     states = given["hx"] if isinstance(given["hx"], list) else [given["hx"]]
     units = t.labels.fresh(count)
     for state in states:

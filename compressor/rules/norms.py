@@ -1,0 +1,126 @@
+"""Norms, under all their names: what left must not be seen, and parameters for each channel leave with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from compressor.coupling import Dim
+from compressor.rules.division import split_groups
+from compressor.rules.operators import bound, name_of, results
+from compressor.tracing import Role, Rule, Tracer, Tracked
+
+BATCH = ("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+         "_batch_norm_no_update", "_batch_norm_with_update", "_native_batch_norm_legit_functional",
+         "_batch_norm_with_update_functional", "cudnn_batch_norm")  # fmt: skip
+
+
+def _per_channel(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """Batch and instance norm, PReLU: parameters for each channel of dimension 1."""
+    x = args[0]
+    at = 1 if x.value.ndim > 1 else 0
+    for other in pytree.tree_leaves((args[1:], kwargs)):
+        if isinstance(other, Tracked) and other.value.ndim == 1 and len(other.value) > 1:
+            t.labels.unify(x.dims[at], other.dims[0], t.told())
+    if not any(isinstance(v, Tracked) and v.value.ndim == 1 for v in pytree.tree_leaves((args[1:], kwargs))):
+        t.bare_norm(x.dims[at])
+    still = name_of(target) in ("prelu", "_native_batch_norm_legit_no_training", "_batch_norm_no_update")
+    if not still and bound(target, args, kwargs).get("training", True):  # over what is there
+        for d in range(x.value.ndim):
+            if d > at or (d < at and name_of(target) in BATCH):
+                t.look([(0, d)], t.labels.resolve(x.dims[d]), result=d)
+    return of_the_same_tensor(t, x, result)
+
+
+def of_the_same_tensor(t: Tracer, x: Tracked, result: Any) -> Any:
+    """A norm's results: what has the value's shape has its labels, and comes from the same parameter if it is one."""
+    known = tuple(t.labels.resolve(d) for d in x.dims)
+    found = results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
+    for one in [found] if isinstance(found, Tracked) else found:
+        if isinstance(one, Tracked) and one.value.shape == x.value.shape:
+            one.source, one.origin = x.source, x.origin
+    return found
+
+
+def _numbers(target: Any, names: Sequence[str]) -> list[tuple[int, str]]:
+    """Arguments of these names that the operator has, each with its number."""
+    return [(i, a.name) for i, a in enumerate(target._schema.arguments) if a.name in names]
+
+
+def _layer_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    given = bound(target, args, kwargs)
+    x = given["input"]
+    count = len(given["normalized_shape"])
+    for k in range(1, count + 1):
+        affected = [(0, x.value.ndim - k)]
+        for number, name in _numbers(target, ("weight", "bias")):
+            parameter = given.get(name)
+            if isinstance(parameter, Tracked):
+                t.labels.unify(x.dims[-k], parameter.dims[-k], t.told())
+                t.plays(parameter, parameter.value.ndim - k, Role.NORMALISES)
+                affected.append((number, parameter.value.ndim - k))
+        t.look(affected, x.dims[-k], result=x.value.ndim - k)
+        if len(affected) == 1:
+            t.bare_norm(x.dims[-k])
+    leading = [t.labels.resolve(d) for d in x.dims[:-count]]
+    known: list[Dim] = [t.labels.resolve(d) for d in x.dims]
+    return results(result, lambda v: known if v.shape == x.value.shape else [*leading, *((),) * count][: v.ndim])
+
+
+def _group_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    given = bound(target, args, kwargs)
+    x, groups = given["input"], given["group" if "group" in given else "num_groups"]
+    channels = x.value.shape[1]
+    affected = [(0, 1)]
+    for number, name in _numbers(target, ("weight", "bias")):
+        if isinstance(given[name], Tracked):
+            t.labels.unify(x.dims[1], given[name].dims[0], t.told())
+            t.plays(given[name], 0, Role.NORMALISES)
+            affected.append((number, 0))
+    if 1 < groups < channels:
+        outer, _ = split_groups(t, x, 1, groups)
+        t.labels.pin(outer, "a group norm divides it")
+    if groups < channels:
+        t.look(affected, t.labels.resolve(x.dims[1]), result=1)
+    if len(affected) == 1:
+        t.bare_norm(x.dims[1])
+    known = [t.labels.resolve(d) for d in x.dims]
+    return results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
+
+
+def _weight_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """A weight as length times direction, one by one along `dim`; what the length is taken over stays."""
+    given = bound(target, args, kwargs)
+    v, g, dim = given["v"], given["g"], given["dim"]
+    t.labels.unify(v.dims[dim], g.dims[dim], t.told())
+    for d in range(v.value.ndim):
+        if d != dim % v.value.ndim:
+            t.labels.pin(v.dims[d], "a weight norm is taken over it")
+    return of_the_same_tensor(t, v, result)
+
+
+def _fake_quantise(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """Rounded as an integer would be: each channel by itself, with a scale of its own where there are several."""
+    given = bound(target, args, kwargs)
+    x = args[0]
+    for name in ("scale", "zero_point"):
+        other = given.get(name)
+        if isinstance(other, Tracked) and other.value.ndim and len(other.value) > 1:
+            t.labels.unify(x.dims[given["axis"]], other.dims[0], t.told())
+    return of_the_same_tensor(t, x, result)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys((*BATCH, "instance_norm", "prelu"), _per_channel),
+    **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"), _layer_norm),
+    **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
+    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), _weight_norm),
+    **dict.fromkeys(
+        [f"fake_quantize_per_{kind}_affine{tail}" for kind in ("tensor", "channel") for tail in ("", "_cachemask")]
+        + [f"_fake_quantize_learnable_per_{kind}_affine" for kind in ("tensor", "channel")]
+        + ["_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"],
+        _fake_quantise,
+    ),
+}
