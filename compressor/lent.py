@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.copies import converted
+from compressor.shape_kernels import quantisation_by_shapes
 
 
 @contextlib.contextmanager
@@ -74,6 +75,7 @@ def quiet_exporter() -> Iterator[None]:
     try:
         with (
             plain_attention(),
+            quantisation_by_shapes(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
