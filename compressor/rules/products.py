@@ -83,7 +83,8 @@ def _product(t: Tracer, a: Tracked, b: Tracked, at: tuple[int, int], result: Ten
     vector_a, vector_b = a.value.ndim == 1, b.value.ndim == 1
     inner_b = 0 if vector_b else -2
     if vector_b and t.from_weights_alone():  # spectral norm: the length of the whole weight
-        t.labels.pin(a.dims[-1], "a norm of the whole weight is taken over it")
+        for own in (a.dims[-1], b.dims[0]):
+            t.labels.pin(own, "a norm of the whole weight is taken over it")
     t.labels.unify(a.dims[-1], b.dims[inner_b], t.told())
     t.read(at[0], a, -1)
     batch_a, batch_b = _without(a, 1 if vector_a else 2), _without(b, 1 if vector_b else 2)
