@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from compressor import forms
 from compressor.artifact import read_json, write_json
@@ -148,9 +149,16 @@ def _inputs(file: Path, dense: Checkpoint) -> list[dict[str, Any]]:
 
     proto = onnx.load(str(file), load_external_data=False)
     return [
-        {"name": one.name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
+        {"name": one.name, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."), **range_of(t)}
         for one, t in zip(proto.graph.input, dense.example_inputs, strict=True)
     ]
+
+
+def range_of(example: Tensor) -> dict[str, Any]:
+    """Where integers lie: a token number has to be one of the vocabulary's."""
+    if example.is_floating_point() or example.is_complex() or not example.numel():
+        return {}
+    return {"range": [int(example.min()), int(example.max()) + 1]}
 
 
 def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:

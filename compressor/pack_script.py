@@ -45,7 +45,7 @@ def session_of(file: pathlib.Path, arguments: argparse.Namespace, profile: pathl
 
 
 def inputs_of(spec: dict[str, Any], batch: int) -> dict[str, Any]:
-    """Random inputs, the same in every run."""
+    """Random inputs, the same in every run; integers lie where those of the example lay."""
     draw = np.random.default_rng(0)
     found: dict[str, Any] = {}
     for one in spec["inputs"]:
@@ -53,7 +53,8 @@ def inputs_of(spec: dict[str, Any], batch: int) -> dict[str, Any]:
         if one["dtype"] == "float32":
             found[one["name"]] = draw.standard_normal(shape).astype(np.float32)
         else:
-            found[one["name"]] = draw.integers(0, 2, shape).astype(one["dtype"])
+            low, below = one.get("range", (0, 2))
+            found[one["name"]] = draw.integers(low, below, shape).astype(one["dtype"])
     return found
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from compressor.errors import ArtifactError
 from compressor.groups import trace
 from compressor.networks import networks_of
-from compressor.pack import bench_of_pack, table_of_pack, write_pack
+from compressor.pack import bench_of_pack, range_of, table_of_pack, write_pack
+from compressor.pack_script import inputs_of
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.request import Request
@@ -97,3 +99,13 @@ def test_the_script_asks_for_nothing_but_onnxruntime_and_numpy() -> None:
     names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+
+def test_the_script_draws_token_numbers_where_the_example_has_them() -> None:
+    ids = range_of(torch.tensor([[7, 19, 12]]))
+    assert ids == {"range": [7, 20]}
+    assert range_of(torch.rand(1, 3)) == {}
+    entry = {"name": "ids", "shape": [1, 3], "dtype": "int64", **ids}
+    drawn = inputs_of({"inputs": [entry]}, 200)["ids"]
+    assert drawn.shape == (200, 3)
+    assert (drawn.min(), drawn.max()) == (7, 19)
