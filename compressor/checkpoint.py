@@ -6,7 +6,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.exported_file import read_exported
-from compressor.input_spec import InputSpec
-from compressor.inputs import Examples, example_inputs, examples_from
+from compressor.input_spec import InputSpec, spec_from_text
+from compressor.inputs import Examples, example_inputs, examples_from, examples_of
 from compressor.precision import in_precision, in_precision_, types_in
 from compressor.recipe import Recipe, recipe_from_json
 from compressor.recorded import RecordedProgram
@@ -105,7 +105,7 @@ def load(
 
         if arch is not None:  # an artifact knows how it is built: this says that the user trusts that code
             architectures.architecture_from_user(arch, arch_arguments)
-        return load_artifact(path, trust_pickle=trust_pickle)
+        return _reading(load_artifact(path, trust_pickle=trust_pickle), inputs)
     _refuse_foreign(path)
     stored: tuple[Tensor, ...] = ()
     if path.suffix.lower() == ".pt2":
@@ -141,6 +141,19 @@ def load(
         input_specs=examples.specs,
         types=types,
     )
+
+
+def _reading(checkpoint: Checkpoint, inputs: Sequence[str | InputSpec]) -> Checkpoint:
+    """An artifact's network with examples of the `inputs` that the user gave; as it is where there are none."""
+    if not inputs:
+        return checkpoint
+    specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
+    names = tuple(spec.name for spec in checkpoint.input_specs if spec.name is not None)
+    found = examples_of(checkpoint.module, specs, hint="the artifact's network reads another shape", names=names)
+    known, first = checkpoint.preprocessing, found.tensors[0]
+    if first.ndim == 4:
+        known = replace(known, size=(int(first.shape[2]), int(first.shape[3])), channels=int(first.shape[1]))
+    return replace(checkpoint, example_inputs=found.tensors, input_specs=found.specs, preprocessing=known)
 
 
 def _examples(

@@ -61,7 +61,7 @@ class InputSpec:
         """The spec as `--input` takes it."""
         name = "" if self.name is None else f"{self.name}="
         dtype = "" if self.dtype is None else f":{_name(self.dtype)}"
-        below = "" if self.below is None else f"<{self.below:g}"
+        below = "" if self.below is None or self.dtype is torch.bool else f"<{self.below:.9g}"
         return f"{name}{'x'.join(map(str, self.shape))}{dtype}{below}"
 
     def drawn(self, generator: torch.Generator) -> Tensor:

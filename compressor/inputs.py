@@ -58,12 +58,13 @@ def example_inputs(
     return examples_of(module, [InputSpec(shape=fitting(module))], hint=SAY_IT)
 
 
-def examples_of(module: nn.Module, specs: Sequence[InputSpec], *, hint: str) -> Examples:
+def examples_of(module: nn.Module, specs: Sequence[InputSpec], *, hint: str, names: Sequence[str] = ()) -> Examples:
     """Random inputs as `specs` say, in the order of the module's forward; what they leave open is found by running it.
 
-    Refused: inputs that the module does not run on, whatever their types and ranges; outputs that are not finite.
+    `names` are what its inputs are called, where its forward does not say so: a program's has numbers alone. Refused:
+    inputs that the module does not run on, whatever their types and ranges; outputs that are not finite.
     """
-    specs = _in_order(module, specs)
+    specs = _in_order(names or forward_names(module), specs)
     first: Exception | None = None
     infinite = False
     for guess in _guesses(specs):
@@ -120,9 +121,8 @@ def forward_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
-def _in_order(module: nn.Module, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+def _in_order(names: Sequence[str], specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
     """The specs as the forward takes them: those without a name first, in their order; each with its name."""
-    names = forward_names(module)
     taken = ", ".join(f"`{name}`" for name in names) or "inputs without names"
     found: dict[str, InputSpec] = {}
     free = iter(spec for spec in specs if spec.name is None)

@@ -10,6 +10,7 @@ import torch
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, CostModel
 from compressor.groups import ChannelGroup, Traced, trace
+from compressor.input_spec import specs_of
 from compressor.plan import AUTO_ALIGN, ChannelBudget, Countable, Scores, plan_pruning
 
 RATIOS = (0.25, 0.5, 0.75)
@@ -32,6 +33,7 @@ class Inspection:
             "name": self.checkpoint.name,
             "architecture": self.checkpoint.architecture.ref,
             "input": [list(t.shape) for t in self.checkpoint.example_inputs],
+            "inputs": [spec.shown for spec in self.checkpoint.input_specs or specs_of(self.checkpoint.example_inputs)],
             "params": self.cost.params,
             "macs": self.cost.macs,
             "bytes": self.cost.bytes,

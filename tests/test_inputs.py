@@ -287,6 +287,23 @@ def test_an_artifact_draws_its_inputs_as_they_were_asked_for(tmp_path: Path) -> 
     assert older.example_inputs[1].dtype is torch.int64
 
 
+def test_an_artifact_reads_other_inputs_by_the_names_that_it_knows(tmp_path: Path) -> None:
+    base = checkpoint_of(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    known = dataclasses.replace(
+        base, example_inputs=(torch.rand(1, 3, 8, 8),), input_specs=(InputSpec(name="pixels", shape=(1, 3, 8, 8)),)
+    )
+    folder = tmp_path / "x.compressed"
+    write_artifact(folder, known, source={"path": "x", "sha256": "x"}, results={}, verify=False)
+    found = load(folder, inputs=("pixels=1x3x9x9:float32<1",))
+    assert found.example_inputs[0].shape == (1, 3, 9, 9)
+    assert float(found.example_inputs[0].min()) >= 0
+    assert found.preprocessing.size == (9, 9)
+    with pytest.raises(CheckpointError, match="no input `image`"):
+        load(folder, inputs=("image=1x3x9x9",))
+    with pytest.raises(CheckpointError, match="does not run on 1x2x9x9"):
+        load(folder, inputs=("1x2x9x9",))
+
+
 def test_a_program_in_a_file_keeps_its_images_and_gets_other_tokens(tmp_path: Path) -> None:
     image, ids = torch.rand(1, 3, 8, 8), torch.zeros(1, 12, dtype=torch.int64)
     torch.export.save(torch.export.export(Mixed().eval(), (image, ids)), tmp_path / "mixed.pt2")

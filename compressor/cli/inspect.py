@@ -98,7 +98,7 @@ def show(inspection: Inspection) -> None:
 
     plain: dict[str, Any] = inspection.to_json()
     out = console()
-    shapes = ", ".join("x".join(map(str, s)) for s in plain["input"])
+    shapes = ", ".join(plain["inputs"])
     out.print(strong(plain["name"]), f" {plain['architecture']}, input {shapes}")
     out.print(
         f"{short(plain['params'])} parameters, {short(plain['macs'])} MACs, {short(plain['bytes'])}B of weights\n"
