@@ -51,10 +51,17 @@ class InputSpec:
         bounds = [bound for bound in (self.low, self.below) if bound is not None]
         if not all(map(math.isfinite, bounds)):
             raise CheckpointError("the range of an input is not finite", hint="for example `--input '1x12:int64<50'`")
-        if self.below is not None and self.below <= (self.low or 0):
+        low, high = _held_by(self.dtype)
+        if any(not low <= bound <= high for bound in bounds):
             raise CheckpointError(
-                f"no number lies from {self.low or 0:g} to below {self.below:g}", hint="give a larger bound: `<50`"
+                f"{_name(self.dtype)} holds numbers from {low:g} to {high:g} alone"
+                if self.dtype
+                else "the range of an input is too large",
+                hint="give a smaller bound: `<50`",
             )
+        low, below = self.low or 0, self.below
+        if below is not None and (below <= low or (_is_whole(self.dtype) and math.ceil(below) <= math.ceil(low))):
+            raise CheckpointError(f"no number lies from {low:g} to below {below:g}", hint="give a larger bound: `<50`")
 
     @property
     def shown(self) -> str:
@@ -122,8 +129,7 @@ def _bound(text: str, bound: str, dtype: torch.dtype | None) -> float:
         value = float(bound)
     except ValueError:
         value = math.nan
-    whole = dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
-    if not (math.isfinite(value) and value > 0) or (whole and not value.is_integer()) or dtype is torch.bool:
+    if not (math.isfinite(value) and value > 0) or (_is_whole(dtype) and not value.is_integer()) or dtype is torch.bool:
         kind = "" if dtype is None else f" of {_name(dtype)}"
         raise CheckpointError(
             f"`--input {text}`: `{bound}` is no upper bound{kind}",
@@ -134,12 +140,16 @@ def _bound(text: str, bound: str, dtype: torch.dtype | None) -> float:
 
 def specs_of(example_inputs: Sequence[Tensor]) -> tuple[InputSpec, ...]:
     """What inputs like the examples look like: their shapes and types, and the range of integers."""
-    return tuple(
-        InputSpec(shape=tuple(t.shape), dtype=t.dtype)
-        if t.is_floating_point() or t.is_complex() or not t.numel()
-        else InputSpec(shape=tuple(t.shape), dtype=t.dtype, low=int(t.min()), below=int(t.max()) + 1)
-        for t in example_inputs
-    )
+    return tuple(map(_spec_of, example_inputs))
+
+
+def _spec_of(example: Tensor) -> InputSpec:
+    shape = tuple(example.shape)
+    if not _is_whole(example.dtype) or not example.numel():
+        return InputSpec(shape=shape, dtype=example.dtype)
+    least, most = _held_by(example.dtype)
+    low, below = max(int(least), int(example.min())), min(int(most), int(example.max()) + 1)
+    return InputSpec(shape=shape, dtype=example.dtype, low=min(low, below - 1), below=below)
 
 
 def drawn_from(specs: Sequence[InputSpec], *, seed: int = 0) -> tuple[Tensor, ...]:
@@ -170,7 +180,7 @@ def _like(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> 
         return torch.empty(tuple(shape), dtype=example.dtype)
     if not (example.is_floating_point() or example.is_complex()):
         low, high = int(values.min()), int(values.max())
-        return torch.randint(low, high + 1, tuple(shape), generator=generator).to(example.dtype)
+        return torch.randint(low, min(high + 1, 2**63 - 1), tuple(shape), generator=generator).to(example.dtype)
     if not values.any():
         return torch.randn(tuple(shape), generator=generator, dtype=_drawable(example.dtype)).to(example.dtype)
     if len(values) == 1:
@@ -180,6 +190,21 @@ def _like(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> 
         return first
     share = torch.rand(tuple(shape), generator=generator)
     return (share * first + (1 - share) * second).to(example.dtype)
+
+
+def _is_whole(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _held_by(dtype: torch.dtype | None) -> tuple[float, float]:
+    """The least and the largest bound of a range that a type has; the upper one is beyond what it holds by one."""
+    if dtype is torch.bool:
+        return 0, 2
+    if dtype is None or dtype in (torch.int64, torch.float64, torch.complex128):
+        return -(2**53), 2**53
+    if _is_whole(dtype):
+        return torch.iinfo(dtype).min, torch.iinfo(dtype).max + 1
+    return max(-(2.0**53), torch.finfo(dtype).min), min(2.0**53, torch.finfo(dtype).max)
 
 
 def _drawable(dtype: torch.dtype) -> torch.dtype:
