@@ -64,16 +64,16 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     inputs = tuple(in_precision(t, torch.float32) for t in example_inputs)
     with quiet_exporter(), torch.no_grad():
         try:
-            twin = _twin(module)
+            twin = twin_of(module)
             with StoppedAtValues():
                 found = _export(twin, inputs)
             if not any(map(_hangs_on_values, found.graph.nodes)):
-                return _at(_followed(read_program(found, _held(twin)), module), inputs)
+                return _at(followed(read_program(found, held_of(twin)), module), inputs)
         except Exception as error:  # the exporter raises whatever the network's code made it stumble over
             if not hangs_on_data(error):
                 raise _untraceable(error) from error
         try:
-            twin = _twin(module)
+            twin = twin_of(module)
             choices = choices_of(twin, inputs)
             _check_ways(choices)
             found = torch.export.export(Forced(twin, choices), inputs)
@@ -81,7 +81,7 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
             raise
         except Exception as error:  # as above
             raise _untraceable(error) from error
-    held, learnt = _held(twin), {name for name, _ in twin.named_parameters()}
+    held, learnt = held_of(twin), {name for name, _ in twin.named_parameters()}
     graph = read_program(found, {f"module.{name}": tensor for name, tensor in held.items()})
     chosen = {n: t for n, (name, t) in graph.tensors.items() if not name.startswith("module.")}
     tensors = {n: (name.removeprefix("module."), t) for n, (name, t) in graph.tensors.items() if n not in chosen}
@@ -92,10 +92,10 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     graph = dataclasses.replace(
         graph, tensors=tensors, constants={**graph.constants, **chosen}, held=held, choices=tuple(choices), open=False
     )
-    return _followed(graph, module)
+    return followed(graph, module)
 
 
-def _followed(graph: Exported, module: nn.Module) -> Exported:
+def followed(graph: Exported, module: nn.Module) -> Exported:
     """The graph with a parameter or buffer behind every constant that is one, reached by a list or a closure.
 
     Refused: a constant that is a part of one, or that belongs to the module itself and not to its copy: there is a path
@@ -103,7 +103,7 @@ def _followed(graph: Exported, module: nn.Module) -> Exported:
     """
     tensors, constants = dict(graph.tensors), dict(graph.constants)
     for node, constant in graph.constants.items():
-        own = next((n for n, t in _held(module).items() if same_storage(t, constant)), None)
+        own = next((n for n, t in held_of(module).items() if same_storage(t, constant)), None)
         if own is not None:
             raise GroupError(f"this network reads `{own}` in a way that a copy of it does not follow", hint=BY_SELF)
         name = next((n for n, t in graph.held.items() if same_storage(t, constant)), None)
@@ -127,13 +127,14 @@ def _check_ways(choices: Sequence[Choice]) -> None:
         raise GroupError(f"this network cannot be traced: {said}", hint=OTHER_LAYERS)
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def twin_of(module: nn.Module) -> nn.Module:
     """A copy in float32 and eval mode, which takes no memory for parameters that are float32 already."""
     twin = copy_in_precision(module, torch.float32, trainable=False).eval().requires_grad_(False)
     return with_plain_outputs_(twin)
 
 
-def _held(module: nn.Module) -> dict[str, Tensor]:
+def held_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by each of its names."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
 
 

@@ -152,12 +152,12 @@ class _Mending:
             self.masks[id(dim)] = left(self.trace.labels, dim, self.gone)
         return self.masks[id(dim)]
 
-    def _width(self, dim: Dim, dense: int) -> int:
+    def _width(self, dim: Dim, dense: int | None) -> int | None:
         mask = self._mask(dim)
         return dense if mask is None else int(mask.sum())
 
-    def _shape(self, node: fx.Node) -> list[int]:
-        """The small network's shape of a node's value."""
+    def _shape(self, node: fx.Node) -> list[int | None]:
+        """The small network's shape of a node's value; `None` where a size is open."""
         return [self._width(d, n) for d, n in zip(self.trace.values[node], self.trace.shapes[node], strict=True)]
 
     def _call(self, node: fx.Node) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -198,7 +198,9 @@ class _Mending:
             put(counted, [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
         elif name in ("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm"):
             shape = get("normalized_shape")
-            put("normalized_shape", self._shape(get("input"))[-len(shape) :])
+            dims, narrow = (of(get("input"))[-len(shape) :] for of in (self.trace.values.__getitem__, self._shape))
+            wide = zip(shape, dims, narrow, strict=True)
+            put("normalized_shape", [n if self._mask(dim) is None else left for n, dim, left in wide])
         elif name in ("group_norm", "native_group_norm"):
             dense, channels = self.trace.shapes[get("input")][1], self._shape(get("input"))[1]
             groups = "num_groups" if name == "group_norm" else "group"
@@ -237,6 +239,8 @@ class _Mending:
                 sizes[i] = shape[first + i]
             elif isinstance(size, fx.Node):
                 if -1 in sizes:
+                    if shape[first + sizes.index(-1)] is None:
+                        raise SurgeryError("a shape has channels in two sizes that are open, and cannot be mended")
                     sizes = [shape[first + j] if s == -1 else s for j, s in enumerate(sizes)]
                 sizes[i] = -1
         put(argument, sizes)

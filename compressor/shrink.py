@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
 from compressor.mended import mended
+from compressor.opened import Opened, opened
 from compressor.plan import PruningPlan, gone_labels, gone_mask
-from compressor.proof import difference, differing, reference_of
+from compressor.proof import TOLERANCE, difference, differing, reference_of
 from compressor.recorded import RecordedProgram
 from compressor.surgery import Surgery, operate
+from compressor.tracing import Trace
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
 
@@ -70,7 +72,7 @@ def shrink(
     """
     judge = judge or _closeness(module, traced, plan, example_inputs)
     last: SurgeryError | None = None
-    for form in forms(module, traced, plan):
+    for form in forms(module, traced, plan, example_inputs):
         try:
             small, surgery = form()
             judge(small)
@@ -98,11 +100,14 @@ def _closeness(
     return judge
 
 
-def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
+def forms(
+    module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
+) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
     """The ways to build the small network, the plainest first; each builds when it is called.
 
     The user's own class in the new shapes; the same with the integers mended that equal a narrowed width (`hidden_dim`,
-    say); the exported program with its numbers mended (`compressor.mended`).
+    say); the exported program with its numbers mended (`compressor.mended`), with every size open that can be
+    (`compressor.opened`), proved at another size too; the same for the example's size.
     """
     plan.check(traced.groups)
     cut = surgery_of(module, traced.groups, plan)
@@ -113,10 +118,19 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
             layer.training = original.training
         return small, surgery
 
-    def of_program() -> tuple[nn.Module, Surgery]:
-        recorded = mended(traced.ground, module, gone_labels(traced.groups, plan))
+    def of_program(ground: Trace) -> tuple[nn.Module, Surgery]:
+        recorded = mended(ground, module, gone_labels(traced.groups, plan))
         surgery = dataclasses.replace(cut, attributes={}, program=recorded)
         return operate(module, surgery).train(module.training), surgery
+
+    def of_open_program(found: Opened) -> tuple[nn.Module, Surgery]:
+        small, surgery = of_program(found.trace)
+        elsewhere = dataclasses.replace(traced, ground=found.trace)
+        reference = reference_of(module, elsewhere, plan, found.elsewhere, dtype=torch.float32)
+        worst = difference(small, reference)
+        if not worst <= TOLERANCE[torch.float32]:
+            raise differing(worst)
+        return small, surgery
 
     if not isinstance(module, RecordedProgram):
         yield lambda: of_class(cut)
@@ -124,7 +138,10 @@ def forms(module: nn.Module, traced: Traced, plan: PruningPlan) -> Iterator[Call
         if integers:
             yield lambda: of_class(cut.then(Surgery(attributes=integers)))
     if not traced.ground.exported.choices:
-        yield of_program
+        found = opened(traced.ground, module, example_inputs)
+        if found is not None:
+            yield lambda: of_open_program(found)
+        yield lambda: of_program(traced.ground)
 
 
 def _integers_to_mend(

@@ -56,6 +56,8 @@ def _read(node: ast.AST, names: Sequence[str]) -> Any:
     match node:
         case ast.Constant(value=int(value)):
             return int(value)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            return -value
         case ast.UnaryOp(op=op, operand=inner) if type(op) in BY_SYNTAX:
             return [BY_SYNTAX[type(op)], _read(inner, names)]
         case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 1 <= power <= 4:

@@ -99,6 +99,7 @@ class Trace:
     tables: frozenset[fx.Node] = frozenset()  # constants (`compressor.constants`): computed whole, and cut where read
     values: dict[fx.Node, Any] = field(default_factory=dict)  # node → labels by dimension, of each tensor it gave
     shapes: dict[fx.Node, Any] = field(default_factory=dict)
+    opened: Any = None  # the same with more sizes open, once somebody asked (`compressor.opened`)
 
 
 Rule = Callable[["Tracer", Any, list[Any], dict[str, Any], Any], Any]

@@ -126,7 +126,7 @@ def test_a_guard_is_read_and_evaluated() -> None:
         "(L['x'].size()[2] % 7) != 0": (["ne", ["mod", ["size", 0, 2], 7], 0], "((x.shape[2] % 7) != 0)"),
         "2 <= L['y'].size()[0] <= 9": (["and", ["le", 2, ["size", 1, 0]], ["le", ["size", 1, 0], 9]], None),
         "(1 + (((-1) + L['x'].size()[3]) // 2)) != 1": (
-            ["ne", ["add", 1, ["floordiv", ["add", ["neg", 1], ["size", 0, 3]], 2]], 1], None,
+            ["ne", ["add", 1, ["floordiv", ["add", -1, ["size", 0, 3]], 2]], 1], None,
         ),
         "torch.sym_max(1, L['x'].size()[0]**2) == 4": (
             ["eq", ["max", 1, ["mul", ["size", 0, 0], ["size", 0, 0]]], 4], "(max(1, (x.shape[0] * x.shape[0])) == 4)",
