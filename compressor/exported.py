@@ -20,7 +20,7 @@ from compressor.inlining import inline_
 from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
 from compressor.precision import copy_in_precision, in_precision
-from compressor.sizes import size_of, takes_of, value_of
+from compressor.sizes import is_met, size_of, takes_of
 from compressor.structures import taken_apart, with_plain_outputs_
 
 
@@ -182,7 +182,7 @@ def _at(graph: Exported, inputs: Sequence[Tensor]) -> Exported:
     """The graph without conditions that these inputs do not meet, for which it is proved: one says "not one", say."""
     assert graph.takes is not None
     sizes = [t.shape for t in inputs]
-    holds = [condition for condition in graph.takes["holds"] if value_of(condition, sizes)]
+    holds = [condition for condition in graph.takes["holds"] if is_met(condition, sizes)]
     return dataclasses.replace(graph, takes={**graph.takes, "holds": holds})
 
 

@@ -24,11 +24,12 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.chosen import StoppedAtValues
 from compressor.exported import Exported, followed, held_of, read_program, twin_of
+from compressor.input_spec import random_like
 from compressor.lent import quiet_exporter
 from compressor.outputs import outputs_of, relative_difference, tensors_in
-from compressor.proof import random_like
+from compressor.precision import in_precision
 from compressor.silence import silenced_outputs
-from compressor.sizes import size_of, value_of
+from compressor.sizes import is_met, size_of
 from compressor.tracing import Trace
 
 CLOSE = 1e-4  # in float32, as the proof's
@@ -76,7 +77,7 @@ def opened(trace: Trace, module: nn.Module, example_inputs: Sequence[Tensor]) ->
 def _opened(trace: Trace, module: nn.Module, examples: Sequence[Tensor]) -> Opened | None:
     if trace.exported.choices:
         return None
-    twin = twin_of(module)
+    twin, examples = twin_of(module), [in_precision(t, torch.float32) for t in examples]
     axes = _axes(twin, examples)
     fewer = [[axis] for axis in axes] if len(axes) > 1 else []
     try:
@@ -133,7 +134,8 @@ def _tried(
     seen = (random_like(elsewhere, batch=batch), random_like(swapped, batch=batch), random_like(examples, batch=1))
     if not all(_agrees(ours, twin, inputs) for inputs in seen if len(inputs[0]) == 1 or trace.exported.open):
         return None
-    needed = list(_needed(conditions, ours, twin, examples, axes))
+    proved = [c for c in conditions if is_met(c, [t[:1].shape for t in examples])]  # as it was, just now
+    needed = list(_needed(proved, ours, twin, examples, axes))
     assert graph.takes is not None
     ours.exported = dataclasses.replace(graph, takes={**graph.takes, "holds": needed})
     return Opened(trace=ours, elsewhere=tuple(elsewhere))
@@ -290,7 +292,7 @@ def _conditions(
 
 
 def _met(conditions: Sequence[Any], sizes: Sequence[Sequence[int]]) -> bool:
-    return all(value_of(condition, sizes) or _of_one(condition) for condition in conditions)
+    return all(is_met(condition, sizes) or _of_one(condition) for condition in conditions)
 
 
 def _of_one(condition: Any) -> bool:
@@ -332,7 +334,7 @@ def _needed(
     small = _small(conditions, examples, axes)
     shapes = [[t.shape for t in inputs] for inputs in small]
     rest = [condition for condition in conditions if not (_of_one(condition) or condition[0] == "ge")]
-    lawful = [i for i, sizes in enumerate(shapes) if all(value_of(condition, sizes) for condition in rest)]
+    lawful = [i for i, sizes in enumerate(shapes) if all(is_met(condition, sizes) for condition in rest)]
     proved: dict[int, bool | None] = {}
 
     def agrees(number: int) -> bool | None:
@@ -341,8 +343,8 @@ def _needed(
         return proved[number]
 
     for condition in conditions:
-        unmet = [] if condition in rest else [i for i in lawful if not value_of(condition, shapes[i])]
-        others = {i: sum(not value_of(other, shapes[i]) for other in conditions) for i in unmet}
+        unmet = [] if condition in rest else [i for i in lawful if not is_met(condition, shapes[i])]
+        others = {i: sum(not is_met(other, shapes[i]) for other in conditions) for i in unmet}
         alone = [i for i in unmet if others[i] == min(others.values())]  # by itself, if it can be
         ran = [found for found in map(agrees, alone[:TRIES]) if found is not None]
         if not (ran and all(ran)):

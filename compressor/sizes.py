@@ -150,9 +150,17 @@ def value_of(expression: Any, sizes: Sequence[Sequence[Any]]) -> Any:
         case [str(name), *parts] if parts and name in OPERATORS:
             try:
                 return OPERATORS[name](*(value_of(part, sizes) for part in parts))
-            except (TypeError, ZeroDivisionError) as error:
+            except TypeError as error:
                 raise SurgeryError(f"a program records a condition that is none: {error}") from error
     raise SurgeryError(f"a program records a condition that is none: `{str(expression)[:60]}`")
+
+
+def is_met(condition: Any, sizes: Sequence[Sequence[Any]]) -> bool:
+    """Whether a condition holds for inputs of these sizes; one that divides by zero does not. Refused as there."""
+    try:
+        return bool(value_of(condition, sizes))
+    except ZeroDivisionError:
+        return False
 
 
 def text_of(expression: Any, names: Sequence[str]) -> str:
@@ -222,7 +230,7 @@ def check_taken(takes: Mapping[str, Any], given: Sequence[Any]) -> None:
             _check_shape(entry["name"], entry["shape"], tensor.shape)
     sizes = [tensor.shape if isinstance(tensor, Tensor) else () for tensor in given]
     for condition in takes["holds"]:
-        if not value_of(condition, sizes):
+        if not is_met(condition, sizes):
             shapes = " and ".join(f"`{n}` of {_times(s)}" for n, s in zip(names, sizes, strict=True))
             raise InputError(
                 f"the network is kept as its program, which is not one for {shapes}: "

@@ -353,7 +353,7 @@ def test_whoever_prunes_is_told_what_the_network_is_kept_as(kind: type[nn.Module
     arch = ("--arch", f"made.py:{kind.__name__}", "--input", "x".join(map(str, INPUT)))
     said = done("prune", "net.pt", *arch, "--ratio", 0.5, "--align", 1).stdout
     assert ("kept as an exported program" in said) == (kept_as == "program")
-    assert ("the program takes inputs of x: any x 3 x 12 x 12" in said) == (kept_as == "program")
+    assert ("the program takes inputs of x: any x 3 x" in said) == (kept_as == "program")
     results = json.loads((workdir / "net.compressed" / "results.json").read_text())["prune"]
     assert results["kept_as"] == kept_as
     assert ("takes" in results) == (kept_as == "program")
