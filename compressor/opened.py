@@ -254,6 +254,7 @@ def _retold(trace: Trace, graph: Exported, nodes: Mapping[fx.Node, fx.Node]) -> 
         exported=graph,
         readings=told(trace.readings),
         together=told(trace.together),
+        tables=frozenset(node for node, mine in nodes.items() if mine in trace.tables),
         values={node: trace.values[mine] for node, mine in nodes.items() if mine in trace.values},
         shapes={node: _shapes(node.meta["val"]) for node, mine in nodes.items() if mine in trace.shapes},
         opened=None,

@@ -88,6 +88,21 @@ class Words(nn.Module):
         return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, 16)).sum(1) / length
 
 
+class Placed(nn.Module):
+    """Positions computed from the size, with a frequency for every channel, added before a number in the views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        angle = torch.arange(y.shape[-1], dtype=y.dtype)[None, :] / torch.arange(1, 33, dtype=y.dtype)[:, None]
+        y = y + angle.sin()[None, :, None, :]
+        y = y.view(y.shape[0], 4, 8, *y.shape[2:]).transpose(1, 2).reshape(y.shape[0], 32, *y.shape[2:])
+        return self.b(y)
+
+
 class Branching(Sized):
     """Another network above a height."""
 
@@ -151,6 +166,7 @@ def images(*shape: int) -> Tensor:
     ("kind", "shape", "others"),
     [(Sized, (1, 3, 16, 16), [(2, 3, 24, 24), (1, 3, 64, 64), (3, 3, 16, 5), (1, 3, 1, 1)]),
      (Shuffle, (1, 3, 32, 32), [(2, 3, 64, 64), (1, 3, 20, 36), (1, 3, 4, 4)]),
+     (Placed, (1, 3, 16, 16), [(2, 3, 24, 40), (1, 3, 3, 2)]),
      (Speech, (1, 1, 400), [(2, 1, 160), (1, 1, 1000), (3, 1, 8)])],
 )  # fmt: skip
 def test_a_program_says_at_other_sizes_what_the_silenced_network_says(
