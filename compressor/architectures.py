@@ -8,13 +8,16 @@ torchvision, timm and the sample models are built from, and a Python file only w
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import os
+import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +53,10 @@ class Architecture:
 def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] = ()) -> Architecture:
     """What `--arch` says; a Python file that it names is remembered as one that the user trusts."""
     architecture = Architecture(ref=ref, arguments=arguments)
+    source, _, name = ref.rpartition(":")
     if architecture.file is None:
-        if ":" not in ref:
+        parts = (*source.split("."), *name.split(".")) if source not in ("torchvision", "timm") else (name,)
+        if ":" not in ref or not all(part.isidentifier() for part in parts if source not in ("torchvision", "timm")):
             hint = "write `torchvision:resnet18`, `timm:resnet18`, `net.py:Net` or `package.module:make`"
             raise ArchitectureError(f"`{ref}` is not an architecture", hint=hint)
         return architecture
@@ -59,9 +64,7 @@ def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] =
         raise ArchitectureError(f"there is no file {architecture.file}", hint="check the path in `--arch`")
     file = architecture.file.resolve()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    store = _trust_store()
-    store.mkdir(parents=True, exist_ok=True)
-    (store / digest).touch()
+    _remember(digest)
     return Architecture(ref=f"{file}:{ref.rpartition(':')[2]}", arguments=arguments, sha256=digest)
 
 
@@ -69,7 +72,52 @@ def _trust_store() -> Path:
     state = os.environ.get("COMPRESS_STATE_DIR")
     if state:
         return Path(state) / "trusted"
-    return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "compress" / "trusted"
+    try:
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    except RuntimeError:  # a user without a home
+        return _trust_store_of_temp()
+    return home / "compress" / "trusted"
+
+
+def _trust_store_of_temp() -> Path:
+    """For a home that cannot be written, as in containers: until the next start of the machine."""
+    return Path(tempfile.gettempdir()) / f"compress-trusted-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether nobody else can have put anything there."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return stat.S_ISDIR(found.st_mode) and mine and not found.st_mode & 0o022
+
+
+def _remember(digest: str) -> None:
+    """Note that the user trusts the file of this hash. Refused: where no place for it can be written."""
+    store = _trust_store()
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        (store / digest).touch()
+        return
+    except OSError as error:
+        failed = error
+    temp = _trust_store_of_temp()
+    with contextlib.suppress(OSError):
+        temp.mkdir(mode=0o700, exist_ok=True)
+        if _is_private(temp):
+            (temp / digest).touch()
+            return
+    raise ArchitectureError(
+        f"that the file is trusted cannot be remembered in {store}: {failed.strerror or failed}",
+        hint="name a folder that can be written: `COMPRESS_STATE_DIR=DIR compress …`",
+    ) from failed
+
+
+def _is_trusted(digest: str) -> bool:
+    temp = _trust_store_of_temp()
+    return (_trust_store() / digest).exists() or (_is_private(temp) and (temp / digest).exists())
 
 
 def check_harmless(architecture: Architecture) -> None:
@@ -78,7 +126,7 @@ def check_harmless(architecture: Architecture) -> None:
     if source.split(".")[0] in HARMLESS_PACKAGES and architecture.file is None:
         return
     file = architecture.file
-    if file is not None and architecture.sha256 and (_trust_store() / architecture.sha256).exists():
+    if file is not None and architecture.sha256 and _is_trusted(architecture.sha256):
         if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == architecture.sha256:
             return
         raise ArchitectureError(
@@ -100,6 +148,10 @@ def build(architecture: Architecture) -> nn.Module:
         warnings.simplefilter("ignore")  # a factory's notices about its own defaults
         try:
             module = factory(**arguments)
+        except SystemExit as error:  # a function that is a command of its own
+            raise ArchitectureError(
+                f"`{architecture.ref}` ended the process in place of giving a network", hint="name what builds one"
+            ) from error
         except CONSTRUCTION_ERRORS as error:
             given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
             raise ArchitectureError(
@@ -107,7 +159,10 @@ def build(architecture: Architecture) -> nn.Module:
                 hint="give what it needs: `--arch-arg k=v`",
             ) from error
     if not isinstance(module, nn.Module):
-        raise ArchitectureError(f"`{architecture.ref}` gave a `{type(module).__name__}`, not a module")
+        raise ArchitectureError(
+            f"`{architecture.ref}` gave a `{type(module).__name__}`, not a module",
+            hint="name what builds one: `--arch net.py:Net`",
+        )
     return module
 
 
@@ -153,7 +208,9 @@ def _from_file(file: Path, name: str) -> Callable[..., Any]:
         spec.loader.exec_module(module)
     except Exception as error:
         # the user's own code may raise anything; the traceback stays attached
-        raise ArchitectureError(f"{file} does not run: {type(error).__name__}: {error}") from error
+        raise ArchitectureError(
+            f"{file} does not run: {type(error).__name__}: {error}", hint="run it on its own and mend it"
+        ) from error
     return _attribute(module, name, str(file))
 
 

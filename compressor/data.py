@@ -6,6 +6,7 @@ Every choice is made on `tune`; `test` is read once, at the end. Where the image
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -77,8 +78,15 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
             raise DataError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise DataError(
+                f"means and deviations must be finite: {self.mean}, {self.std}",
+                hint="for example `--mean 0.5 --std 0.25`",
+            )
         if any(s <= 0 for s in self.std):
-            raise DataError(f"a standard deviation must be positive: {self.std}")
+            raise DataError(
+                f"a standard deviation must be positive: {self.std}", hint="for example `--mean 0.5 --std 0.25`"
+            )
         if self.channels is not None and len(self.mean) not in (0, 1, self.channels):
             raise DataError(f"{len(self.mean)} means for {self.channels} channels")
         if self.size is not None and min(self.size) < 1:

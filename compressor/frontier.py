@@ -111,7 +111,6 @@ def frontier(
     A speed that an arm cannot reach is a point with its reason.
     """
     say = say or (lambda _: None)
-    folder.mkdir(parents=True, exist_ok=True)
     say("judging the dense network")
     judge = Judge(checkpoint, data)
     points: list[dict[str, Any]] = []
@@ -123,7 +122,9 @@ def frontier(
                 file = folder / f"{_point_key(checkpoint, arm, goal, asked, data)}.json"
                 if not file.exists():
                     say(f"{arm.name}, {asked:g} times the speed")
-                    write_json(file, _point(checkpoint, arm, goal, asked, data, judge, known, say))
+                    point = _point(checkpoint, arm, goal, asked, data, judge, known, say)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_json(file, point)
                 points.append(read_json(file))
                 check(points[-1], forms.POINT, where=str(file), hint="delete it: it is made again")
     return {

@@ -72,7 +72,10 @@ class Schedule:
         if not (self.rate > 0 and math.isfinite(self.rate)):
             raise RetrainError(f"a learning rate must be positive: {self.rate}", hint="for example `--lr 0.01`")
         if not (0 <= self.warmup < 1 and 0 <= self.skipped < 1):
-            raise RetrainError(f"warm-up {self.warmup} and skipped share {self.skipped} must lie in [0, 1)")
+            raise RetrainError(
+                f"warm-up {self.warmup} and skipped share {self.skipped} must lie in [0, 1)",
+                hint="for example `--warmup 0.1`",
+            )
 
     def at(self, progress: float) -> float:
         """The rate at `progress` in [0, 1] through the run."""
@@ -114,9 +117,20 @@ class Recipe:
         if self.budget.epochs < 1:
             raise RetrainError("a run needs at least one epoch", hint="for example `--epochs 3`")
         if self.batch_size < 1:
-            raise RetrainError(f"a batch size must be at least 1: {self.batch_size}")
+            raise RetrainError(
+                f"a batch size must be at least 1: {self.batch_size}", hint="for example `--batch-size 128`"
+            )
         if not 0 <= self.label_smoothing < 1:
-            raise RetrainError(f"label smoothing must lie in [0, 1): {self.label_smoothing}")
+            raise RetrainError(
+                f"label smoothing must lie in [0, 1): {self.label_smoothing}",
+                hint="for example `--label-smoothing 0.1`",
+            )
+        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            raise RetrainError(
+                f"momentum must lie in [0, 1), weight decay be finite and not negative: {self.momentum}, "
+                f"{self.weight_decay}",
+                hint="the usual are 0.9 and 5e-4",
+            )
         if not 0 <= self.bn_l1 < math.inf:
             raise RetrainError(
                 f"a penalty must be finite and not negative: {self.bn_l1}", hint="such as `--bn-l1 1e-4`"

@@ -14,6 +14,9 @@ CALIBRATION_IMAGES = 512
 MEMORY_BYTES = 4 * 2**30
 
 
+MOST_LEVELS = 100
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What is asked of a pruning run."""
@@ -43,6 +46,11 @@ class Request:
             )
         if self.levels < 1:
             raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
+        if self.levels > MOST_LEVELS:
+            raise PlanError(
+                f"{self.levels:,} levels",
+                hint=f"more than {MOST_LEVELS} remove no channel in most of them: `--levels 5`",
+            )
 
     @property
     def multiple(self) -> int:

@@ -59,7 +59,9 @@ class Goal:
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
-            raise PlanError(f"a tolerance lies between 0 and 1, and {self.tolerance:g} does not")
+            raise PlanError(
+                f"a tolerance lies between 0 and 1, and {self.tolerance:g} does not", hint="5 %: `--tolerance 0.05`"
+            )
         if self.batch < 1:
             raise PlanError(f"a batch of {self.batch}", hint="for example `--batch 1`")
 

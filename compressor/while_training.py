@@ -7,6 +7,7 @@ to the weights is the published code's).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -106,10 +107,15 @@ def train_with_events(
     )  # fmt: skip
     if state_file is not None and state_file.exists():
         events.restore()
-    trained = train(
-        module, data, recipe=recipe, preprocessing=preprocessing, callbacks=callbacks, state_file=state_file,
-        before_epoch=(events.before_epoch,), after_step=(events.after_step,),
-    )  # fmt: skip
+    try:
+        trained = train(
+            module, data, recipe=recipe, preprocessing=preprocessing, callbacks=callbacks, state_file=state_file,
+            before_epoch=(events.before_epoch,), after_step=(events.after_step,),
+        )  # fmt: skip
+    except BaseException:
+        if state_file is not None and not state_file.exists():
+            _clear_away(events_file(state_file))  # there is nothing that it could be gone on with
+        raise
     silent = events.finish(trained.module)
     return TrainedWithEvents(
         module=trained.module, history=trained.history, events=tuple(events.happened), silent=silent
@@ -119,6 +125,12 @@ def train_with_events(
 def events_file(state_file: Path) -> Path:
     """Where the events of the run lie whose state is in `state_file`."""
     return state_file.with_name(f"{state_file.name}.events.json")
+
+
+def _clear_away(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()  # where nothing else lies in it
 
 
 def _check(groups: Sequence[ChannelGroup], departures: Sequence[Departure], recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ from compressor.cli.options import (
     console,
     load_model,
     print_json,
+    refuse_silent,
     say_repeated,
     status,
     strong,
@@ -86,6 +87,16 @@ def command(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if macs is None:
+        refuse_silent(
+            {
+                "--rounds": rounds != 5, "--round-epochs": round_epochs != 1, "--final-epochs": final_epochs != 5,
+                "--align": align != 1, "--min-channels": min_channels != 2, "--protect": bool(protect),
+                "--calibration": calibration != 2048,
+            },
+            because="without a budget, for no channel leaves",
+            hint="give one (`--macs 0.75`), or leave it out",
+        )  # fmt: skip
     with status("loading") as say:
         checkpoint = load_model(
             model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std

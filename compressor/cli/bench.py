@@ -23,6 +23,7 @@ from compressor.cli.options import (
     load_data_option,
     open_default,
     print_json,
+    refuse_silent,
     short,
     status,
     strong,
@@ -57,7 +58,8 @@ def command(
         Path | None, typer.Option(help="Take in what such a folder measured: its measured.json, instead of measuring.")
     ] = None,
     min_speedup: Annotated[
-        float | None, typer.Option(help="Exit with 3 unless the interval lies at this or above, in every setting.")
+        float | None,
+        typer.Option(help="Exit with 3 unless the interval lies at this or above, in every setting.", min=0),
     ] = None,
     trust_pickle: TrustOption = False,
     seed: SeedOption = 0,
@@ -74,6 +76,27 @@ def command(
     from compressor.runtimes import usable
     from compressor.why import why as reasons
 
+    if pack is not None and read is not None:
+        raise typer.BadParameter("a pack is written or read, not both at once", param_hint="--pack")
+    if pack is not None:
+        refuse_silent(
+            {
+                "--runtimes": names is not None, "--blocks": blocks is not None, "--why": why,
+                "--min-speedup": min_speedup is not None, "--data": data is not None,
+            },
+            because="beside `--pack`, which measures nothing",
+            hint="leave it out; `python bench.py` in the pack has options of its own",
+        )  # fmt: skip
+    if read is not None:
+        refuse_silent(
+            {
+                "--runtimes": names is not None, "--blocks": blocks is not None, "--why": why,
+                "--batch": batch != "1,64", "--threads": threads is not None, "--seed": seed != 0,
+                "--data": data is not None,
+            },
+            because="beside `--read`: it was measured already",
+            hint="leave it out; `python bench.py` in the pack has options of its own",
+        )  # fmt: skip
     opened = open_default(artifact)
     with status("loading") as say:
         small, reference = opened.checkpoint(trust_pickle=trust_pickle), opened.dense(dense, trust_pickle=trust_pickle)

@@ -21,10 +21,12 @@ from compressor.cli.options import (
     StdOption,
     ThreadsOption,
     TrustOption,
+    checkpoint_in,
     console,
     load_model,
     open_default,
     print_json,
+    refuse_silent,
     talk,
 )
 
@@ -66,15 +68,24 @@ def command(
         torch.set_num_threads(threads)
     checkpoint = artifact = None
     if model is not None and work.is_onnx(model):
+        refuse_silent(
+            {"--arch": arch is not None, "--arch-arg": bool(arch_arg), "--input": bool(input_shape)},
+            because="to an ONNX file, which holds all of its network",
+            hint="leave it out",
+        )
         subject, artifact = work.subject_of_onnx(model, threads=threads), work.artifact_around(model)
         checkpoint = artifact.checkpoint(trust_pickle=trust_pickle) if artifact else None
     elif model is None or model.is_dir():
         artifact = open_default(model)
-        checkpoint = artifact.checkpoint(trust_pickle=trust_pickle)
+        checkpoint = checkpoint_in(
+            artifact, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle
+        )
         subject = work.subject_of(checkpoint, model="small")
     else:
         checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
         subject = work.subject_of(checkpoint, model="network")
+    if artifact is None:
+        refuse_silent({"--dense": dense is not None}, because="without an artifact", hint="leave it out")
     subject = work.normalised(subject, mean, std)
     found = work.data_of(subject, data, checkpoint=checkpoint, root=data_root, download=download, seed=seed)
     reference, why_not = work.dense_of(artifact, dense, trust_pickle=trust_pickle)

@@ -13,6 +13,7 @@ from compressor.cli.options import (
     InputOption,
     JsonOption,
     TrustOption,
+    checkpoint_in,
     console,
     load_model,
     open_default,
@@ -47,7 +48,9 @@ def command(
     artifact = open_default(model) if model is None or model.is_dir() else None
     with status("loading") as say:
         if artifact is not None:
-            checkpoint = artifact.checkpoint(trust_pickle=trust_pickle)
+            checkpoint = checkpoint_in(
+                artifact, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle
+            )
         else:
             assert model is not None
             checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)

@@ -107,8 +107,10 @@ def _speedups(text: str) -> tuple[float, ...]:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if not found or any(s <= 1 for s in found):
-        raise typer.BadParameter(f"speed-ups are numbers above 1, as in `1.5,2,3`: {text}", param_hint="--speedups")
+    if not found or not all(1 < s < 1000 for s in found):
+        raise typer.BadParameter(
+            f"speed-ups are numbers above 1 and below 1000, as in `1.5,2,3`: {text}", param_hint="--speedups"
+        )
     return found
 
 

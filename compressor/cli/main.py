@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
+import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,12 +57,31 @@ def told(error: CompressError) -> ExitCode:
     return ExitCode.REFUSED
 
 
+LARGEST = 2**31 - 1  # of any count, seed or size that an option takes
+LONGEST_NAME = 255
+
+
+def check_values(given: Mapping[str, object]) -> None:
+    """Refuses what no option can mean, whichever it is: NaN, infinity, numbers beyond 32 bits, names no disk holds."""
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            problem = f"{value} is no finite number"
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            problem = f"{value} is too large: at most {LARGEST:,}"
+        elif isinstance(value, Path) and any(len(os.fsencode(part)) > LONGEST_NAME for part in value.parts):
+            problem = f"{value.name[:40]}… is too long a name for a file: at most {LONGEST_NAME} bytes"
+        else:
+            continue
+        raise typer.BadParameter(problem, param_hint=f"--{name.replace('_', '-')}")
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """The command with our errors as messages on stderr, and an exit code for each kind of end."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
+            check_values(kwargs)
             sweep(Path.cwd())
             sweep_temp()
             command(*args, **kwargs)

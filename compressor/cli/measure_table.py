@@ -19,6 +19,7 @@ from compressor.cli.options import (
     console,
     load_model,
     print_json,
+    refuse_silent,
     status,
     strong,
 )
@@ -61,6 +62,15 @@ def command(
 
     if (pack is None) != (read is None):
         raise ArtifactError("a table from elsewhere takes `--pack DIR` and `--read FILE`", hint="give both")
+    if pack is not None:
+        refuse_silent(
+            {
+                "--on": on != "onnxruntime-cpu", "--batch": batch != 1, "--threads": threads is not None,
+                "--protect": bool(protect), "--seed": seed != 0,
+            },
+            because="beside `--pack` and `--read`: it was measured already",
+            hint="leave it out",
+        )  # fmt: skip
     with status("loading") as say:
         checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
         if pack is not None and read is not None:

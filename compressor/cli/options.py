@@ -72,13 +72,21 @@ MeanOption = Annotated[
     str | None, typer.Option("--mean", help="The mean of each channel, if the model does not know: 0.5,0.5,0.5.")
 ]
 StdOption = Annotated[str | None, typer.Option("--std", help="The deviation of each channel, likewise.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="What every random choice is drawn from.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="What every random choice is drawn from.", min=0)]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
 
 
 def command_line() -> str:
     """The command that is running, as a user would type it."""
     return shlex.join(["compress", *sys.argv[1:]])
+
+
+def refuse_silent(options: Mapping[str, bool], *, because: str, hint: str) -> None:
+    """Refuses the options that were given, and would do nothing `because` of what else was."""
+    from compressor.errors import PlanError
+
+    for option in (option for option, given in options.items() if given):
+        raise PlanError(f"`{option}` says nothing {because}", hint=hint)
 
 
 def load_model(
@@ -90,14 +98,26 @@ def load_model(
     trust_pickle: bool,
     mean: str | None = None,
     std: str | None = None,
+    opened: bool = False,
 ) -> Checkpoint:
-    """The checkpoint or artifact at `model`, normalising its inputs as it says, or by `mean` and `std`."""
+    """The checkpoint or artifact at `model`, normalising its inputs as it says, or by `mean` and `std`.
+
+    An artifact that was `opened` already has had its caveats said.
+    """
     from dataclasses import replace
 
     from compressor.artifact import open_artifact
     from compressor.checkpoint import architecture_arguments, load
     from compressor.data import with_normalisation
 
+    if arch is None:
+        refuse_silent(
+            {"--arch-arg": bool(arch_args)},
+            because="without `--arch`",
+            hint="name what takes the argument: `--arch net.py:Net`",
+        )
+    if model.is_dir():
+        _refuse_beside_artifact(arch_args, inputs)
     checkpoint = load(
         model,
         arch=arch,
@@ -105,9 +125,31 @@ def load_model(
         inputs=tuple(inputs or ()),
         trust_pickle=trust_pickle,
     )
-    if model.is_dir():
+    if model.is_dir() and not opened:
         say_caveats(open_artifact(model))
     return replace(checkpoint, preprocessing=with_normalisation(checkpoint.preprocessing, mean, std))
+
+
+def checkpoint_in(
+    artifact: Artifact,
+    *,
+    arch: str | None,
+    arch_args: Sequence[str] | None,
+    inputs: Sequence[str] | None,
+    trust_pickle: bool,
+) -> Checkpoint:
+    """The artifact's network; `arch` says that the user trusts the code that it is built by."""
+    return load_model(
+        artifact.folder, arch=arch, arch_args=arch_args, inputs=inputs, trust_pickle=trust_pickle, opened=True
+    )
+
+
+def _refuse_beside_artifact(arch_args: Sequence[str] | None, inputs: Sequence[str] | None) -> None:
+    refuse_silent(
+        {"--arch-arg": bool(arch_args), "--input": bool(inputs)},
+        because="to an artifact, which knows how it is built and what it reads",
+        hint="leave it out",
+    )
 
 
 def open_default(path: Path | None) -> Artifact:
@@ -133,6 +175,13 @@ def load_data_option(
     """The data that `--data` names, or what ships with a sample model; `None` where there is neither."""
     from compressor.errors import DataError
     from compressor.sources import data_for
+
+    if data is None:
+        refuse_silent(
+            {"--data-root": root is not None, "--download": download},
+            because="without `--data`",
+            hint="name the data set: `--data MNIST`",
+        )
 
     try:
         found = data_for(checkpoint, data, root=root, download=download, seed=seed)

@@ -28,6 +28,7 @@ from compressor.cli.options import (
     load_data_option,
     load_model,
     print_json,
+    refuse_silent,
     share,
     short,
     status,
@@ -146,6 +147,27 @@ def command(
         repair=repair, calibration=calibration, memory_gb=memory, data_given=data is not None,
         while_training=while_training,
     )  # fmt: skip
+    if speedup is None and latency is None and max_drop is None:
+        refuse_silent(
+            {
+                "--on": on != "onnxruntime-cpu", "--batch": batch != 1, "--threads": threads is not None,
+                "--tolerance": tolerance != 0.05, "--table": table is not None,
+            },
+            because="without a budget of time",
+            hint="give one (`--speedup 2`, `--latency 4ms`, `--max-drop 1`), or leave it out",
+        )  # fmt: skip
+    if table is not None:
+        refuse_silent(
+            {"--on": on != "onnxruntime-cpu", "--batch": batch != 1, "--threads": threads is not None},
+            because="beside `--table`, which is of one target",
+            hint="leave it out",
+        )
+    if data is None and not while_training and max_drop is None and not needs_data(request):
+        refuse_silent(
+            {"--calibration": calibration != 512, "--memory": memory != 4.0},
+            because="where nothing looks at images: neither criterion nor repair",
+            hint="give images (`--data DIR`), or leave it out",
+        )
     goal = goal_from(request, runtime=on, batch=batch, threads=threads, tolerance=tolerance, table=table)
     with status("loading") as say:
         checkpoint = load_model(

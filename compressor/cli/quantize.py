@@ -87,7 +87,14 @@ def command(
     assert place is not None
     with status("loading") as say:
         checkpoint = load_model(
-            place, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
+            place,
+            arch=arch,
+            arch_args=arch_arg,
+            inputs=input_shape,
+            trust_pickle=trust_pickle,
+            mean=mean,
+            std=std,
+            opened=artifact is not None,
         )
         found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
         file, section = work.quantize_to(

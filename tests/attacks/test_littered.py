@@ -173,7 +173,7 @@ artifact.put_in_place(part, place)
         budget = ("prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--out")
         refused(*budget, "dangling", says="dangling is a link to nothing", hints="--out")
         refused(*budget, "loop", says="loop", hints="--out")
-        refused(*budget, "x" * 300, says="too long", hints="shorter")
+        refused(*budget, "x" * 240, says="too long", hints="shorter")  # with what is added while it is written
         refused(*budget, "/".join(["y" * 200] * 30), says="too long", hints="--out")
 
 
@@ -246,3 +246,12 @@ with temporary("bench"): app(sys.argv[1:])
         done("export", "tiny.compressed")
         assert list(tmp_path.glob("b.*")) == []
         assert list((tmp_path / "temp").glob("compress*")) == []
+
+
+@pytest.mark.usefixtures("inputs")
+def test_training_that_ends_in_nan_before_an_epoch_is_over_leaves_nothing() -> None:
+    refused(
+        "prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--while-training", "--epochs", 2, "--every", 1, "--lr", 1e30,
+        "--data", "data.npz", says="the loss is", hints="lower `--lr`",
+    )  # fmt: skip
+    assert list(Path.cwd().glob("*.partial")) == []
