@@ -23,6 +23,7 @@ from tests.command_line import ARCH, done, refused
 from tests.two_domains import source_data, target_data
 
 ASK = ("adapt", "tiny.pt", *ARCH, "--source", "data.npz", "--target", "target.npz")
+BRIEF = ("--epochs", 1, "--batch-size", 16)  # without a budget there are no rounds
 FEW = ("--epochs", 1, "--round-epochs", 1, "--final-epochs", 1, "--batch-size", 16, "--calibration", 32)
 
 
@@ -81,7 +82,7 @@ class TestCommand:
 
     @pytest.mark.usefixtures("two", "trusting")
     def test_without_a_budget_nothing_is_pruned(self) -> None:
-        shown = done(*ASK, *FEW)
+        shown = done(*ASK, *BRIEF)
         assert "adapted to 160 unlabelled images of target" in shown.stdout
         assert "surgery proof" not in shown.stdout
         assert "epoch 1/1: loss" in shown.stderr
@@ -95,7 +96,7 @@ class TestCommand:
         torch.save({"state_dict": torch.load("tiny.pt", weights_only=True), "classes": ["a", "b"]}, "tiny.pt")
         with np.load("target.npz") as data:
             np.savez("target.npz", images=data["images"], labels=np.array(["cat", "dog"] * (len(data["images"]) // 2)))
-        assert "adapted to" in done(*ASK, *FEW).stdout
+        assert "adapted to" in done(*ASK, *BRIEF).stdout
         words = ("evaluate", "tiny.compressed", "--data", "target.npz")
         refused(*words, says="no class called `cat`", hints="a, b")
 
@@ -122,14 +123,15 @@ class TestCommand:
             "--target": "target.npz",
             **dict(zip(options[::2], options[1::2], strict=True)),
         }
-        words = [word for pair in {**dict(zip(FEW[::2], FEW[1::2], strict=True)), **given}.items() for word in pair]
+        usual = FEW if "--macs" in given else BRIEF
+        words = [word for pair in {**dict(zip(usual[::2], usual[1::2], strict=True)), **given}.items() for word in pair]
         refused("adapt", "tiny.pt", *ARCH, *words, says=says, hints=hints)
 
     @pytest.mark.usefixtures("two", "trusting")
     def test_a_folder_that_is_there_is_not_overwritten_unasked(self) -> None:
-        done(*ASK, *FEW)
-        refused(*ASK, *FEW, says="is there already", hints="--force")
-        done(*ASK, *FEW, "--force", "--seed", 1)
+        done(*ASK, *BRIEF)
+        refused(*ASK, *BRIEF, says="is there already", hints="--force")
+        done(*ASK, *BRIEF, "--force", "--seed", 1)
         assert open_artifact(Path("tiny.compressed")).results()["adapt"]["recipe"]["seed"] == 1
 
 
