@@ -53,6 +53,13 @@ def open_archive(path: Path) -> Iterator[Archive]:
         yield Archive(path=path, file=file, members=_members(path, infos))
 
 
+def names_in(path: Path) -> list[str]:
+    """The names of an archive's members, below the folder that holds them. Refused: a damaged archive."""
+    check_regular(path, refusal=CheckpointError)
+    with _refused(path), zipfile.ZipFile(path) as file:
+        return [name.partition("/")[2] for name in file.namelist()]
+
+
 def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     roots = {info.filename.partition("/")[0] for info in infos}
     members: dict[str, zipfile.ZipInfo] = {}
@@ -81,4 +88,4 @@ def _refused(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # the reader follows the file's own bytes: a broken one makes it raise anything
         said = printable((str(error).splitlines() or [""])[0], longest=160) or type(error).__name__
-        raise CheckpointError(f"{path} is a damaged archive: {said}", hint=DAMAGED) from error
+        raise CheckpointError(f"{path} is a damaged archive, or is cut short: {said}", hint=DAMAGED) from error

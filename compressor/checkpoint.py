@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +14,21 @@ from torch import Tensor, nn
 
 from compressor import architectures
 from compressor.architectures import PICKLE, PROGRAM, Architecture, architecture_arguments
+from compressor.archives import names_in
 from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.exported_file import read_exported
 from compressor.input_spec import InputSpec, spec_from_text
 from compressor.inputs import Examples, example_inputs, examples_from, examples_of
+from compressor.names import check_names, check_names_in
 from compressor.precision import in_precision, in_precision_, types_in
 from compressor.recipe import Recipe, recipe_from_json
 from compressor.recorded import RecordedProgram
+from compressor.regular import check_regular
 from compressor.soundness import broken_in
 from compressor.surgery import Surgery, put_state_
+from compressor.tensor_files import read_safetensors
 from compressor.unpickle import read_pickle
 
 __all__ = [
@@ -120,6 +123,7 @@ def load(
         architecture, state = _architecture(_state_of(found, path), arch, arch_arguments, meta, path)
         module = architectures.build(architecture)
         _fill(module, state, architecture)
+    check_names_in(module, where=str(path))
     module.eval()
     _refuse_broken_weights(module)
     types = types_in(module)
@@ -194,7 +198,8 @@ def read_skeleton(file: Path, *, trust_pickle: bool = False) -> nn.Module:
     """The structure that `write_skeleton` wrote, with weights yet to be assigned; refused where it could run code."""
     module = read_pickle(file, trust_pickle=trust_pickle)
     if not isinstance(module, nn.Module):
-        raise CheckpointError(f"{file} holds no module")
+        raise CheckpointError(f"{file} holds no module", hint="prune again")
+    check_names_in(module, where=str(file))
     return module
 
 
@@ -203,6 +208,7 @@ def _refuse_foreign(path: Path) -> None:
         raise CheckpointError(f"{path} is not there", hint="check the path; an artifact is a folder `NAME.compressed`")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder", hint="give the checkpoint file inside it")
+    check_regular(path, refusal=CheckpointError)
     try:
         with path.open("rb") as stream:
             head = stream.read(16)
@@ -213,11 +219,9 @@ def _refuse_foreign(path: Path) -> None:
     kind = FOREIGN.get(path.suffix.lower())
     if kind is None and head.startswith(b"\x89HDF"):
         kind = FOREIGN[".h5"]
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any("/code/" in n or n.endswith("constants.pkl") for n in names):
-            kind = "a TorchScript program"
+    listed = names_in(path) if head.startswith(b"PK\x03\x04") and path.suffix.lower() != ".pt2" else []
+    if any(name.startswith("code/") or name == "constants.pkl" for name in listed):
+        kind = "a TorchScript program"
     if kind is not None:
         raise CheckpointError(
             f"{path} is {kind}, not a checkpoint", hint="give the training checkpoint that it was made from"
@@ -226,16 +230,8 @@ def _refuse_foreign(path: Path) -> None:
 
 def _read(path: Path, *, trust_pickle: bool) -> Any:
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is not a complete safetensors file: {error}", hint="fetch it again"
-            ) from error
-    return read_pickle(path, trust_pickle=trust_pickle)
+        return read_safetensors(path)
+    return read_pickle(path, trust_pickle=trust_pickle, only=frozenset(STATE_KEYS))
 
 
 def _state_of(found: Any, path: Path) -> dict[str, Tensor]:
@@ -253,6 +249,7 @@ def _state_of(found: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no weights that can be found: {keys}", hint=f"looked under: {', '.join(STATE_KEYS)}"
         )
     state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    check_names(state, where=str(path))
     for name, tensor in state.items():
         if tensor.is_quantized or tensor.layout is not torch.strided:
             raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="give the float checkpoint")
@@ -276,9 +273,14 @@ def _is_state(found: Mapping[Any, Any]) -> bool:
 
 def _plain(module: nn.Module) -> nn.Module:
     """The module inside `DataParallel` and compiled wrappers."""
+    seen: list[nn.Module] = []
     while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
         inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
-        assert isinstance(inner, nn.Module)
+        seen.append(module)
+        if not isinstance(inner, nn.Module) or any(inner is one for one in seen):
+            raise CheckpointError(
+                f"a `{type(module).__name__}` in the file wraps no network", hint="save the network alone"
+            )
         module = inner
     return module
 
@@ -343,6 +345,10 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architec
 
 
 def _refuse_broken_weights(module: nn.Module) -> None:
+    held = [*module.named_parameters(), *module.named_buffers()]
+    name = next((name for name, tensor in held if tensor.is_meta), None)
+    if name is not None:
+        raise CheckpointError(f"`{name}` has a shape and no values", hint="save the network from the device it is on")
     name = broken_in(module)
     if name is not None:
         raise CheckpointError(

@@ -1,130 +1,164 @@
-"""What may be unpickled: tensors and plain values, and modules of torch, torchvision, timm and the sample models.
+"""What may be unpickled: tensors, plain values, and networks of torch's, torchvision's, timm's and the samples' layers.
 
-torch's own restricted unpickler does the reading; this file decides which classes it may build. A name is allowed only
-where it resolves to an `nn.Module` class, or to one of a few plain helpers, inside those packages, so that nothing a
-pickle can call reads a file or runs code.
+torch's own restricted unpickler does the reading; what it builds are stand-ins (`compressor.standins`), so that nothing
+a pickle can call does anything. A file that names anything else is refused, with the names.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
-import importlib
+import io
 import pickle
+import tarfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch._weights_only_unpickler import get_globals_in_pkl
 
+from compressor.archives import open_archive
 from compressor.errors import CheckpointError, UntrustedPickle
+from compressor.names import check_names_in, printable
+from compressor.regular import check_regular
+from compressor.standins import built, check_tree, layer_class, standin_for
 
-PACKAGES = (
-    "torch.nn.modules.",
-    "torch.nn.parallel.data_parallel.",
-    "torchvision.models.",
-    "torchvision.ops.",
-    "timm.models.",
-    "timm.layers.",
-    "sample_models.",
-)
-# plain values and pure functions that pickled modules of those packages hold
-HELPERS = {
-    "collections.OrderedDict",
-    "collections.defaultdict",
-    "functools.partial",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.functional.relu",
-    "torch.nn.functional.gelu",
-    "torch.nn.functional.silu",
-    "torch._C._nn.gelu",
-    "torchvision.ops.misc.Conv2dNormActivation",
-    "torchvision.models.convnext.LayerNorm2d",
-    "builtins.set",
-}
+ZIP = b"PK\x03\x04"
+PARTS_OF_OLD = 5  # pickles, one behind the other, in a file of torch's first format
+ALONE = "save the weights alone (`torch.save(model.state_dict(), …)`) and give `--arch`, or, if you made the file, "
+NOT_SPEAKING = 20  # characters: an unpickler's bare number tells nobody anything
 
 
-def read_pickle(file: Path, *, trust_pickle: bool = False) -> Any:
-    """The object in a torch file; refused where building it could run code, unless the user trusts it."""
+def read_pickle(file: Path, *, trust_pickle: bool = False, only: frozenset[str] | None = None) -> Any:
+    """The object in a torch file; refused where building it could run code, unless the user trusts it.
+
+    `only` are the keys of a mapping that may hold networks: what stands under another is left out if it is more than
+    plain values.
+    """
+    check_regular(file, refusal=CheckpointError)
+    with file.open("rb") as stream:
+        zipped = stream.read(4) == ZIP
+    if zipped:
+        with open_archive(file) as archive:
+            archive.check()
+    try:
+        return _restricted(file.read_bytes() if not zipped else file, where=str(file), only=only)
+    except CheckpointError as refusal:
+        if not trust_pickle:
+            raise
+        return _trusted(file, refusal)
+
+
+def read_pickle_bytes(held: bytes, *, where: str) -> Any:
+    """As `read_pickle`, of what lies inside another file; `where` says in which."""
+    return _restricted(held, where=where, only=None)
+
+
+def _trusted(file: Path, refusal: CheckpointError) -> Any:
+    """The object as Python unpickles it, which the user allowed; `refusal` is why it is not read without."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's notice about pickle protocols: the refusal below says more
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        pass  # it asks for classes: which ones is found out below
-    except Exception as error:  # the reader follows the file's bytes: a file that is no pickle makes it raise anything
-        raise _broken(file, error) from error
-    try:
-        wanted = tuple(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
-    except Exception as error:  # as above
-        wanted = ()
-        if not trust_pickle:
-            raise _broken(file, error) from error
-    refused = tuple(name for name in wanted if _allowed(name) is None)
-    if (refused or not wanted) and not trust_pickle:
-        if not wanted:
-            raise _broken(file, ValueError("its pickle is not one that torch writes"))
-        raise UntrustedPickle(
-            f"{file} is a pickle that could run code on loading: it wants to build",
-            classes=refused,
-            hint="save the weights alone (`torch.save(model.state_dict(), …)`) and give `--arch`, or, if you made the "
-            "file yourself, add `--trust-pickle`",
-        )
-    allowed = [_allowed(name) for name in wanted]
-    try:
-        if trust_pickle and refused:
-            return torch.load(file, map_location="cpu", weights_only=False)
-        with torch.serialization.safe_globals([a for a in allowed if a is not None]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if trust_pickle:
-            return torch.load(file, map_location="cpu", weights_only=False)
-        first = str(error).strip().splitlines()[-1][:200]
-        raise UntrustedPickle(
-            f"{file} holds more than torch's restricted reader builds: {first}",
-            classes=wanted,
-            hint="save the weights alone and give `--arch`, or, if you made the file yourself, add `--trust-pickle`",
-        ) from error
+            warnings.simplefilter("ignore")  # about files of torch's first format
+            found = torch.load(file, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(
             f"{file} needs code that is not here: {error}",
             hint="run where its package can be imported, or give `--arch`",
         ) from error
+    except Exception as error:  # the file's own code may raise anything
+        raise _broken(str(file), error) from refusal
+    return found
 
 
-def _broken(file: Path, error: Exception) -> CheckpointError:
-    said = (str(error).strip().splitlines() or [""])[0][:160]
-    why = f": {said}" if len(said) > 20 else ""  # an unpickler's bare number tells nobody anything
+def _restricted(source: Path | bytes, *, where: str, only: frozenset[str] | None) -> Any:
+    try:
+        wanted = _globals_of(source)
+    except Exception as error:  # the reader follows the file's bytes: a file that is no pickle makes it raise anything
+        raise _broken(where, error) from error
+    standins = {name: standin_for(name) for name in wanted}
+    refused = tuple(sorted(name for name, standin in standins.items() if standin is None))
+    if refused:
+        raise UntrustedPickle(
+            f"{where} is a pickle that could run code on loading: it wants to build",
+            classes=tuple(printable(name, longest=120) for name in refused),
+            hint=f"{ALONE}add `--trust-pickle`",
+        )
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(s, name) for name, s in standins.items()]):
+            warnings.simplefilter("ignore")  # torch's notices about pickle protocols and old files
+            found = torch.load(_opened(source), map_location="cpu", weights_only=True)
+        return _built(found, only)
+    except CheckpointError as error:
+        raise UntrustedPickle(
+            f"{where} cannot be read: {error}", classes=(), hint=error.hint or f"{ALONE}add `--trust-pickle`"
+        ) from error
+    except Exception as error:  # as above
+        if isinstance(source, bytes) and source[:4] != ZIP and any(map(layer_class, wanted)):
+            raise UntrustedPickle(
+                f"{where} holds a whole network in torch's first format, which its restricted reader does not build",
+                classes=tuple(sorted(wanted)),
+                hint=f"{ALONE}add `--trust-pickle`",
+            ) from error
+        if isinstance(error, pickle.UnpicklingError) and wanted:
+            first = printable((str(error).strip().splitlines() or [""])[-1], longest=160)
+            raise UntrustedPickle(
+                f"{where} holds more than torch's restricted reader builds: {first}",
+                classes=tuple(sorted(wanted)),
+                hint=f"{ALONE}add `--trust-pickle`",
+            ) from error
+        raise _broken(where, error) from error
+
+
+def _opened(source: Path | bytes) -> Any:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _built(found: Any, only: frozenset[str] | None) -> Any:
+    if only is None or not isinstance(found, Mapping):
+        return _checked(built(found))
+    kept: dict[Any, Any] = {}
+    entries: Any = dict.items(found)  # type: ignore[arg-type]  # torch's unpickler makes dicts
+    for key, value in entries:
+        try:
+            kept[built(key)] = _checked(built(value))
+        except CheckpointError:
+            if not isinstance(key, str) or key in only:
+                raise
+    return kept
+
+
+def _checked(found: Any) -> Any:
+    if isinstance(found, nn.Module):
+        check_tree(found)
+        check_names_in(found, where="the file")
+    return found
+
+
+def _globals_of(source: Path | bytes) -> set[str]:
+    """The names that the pickles in a torch file look up, but for those that torch's restricted unpickler knows."""
+    if isinstance(source, Path) or source[:4] == ZIP:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(_opened(source)))
+    stream = io.BytesIO(source)
+    if tarfile.is_tarfile(stream):
+        raise ValueError("it is a tar file, as torch wrote them before 2017")
+    stream.seek(0)
+    names: set[str] = set()
+    for number in range(PARTS_OF_OLD):
+        try:
+            names |= get_globals_in_pkl(stream)
+        except Exception:
+            if number == 0 or not names:
+                raise
+            break  # a pickle alone, not of torch's: its names are refused below, or it is
+    known = torch._weights_only_unpickler._get_allowed_globals()
+    return {name for name in names if name not in known}
+
+
+def _broken(where: str, error: Exception) -> CheckpointError:
+    said = printable((str(error).strip().splitlines() or [""])[0], longest=160)
+    why = f": {said}" if len(said) > NOT_SPEAKING else ""
     return CheckpointError(
-        f"{file} is not a checkpoint that can be read, or is cut short{why}",
+        f"{where} is not a checkpoint that can be read, or is cut short{why}",
         hint="give a file that `torch.save` wrote, or .safetensors",
     )
-
-
-def _allowed(name: str) -> Any:
-    """The object that `name` is, where it may be built; `None` where it may not."""
-    home, _, leaf = name.rpartition(".")
-    if name in HELPERS:
-        known = {"collections": collections, "functools": functools}
-        return getattr(known.get(home) or importlib.import_module(home), leaf, None)
-    if not f"{home}.".startswith(PACKAGES):
-        return None
-    try:
-        found = getattr(importlib.import_module(home), leaf, None)
-    except ImportError:
-        return None
-    ours = isinstance(found, type) and issubclass(found, nn.Module) and f"{found.__module__}.".startswith(PACKAGES)
-    return found if ours else None
-
-
-def read_pickle_bytes(held: bytes, *, where: str) -> Any:
-    """As `read_pickle`, of what lies inside another file; `where` says in which."""
-    import io
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UntrustedPickle(f"{where} is a pickle that could run code", classes=()) from error

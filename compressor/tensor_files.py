@@ -1,0 +1,44 @@
+"""Weights in a `.safetensors` file: raw bytes behind a table in JSON."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compressor.errors import CheckpointError
+from compressor.names import printable
+from compressor.regular import check_regular
+
+LONGEST_TABLE = 100_000_000  # bytes: the format's own bound
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in the file by name. Refused: a damaged file, one that names a tensor twice."""
+    from safetensors.torch import load_file
+
+    check_regular(path, refusal=CheckpointError)
+    try:
+        _check_table(path)
+        found: dict[str, Tensor] = load_file(path)
+        return found
+    except Exception as error:  # the reader follows the file's own bytes: a broken one makes it raise anything
+        said = printable((str(error).splitlines() or [""])[0], longest=160)
+        raise CheckpointError(f"{path} is not a complete safetensors file: {said}", hint="fetch it again") from error
+
+
+def _check_table(path: Path) -> None:
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        table = stream.read(min(length, LONGEST_TABLE))
+    json.loads(table, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its table names a tensor twice")
+    return found
