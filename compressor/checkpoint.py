@@ -153,7 +153,12 @@ def _reading(checkpoint: Checkpoint, inputs: Sequence[str | InputSpec]) -> Check
         return checkpoint
     specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
     names = tuple(spec.name for spec in checkpoint.input_specs if spec.name is not None)
-    found = examples_of(checkpoint.module, specs, hint="the artifact's network reads another shape", names=names)
+    found = examples_of(
+        checkpoint.module,
+        specs,
+        hint="it reads another shape, type or range: `compress inspect` shows what it read",
+        names=names,
+    )
     known, first = checkpoint.preprocessing, found.tensors[0]
     if first.ndim == 4:
         known = replace(known, size=(int(first.shape[2]), int(first.shape[3])), channels=int(first.shape[1]))

@@ -46,7 +46,7 @@ def example_inputs(
     """
     if given:
         specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in given)
-        return examples_of(module, specs, hint="what the network reads is another shape")
+        return examples_of(module, specs, hint="it reads another shape, type or range: `--input 'ids=1x12:int64<50'`")
     if stored:
         return examples_of(module, [InputSpec(shape=tuple(shape)) for shape in stored], hint=SAY_IT)
     source, _, name = architecture.ref.partition(":")

@@ -41,7 +41,7 @@ class Proof:
     moved: float
     dtype: torch.dtype
     outputs: int
-    inputs: str  # "random" or "example"
+    inputs: str  # "random", "example" or "example and random"
     narrowest: torch.dtype | None = None
 
     @property
@@ -149,7 +149,7 @@ def prove(small: nn.Module, reference: Reference) -> Proof:
         moved=reference.moved,
         dtype=reference.dtype,
         outputs=len(reference.silenced),
-        inputs="example" if reference.ground.exported.choices else "random",
+        inputs=_kind_of_inputs(reference.ground),
         narrowest=narrow,
     )
 
@@ -187,6 +187,12 @@ def differing(worst: float) -> SurgeryError:
         f"the small network differs from the silenced dense one by {worst:.2g}",
         hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
     )
+
+
+def _kind_of_inputs(ground: Trace) -> str:
+    if ground.exported.choices:
+        return "example"
+    return "example and random" if ground.exported.open else "random"
 
 
 def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor]) -> list[Tensor]:

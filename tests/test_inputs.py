@@ -362,6 +362,7 @@ def test_a_proof_sees_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
         preprocessing=Preprocessing(mean=(), std=(), size=(8, 8), channels=3),
     )
     data = Data(name="some", source="", train=images, tune=None, test=None)
-    prune(base, Request(budget=ChannelBudget(ratio=0.5)), data=data)
+    proof = prune(base, Request(budget=ChannelBudget(ratio=0.5)), data=data).proof
+    assert proof.inputs == "example and random"
     assert torch.equal(seen[0][:1].float(), images.images[:1])
     assert all(float(batch.min()) >= 0 and float(batch.max()) <= 1 for batch in seen)
