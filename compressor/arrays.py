@@ -124,9 +124,11 @@ def _pixels(images: Array) -> Tensor:
     if images.dtype.kind not in "uif":
         raise DataError(f"the images are of type {images.dtype}", hint="give bytes, or floats in [0, 1]")
     if not images.size:
-        raise DataError("there are no images in it")
+        raise DataError("there are no images in it", hint="save at least one image")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
-        raise DataError("the images hold values that are not finite")
+        raise DataError(
+            "the images hold values that are not finite", hint="leave those images out, or mend what wrote them"
+        )
     low, high = float(images.min()), float(images.max())
     if images.dtype != np.uint8:
         whole = images.dtype.kind != "f" or (high > 1 and bool((images == np.round(images)).all()))
@@ -143,7 +145,9 @@ def _indices(labels: Array, images: int, classes: tuple[str, ...] | None) -> Ten
         texts = labels.astype(str).flatten()
         strangers = sorted({t for t in texts if t not in index})
         if strangers:
-            raise DataError(f"the label `{strangers[0]}` is not among its classes")
+            raise DataError(
+                f"the label `{strangers[0]}` is not among its classes", hint="name every label in `classes`"
+            )
         return torch.tensor([index[t] for t in texts])
     if labels.dtype.kind not in "buif":
         raise DataError(f"the labels are of type {labels.dtype}", hint="give whole numbers from 0, or names")
@@ -154,7 +158,7 @@ def _indices(labels: Array, images: int, classes: tuple[str, ...] | None) -> Ten
             )
         labels = labels.argmax(axis=1)
     if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
-        raise DataError("labels that are not whole numbers")
+        raise DataError("labels that are not whole numbers", hint="number the classes from 0")
     return torch.from_numpy(np.ascontiguousarray(labels.astype(np.int64))).flatten()
 
 
@@ -170,7 +174,9 @@ def splits_from_idx(folder: Path) -> Splits:
     def images(prefix: str) -> Images | None:
         pixels, labels = one(f"{prefix}-images-idx3-ubyte"), one(f"{prefix}-labels-idx1-ubyte")
         if pixels is None and labels is not None:
-            raise DataError(f"{folder} has {prefix} labels but no {prefix} images")
+            raise DataError(
+                f"{folder} has {prefix} labels but no {prefix} images", hint="put the images' file beside the labels'"
+            )
         return None if pixels is None else Images(pixels, labels)
 
     return {SplitName.TRAIN: images("train"), SplitName.TEST: images("t10k")}

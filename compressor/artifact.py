@@ -503,7 +503,9 @@ def read_back(folder: str, probe: str, trust: str = "") -> None:
     for answer, reference in zip(answers, expected, strict=True):
         difference = relative_difference(answer, reference)
         if difference > 1e-5:
-            raise ArtifactError(f"outputs differ by {difference:.2g} after reloading")
+            raise ArtifactError(
+                f"outputs differ by {difference:.2g} after reloading", hint="please report this as a bug"
+            )
 
 
 def add_results(folder: Path, section: str, value: Any, *, append: bool = False) -> None:
@@ -519,4 +521,6 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror or error}", hint="check the path and its permissions"
+        ) from error

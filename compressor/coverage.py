@@ -251,7 +251,7 @@ def listed(file: Path) -> list[tuple[Architecture, tuple[str, ...]]]:
     """
     hint = "a text file, an architecture a line: `torchvision:resnet18`, with shapes behind it where need be"
     try:
-        lines = [line.split("#")[0].split() for line in file.read_text().splitlines()]
+        lines = [line.split("#")[0].split() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ArchitectureError(f"cannot read a list of architectures from {file}", hint=hint) from error
     found = [(architecture_from_user(words[0]), tuple(words[1:])) for words in lines if words]

@@ -37,14 +37,20 @@ class Images:
         if images.ndim == 3:
             images = images.unsqueeze(1)
         if images.ndim != 4 or not images.numel():
-            raise DataError(f"images must be a non-empty `[n, channels, height, width]`, not {list(images.shape)}")
+            raise DataError(
+                f"images must be a non-empty `[n, channels, height, width]`, not {list(images.shape)}",
+                hint="give grey or RGB images",
+            )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise DataError(
-                f"images must be uint8 in [0, 255] or float in [0, 1], not {str(images.dtype).removeprefix('torch.')}"
+                f"images must be uint8 in [0, 255] or float in [0, 1], not {str(images.dtype).removeprefix('torch.')}",
+                hint="convert them first",
             )
         labels = torch.full((len(images),), UNLABELLED) if labels is None else labels.long()
         if labels.shape != images.shape[:1]:
-            raise DataError(f"{len(images)} images have labels of shape {list(labels.shape)}")
+            raise DataError(
+                f"{len(images)} images have labels of shape {list(labels.shape)}", hint="give one label an image"
+            )
         self.images, self.labels = images, labels
 
     def __len__(self) -> int:
@@ -77,7 +83,10 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise DataError(f"{len(self.mean)} means but {len(self.std)} standard deviations")
+            raise DataError(
+                f"{len(self.mean)} means but {len(self.std)} standard deviations",
+                hint="as many of both: `--mean 0.5 --std 0.25`",
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise DataError(
                 f"means and deviations must be finite: {self.mean}, {self.std}",
@@ -88,9 +97,14 @@ class Preprocessing:
                 f"a standard deviation must be positive: {self.std}", hint="for example `--mean 0.5 --std 0.25`"
             )
         if self.channels is not None and len(self.mean) not in (0, 1, self.channels):
-            raise DataError(f"{len(self.mean)} means for {self.channels} channels")
+            raise DataError(
+                f"{len(self.mean)} means for {self.channels} channels", hint="one for each channel, or one for all"
+            )
         if self.size is not None and min(self.size) < 1:
-            raise DataError(f"an image of {self.size[0]}x{self.size[1]} pixels is empty")
+            raise DataError(
+                f"an image of {self.size[0]}x{self.size[1]} pixels is empty",
+                hint="give the network's input: `--input 1x3x224x224`",
+            )
 
     def shaped(self, images: Tensor) -> Tensor:
         """Images `[..., channels, h, w]` of the network's size and number of channels, their values as they were."""
@@ -114,7 +128,10 @@ class Preprocessing:
         if not self.mean:
             return images
         if len(self.mean) not in (1, images.shape[1]):
-            raise DataError(f"{len(self.mean)} means for images of {images.shape[1]} channels")
+            raise DataError(
+                f"{len(self.mean)} means for images of {images.shape[1]} channels",
+                hint="one for each channel, or one for all",
+            )
         if float(images.min()) < -1e-3:  # resizing rounds
             raise DataError(
                 f"the images hold values down to {float(images.min()):.3g}: they seem to be normalised already",
@@ -161,14 +178,17 @@ class Data:
     def __post_init__(self) -> None:
         splits = [s for s in (self.train, self.tune, self.test) if s is not None]
         if not any(len(s) for s in splits):
-            raise DataError(f"no images in {self.source}")
+            raise DataError(f"no images in {self.source}", hint="check that the path is that of the images")
         if not all(len(s) for s in splits):
-            raise DataError(f"{self.source} has an empty split")
+            raise DataError(f"{self.source} has an empty split", hint="put images in it, or take its folder away")
         labels = [int(end) for s in splits if isinstance(s, Images) for end in s.labels.aminmax()]
         if labels and min(labels) < UNLABELLED:
             raise DataError(f"{self.source} has the label {min(labels)}", hint="labels count from 0")
         if labels and self.classes is not None and max(labels) >= len(self.classes):
-            raise DataError(f"{self.source} has the label {max(labels)} but only {len(self.classes)} classes")
+            raise DataError(
+                f"{self.source} has the label {max(labels)} but only {len(self.classes)} classes",
+                hint="name every class, or leave `classes` out",
+            )
 
     @property
     def labelled(self) -> bool:

@@ -37,7 +37,7 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correct <= self.total or not self.total:
-            raise DataError(f"{self.correct} correct of {self.total} images is no accuracy")
+            raise DataError(f"{self.correct} correct of {self.total} images is no accuracy", hint="measure it again")
 
     @property
     def share(self) -> float:
@@ -73,7 +73,7 @@ class Agreement:
 
     def __post_init__(self) -> None:
         if not 0 <= self.agreeing <= self.total or not self.total:
-            raise DataError(f"{self.agreeing} of {self.total} images is no agreement")
+            raise DataError(f"{self.agreeing} of {self.total} images is no agreement", hint="measure it again")
 
     @property
     def share(self) -> float:
@@ -172,7 +172,10 @@ def agreement(
         for inputs, _ in _batches(images, preprocessing):
             ours, theirs = _scores(score, inputs), _scores(reference, inputs)
             if ours.shape != theirs.shape:
-                raise DataError(f"the networks have {ours.shape[1]} and {theirs.shape[1]} classes")
+                raise DataError(
+                    f"the networks have {ours.shape[1]} and {theirs.shape[1]} classes",
+                    hint="compare networks of the same classes",
+                )
             agreeing += int((ours.argmax(1) == theirs.argmax(1)).sum())
             error += float((ours.double() - theirs.double()).square().sum())
             size += float(theirs.double().square().sum())
@@ -195,7 +198,7 @@ def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
     import onnxruntime
 
     if not file.is_file():
-        raise CheckpointError(f"{file} is not there")
+        raise CheckpointError(f"{file} is not there", hint="check the path; `compress export --onnx` writes one")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
@@ -211,7 +214,9 @@ def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
     shape = list(inputs[0].shape)
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in ("tensor(float)", "tensor(float16)"):
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-        raise DataError(f"{file} does not read one batch of images but: {found}")
+        raise DataError(
+            f"{file} does not read one batch of images but: {found}", hint="give a network of images with one input"
+        )
     batch, channels, *size = (n if isinstance(n, int) else None for n in shape)
     try:
         metadata = session.get_modelmeta().custom_metadata_map
@@ -272,7 +277,10 @@ def _scores(score: Scorer, inputs: Tensor) -> Tensor:
             hint="give the network's input, for example `--input 1x3x224x224`",
         ) from error
     if scores.ndim != 2 or len(scores) != len(inputs):
-        raise DataError(f"the network gives {list(scores.shape)} for {len(inputs)} images, not class scores")
+        raise DataError(
+            f"the network gives {list(scores.shape)} for {len(inputs)} images, not class scores",
+            hint="only networks that classify images can be judged",
+        )
     if not bool(torch.isfinite(scores).all()):
         raise CheckpointError("the network's scores are not finite", hint="its weights may hold NaN")
     return scores

@@ -36,7 +36,7 @@ class Kernels:
         if self.count < 1 or not self.factor > 0:
             raise RetrainError(f"{self.count} kernels, each {self.factor:g} times as wide", hint="say 5, each 2 times")
         if self.width is not None and not self.width > 0:
-            raise RetrainError(f"a kernel's width must be positive: {self.width:g}")
+            raise RetrainError(f"a kernel's width must be positive: {self.width:g}", hint="give one above 0")
 
     def widths(self, mean_squared: Tensor) -> Tensor:
         """The widths `[count]` where different images are so far apart in the mean, a scalar; no gradient is kept."""
@@ -79,7 +79,10 @@ def linear_mmd(source: Tensor, target: Tensor, *, kernels: Kernels | None = None
 
 def _checked(source: Tensor, target: Tensor) -> tuple[int, int]:
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
-        raise RetrainError(f"features of {list(source.shape)} and {list(target.shape)} cannot be compared")
+        raise RetrainError(
+            f"features of {list(source.shape)} and {list(target.shape)} cannot be compared",
+            hint="compare the inputs of one layer",
+        )
     if min(len(source), len(target)) < 2:
         raise RetrainError(
             f"{len(source)} images against {len(target)} have no discrepancy", hint="two of each: `--batch-size 32`"

@@ -174,7 +174,9 @@ def recipe_from_json(plain: dict[str, object]) -> Recipe:
             **values,  # type: ignore[arg-type]
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RetrainError(f"not a training recipe: {error}") from error
+        raise RetrainError(
+            f"not a training recipe: {error}", hint="give the dense network's training by options: `--dense-epochs 30`"
+        ) from error
 
 
 def how_named(name: str, *, besides: tuple[str, ...] = ()) -> How:

@@ -99,7 +99,10 @@ def _turn(setting: Setting, candidate: Candidate, inputs: tuple[Tensor, ...], se
         with setting.runtime.prepare(model, inputs, threads=setting.threads) as prepared:
             before = seen.providers.setdefault(candidate.name, prepared.provider)
             if before != prepared.provider:
-                raise RuntimeUnavailable(f"{setting}: the provider changed from {before} to {prepared.provider}")
+                raise RuntimeUnavailable(
+                    f"{setting}: the provider changed from {before} to {prepared.provider}",
+                    hint="measure again, with nothing else running",
+                )
             seen.notes.update(dict.fromkeys(prepared.notes))
             yield prepared.run
 

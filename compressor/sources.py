@@ -100,7 +100,9 @@ def load_data(source: str, *, root: Path | None = None, download: bool = False, 
             every: Mapping[Any, Images | None] = {None: splits} if isinstance(splits, Images) else splits
             return assembled(name, every, source=str(path), classes=classes, by_name=named, seed=seed)
     except OSError as error:
-        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot read {source}: {error.strerror or error}", hint="check the path and its permissions"
+        ) from error
     if path.suffix == ".py":
         raise DataError(f"{source} names no function", hint=f"add it: `{source}:function`")
     if path.exists() or "/" in source or "." in source:
@@ -268,7 +270,7 @@ def _from_function(file: Path, function: str, *, seed: int) -> Data:
 def _run(file: Path) -> Iterator[ModuleType]:
     """The module in `file`, whose folder can be imported from meanwhile; what its code raises is a `DataError`."""
     if not file.is_file():
-        raise DataError(f"{file} is not there")
+        raise DataError(f"{file} is not there", hint="check the path: `--data file.py:function`")
     name = f"compressor_data_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, file

@@ -102,7 +102,7 @@ def write_sparse(
     """
     strangers = mask.kept.keys() - state.keys()
     if strangers:
-        raise ArtifactError(f"the mask covers `{min(strangers)}`, which the state lacks")
+        raise ArtifactError(f"the mask covers `{min(strangers)}`, which the state lacks", hint="prune it again")
     pieces: dict[str, Tensor] = {}
     masked: dict[str, dict[str, object]] = {}
     table = []
@@ -149,7 +149,7 @@ def read_sparse(folder: Path) -> MaskedState:
         state |= {name: piece for name, piece in pieces.items() if name not in parts}
         return MaskedState(state=state, mask=WeightMask(kept=kept))
     except FileNotFoundError as error:
-        raise ArtifactError(f"there is no `{FILE_NAME}` in {folder}") from error
+        raise ArtifactError(f"there is no `{FILE_NAME}` in {folder}", hint="prune it again") from error
     except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError, PlanError) as error:
         raise ArtifactError(f"{file} is not a whole sparse file: {error}", hint="write it again") from error
 
@@ -157,7 +157,9 @@ def read_sparse(folder: Path) -> MaskedState:
 def _smaller(name: str, tensor: Tensor, kept: Tensor) -> tuple[Encoding, dict[str, Tensor]]:
     """The smaller encoding of a masked tensor and its pieces."""
     if kept.shape != tensor.shape or not tensor.ndim:
-        raise ArtifactError(f"the mask of `{name}` is {list(kept.shape)}, the tensor {list(tensor.shape)}")
+        raise ArtifactError(
+            f"the mask of `{name}` is {list(kept.shape)}, the tensor {list(tensor.shape)}", hint="prune it again"
+        )
     if bool(tensor[~kept].view(torch.uint8).any()):
         raise ArtifactError(f"`{name}` is not +0.0 everywhere its mask removed", hint="call `apply_mask_` first")
     matrix = kept.reshape(len(kept), -1)

@@ -85,7 +85,10 @@ def class_scores(output: object) -> Tensor:
         elif isinstance(output, (tuple, list)) and output:
             output = output[0]
         else:
-            raise RetrainError(f"the network's output is a `{type(output).__name__}`, not class scores")
+            raise RetrainError(
+                f"the network's output is a `{type(output).__name__}`, not class scores",
+                hint="only networks that classify images can be trained here",
+            )
     return output
 
 

@@ -146,7 +146,10 @@ def _check(groups: Sequence[ChannelGroup], departures: Sequence[Departure], reci
         if there is None:
             raise PlanError(f"there is no group `{departure.root}`", hint=f"there are: {', '.join(channels)}")
         if departure.channels >= there:
-            raise PlanError(f"{departure.channels} of the {there} channels of `{departure.root}` would leave")
+            raise PlanError(
+                f"{departure.channels} of the {there} channels of `{departure.root}` would leave",
+                hint="leave at least one: ask for less",
+            )
 
 
 class _Events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import compressor
 from compressor.cli.main import main
 from tests.command_line import ARCH, done, run
 
@@ -80,3 +82,20 @@ def test_a_closed_stdout_is_no_message() -> None:
     )
     assert ended.stdout in ("0\n", "141\n")  # `true` may end after it
     assert "error" not in ended.stderr
+
+
+def test_every_text_file_is_read_and_written_as_utf8() -> None:
+    """No call leaves the encoding to the locale."""
+    for file in Path(compressor.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            given = {keyword.arg for keyword in node.keywords}
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            text = node.func.attr in ("read_text", "write_text") or (
+                node.func.attr == "open" and any(mode in ("r", "w", "a", "x", "rt", "wt") for mode in modes)
+            )
+            if text:
+                assert "encoding" in given, f"{file.name}:{node.lineno}"
+            if node.func.attr == "run" and "capture_output" in given:
+                assert "encoding" in given or file.name == "environment.py", f"{file.name}:{node.lineno}"
