@@ -139,10 +139,13 @@ def program_from(recorded: Plain, state: Mapping[str, Tensor]) -> RecordedProgra
             _check_given(called, args, kwargs)
             known[node["name"]] = graph.call_function(called, tuple(args), kwargs)
     outputs = [known[name] for name in recorded["outputs"]]
-    if recorded.get("takes") is not None:
-        check_record(recorded["takes"], inputs=given)
-    if recorded.get("returns") is not None:
-        restored(recorded["returns"], outputs)  # refused now, and not when it runs
+    try:  # what is refused is refused now, and not when it runs
+        if recorded.get("takes") is not None:
+            check_record(recorded["takes"], inputs=given)
+        if recorded.get("returns") is not None:
+            restored(recorded["returns"], outputs)
+    except RecursionError as error:
+        raise SurgeryError("a program records an output or a condition that is nested too deeply") from error
     graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
     program = RecordedProgram(root, graph)
     for name, tensor in tensors.items():  # what the program does not read is kept: the state stays whole

@@ -203,7 +203,12 @@ def test_inputs_that_are_as_long_as_each_other_stay_so() -> None:
 def test_an_artifact_takes_any_size_and_prunes_again(workdir: Any) -> None:
     found = pruned(Sized(), (1, 3, 16, 16))
     assert found.takes == "x: any x 3 x any x any"
-    write_artifact(workdir / "net.compressed", found.checkpoint, source={}, results={})  # read in a fresh process
+    write_artifact(
+        workdir / "net.compressed",
+        found.checkpoint,
+        source={"path": "net.pt", "sha256": "0" * 64},
+        results={"schema": 1},
+    )  # read in a fresh process
     again = load_artifact(workdir / "net.compressed").module
     for x in (images(2, 3, 24, 40), images(1, 3, 16, 16)):
         assert torch.equal(again(x), found.checkpoint.module(x))

@@ -122,7 +122,9 @@ def test_a_dataclass_comes_back_as_its_fields() -> None:
 
 def test_an_artifact_keeps_the_structure_and_prunes_again(workdir: Any) -> None:
     checkpoint = pruned(Classy())
-    write_artifact(workdir / "net.compressed", checkpoint, source={}, results={})  # read back in a fresh process
+    write_artifact(
+        workdir / "net.compressed", checkpoint, source={"path": "net.pt", "sha256": "0" * 64}, results={"schema": 1}
+    )  # read back in a fresh process
     again = load_artifact(workdir / "net.compressed").module
     assert shaped(again(images(2))) == shaped(checkpoint.module(images(2)))
     assert type(again(images(2))) is type(checkpoint.module(images(2)))
@@ -163,11 +165,18 @@ def test_what_cannot_be_written_down_is_refused() -> None:
         taken_apart({"a": {1, 2}})
 
 
+def nested(depth: int) -> dict[str, Any]:
+    plain: dict[str, Any] = {"value": 1}
+    for _ in range(depth):
+        plain = {"list": [plain]}
+    return plain
+
+
 @pytest.mark.parametrize(
     "plain",
-    [{"output": 7}, {"output": -1}, {"output": "0"}, {"class": "os.system"}, [], {"named": [["a b", {"value": 1}]]},
-     {"named": [["def", {"value": 1}]]}, {"named": [["__class__", {"value": 1}]]}, {"dict": [[[1], {"value": 1}]]},
-     {"tuple": 3}, {"dict": 3}, {"number": "x"}, {"fields": [["a"]]}],
+    [nested(5000), {"output": 7}, {"output": -1}, {"output": "0"}, {"class": "os.system"}, [],
+     {"named": [["a b", {"value": 1}]]}, {"named": [["def", {"value": 1}]]}, {"named": [["__class__", {"value": 1}]]},
+     {"dict": [[[1], {"value": 1}]]}, {"tuple": 3}, {"dict": 3}, {"number": "x"}, {"fields": [["a"]]}],
 )  # fmt: skip
 def test_a_structure_of_no_kind_is_refused(plain: Any) -> None:
     step = {"name": "y", "call": "aten.neg.default", "args": [{"node": "x"}], "kwargs": {}}
