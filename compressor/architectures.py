@@ -1,8 +1,8 @@
 """How a module is built: `torchvision:NAME`, `timm:NAME`, `file.py:Net`, `package.module:factory`.
 
-A reference that the user gives is followed. One that a *file* names runs no code of that file's choosing: only
-torchvision, timm and the sample models are built from, and a Python file only where this user has named that very file
-(the same sha256) by `--arch` before.
+A reference that the user gives is followed. One that a *file* names runs no code of that file's choosing: it is a name
+in torchvision's or timm's registry or one of the sample models, with numbers as arguments, or a Python file that this
+user has named by `--arch` before (the same sha256).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import stat
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.errors import ArchitectureError, unknown
+from compressor.names import printable
 
 PROGRAM = "program"  # the file is the program: there is no class behind it
 PICKLE = "pickle"  # the module itself was pickled: an artifact keeps its skeleton
-HARMLESS_PACKAGES = ("torchvision", "timm", "sample_models")
+REGISTRIES = ("torchvision", "timm")
+SAMPLES = frozenset(
+    f"sample_models.networks:{name}"
+    for name in ("resnet20", "resnet8", "vgg11", "mobilenet_v2", "lenet_300_100", "small_cnn")
+)
+# Arguments that make a factory fetch, open, trace or compile something.
+REFUSED_ARGUMENTS = re.compile(
+    r"weights.*|pretrained.*|.*cfg.*|.*checkpoint.*|.*cache.*|.*(url|path|file|dir|hub)|progress|.*features?_.*|"
+    r"out_indices|scriptable|exportable|.*jit.*|kwargs|args"
+)
+TEXT_ARGUMENTS = frozenset({"global_pool", "act_layer", "norm_layer", "pool_type", "class_token", "pos_embed"})
+LARGEST_ARGUMENT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +72,24 @@ def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] =
         if ":" not in ref or not all(part.isidentifier() for part in parts if source not in ("torchvision", "timm")):
             hint = "write `torchvision:resnet18`, `timm:resnet18`, `net.py:Net` or `package.module:make`"
             raise ArchitectureError(f"`{ref}` is not an architecture", hint=hint)
-        return architecture
+        return _by_registry(architecture)
     if not architecture.file.is_file():
         raise ArchitectureError(f"there is no file {architecture.file}", hint="check the path in `--arch`")
     file = architecture.file.resolve()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     _remember(digest)
     return Architecture(ref=f"{file}:{ref.rpartition(':')[2]}", arguments=arguments, sha256=digest)
+
+
+def _by_registry(architecture: Architecture) -> Architecture:
+    """The same network by the name that a file may say: `torchvision.models:resnet18` is `torchvision:resnet18`."""
+    source, _, name = architecture.ref.rpartition(":")
+    if source.split(".")[:2] != ["torchvision", "models"]:
+        return architecture
+    import torchvision
+
+    known = name in torchvision.models.list_models()
+    return replace(architecture, ref=f"torchvision:{name}") if known else architecture
 
 
 def _trust_store() -> Path:
@@ -121,9 +145,14 @@ def _is_trusted(digest: str) -> bool:
 
 
 def check_harmless(architecture: Architecture) -> None:
-    """Refuses a reference found in a file that would run code which the user has not named."""
-    source, _, _ = architecture.ref.partition(":")
-    if source.split(".")[0] in HARMLESS_PACKAGES and architecture.file is None:
+    """Refuses a reference found in a file that would run code which the user has not named.
+
+    A file may name a network of a registry or one of the samples, with arguments of numbers, and nothing else.
+    """
+    source, _, name = architecture.ref.partition(":")
+    if architecture.ref in SAMPLES or (source in REGISTRIES and re.fullmatch(r"[\w.-]+", name, re.ASCII)):
+        for key, value in architecture.arguments:
+            _check_argument(architecture.ref, key, value)
         return
     file = architecture.file
     if file is not None and architecture.sha256 and _is_trusted(architecture.sha256):
@@ -134,9 +163,26 @@ def check_harmless(architecture: Architecture) -> None:
             hint=f"restore it, or prune again with `--arch {architecture.ref}`",
         )
     raise ArchitectureError(
-        f"the file asks to be built by `{architecture.ref}`, which would run that code",
-        hint=f"if you trust it, say so once: `compress inspect MODEL --arch {architecture.ref}`",
+        f"the file asks to be built by `{printable(architecture.ref)}`, which would run that code",
+        hint=f"if you trust it, say so once: `compress inspect MODEL --arch {printable(architecture.ref)}`",
     )
+
+
+def _check_argument(ref: str, name: object, value: object) -> None:
+    """Refuses arguments out of a file that are more than numbers, or of which a factory makes more than a network."""
+    named = isinstance(name, str) and name.isidentifier() and name.isascii() and not REFUSED_ARGUMENTS.fullmatch(name)
+    text = isinstance(value, str) and name in TEXT_ARGUMENTS and re.fullmatch(r"\w{0,40}", value, re.ASCII)
+    if not named or not (text or _is_small(value)):
+        raise ArchitectureError(
+            f"the file asks for `{ref}` with `{printable(name)}={printable(repr(value))}`, which a file may not",
+            hint="build it yourself: write a `net.py` that does, and give `--arch net.py:NAME`",
+        )
+
+
+def _is_small(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) <= 100 and all(map(_is_small, value))
+    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= LARGEST_ARGUMENT)
 
 
 def build(architecture: Architecture) -> nn.Module:
