@@ -21,6 +21,7 @@ from compressor.errors import CheckpointError
 from compressor.exported_file import read_exported
 from compressor.input_spec import InputSpec, spec_from_text
 from compressor.inputs import Examples, example_inputs, examples_from, examples_of
+from compressor.metadata import known_in
 from compressor.names import check_names, check_names_in
 from compressor.precision import in_precision, in_precision_, types_in
 from compressor.recipe import Recipe, recipe_from_json
@@ -115,7 +116,7 @@ def load(
         found, stored = read_exported(path, trust_pickle=trust_pickle)
     else:
         found = _read(path, trust_pickle=trust_pickle)
-    meta: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    meta = known_in(found, path) if isinstance(found, Mapping) else {}
     if isinstance(found, nn.Module) and arch is None:
         module = _plain(found)
         architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)

@@ -126,7 +126,10 @@ TOGETHER = [
     (("prune", *DENSE, "--ratio", "0.5", "--download"), ""),
     (("prune", *DENSE, "--ratio", "0.5", "--levels", "1000000"), "1,000,000 levels"),
     (("prune", "tiny.pt", "--arch-arg", "width=3", "--ratio", "0.5"), "`--arch-arg` says nothing without `--arch`"),
-    (("prune", *SMALL, "--input", "1x1x8x8", "--ratio", "0.5"), "`--input` says nothing to an artifact"),
+    (
+        ("prune", *SMALL, "--arch", "net.py:Net", "--arch-arg", "width=3", "--ratio", "0.5"),
+        "says nothing to an artifact",
+    ),
     (("prune", *DENSE, "--ratio", "0.5", *DATA, "--mean", "nan", "--std", "nan"), "must be finite"),
     (("bench", *SMALL, "--pack", "p", "--min-speedup", "1.5"), "`--min-speedup` says nothing beside `--pack`"),
     (("bench", *SMALL, "--read", "m.json", "--why"), "`--why` says nothing beside `--read`"),

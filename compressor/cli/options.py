@@ -117,7 +117,7 @@ def load_model(
             hint="name what takes the argument: `--arch net.py:Net`",
         )
     if model.is_dir():
-        _refuse_beside_artifact(arch_args, inputs)
+        _refuse_beside_artifact(arch_args)
     checkpoint = load(
         model,
         arch=arch,
@@ -144,11 +144,9 @@ def checkpoint_in(
     )
 
 
-def _refuse_beside_artifact(arch_args: Sequence[str] | None, inputs: Sequence[str] | None) -> None:
+def _refuse_beside_artifact(arch_args: Sequence[str] | None) -> None:
     refuse_silent(
-        {"--arch-arg": bool(arch_args), "--input": bool(inputs)},
-        because="to an artifact, which knows how it is built and what it reads",
-        hint="leave it out",
+        {"--arch-arg": bool(arch_args)}, because="to an artifact, which knows how it is built", hint="leave it out"
     )
 
 
