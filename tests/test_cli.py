@@ -96,7 +96,7 @@ class TestModelFile:
     @pytest.mark.parametrize(
         ("shape", "says"),
         [
-            ("banana", "`--input banana` is not a shape"),
+            ("banana", "`banana` is not a shape"),
             ("1x1x0x16", "is not a shape"),
             ("1x3x16x16", "does not run on 1x3x16x16"),
             ("16x16", "does not run on 16x16"),
