@@ -26,6 +26,7 @@ from compressor.tracing import Trace
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 FLOOR = 1e-6  # what rounding to float32 once or twice amounts to
+TIMES = 10  # each value is rounded on its own way, and some more than once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +44,19 @@ class Proof:
     outputs: int
     inputs: str  # "random", "example" or "example and random"
     narrowest: torch.dtype | None = None
+    rounding: float = 0.0  # how far the outputs move where weights and inputs move by a last bit of `narrowest`
 
     @property
     def tolerance(self) -> float:
         """The largest difference that is rounding.
 
-        Where a part is computed in a narrower type, it is that type's, but at most a hundredth of what the silence
-        moves: a cut that is wrong and hardly shows must not pass for rounding.
+        Where a part is computed in a narrower type, it is what the last bit of that type does to these outputs, some
+        times over: a cut that is wrong and hardly shows must not pass for rounding.
         """
         own = TOLERANCE[self.dtype]
         if self.narrowest is None or self.narrowest is self.dtype:
             return own
-        return max(own, min(TOLERANCE.get(self.narrowest, own), max(FLOOR, self.moved / 100)))
+        return max(own, min(TOLERANCE.get(self.narrowest, own), max(FLOOR, TIMES * self.rounding)))
 
     @property
     def holds(self) -> bool:
@@ -141,9 +143,11 @@ def prove(small: nn.Module, reference: Reference) -> Proof:
     Refused: a small network that does not run, or whose outputs have another shape. A difference is for the caller to
     judge (`Proof.holds`), who knows what to do about it.
     """
-    worst, narrow = difference(small, reference), None
+    worst, narrow, rounding = difference(small, reference), None, 0.0
     if worst > TOLERANCE[reference.dtype]:
         narrow = narrowest(_types_in(small, reference))
+        if narrow is not None and narrow is not reference.dtype:
+            rounding = _rounding(reference, torch.finfo(narrow).eps)
     return Proof(
         largest_relative_difference=worst,
         moved=reference.moved,
@@ -151,7 +155,29 @@ def prove(small: nn.Module, reference: Reference) -> Proof:
         outputs=len(reference.silenced),
         inputs=_kind_of_inputs(reference.ground),
         narrowest=narrow,
+        rounding=rounding,
     )
+
+
+def _rounding(reference: Reference, bit: float) -> float:
+    """How far the dense network's outputs move where every weight and every input moves by `bit`, up or down."""
+    generator = torch.Generator().manual_seed(0)
+
+    def nudged(tensor: Tensor) -> Tensor:
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        return tensor * (1 + bit * (torch.rand(tensor.shape, generator=generator).round() * 2 - 1).to(tensor.device))
+
+    twin = copy_in_precision(reference.dense, reference.dtype)
+    with torch.no_grad():
+        for parameter in nn.Module.parameters(twin):
+            parameter.copy_(nudged(parameter).to(parameter.dtype))
+    inputs = [nudged(t).to(t.dtype) for t in reference.inputs]
+    said_of = [
+        silenced_outputs(reference.ground, network, set(), given, reference.whole, dtype=reference.dtype)
+        for network, given in ((reference.dense, reference.inputs), (twin, inputs))
+    ]
+    return max(map(relative_difference, *said_of))
 
 
 def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:

@@ -193,6 +193,20 @@ class Neighbours(nn.Module):
         return self.c(torch.relu(self.b(self.u(x).reshape(x.shape[0], 24, x.shape[2], x.shape[3]))))
 
 
+class Faint(nn.Module):
+    """Attention that hardly shows, beside steps in float32: its scale hangs on the width that a small one lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m, self.h = nn.Linear(6, 8), nn.MultiheadAttention(8, 1, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        x = x + 1e-3 * self.m(x, x, x)[0]
+        y = x.float()
+        return self.h((y / (1 + y.abs().mean(1, keepdim=True))).to(x.dtype))
+
+
 class Latent(nn.Module):
     """A generator: a vector, viewed as an image of one pixel."""
 
@@ -220,5 +234,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "sized": (Sized, IMAGE),
     "shared heads": (SharedHeads, IMAGE),
     "neighbours": (Neighbours, IMAGE),
+    "faint": (Faint, floats(5, 6)),
     "latent": (Latent, floats(12)),
 }

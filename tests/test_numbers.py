@@ -103,7 +103,7 @@ def test_a_cast_to_float32_on_the_way_widens_the_tolerance_and_is_said() -> None
     assert proof.largest_relative_difference > 1e-10
     assert proof.dtype is torch.float64
     assert proof.narrowest is torch.float32
-    assert proof.tolerance == TOLERANCE[torch.float32]
+    assert TOLERANCE[torch.float64] < proof.tolerance < TOLERANCE[torch.float32]  # what a last bit does to it
     assert proof.holds
     assert proof.to_json()["narrowest"] == "float32"
 
