@@ -26,11 +26,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     **CASES,
 }
 EVERY = {"attention", "flattened", "grouped", "layer norm", "tied", "halves"}  # the others run under `slow`
-OPEN = {  # what is known to be wrong or refused, by what is to be mended
-    "positions": "what is computed from nothing holds what it is added to",
-    "window": "`and` has no rule",
-    "neighbours": "`im2col` has no rule",
-}
 
 
 def pruned_of(module: nn.Module, inputs: Inputs, *, ratio: float = 0.5) -> Pruned:
@@ -39,9 +34,7 @@ def pruned_of(module: nn.Module, inputs: Inputs, *, ratio: float = 0.5) -> Prune
 
 
 def told(name: str) -> Any:
-    slow = [] if name in EVERY else [pytest.mark.slow]
-    fails = [pytest.mark.xfail(reason=OPEN[name], strict=True)] if name in OPEN else []
-    return pytest.param(name, marks=[*slow, *fails])
+    return name if name in EVERY else pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [told(name) for name in NETWORKS])
