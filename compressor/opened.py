@@ -346,9 +346,14 @@ def _needed(
     for condition in conditions:
         unmet = [] if condition in rest else [i for i in lawful if not is_met(condition, shapes[i])]
         others = {i: sum(not is_met(other, shapes[i]) for other in conditions) for i in unmet}
-        alone = [i for i in unmet if others[i] == min(others.values())]  # by itself, if it can be
-        ran = [found for found in map(agrees, alone[:TRIES]) if found is not None]
-        if not (ran and all(ran)):
+        ran: list[tuple[int, bool]] = []
+        for i in sorted(unmet, key=others.__getitem__)[: 4 * TRIES]:  # by itself first, if it can be
+            if len(ran) == TRIES or (ran and others[i] > others[ran[0][0]]):
+                break
+            found = agrees(i)
+            if found is not None:
+                ran.append((i, found))
+        if not (ran and all(found for _, found in ran)):
             yield condition
 
 

@@ -103,6 +103,13 @@ class Placed(nn.Module):
         return self.b(y)
 
 
+class Shrinking(Sized):
+    """An unpadded convolution, behind which the smallest image is one position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.avg_pool2d(x, 3, 1)).mean((2, 3))
+
+
 class Branching(Sized):
     """Another network above a height."""
 
@@ -166,6 +173,7 @@ def images(*shape: int) -> Tensor:
     ("kind", "shape", "others"),
     [(Sized, (1, 3, 16, 16), [(2, 3, 24, 24), (1, 3, 64, 64), (3, 3, 16, 5), (1, 3, 1, 1)]),
      (Shuffle, (1, 3, 32, 32), [(2, 3, 64, 64), (1, 3, 20, 36), (1, 3, 4, 4)]),
+     (Shrinking, (1, 3, 16, 16), [(1, 3, 3, 3), (2, 3, 3, 20), (1, 3, 20, 3)]),
      (Placed, (1, 3, 16, 16), [(2, 3, 24, 40), (1, 3, 3, 2)]),
      (Speech, (1, 1, 400), [(2, 1, 160), (1, 1, 1000), (3, 1, 8)])],
 )  # fmt: skip
