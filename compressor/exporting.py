@@ -9,6 +9,7 @@ from compressor.artifact import Artifact, add_results
 from compressor.checkpoint import Checkpoint
 from compressor.errors import ExportError
 from compressor.export import export_onnx
+from compressor.names import file_name_from
 from compressor.sparse import SAVES_NO_TIME, onnx_sparse
 
 
@@ -19,7 +20,7 @@ def export_to(
 
     A masked artifact gets a second file beside it whose mostly-zero weights are stored sparse, where that is smaller.
     """
-    target = file or (artifact.onnx if artifact is not None else Path(f"{checkpoint.name}.onnx"))
+    target = file or (artifact.onnx if artifact is not None else Path(f"{file_name_from(checkpoint.name)}.onnx"))
     if target.is_dir():
         raise ExportError(f"{target} is a folder", hint="give a file: `--out model.onnx`")
     parity = export_onnx(checkpoint, target, opset=opset)

@@ -12,6 +12,7 @@ from compressor.environment import environment
 from compressor.errors import PlanError
 from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind, kind_named
+from compressor.names import file_name_from
 from compressor.plan import AUTO_ALIGN, CostBudget, Countable
 from compressor.ranks import EnergyBudget, RankBudget
 
@@ -55,7 +56,7 @@ def low_rank_from(
 
 def default_folder(checkpoint: Checkpoint) -> Path:
     """Where the artifact goes when nobody says: `NAME.factors.compressed` in the working folder."""
-    return Path(f"{checkpoint.name}.factors{SUFFIX}")
+    return Path(f"{file_name_from(checkpoint.name)}.factors{SUFFIX}")
 
 
 def factorize_to(

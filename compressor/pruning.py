@@ -23,6 +23,7 @@ from compressor.latency_table import read_table
 from compressor.mask_criteria import MaskCriterion, mask_criterion_named
 from compressor.masking import mask_weights
 from compressor.masks import MaskScope
+from compressor.names import file_name_from
 from compressor.pipeline import prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 from compressor.repair import Repair, repair_named
@@ -220,7 +221,7 @@ def needs_data(request: Request | MaskRequest) -> bool:
 
 def default_folder(checkpoint: Checkpoint) -> Path:
     """Where an artifact goes when nobody says: `NAME.compressed` in the working folder."""
-    return Path(f"{checkpoint.name}{SUFFIX}")
+    return Path(f"{file_name_from(checkpoint.name)}{SUFFIX}")
 
 
 def prune_to(

@@ -26,6 +26,7 @@ from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.machine import conditions
 from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
+from compressor.names import file_name_from
 from compressor.outputs import outputs_of
 from compressor.pairs import timed_in_turns
 from compressor.quantize import Int8, quantize_onnx
@@ -48,7 +49,7 @@ class Timing:
 
 def default_folder(checkpoint: Checkpoint) -> Path:
     """Where a checkpoint's int8 file goes when nobody says: a new artifact, `NAME.int8.compressed`, here."""
-    return Path(f"{checkpoint.name}.int8{SUFFIX}")
+    return Path(f"{file_name_from(checkpoint.name)}.int8{SUFFIX}")
 
 
 def quantize_to(

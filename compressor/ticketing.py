@@ -24,6 +24,7 @@ from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
 from compressor.lottery import Round, Rounds, find_ticket, rest_of, rounds_with_output
 from compressor.masks import MaskScope, WeightMask
+from compressor.names import file_name_from
 from compressor.recipe import How, Recipe, Start
 from compressor.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
 from compressor.retrain import read_early_state, retrain, starting_module
@@ -85,7 +86,11 @@ def prepare(
     """
     mask = None if artifact is None else artifact.mask()
     if folder is None:
-        folder = Path(f"{checkpoint.name}.{LOTTERY}{SUFFIX}") if artifact is None else default_folder(artifact, LOTTERY)
+        folder = (
+            Path(f"{file_name_from(checkpoint.name)}.{LOTTERY}{SUFFIX}")
+            if artifact is None
+            else default_folder(artifact, LOTTERY)
+        )
     check_free(folder, force=force)
     if rewind_to is None:
         raise RetrainError(

@@ -32,6 +32,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
+from compressor.names import file_name_from
 
 
 def command(
@@ -87,7 +88,7 @@ def command(
         found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
         if found is None:
             raise DataError("branches are trained and judged on labelled images", hint="give them: `--data DIR`")
-        folder = out or Path(f"{checkpoint.name}.exits")
+        folder = out or Path(f"{file_name_from(checkpoint.name)}.exits")
         results = early_exits(checkpoint, request, found, folder, say=say, command=command_line())
     if as_json:
         print_json(results)

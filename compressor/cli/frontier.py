@@ -28,6 +28,7 @@ from compressor.cli.options import (
     share,
     status,
 )
+from compressor.names import file_name_from
 
 
 def command(
@@ -89,7 +90,7 @@ def command(
         found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
         if found is None:
             raise DataError("a curve of accuracy takes images", hint="with labels or without: `--data DIR`")
-        folder = out or Path(f"{checkpoint.name}.frontier")
+        folder = out or Path(f"{file_name_from(checkpoint.name)}.frontier")
         curve = frontier(
             checkpoint, request, goal, found, folder / "points", speedups=asked, baselines=baselines, say=say
         )

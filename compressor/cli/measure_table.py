@@ -23,6 +23,7 @@ from compressor.cli.options import (
     status,
     strong,
 )
+from compressor.names import file_name_from
 
 
 def command(
@@ -83,7 +84,7 @@ def command(
             inputs = checkpoint.example_inputs
             with networks_of(checkpoint.module, traced, inputs, runtime, batch=batch) as networks:
                 table = measured_table(networks, target, seed=seed, say=say)
-    file = out or Path(f"{checkpoint.name}.table.json")
+    file = out or Path(f"{file_name_from(checkpoint.name)}.table.json")
     write_table(file, table)
     if as_json:
         print_json(table.to_json())

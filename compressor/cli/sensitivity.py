@@ -26,6 +26,7 @@ from compressor.cli.options import (
     print_json,
     status,
 )
+from compressor.names import file_name_from
 
 
 def command(
@@ -72,7 +73,7 @@ def command(
         if found is None:
             raise DataError("measuring takes images", hint="give some, labels are not needed: `--data DIR`")
         curves = measure_curves(checkpoint, request, found, say=say).to_json()
-    file = out or Path(f"{checkpoint.name}.sensitivity.svg")
+    file = out or Path(f"{file_name_from(checkpoint.name)}.sensitivity.svg")
     write_picture(file, picture(curves))
     if as_json:
         print_json(curves)
