@@ -57,7 +57,7 @@ class TestModelFile:
     def test_one_that_is_cut_short_is_refused(self, samples: Path, share: float) -> None:
         whole = (samples / "fashion_mobilenet_v2.pt").read_bytes()
         Path("cut.pt").write_bytes(whole[: int(len(whole) * share)])
-        refused("inspect", "cut.pt", says="cut.pt", hints="torch.save")
+        refused("inspect", "cut.pt", says="cut.pt", hints="copy it again")
 
     @pytest.mark.usefixtures("workdir")
     def test_one_without_weights_is_refused(self) -> None:
