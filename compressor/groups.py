@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor.coupling import Ids
 from compressor.decomposed import take_apart_
@@ -146,6 +146,8 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     """
     graph = exported(module, example_inputs)
     take_apart_(graph)
+    if _has_a_group_for_every_image(graph):
+        example_inputs = [torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in example_inputs]
     patterns: Patterns = {}
     first = _walk(graph, example_inputs, patterns)
     if not first.split_at:
@@ -153,6 +155,19 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     heads, values = _heads(first), first.values
     del first  # all its labels
     return _walk(graph, example_inputs, patterns, heads=heads, values=values).trace
+
+
+def _has_a_group_for_every_image(graph: Exported) -> bool:
+    """Whether a convolution has its number of groups from the batch, as one with weights from its input has.
+
+    Channels and images are one dimension there: in which order, one image does not show.
+    """
+    return graph.open and any(
+        isinstance(argument, fx.Node) and wanted.name == "groups"
+        for node in graph.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        for argument, wanted in zip(node.args, node.target._schema.arguments, strict=False)
+    )
 
 
 def _heads(walk: Tracer) -> frozenset[tuple[str, int, int]]:

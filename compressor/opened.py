@@ -23,6 +23,7 @@ from torch import SymInt, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.chosen import StoppedAtValues
+from compressor.decomposed import take_apart_
 from compressor.exported import Exported, followed, held_of, read_program, twin_of
 from compressor.input_spec import random_like
 from compressor.lent import quiet_exporter
@@ -195,7 +196,9 @@ def _exported(twin: nn.Module, inputs: Sequence[Tensor], open_batch: bool, axes:
     )
     try:
         with quiet_exporter(), torch.no_grad(), StoppedAtValues(), _NotInvolved():
-            return read_program(torch.export.export(twin, tuple(inputs), dynamic_shapes=shapes), held_of(twin))
+            found = read_program(torch.export.export(twin, tuple(inputs), dynamic_shapes=shapes), held_of(twin))
+            take_apart_(found)
+            return found
     except _TooInvolvedError:
         raise
     except Exception:  # the exporter raises whatever the network's code made it stumble over

@@ -7,7 +7,7 @@ channel silenced where it is made can speak again behind a bias or a norm.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.errors import SurgeryError
+from compressor.errors import InternalError, SurgeryError
 from compressor.groups import Traced
 from compressor.input_spec import random_like
 from compressor.outputs import relative_difference
@@ -132,9 +132,24 @@ def reference_of(
     given = [in_precision(t, dtype) for t in _inputs_for(traced, example_inputs)]
     gone = gone_labels(traced.groups, plan)
     whole = whole_layers(traced.ground, gone)
-    with _running("dense", dtype):
+    try:
         silenced = silenced_outputs(traced.ground, dense, gone, given, whole, dtype=dtype)
+    except Exception as error:  # a program raises whatever its operators do
+        _check_runs(traced.ground, dense, given, whole, dtype)
+        raise InternalError(f"the dense network runs, and does not without some channels: {error}") from error
     return Reference(ground=traced.ground, dense=dense, dtype=dtype, inputs=given, whole=whole, silenced=silenced)
+
+
+def _check_runs(
+    ground: Trace, dense: nn.Module, given: Sequence[Tensor], whole: Mapping[str, Sequence[fx.Node]], dtype: torch.dtype
+) -> None:
+    """Refused: a dense network whose program does not run in `dtype`, whatever is silent."""
+    try:
+        silenced_outputs(ground, dense, set(), given, whole, dtype=dtype)
+    except Exception as error:  # as above
+        raise SurgeryError(
+            f"the dense network does not compute in {_name(dtype)}", hint="numbers in its code have a type of their own"
+        ) from error
 
 
 def prove(small: nn.Module, reference: Reference) -> Proof:
@@ -193,8 +208,11 @@ def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:
 
 def _answers(small: nn.Module, reference: Reference, *, watched: TypesSeen | None = None) -> list[Tensor]:
     twin = copy_in_precision(small, reference.dtype).eval()
-    with _running("small", reference.dtype), watched or contextlib.nullcontext():
-        return said(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
+    with watched or contextlib.nullcontext():
+        try:
+            return said(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
+        except Exception as error:  # a forward pass raises whatever its code raises
+            raise not_running(small) from error
 
 
 def difference(small: nn.Module, reference: Reference) -> float:
@@ -221,6 +239,15 @@ def _kind_of_inputs(ground: Trace) -> str:
     return "example and random" if ground.exported.open else "random"
 
 
+def not_running(small: nn.Module) -> SurgeryError:
+    """The refusal of a small network that breaks on its own widths: some code counts on the dense ones."""
+    holder = "its program" if isinstance(small, fx.GraphModule) else "its own code"
+    return SurgeryError(
+        f"the small network does not run: {holder} counts on a width of the dense one",
+        hint="protect the layer: `--protect NAME`",
+    )
+
+
 def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor]) -> list[Tensor]:
     """The example and random inputs like it, in one batch; of a network with a fixed batch, random ones alone."""
     if traced.ground.exported.choices:  # its graph is that of these
@@ -230,12 +257,3 @@ def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor]) -> list[Tensor
         return random_like(example_inputs, batch=len(first) if first.ndim else 1)
     drawn = random_like(example_inputs, batch=1)
     return [torch.cat([t[:1], other]) if t.ndim else t for t, other in zip(example_inputs, drawn, strict=True)]
-
-
-@contextlib.contextmanager
-def _running(which: str, dtype: torch.dtype) -> Iterator[None]:
-    """A forward pass raises whatever its code raises."""
-    try:
-        yield
-    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        raise SurgeryError(f"the {which} network does not run in {dtype}: {error}") from error

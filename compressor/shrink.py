@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import SurgeryError
+from compressor.errors import CompressError, InternalError, SurgeryError
 from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
 from compressor.mended import mended
 from compressor.opened import Opened, opened
@@ -78,9 +78,6 @@ def shrink(
             judge(small)
         except SurgeryError as error:
             last = error
-        except (RuntimeError, IndexError, ValueError, AssertionError, TypeError, KeyError, AttributeError) as error:
-            # a forward pass that breaks on the new shapes raises whatever its code raises
-            last = SurgeryError(f"the small network does not run: {error}", hint="protect the layer: `--protect NAME`")
         else:
             return small, surgery
     assert last is not None
@@ -113,15 +110,25 @@ def forms(
     cut = surgery_of(module, traced.groups, plan)
 
     def of_class(surgery: Surgery) -> tuple[nn.Module, Surgery]:
-        small = operate(module, surgery)
+        try:
+            small = operate(module, surgery)
+        except (AttributeError, TypeError, ValueError) as error:  # what the class says to tensors of other shapes
+            raise SurgeryError(
+                f"`{type(module).__name__}` does not take smaller tensors", hint="protect the layer: `--protect NAME`"
+            ) from error
         for layer, original in zip(nn.Module.modules(small), nn.Module.modules(module), strict=True):
             layer.training = original.training
         return small, surgery
 
     def of_program(ground: Trace) -> tuple[nn.Module, Surgery]:
-        recorded = mended(ground, module, gone_labels(traced.groups, plan))
-        surgery = dataclasses.replace(cut, attributes={}, program=recorded)
-        return operate(module, surgery).train(module.training), surgery
+        try:
+            recorded = mended(ground, module, gone_labels(traced.groups, plan))
+            surgery = dataclasses.replace(cut, attributes={}, program=recorded)
+            return operate(module, surgery).train(module.training), surgery
+        except CompressError:
+            raise
+        except Exception as error:  # none of the user's code runs here
+            raise InternalError(f"a program cannot be mended: {type(error).__name__}: {error}") from error
 
     def of_open_program(found: Opened) -> tuple[nn.Module, Surgery]:
         small, surgery = of_program(found.trace)

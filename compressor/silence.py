@@ -7,6 +7,7 @@ soft-maximum) it sees the survivors alone. Everything else runs as it is.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,6 +142,7 @@ class _Silence:
             args[place] = holder = list(args[place])
             place = argument[1]
         x = holder[place]
+        mask = _stretched(mask, x.shape[dim])
         holder[place] = x * mask.to(x.dtype).view([-1 if d == dim else 1 for d in range(x.ndim)])
 
     def _restrict(self, args: list[Any], kwargs: dict[str, Any], node: fx.Node, look: Together, mask: Tensor) -> None:
@@ -156,6 +158,19 @@ class _Silence:
             args[at] = list(args[0].shape[-len(args[at]) :])
         if "HxW" in names:  # a group norm that takes its sizes as numbers
             args[names.index("C")] = args[0].shape[1]
+
+
+def _stretched(mask: Tensor, length: int) -> Tensor:
+    """A mask of channels that are one dimension with the batch, for another batch than was traced.
+
+    Refused by the operator that takes it: a mask that repeats itself in no way.
+    """
+    if len(mask) == length:
+        return mask
+    channels = math.gcd(len(mask), length)
+    if torch.equal(mask[:channels].repeat(len(mask) // channels), mask):  # image by image
+        return mask[:channels].repeat(length // channels)
+    return mask.view(channels, -1)[:, 0].repeat_interleave(length // channels)  # channel by channel
 
 
 def left(labels: Labels, dim: Dim, gone: Bools) -> Tensor | None:

@@ -271,3 +271,74 @@ def test_what_torch_runs_on_no_numbers_of_positions_stays_for_that_reason(monkey
     monkeypatch.setattr("compressor.tracing.NUMBERS", ())
     module = nn.Sequential(Around(lambda x, y: x.flip(3) + y), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))
     assert reasons(trace(alive(module), EXAMPLE))["0.a"] == "torch cannot run `flip` on the numbers of its channels"
+
+
+# Weights that are computed
+
+
+class Modulated(nn.Module):
+    """A convolution with weights of its own for every image, normed over what each reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.style, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Conv2d(8, 4, 1)
+        self.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        images, _, height, width = x.shape
+        weight = self.weight[None] * self.style(x.mean((2, 3)))[:, None, :, None, None]
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        y = F.conv2d(x.reshape(1, -1, height, width), weight.flatten(0, 1), padding=1, groups=images)
+        return self.b(torch.relu(y.reshape(images, 8, height, width)))
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_convolution_with_weights_for_every_image_loses_what_it_reads(images: int) -> None:
+    module = alive(Modulated())
+    traced = trace(module, (EXAMPLE[0][:images],))
+    assert [(g.root, g.channels) for g in traced.groups] == [("a", 8)]
+    small, surgery, proof = shrink_proved(module, traced, half(traced.groups), (EXAMPLE[0][:images],))
+    assert proof.largest_relative_difference <= 1e-10
+    kept = surgery.slices["a.weight"][0].tolist()
+    gone = [c for c in range(8) if c not in kept]
+    with torch.no_grad():
+        dense = copy.deepcopy(module)
+        dense.weight[:, gone] = 0  # type: ignore[index]
+        dense.style.weight[:, gone] = 0  # type: ignore[index, union-attr]
+        x = torch.randn(3, 3, 6, 6)
+        torch.testing.assert_close(small(x), dense(x), rtol=1e-4, atol=1e-5)
+
+
+NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "spectral": nn.utils.parametrizations.spectral_norm,
+    "spectral, by a hook": nn.utils.spectral_norm,
+    "weight": nn.utils.parametrizations.weight_norm,
+    "weight, by a hook": lambda layer: torch.nn.utils.weight_norm(layer),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_of_a_weight_stays_what_it_is(name: str) -> None:
+    """A weight norm's outputs leave; nothing leaves from under a norm that is taken over it."""
+    layer = NORMS[name](nn.Conv2d(8, 12, 3))
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.ReLU(), nn.Conv2d(12, 6, 1), nn.Conv2d(6, 4, 1))
+    module(EXAMPLE[0])  # old hooks make the weight as they run
+    module = alive(module)
+    traced = trace(module, EXAMPLE)
+    said = reasons(traced)
+    small, surgery, proof = shrink_proved(module, traced, half(traced.groups), EXAMPLE)
+    assert proof.largest_relative_difference <= 1e-10
+    assert "0" in said
+    if "spectral" in name:
+        assert [g.root for g in traced.groups] == ["3"]
+        assert "a norm of the whole weight is taken over it" in said.values()
+        return
+    kept = surgery.slices["3.weight"]
+    assert len(kept[1]) == 6
+    with torch.no_grad():  # the dense one, in which nobody reads what left
+        for reader, read in (("3", kept[1]), ("4", kept[0])):
+            weight = module.get_parameter(f"{reader}.weight")
+            weight[:, [c for c in range(weight.shape[1]) if c not in read.tolist()]] = 0
+        torch.testing.assert_close(small(EXAMPLE[0]), module(EXAMPLE[0]), rtol=1e-4, atol=1e-5)
