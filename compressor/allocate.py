@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import OutOfReach, PlanError
 from compressor.groups import ChannelGroup
-from compressor.plan import PruningPlan, Scores, multiple_of
+from compressor.plan import PruningPlan, Scores
+from compressor.rounding import multiple_of
 from compressor.sensitivity import Curve
 
 PROBED = (0.75, 0.5, 0.25, 0.125)  # shares of a group's channels whose error is measured, rounded to the alignment
@@ -58,7 +59,7 @@ def orders_from(groups: Sequence[ChannelGroup], scores: Scores) -> dict[str, tup
 
 
 def widths_to_probe(
-    group: ChannelGroup, *, align: int, min_channels: int, may_empty: bool, strict: bool = False
+    group: ChannelGroup, *, align: int | None, min_channels: int, may_empty: bool, strict: bool = False
 ) -> tuple[int, ...]:
     """Falling widths below the group's own, on the steps that an allocation may take."""
     step = multiple_of(group, align, strict=strict)
@@ -69,7 +70,7 @@ def widths_to_probe(
 
 
 def scored_curves(
-    groups: Sequence[ChannelGroup], scores: Scores, *, align: int, min_channels: int, strict: bool = False
+    groups: Sequence[ChannelGroup], scores: Scores, *, align: int | None, min_channels: int, strict: bool = False
 ) -> list[Curve]:
     """What a criterion alone says that narrowing costs: the scores of what leaves, in units of the group's mean."""
     curves = []
@@ -94,7 +95,7 @@ def allocate(
     *,
     target: float,
     share: Share,
-    align: int,
+    align: int | None,
     min_channels: int = 1,
     strict: bool = False,
 ) -> Allocation:
@@ -136,7 +137,7 @@ def cheapest(
     curves: Sequence[Curve],
     *,
     share: Share,
-    align: int,
+    align: int | None,
     min_channels: int = 1,
     strict: bool = False,
 ) -> dict[str, int]:
@@ -167,7 +168,13 @@ class _Widths:
 
     @classmethod
     def of(
-        cls, groups: Sequence[ChannelGroup], curves: Sequence[Curve], *, align: int, min_channels: int, strict: bool
+        cls,
+        groups: Sequence[ChannelGroup],
+        curves: Sequence[Curve],
+        *,
+        align: int | None,
+        min_channels: int,
+        strict: bool,
     ) -> _Widths:
         curve_of = {c.root: c for c in curves}
         choices, rises = [], []
@@ -244,7 +251,9 @@ class _Widths:
         return np.array([self.rises[g][to] - self.rises[g][self.at[g]] for g, to in moves])
 
 
-def _choices(group: ChannelGroup, curve: Curve, align: int, min_channels: int, *, strict: bool) -> tuple[int, ...]:
+def _choices(
+    group: ChannelGroup, curve: Curve, align: int | None, min_channels: int, *, strict: bool
+) -> tuple[int, ...]:
     """The widths that the group may have: its own, multiples of its step, and none where the curve goes so far."""
     step = multiple_of(group, align, strict=strict)
     lowest = curve.widths[-1]

@@ -34,7 +34,7 @@ class Sensitivities:
         return {
             "name": self.checkpoint.name,
             "criterion": self.request.criterion,
-            "align": self.request.multiple,
+            "align": self.request.alignment,
             "seed": self.request.seed,
             "data": {"name": self.data, "fitted": self.fitted, "probed": self.probed},
             "error": "squared error of the output over its variance, one group narrowed and repaired at a time",

@@ -16,10 +16,11 @@ from compressor.errors import PlanError, SurgeryError
 from compressor.factors import Factors, Kind, product
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of, relative_difference
-from compressor.plan import AUTO_ALIGN, CostBudget, Countable
+from compressor.plan import CostBudget, Countable
 from compressor.precision import copy_in_precision, in_precision
 from compressor.proof import Proof
 from compressor.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
+from compressor.rounding import AUTO_ALIGN
 from compressor.surgery import Surgery, operate
 
 Say = Callable[[str], None]

@@ -13,8 +13,9 @@ from compressor.errors import PlanError
 from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind, kind_named
 from compressor.names import file_name_from
-from compressor.plan import AUTO_ALIGN, CostBudget, Countable
+from compressor.plan import CostBudget, Countable
 from compressor.ranks import EnergyBudget, RankBudget
+from compressor.rounding import AUTO_ALIGN
 
 Say = Callable[[str], None]
 

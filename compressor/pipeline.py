@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.calibration import Calibration, Needs, gather
+from compressor.asked import Gap, gap_between
+from compressor.calibration import Needs, gather
 from compressor.checkpoint import Checkpoint
-from compressor.costs import Cost, CostModel, LayerCost, count, layer_costs
+from compressor.costs import Cost, LayerCost, count, layer_costs
 from compressor.data import Data
-from compressor.errors import PlanError, SurgeryError
+from compressor.errors import SurgeryError
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
-from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
-from compressor.probing import allocated, drawn, probing_of
+from compressor.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level
+from compressor.plan import PruningPlan, Scores
 from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
 from compressor.recorded import RecordedProgram
@@ -25,7 +26,6 @@ from compressor.repair import Repair, Repaired, emptied, repair, repair_blind
 from compressor.request import Request, budget_to_json
 from compressor.scoring import Say, calibration_images, score
 from compressor.sensitivity import Curve, writable
-from compressor.shrink import shrink
 from compressor.sizes import takes_text
 from compressor.surgery import Surgery
 
@@ -54,6 +54,7 @@ class Pruned:
     small_layers: tuple[LayerCost, ...]
     levels: tuple[Level, ...]
     traced: Traced  # of the dense network
+    gap: Gap | None = None  # between asked and achieved, where that is too far
 
     @property
     def proof(self) -> Proof:
@@ -84,10 +85,11 @@ class Pruned:
                 "macs": [self.dense_cost.macs, self.small_cost.macs],
                 "bytes": [self.dense_cost.bytes, self.small_cost.bytes],
             },
+            "caveats": [] if self.gap is None else [self.gap.caveat()],
             "criterion": self.request.criterion,
             "largest": self.request.largest,
             "scope": str(self.request.scope),
-            "align": self.request.multiple,
+            "align": self.request.alignment,
             "levels": self.request.levels,
             "seed": self.request.seed,
             "kept_as": self.kept_as,
@@ -118,27 +120,6 @@ class Pruned:
         return None if found is None else found.to_json()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A network with everything that a plan is made of: groups, scores, and images to measure on, if there are."""
-
-    module: nn.Module
-    traced: Traced
-    scores: Scores
-    calibration: Calibration
-    images: list[tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A plan, the curves that decided if there are, and the groups of which nothing is to stay."""
-
-    plan: PruningPlan
-    curves: tuple[Curve, ...] = ()
-    emptied: tuple[str, ...] = ()
-
-
-Planner = Callable[[Scored], Planned]
 Judge = Callable[[nn.Module, Sequence[ChannelGroup]], Scores]
 
 
@@ -203,6 +184,7 @@ def prune(
         )
     module, taken_out = _without_empty_branches(job, module, dense_traced, levels)
     already = checkpoint.surgery or Surgery()
+    small_cost = count(module, inputs)
     return Pruned(
         checkpoint=dataclasses.replace(
             checkpoint,
@@ -212,11 +194,12 @@ def prune(
         ),
         request=request,
         dense_cost=job.dense_cost,
-        small_cost=count(module, inputs),
+        small_cost=small_cost,
         dense_layers=layer_costs(dense, inputs),
         small_layers=layer_costs(module, inputs),
         levels=tuple(levels),
         traced=dense_traced,
+        gap=_gap(job, cut, levels, small_cost),
     )
 
 
@@ -246,14 +229,22 @@ class _Cut:
     surgery: Surgery
     proof: Proof
     traced: Traced
+    scored: Scored
     planned: Planned
+    dense: Dense
 
 
 def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int) -> _Cut:
     """Plan, shrink and prove; where a group cannot be proved, again without it."""
     inputs = job.checkpoint.example_inputs
     while True:
-        planned = _planned(job, module, traced, dense_traced, level)
+        scored = _scored(job, module, traced, level)
+        widths = {g.root: g.channels for g in dense_traced.groups}
+        dense = Dense(widths=widths, cost=job.dense_cost, inputs=inputs)
+        if job.planner is not None:
+            planned = job.planner(scored)
+        else:
+            planned = planned_level(scored, job.request, dense, level=level, say=job.say)
         plan = planned.plan
         job.say("shrinking, and proving it")
         try:
@@ -266,12 +257,14 @@ def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, lev
             if level == 1:
                 dense_traced = traced
             continue
-        return _Cut(module=small, surgery=surgery, proof=proof, traced=traced, planned=planned)
+        return _Cut(
+            module=small, surgery=surgery, proof=proof, traced=traced, scored=scored, planned=planned, dense=dense
+        )
 
 
-def _planned(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int) -> Planned:
-    """The level's plan."""
-    request, inputs = job.request, job.checkpoint.example_inputs
+def _scored(job: _Job, module: nn.Module, traced: Traced, level: int) -> Scored:
+    """The network with what the level's plan is made of."""
+    request = job.request
     job.say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
     if job.judge is not None:
         scores = job.judge(module, traced.groups)
@@ -280,27 +273,21 @@ def _planned(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced,
         scores, calibration = score(
             module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint
         )
-    if job.planner is not None:
-        return job.planner(
-            Scored(module=module, traced=traced, scores=scores, calibration=calibration, images=job.images)
-        )
-    budget = _budget_at(request, level, module, inputs, job.dense_cost)
-    job.say("planning")
-    if request.scope is Scope.MEASURED:
-        probing = probing_of(module, traced.groups, scores, calibration, job.images)
-        allocation, curves = allocated(probing, budget, request, inputs, say=job.say)
-        return Planned(plan=allocation.plan, curves=curves, emptied=allocation.emptied)
-    if request.scope is Scope.RANDOM:
-        return Planned(plan=drawn(module, traced.groups, scores, budget, request, inputs))
-    already_smaller = sum(p.numel() for p in module.parameters()) < job.dense_cost.params
-    options: dict[str, Any] = {
-        "scope": request.scope,
-        "align": request.multiple,
-        "min_channels": request.min_channels,
-        "dense_widths": {g.root: g.channels for g in dense_traced.groups},
-        "may_be_empty": request.levels > 1 and (level < request.levels or already_smaller),
+    return Scored(module=module, traced=traced, scores=scores, calibration=calibration, images=job.images)
+
+
+def _gap(job: _Job, cut: _Cut, levels: Sequence[Level], small: Cost) -> Gap | None:
+    """How far the network is from what was asked, where that is too far, and how far it would be with `--align 1`."""
+    request, dense = job.request, job.dense_cost
+    shares = {
+        "channels": levels[-1].channels[1] / levels[0].channels[0],
+        "macs": small.macs / dense.macs,
+        "params": small.params / dense.params,
     }
-    return Planned(plan=_plan(module, traced, scores, budget, inputs, options))
+    gap = gap_between(request.budget, shares, align=request.alignment)
+    if gap is None or request.levels > 1 or request.align == 1 or job.planner is not None:
+        return gap
+    return dataclasses.replace(gap, finer=finer_share(cut.scored, cut.planned, request, cut.dense))
 
 
 def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[str], *, last: bool) -> Repaired | None:
@@ -337,7 +324,7 @@ def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object
             "requested": budget_to_json(request.budget),
             "criterion": request.criterion,
             "scope": str(request.scope),
-            "align": request.multiple,
+            "align": request.alignment,
             "heads": request.heads,
             "seed": request.seed,
             "plans": [level.plan.to_json() for level in levels],
@@ -348,54 +335,6 @@ def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object
     if repaired is not None:
         entries.append(repaired.step(seed=request.seed))
     return entries
-
-
-def _plan(
-    module: nn.Module,
-    traced: Traced,
-    scores: Scores,
-    budget: ChannelBudget | CostBudget,
-    inputs: tuple[Tensor, ...],
-    options: dict[str, Any],
-) -> PruningPlan:
-    """The plan within the budget; a cost budget is corrected by what the small network really costs."""
-    groups = traced.groups
-    if isinstance(budget, ChannelBudget):
-        return plan_pruning(groups, scores, budget=budget, **options)
-    model = CostModel(module, groups, inputs)
-    aim = budget.stays
-    for _ in range(4):
-        aimed = dataclasses.replace(budget, stays=aim)
-        plan = plan_pruning(groups, scores, budget=aimed, cost_of=model.stays, **options)
-        try:
-            cost = count(shrink(module, traced, plan, inputs)[0], inputs)
-        except SurgeryError:
-            break  # the caller finds out which group is at fault
-        real = {"macs": cost.macs / model.dense.macs, "params": cost.params / model.dense.params}[str(budget.counted)]
-        predicted = model.stays(plan)[budget.counted]
-        if real <= budget.stays * 1.0001 and abs(real - predicted) < 0.005:
-            break
-        aim = min(0.999, budget.stays * predicted / real)
-    return plan
-
-
-def _budget_at(
-    request: Request, level: int, module: nn.Module, inputs: tuple[Tensor, ...], dense_cost: Cost
-) -> ChannelBudget | CostBudget:
-    """The level's budget: what stays falls by the same factor each time.
-
-    Channels are counted from the dense network's, costs from those of the network before the level.
-    """
-    share, budget = level / request.levels, request.budget
-    if isinstance(budget, LatencyBudget):
-        raise PlanError("a budget of latency takes a clock", hint="`compressor.speed.prune_to_speed` has one")
-    if isinstance(budget, ChannelBudget):
-        return ChannelBudget(ratio=1 - (1 - budget.ratio) ** share)
-    if request.levels == 1:
-        return budget
-    counted = str(budget.counted)
-    stays = budget.stays**share * getattr(dense_cost, counted)
-    return CostBudget(counted=budget.counted, stays=min(0.9999, stays / getattr(count(module, inputs), counted)))
 
 
 def _only(traced: Traced, roots: set[str]) -> Traced:

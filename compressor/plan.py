@@ -18,8 +18,7 @@ from torch import Tensor
 
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup, Role
-
-AUTO_ALIGN = 8  # onnxruntime's blocked convolutions: 8 channels with AVX2; also a multiple of a GPU's 8 halves
+from compressor.rounding import kept, met_in_all, multiple_of, rounded
 
 
 class Scope(enum.StrEnum):
@@ -144,22 +143,6 @@ def plan_from_json(plain: Mapping[str, Sequence[int]]) -> PruningPlan:
     return PruningPlan(removed={root: tuple(int(i) for i in indices) for root, indices in plain.items()})
 
 
-def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> int:
-    """Channels that stay: never fewer than asked for, never none, a multiple of `multiple` where it fits."""
-    wanted = max(1, at_least, channels - math.floor(channels * ratio + 1e-9))  # 0.29 * 100 is 28.999…
-    return min(channels, math.ceil(wanted / multiple) * multiple)
-
-
-def multiple_of(group: ChannelGroup, align: int, *, strict: bool = False) -> int:
-    """What a group's number of channels is rounded up to, where there are enough: `align` positions of its first layer.
-
-    A channel that is a head of 64 features, say, is aligned to 8 by itself. Where there are not enough, any number
-    will do, or, `strict`, only all of them.
-    """
-    aligned = math.lcm(group.size, align) // group.size
-    return aligned if aligned < group.channels else (group.channels if strict and aligned > 1 else 1)
-
-
 CostOf = Callable[[PruningPlan], Mapping[Countable, float]]
 
 
@@ -169,19 +152,20 @@ def plan_pruning(
     *,
     budget: ChannelBudget | CostBudget,
     scope: Scope = Scope.UNIFORM,
-    align: int = 1,
+    align: int | None = 1,
     min_channels: int = 1,
     cost_of: CostOf | None = None,
     dense_widths: Mapping[str, int] | None = None,
     may_be_empty: bool = False,
 ) -> PruningPlan:
-    """The plan that meets the budget; widths are rounded up to multiples of `align` where a group is wide enough.
+    """The plan that meets the budget; widths are multiples of `align` where a group is wide enough (`rounding`).
 
-    `cost_of` gives what stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio is
-    still one of the dense network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a
-    budget that removes nothing, or that cannot be met with `min_channels` left in every group.
+    What leaves in all is what was asked for, as nearly as those multiples allow, and never more. `cost_of` gives what
+    stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio is still one of the dense
+    network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a budget that removes
+    nothing, or that cannot be met with `min_channels` left in every group.
     """
-    if align < 1 or min_channels < 1:
+    if (align is not None and align < 1) or min_channels < 1:
         raise PlanError(f"alignment {align} and least width {min_channels} must be at least 1")
     widths = dense_widths or {g.root: g.channels for g in groups}
     ranking = _Ranking(groups, scores, dense_widths=widths, scope=scope, align=align, min_channels=min_channels)
@@ -192,9 +176,10 @@ def plan_pruning(
         plan = _within_budget(ranking, budget, cost_of)
     if not plan.count and not may_be_empty:
         widest = max(g.channels for g in groups)
+        finer = "" if align == 1 else ", or for `--align 1`"
         raise PlanError(
             "nothing would be removed: the budget rounds to no channel at all",
-            hint=f"ask for more, or for a finer alignment than {align}: the widest group has {widest} channels",
+            hint=f"ask for more{finer}: the widest group has {widest} channels",
         )
     plan.check(groups)
     return plan
@@ -210,7 +195,7 @@ class _Ranking:
         *,
         dense_widths: Mapping[str, int],
         scope: Scope,
-        align: int,
+        align: int | None,
         min_channels: int,
     ) -> None:
         self.groups, self.dense_widths = groups, dense_widths
@@ -248,24 +233,28 @@ class _Ranking:
             raise PlanError("measured widths do not come from scores", hint="`compressor.allocate` takes the curves")
         if self.scope is Scope.RANDOM:
             raise PlanError("random widths do not come from scores", hint="`compressor.random_widths` draws them")
+        dense = sum(self.dense_widths[g.root] for g in self.groups)
+        total = dense - math.floor(dense * ratio + 1e-9)
         if self.scope is Scope.UNIFORM:
-            stays = {g.root: self.dense_widths[g.root] * (1 - ratio) for g in self.groups}
-            shares = {g.root: max(0.0, 1 - stays[g.root] / g.channels) for g in self.groups}
-        elif self.scope is Scope.GLOBAL:
-            shares = self._ranked(self.groups, ratio)
+            exact = {g.root: min(g.channels, self.dense_widths[g.root] * (1 - ratio)) for g in self.groups}
         else:
             classes: dict[object, list[ChannelGroup]] = defaultdict(list)
             for group in self.groups:
-                classes[_structure(group)].append(group)
-            shares = {r: s for c in classes.values() for r, s in self._ranked(c, ratio).items()}
+                classes[None if self.scope is Scope.GLOBAL else _structure(group)].append(group)
+            gone = {root: count for some in classes.values() for root, count in self._ranked(some, ratio).items()}
+            exact = {g.root: float(g.channels - gone[g.root]) for g in self.groups}
+            total = max(total, round(sum(exact.values())))  # each class has floored its own
         widths = {
-            g.root: kept(g.channels, shares[g.root], multiple=self.multiple(g), at_least=self.min_channels)
+            g.root: rounded(
+                g.channels, exact[g.root], step=self.multiple(g), at_least=self.min_channels,
+                rising=self.rising[g.root].tolist(),
+            )
             for g in self.groups
-        }
-        return self.plan(widths)
+        }  # fmt: skip
+        return self.plan(met_in_all(widths, least={g.root: self.least_width(g) for g in self.groups}, total=total))
 
-    def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, float]:
-        """The ratio of each group when the lowest channels of all of them leave; exact, ties by position."""
+    def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, int]:
+        """How many leave of each group when the lowest channels of all of them do; exact, ties by position."""
         dense = sum(self.dense_widths[g.root] for g in groups)
         gone_already = dense - sum(g.channels for g in groups)
         wanted = math.floor(dense * ratio + 1e-9) - gone_already
@@ -277,7 +266,7 @@ class _Ranking:
         gone = [0] * len(groups)
         for _, index, _ in candidates[:wanted]:
             gone[index] += 1
-        return {g.root: gone[i] / g.channels for i, g in enumerate(groups)}
+        return {g.root: gone[i] for i, g in enumerate(groups)}
 
 
 def _structure(group: ChannelGroup) -> object:

@@ -62,9 +62,10 @@ def allocated(
     example_inputs: tuple[Tensor, ...],
     *,
     say: Say,
+    curves: tuple[Curve, ...] | None = None,
 ) -> tuple[Allocation, tuple[Curve, ...]]:
-    """The widths within the budget at the least measured rise, and the curves that decided."""
-    curves = measured_curves(probing, request, say=say)
+    """The widths within the budget at the least measured rise, and the curves that decided; measured if not given."""
+    curves = measured_curves(probing, request, say=say) if curves is None else curves
     target, cost = _priced(probing.module, probing.groups, budget, example_inputs)
     allocation = allocate(
         probing.groups,
@@ -72,7 +73,7 @@ def allocated(
         curves,
         target=target,
         share=cost.stays,
-        align=request.multiple,
+        align=request.align,
         min_channels=request.min_channels,
     )
     return allocation, curves
@@ -89,7 +90,7 @@ def drawn(
     """Random widths within the budget, drawn by the request's seed; which channels leave the scores say."""
     target, cost = _priced(module, groups, budget, example_inputs)
     widths = random_widths(
-        groups, target=target, share=cost.stays, seed=request.seed, align=request.multiple,
+        groups, target=target, share=cost.stays, seed=request.seed, align=request.align,
         min_channels=request.min_channels,
     )  # fmt: skip
     return plan_of_widths(groups, orders_from(groups, scores), widths)
@@ -115,7 +116,7 @@ def measured_curves(
 
     `align` takes the place of the request's; `strict` is about widths that are no multiple of it.
     """
-    align = request.multiple if align is None else align
+    align = request.align if align is None else align
     module, groups, probed = probing.module, probing.groups, probing.probed
     readings = probing.readings
     if readings is None:

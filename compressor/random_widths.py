@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
-from compressor.plan import multiple_of
+from compressor.rounding import multiple_of
 
 NARROWEST = 0.125  # of a group's channels, where the widest keeps all, before the draw is scaled
 TOLERANCE = 0.01  # of the target: how far below it the cost of a draw that is taken at once may lie
@@ -30,7 +30,7 @@ def random_widths(
     target: float,
     share: Share,
     seed: int,
-    align: int = 1,
+    align: int | None = 1,
     min_channels: int = 1,
 ) -> dict[str, int]:
     """A width for each group, by root, at which the network costs at most `target` of the dense one, and nearly so.

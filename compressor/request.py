@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from compressor.errors import PlanError
 from compressor.mask_criteria import MaskCriterion
 from compressor.masks import MaskScope
-from compressor.plan import AUTO_ALIGN, Budget, ChannelBudget, LatencyBudget, Scope
+from compressor.plan import Budget, ChannelBudget, LatencyBudget, Scope
 from compressor.repair import Repair
 
 CALIBRATION_IMAGES = 512
@@ -24,7 +24,7 @@ class Request:
     budget: Budget
     criterion: str = "l1-norm"
     scope: Scope = Scope.UNIFORM
-    align: int | None = None  # None: as wide as the runtime's blocks
+    align: int | None = None  # None: as a runtime's blocks are, less where a group is narrow (`compressor.rounding`)
     min_channels: int = 1
     protect: tuple[str, ...] = ()
     heads: bool = True  # attention loses whole heads; else the same features of every head
@@ -53,9 +53,9 @@ class Request:
             )
 
     @property
-    def multiple(self) -> int:
-        """What widths are rounded up to."""
-        return AUTO_ALIGN if self.align is None else self.align
+    def alignment(self) -> int | str:
+        """What widths are multiples of, for records: a number, or `auto`."""
+        return "auto" if self.align is None else self.align
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

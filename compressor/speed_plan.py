@@ -24,10 +24,10 @@ from compressor.allocate import Allocation, allocate, cheapest, orders_from, pla
 from compressor.checkpoint import Checkpoint
 from compressor.errors import OutOfReach, PlanError
 from compressor.latency_table import LatencyTable, Target
+from compressor.level_plan import Planned, Scored
 from compressor.measure import Measurement, Speedup, speedup
 from compressor.networks import Networks
 from compressor.pairs import timed_in_turns
-from compressor.pipeline import Planned, Scored
 from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
 from compressor.probing import measured_curves, probing_of
 from compressor.request import Request

@@ -25,7 +25,8 @@ from compressor.events import Departure, EventSchedule, mean_stability
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking
-from compressor.pipeline import Planned, Pruned, Scored, prune
+from compressor.level_plan import Planned, Scored
+from compressor.pipeline import Pruned, prune
 from compressor.plan import LatencyBudget, PruningPlan, Scope
 from compressor.recipe import How, Recipe
 from compressor.repair import Repair

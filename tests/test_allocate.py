@@ -17,7 +17,8 @@ from compressor.allocate import Allocation, Share, allocate, orders_from, widths
 from compressor.costs import CostModel, count
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup, Member, Role, trace
-from compressor.plan import Countable, Scores, multiple_of
+from compressor.plan import Countable, Scores
+from compressor.rounding import multiple_of
 from compressor.sensitivity import Curve
 from compressor.shrink import shrink
 from compressor.widths import CountedCost, Sizes

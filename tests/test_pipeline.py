@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint import load
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
+from compressor.inspection import inspect
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
@@ -41,6 +42,59 @@ def test_a_cost_budget_is_met_within_one_per_cent(
     pruned = prune(load(samples / "fashion_resnet20.pt"), request)
     share = getattr(pruned.small_cost, counted) / getattr(pruned.dense_cost, counted)
     assert stays - 0.01 <= share <= stays
+
+
+class Narrow(nn.Module):
+    """Every width but one is 12: rounded up to multiples of eight, a ratio of 0.3 would take nothing out of them."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        layers = [m for i in range(4) for m in (nn.Conv2d(width if i else 3, width, 3, padding=1), nn.ReLU())]
+        self.body, self.wide = nn.Sequential(*layers), nn.Conv2d(width, 64, 1)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.wide(self.body(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scope", SHARED)
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
+def test_a_narrow_network_loses_what_was_asked(scope: Scope, ratio: float) -> None:
+    pruned = prune(checkpoint_of(alive(Narrow())), Request(budget=ChannelBudget(ratio=ratio), scope=scope))
+    dense, small = pruned.levels[0].channels
+    assert small / dense == pytest.approx(1 - ratio, abs=0.02)
+    assert pruned.to_json()["caveats"] == []
+
+
+@pytest.mark.parametrize("stays", [0.8, 0.5])
+@pytest.mark.parametrize("counted", list(Countable))
+def test_a_narrow_network_costs_what_was_asked(counted: Countable, stays: float) -> None:
+    pruned = prune(checkpoint_of(alive(Narrow())), Request(budget=CostBudget(counted=counted, stays=stays)))
+    share = getattr(pruned.small_cost, counted) / getattr(pruned.dense_cost, counted)
+    assert stays - 0.03 <= share <= stays
+    assert bool(pruned.to_json()["caveats"]) == (share < stays - 0.02)
+
+
+def test_a_gap_that_an_alignment_leaves_is_said_with_what_would_close_it() -> None:
+    dense = checkpoint_of(alive(Narrow(24)))
+    some = ChannelBudget(ratio=0.14)
+    pruned = prune(dense, Request(budget=some, align=16))
+    channels = pruned.levels[0].channels
+    finer = prune(dense, Request(budget=some, align=1)).levels[0].channels
+    assert pruned.to_json()["caveats"] == [
+        f"{channels[1] / channels[0]:.1%} of the channels stay where 86.0% was asked: widths are multiples of 16; "
+        f"with `--align 1` {finer[1] / finer[0]:.1%} would stay"
+    ]
+    assert finer[1] / finer[0] == pytest.approx(0.86, abs=0.01)
+    costs = prune(dense, Request(budget=CostBudget(counted=Countable.MACS, stays=0.75), align=16))
+    assert costs.small_cost.macs / costs.dense_cost.macs < 0.73
+    assert "of the MACs stay where 75.0% was asked: widths are multiples of 16; with" in costs.to_json()["caveats"][0]
+
+
+def test_a_gap_that_no_alignment_closes_is_said_too() -> None:
+    request = Request(budget=ChannelBudget(ratio=0.6), min_channels=40, align=8)
+    (caveat,) = prune(checkpoint_of(alive(Narrow())), request).to_json()["caveats"]
+    assert caveat.endswith("some groups keep their least width, and the others come no nearer")
 
 
 @pytest.mark.parametrize("align", [1, 8])
@@ -107,7 +161,7 @@ def test_a_group_that_cannot_be_proved_is_left_alone_and_the_others_go() -> None
             return self.out(torch.relu(self.read(y)).mean((2, 3)))
 
     pruned = prune(checkpoint_of(alive(Cropped())), Request(budget=HALF))
-    assert {root: len(gone) for root, gone in pruned.levels[0].plan.removed.items()} == {"mixed/2": 4, "read": 8}
+    assert {root: len(gone) for root, gone in pruned.levels[0].plan.removed.items()} == {"mixed/2": 6, "read": 8}
     assert any(a.layer == "mixed" and "cannot be proved" in a.reason for a in pruned.traced.left_alone)
     assert pruned.proof.holds
 
@@ -143,7 +197,7 @@ def test_a_softmax_over_channels_is_provable() -> None:
 
 def test_a_ratio_that_rounds_to_nothing_is_an_error() -> None:
     with pytest.raises(PlanError, match="nothing would be removed"):
-        prune(checkpoint_of(alive(plain())), Request(budget=ChannelBudget(ratio=0.05)))
+        prune(checkpoint_of(alive(plain())), Request(budget=ChannelBudget(ratio=0.01)))
 
 
 def test_what_is_said_is_what_was_done(samples: Path) -> None:
@@ -179,3 +233,11 @@ def test_a_ratio_that_rounds_to_nothing_is_refused_at_any_number_of_levels(level
     request = Request(budget=ChannelBudget(ratio=0.01), align=1, levels=levels)
     with pytest.raises(PlanError, match="nothing would be removed"):
         prune(checkpoint_of(alive(plain())), request)
+
+
+@pytest.mark.parametrize("width", [2, 12, 16])
+def test_inspect_lists_the_groups_of_a_network_whatever_its_widths_are_rounded_to(width: int) -> None:
+    net = alive(nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 4, 1)))
+    found = inspect(checkpoint_of(net))
+    assert [g.channels for g in found.traced.groups] == [width]
+    assert [row[1] for row in found.would_leave] == pytest.approx([0.75, 0.5, 0.25], abs=0.26)

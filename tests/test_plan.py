@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
@@ -18,11 +18,10 @@ from compressor.plan import (
     PruningPlan,
     Scope,
     Scores,
-    kept,
-    multiple_of,
     plan_from_json,
     plan_pruning,
 )
+from compressor.rounding import kept, multiple_of
 
 SHARED = [Scope.UNIFORM, Scope.GLOBAL, Scope.ISOMORPHIC]
 
@@ -78,11 +77,7 @@ def test_never_more_removed_than_asked_and_never_all(channels: int, ratio: float
 def test_ties_do_not_change_how_many_channels_go(widths: list[int], ratio: float, tied: bool, scope: Scope) -> None:
     groups = [group(f"l{i}", w) for i, w in enumerate(widths)]
     removable = sum(w - 1 for w in widths)
-    whole = (
-        sum(math.floor(w * ratio + 1e-9) for w in widths)
-        if scope is Scope.UNIFORM
-        else math.floor(sum(widths) * ratio + 1e-9)
-    )
+    whole = math.floor(sum(widths) * ratio + 1e-9)
     try:
         plan = plan_pruning(
             groups, scores(groups, seed=None if tied else 3), budget=ChannelBudget(ratio=ratio), scope=scope
@@ -90,7 +85,10 @@ def test_ties_do_not_change_how_many_channels_go(widths: list[int], ratio: float
     except PlanError:
         assert whole == 0
         return
-    assert plan.count == min(whole, removable)
+    if scope is Scope.UNIFORM and any(w * (1 - ratio) < 1 for w in widths):  # what one keeps, the others need not lose
+        assert sum(min(w - 1, math.floor(w * ratio + 1e-9)) for w in widths) <= plan.count <= min(whole, removable)
+    else:
+        assert plan.count == min(whole, removable)
     assert all(len(plan.removed[g.root]) < g.channels for g in groups)
 
 
@@ -158,7 +156,61 @@ def test_the_positions_that_stay_are_aligned_where_the_channels_suffice(
         stays = g.channels - len(plan.removed[g.root])
         fits = any(c * g.size % align == 0 for c in range(1, g.channels))
         assert stays == g.channels or stays * g.size % align == 0 or not fits
-        assert scope is not Scope.UNIFORM or len(plan.removed[g.root]) <= g.channels * ratio + 1e-6
+        step = multiple_of(g, align)
+        assert scope is not Scope.UNIFORM or len(plan.removed[g.root]) < g.channels * ratio + step + 1e-6
+    assert plan.count <= sum(g.channels for g in groups) * ratio + 1e-6
+
+
+@given(
+    st.lists(st.integers(8, 160), min_size=1, max_size=8), st.floats(0.05, 0.9),
+    st.sampled_from([Scope.UNIFORM, Scope.GLOBAL]), st.sampled_from([None, None, 1, 2, 4, 8, 16]),
+)  # fmt: skip
+def test_the_total_is_what_was_asked_but_for_less_than_one_step(
+    widths: list[int], ratio: float, scope: Scope, align: int | None
+) -> None:
+    """Whatever the multiples: what rounding up keeps in one group leaves another, or is less than a step of any."""
+    groups = [group(f"l{i}", w) for i, w in enumerate(widths)]
+    steps = [multiple_of(g, align) for g in groups]
+    if scope is Scope.UNIFORM:
+        assume(all(w * (1 - ratio) >= step for w, step in zip(widths, steps, strict=True)))  # none is emptied
+    else:
+        assume(ratio * sum(widths) < min(widths) - max(steps))
+    plan = plan_pruning(
+        groups, scores(groups), budget=ChannelBudget(ratio=ratio), align=align, scope=scope, may_be_empty=True
+    )
+    short = sum(widths) * ratio - plan.count
+    assert -1e-6 <= short < max(steps) + 1
+    for g, step in zip(groups, steps, strict=True):
+        stays = g.channels - len(plan.removed[g.root])
+        assert stays == g.channels or stays % step == 0
+
+
+@pytest.mark.parametrize("widths", [(12,) * 5 + (64,), (16,) * 8, (16, 16, 32, 32, 64, 64), (24, 40, 24), (9, 10, 11)])
+@pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 0.7])
+def test_narrow_networks_lose_what_was_asked_without_an_alignment(widths: tuple[int, ...], ratio: float) -> None:
+    groups = [group(f"l{i}", w) for i, w in enumerate(widths)]
+    plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=ratio), align=None)
+    assert plan.count / sum(widths) == pytest.approx(ratio, abs=0.05)
+    for g in groups:  # and as evenly as two steps allow
+        assert len(plan.removed[g.root]) / g.channels == pytest.approx(ratio, abs=0.35)
+
+
+def test_what_rounding_kept_leaves_where_it_kept_most_and_costs_least() -> None:
+    groups = [group("dear", 16), group("cheap", 16), group("exact", 32)]
+    by_root = {"dear": torch.full((16,), 2.0), "cheap": torch.full((16,), 1.0), "exact": torch.ones(32)}
+    plan = plan_pruning(
+        groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.25), align=8
+    )  # 12, 12 and 24 channels are to stay: 16, 16 and 24 by rounding up
+    assert {root: len(gone) for root, gone in plan.removed.items()} == {"dear": 0, "cheap": 8, "exact": 8}
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "multiple"),
+    [(512, 1, 8), (32, 1, 8), (31, 1, 4), (24, 1, 4), (16, 1, 4), (15, 1, 2), (12, 1, 2), (8, 1, 2), (7, 1, 1),
+     (3, 1, 1), (16, 4, 2), (3, 64, 1)],
+)  # fmt: skip
+def test_without_an_alignment_a_group_has_at_least_four_steps(channels: int, size: int, multiple: int) -> None:
+    assert multiple_of(group("a", channels, size), None) == multiple
 
 
 @pytest.mark.parametrize(

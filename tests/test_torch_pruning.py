@@ -10,7 +10,8 @@ import torch_pruning
 from torch import Tensor, nn
 
 from compressor.groups import Role, trace
-from compressor.plan import ChannelBudget, Scores, kept, plan_pruning
+from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.rounding import kept
 from compressor.shrink import shrink
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
 

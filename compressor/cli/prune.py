@@ -85,7 +85,9 @@ def command(
     ] = "auto",
     calibration: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=1)] = 512,
     memory: Annotated[float, typer.Option(help="GB that repair may hold; it looks at fewer images to fit.")] = 4.0,
-    align: Annotated[str, typer.Option(help="Widths are rounded up to multiples of this number.")] = "auto",
+    align: Annotated[
+        str, typer.Option(help="Widths are multiples of this number; by default of 8, of less in narrow layers.")
+    ] = "auto",
     min_channels: Annotated[int, typer.Option(help="What every group keeps at least.", min=1)] = 1,
     protect: Annotated[
         list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
@@ -231,6 +233,8 @@ def show(results: dict[str, Any]) -> None:
     out.print(table)
     proof = prune["proof"]
     out.print(f"\nsurgery proof: {in_words(proof)}", soft_wrap=True)
+    for caveat in prune.get("caveats", ()):
+        talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
     if "while_training" in results:
         show_events(results["while_training"])
     elif proof["vacuous"]:

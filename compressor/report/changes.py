@@ -10,12 +10,14 @@ from compressor.report.document import (
     Column,
     Facts,
     Folded,
+    Items,
     Paragraph,
     Section,
     Strong,
     Subheading,
     Table,
     Text,
+    Tone,
 )
 from compressor.report.findings import Factorizing, Findings, Masking, Pair, Pruning, Repairing, Width
 from compressor.report.missing import Commands
@@ -43,6 +45,8 @@ def widths_section(findings: Findings, commands: Commands) -> Section:
     pairs += [(f"achieved {label(k)}", (f"{_pair(k, pair)}",)) for k, pair in pruning.achieved]
     pairs += [(label(key), (plain(value, key=key),)) for key, value in pruning.settings]
     blocks: list[Block] = [Facts(pairs=tuple(pairs))] if pairs else []
+    if pruning.caveats:
+        blocks.append(Items(items=tuple((caveat,) for caveat in pruning.caveats), tone=Tone.CAUTION))
     if pruning.widths:
         blocks.append(_widths(pruning.widths))
     else:

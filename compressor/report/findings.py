@@ -97,6 +97,7 @@ class Pruning:
     proof: Facts
     widths: tuple[Width, ...]
     left_alone: tuple[tuple[str, str], ...]  # layer, reason
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,9 @@ def _pruning(entry: Entry) -> Pruning:
     pairs, left_alone = _achieved(entry), _left_alone(entry)
     widths = tuple(_width(width) for width in entry.entries("widths"))
     entry.list("curves")  # `compress sensitivity` draws them
+    caveats = entry.texts("caveats")
     return Pruning(
+        caveats=caveats,
         requested=requested.facts() if requested else (),
         achieved=pairs,
         settings=entry.rest(),

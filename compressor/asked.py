@@ -1,0 +1,56 @@
+"""Asked and achieved: where widths leave a gap between the two, one line says so, and what would close it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compressor.plan import Budget, ChannelBudget, LatencyBudget
+
+TOLERATED = 0.02  # of the dense network's channels, MACs or parameters
+NEARER = 0.005  # what another alignment must close for it to be worth a word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Shares of the dense network's channels, MACs or parameters: what was to stay, and what does.
+
+    `align` is what widths are multiples of; `finer` is what would stay with `--align 1`, where that is known.
+    """
+
+    counted: str
+    asked: float
+    achieved: float
+    align: int | str
+    finer: float | None = None
+
+    def caveat(self) -> str:
+        """One line: what happened, why, and what would come nearer."""
+        counted = "MACs" if self.counted == "macs" else self.counted
+        happened = f"{self.achieved:.1%} of the {counted} stay where {self.asked:.1%} was asked"
+        if self.align == 1 or (self.finer is not None and not self._finer_is_nearer(self.finer)):
+            return f"{happened}: some groups keep their least width, and the others come no nearer"
+        steps = "widths are rounded" if self.align == "auto" else f"widths are multiples of {self.align}"
+        if self.finer is None:
+            return f"{happened}: {steps}; `--align 1` may come nearer"
+        return f"{happened}: {steps}; with `--align 1` {self.finer:.1%} would stay"
+
+    def _finer_is_nearer(self, finer: float) -> bool:
+        return abs(finer - self.asked) < abs(self.achieved - self.asked) - NEARER
+
+
+def gap_between(budget: Budget, shares: Mapping[str, float], *, align: int | str) -> Gap | None:
+    """The gap between a budget and the `shares` that stay, by `channels`, `macs` and `params`.
+
+    `None` where they are within `TOLERATED`, and for a budget of latency, which the clock judges.
+    """
+    if isinstance(budget, LatencyBudget):
+        return None
+    if isinstance(budget, ChannelBudget):
+        counted, asked = "channels", 1 - budget.ratio
+    else:
+        counted, asked = str(budget.counted), budget.stays
+    achieved = shares[counted]
+    if abs(achieved - asked) <= TOLERATED:
+        return None
+    return Gap(counted=counted, asked=asked, achieved=achieved, align=align)

@@ -1,0 +1,148 @@
+"""The plan of one level of pruning: a request's budget, shared among the groups of a network that has been scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from compressor.calibration import Calibration
+from compressor.costs import Cost, CostModel, count
+from compressor.errors import PlanError, SurgeryError
+from compressor.groups import Traced
+from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.probing import allocated, drawn, probing_of
+from compressor.request import Request
+from compressor.sensitivity import Curve
+from compressor.shrink import shrink
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A network with everything that a plan is made of: groups, scores, and images to measure on, if there are."""
+
+    module: nn.Module
+    traced: Traced
+    scores: Scores
+    calibration: Calibration
+    images: list[tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, the curves that decided if there are, and the groups of which nothing is to stay."""
+
+    plan: PruningPlan
+    curves: tuple[Curve, ...] = ()
+    emptied: tuple[str, ...] = ()
+
+
+Planner = Callable[[Scored], Planned]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """What a budget is a share of: the dense network's widths by root, and its cost; and inputs to run it on."""
+
+    widths: Mapping[str, int]
+    cost: Cost
+    inputs: tuple[Tensor, ...]
+
+
+def planned_level(
+    scored: Scored,
+    request: Request,
+    dense: Dense,
+    *,
+    level: int,
+    say: Say,
+    curves: tuple[Curve, ...] | None = None,
+) -> Planned:
+    """The plan of the `level`-th of the request's levels. Where `curves` are given, widths are not measured again.
+
+    Refused: what `plan_pruning` refuses, measured and random widths that their own planners refuse.
+    """
+    module, traced, scores = scored.module, scored.traced, scored.scores
+    budget = _budget_at(request, level, module, dense)
+    say("planning")
+    if request.scope is Scope.MEASURED:
+        probing = probing_of(module, traced.groups, scores, scored.calibration, scored.images)
+        allocation, curves = allocated(probing, budget, request, dense.inputs, say=say, curves=curves)
+        return Planned(plan=allocation.plan, curves=curves, emptied=allocation.emptied)
+    if request.scope is Scope.RANDOM:
+        return Planned(plan=drawn(module, traced.groups, scores, budget, request, dense.inputs))
+    already_smaller = sum(p.numel() for p in module.parameters()) < dense.cost.params
+    options: dict[str, Any] = {
+        "scope": request.scope,
+        "align": request.align,
+        "min_channels": request.min_channels,
+        "dense_widths": dense.widths,
+        "may_be_empty": request.levels > 1 and (level < request.levels or already_smaller),
+    }
+    return Planned(plan=_plan(module, traced, scores, budget, dense.inputs, options))
+
+
+def finer_share(scored: Scored, planned: Planned, request: Request, dense: Dense) -> float | None:
+    """The share of what the budget counts that `--align 1` is predicted to leave; `None` where it makes no plan."""
+    try:
+        finer = planned_level(
+            scored, dataclasses.replace(request, align=1), dense, level=1, say=lambda _: None,
+            curves=planned.curves or None,
+        )  # fmt: skip
+    except PlanError:
+        return None
+    if isinstance(request.budget, CostBudget):
+        model = CostModel(scored.module, scored.traced.groups, dense.inputs)
+        return model.stays(finer.plan)[request.budget.counted]
+    return 1 - (finer.plan.count + len(finer.emptied)) / sum(g.channels for g in scored.traced.groups)
+
+
+def _plan(
+    module: nn.Module,
+    traced: Traced,
+    scores: Scores,
+    budget: ChannelBudget | CostBudget,
+    inputs: tuple[Tensor, ...],
+    options: dict[str, Any],
+) -> PruningPlan:
+    """The plan within the budget; a cost budget is corrected by what the small network really costs."""
+    groups = traced.groups
+    if isinstance(budget, ChannelBudget):
+        return plan_pruning(groups, scores, budget=budget, **options)
+    model = CostModel(module, groups, inputs)
+    aim = budget.stays
+    for _ in range(4):
+        aimed = dataclasses.replace(budget, stays=aim)
+        plan = plan_pruning(groups, scores, budget=aimed, cost_of=model.stays, **options)
+        try:
+            cost = count(shrink(module, traced, plan, inputs)[0], inputs)
+        except SurgeryError:
+            break  # the caller finds out which group is at fault
+        real = {"macs": cost.macs / model.dense.macs, "params": cost.params / model.dense.params}[str(budget.counted)]
+        predicted = model.stays(plan)[budget.counted]
+        if real <= budget.stays * 1.0001 and abs(real - predicted) < 0.005:
+            break
+        aim = min(0.999, budget.stays * predicted / real)
+    return plan
+
+
+def _budget_at(request: Request, level: int, module: nn.Module, dense: Dense) -> ChannelBudget | CostBudget:
+    """The level's budget: what stays falls by the same factor each time.
+
+    Channels are counted from the dense network's, costs from those of the network before the level.
+    """
+    share, budget = level / request.levels, request.budget
+    if isinstance(budget, LatencyBudget):
+        raise PlanError("a budget of latency takes a clock", hint="`compressor.speed.prune_to_speed` has one")
+    if isinstance(budget, ChannelBudget):
+        return ChannelBudget(ratio=1 - (1 - budget.ratio) ** share)
+    if request.levels == 1:
+        return budget
+    counted = str(budget.counted)
+    stays = budget.stays**share * getattr(dense.cost, counted)
+    return CostBudget(counted=budget.counted, stays=min(0.9999, stays / getattr(count(module, dense.inputs), counted)))
