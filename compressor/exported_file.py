@@ -64,7 +64,7 @@ def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module,
     before = [buffer.clone() for buffer in program.buffers()]  # a program may count its calls
     try:
         outputs_of(program, single)
-    except RUN_ERRORS as error:
+    except (*RUN_ERRORS, CompressError) as error:
         raise _does_not_run(path, program, given, error) from error
     for buffer, held in zip(program.buffers(), before, strict=True):
         buffer.copy_(held)
@@ -208,6 +208,8 @@ def _module(
     recorded = {
         "nodes": nodes,
         "outputs": list(found.outputs),
+        "returns": found.returns,
+        "takes": found.takes,
         "constants": {},
         "tied": tied,
         "trainable": trainable,
@@ -268,7 +270,7 @@ def _does_not_run(path: Path, program: nn.Module, given: tuple[Tensor, ...], err
     batch = len(given[0]) if given and given[0].ndim else 1
     try:
         outputs_of(program, given)
-    except RUN_ERRORS:
+    except (*RUN_ERRORS, CompressError):
         said = printable((str(error).splitlines() or [""])[0], longest=160)
         return CheckpointError(
             f"{path} holds a program that does not run: {type(error).__name__}: {said}",

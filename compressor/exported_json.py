@@ -11,6 +11,7 @@ Graphs within the graph (`torch.no_grad()` in the network's code, say) are put w
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,10 +56,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """An input of the program: its type, and its sizes on the example (the batch and other open ones may differ)."""
+    """An input of the program: its name, its type, its sizes on the example, and the numbers among its sizes.
 
+    `fixed` has `None` where the exporter left a size open, and for the batch.
+    """
+
+    name: str
     dtype: str
     shape: tuple[int, ...]
+    fixed: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +75,16 @@ class ReadProgram:
     outputs: tuple[str, ...]
     held: Mapping[str, Held]  # by the name of the node that reads it
     inputs: tuple[Taken, ...]
+    returns: Plain | None = None  # the structure of what it gives, where that is of dicts, lists and tuples
+
+    @property
+    def takes(self) -> Plain:
+        """Which sizes of inputs the program takes, as `compressor.sizes` has it."""
+        named = [taken.name for taken in self.inputs]
+        good = len(set(named)) == len(named) and all(name.isidentifier() and name.isascii() for name in named)
+        names = named if good else [f"input_{number}" for number in range(len(named))]
+        inputs = [{"name": n, "shape": list(t.fixed)} for n, t in zip(names, self.inputs, strict=True)]
+        return {"inputs": inputs, "holds": []}
 
 
 def program_in(plain: object) -> ReadProgram:
@@ -105,14 +121,24 @@ class _Reader:
             for output, spec in zip(_list(graph.get("outputs")), _list(signature.get("output_specs")), strict=False)
             if _one(spec)[0] == "user_output"
         ]
-        values = [_value(output, known) for output in outputs if _one(output)[0] == "as_tensor"]
-        if not values:
+        open_sizes = ("as_sym_int", "as_sym_float", "as_sym_bool")
+        leaves: list[Plain] = []
+        given_out: list[str] = []
+        for output in outputs:
+            value = _value(output, known)
+            if _one(output)[0] == "as_tensor" or (_one(output)[0] in open_sizes and isinstance(value, dict)):
+                leaves.append({"output": len(given_out)})
+                given_out.append(value["node"])
+            else:
+                leaves.append({"number": value["float"]} if isinstance(value, dict) else {"value": value})
+        if not any(_one(output)[0] == "as_tensor" for output in outputs):
             raise CheckpointError("its program gives no tensor", hint="compress needs a network that returns tensors")
         return ReadProgram(
             nodes=tuple(self.nodes),
-            outputs=tuple(value["node"] for value in values),
+            outputs=tuple(given_out),
             held=self.held,
             inputs=tuple(self.inputs),
+            returns=_returns(module, leaves),
         )
 
     def _input(
@@ -130,7 +156,7 @@ class _Reader:
         node = self._named()
         known[name] = {"node": node}
         if kind == "user_input":
-            self.inputs.append(_taken(_mapping(metas.get(name))))
+            self.inputs.append(_taken(name, _mapping(metas.get(name))))
             self.nodes.append({"name": node, "input": True})
         else:
             key = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
@@ -323,11 +349,45 @@ def _symbolic(value: object, known: Plain) -> Any:
     raise MalformedError(f"a size of kind {printable(kind)}")
 
 
-def _taken(meta: Mapping[str, Any]) -> Taken:
-    dtype = meta.get("dtype")
+def _taken(name: str, meta: Mapping[str, Any]) -> Taken:
+    dtype, sizes = meta.get("dtype"), _list(meta.get("sizes"))
     if dtype not in DTYPES:
         raise MalformedError("an input of no known type")
-    return Taken(dtype=DTYPES[dtype], shape=tuple(_size(s) for s in _list(meta.get("sizes"))))
+    shape = tuple(_size(size) for size in sizes)
+    if any(size < 0 for size in shape):
+        raise MalformedError("an input of negative size")
+    fixed = tuple(
+        n if d and _one(size)[0] == "as_int" else None for d, (n, size) in enumerate(zip(shape, sizes, strict=True))
+    )
+    return Taken(name=name, dtype=DTYPES[dtype], shape=shape, fixed=fixed)
+
+
+def _returns(module: Mapping[str, Any], leaves: list[Plain]) -> Plain | None:
+    """What stands around the outputs; `None` where the file has none that is of dicts, lists and tuples alone."""
+    left = iter(leaves)
+    try:
+        top = next(e for e in _list(module.get("module_call_graph")) if _mapping(e).get("fqn") == "")
+        version, spec = json.loads(_text(_mapping(_mapping(top).get("signature")).get("out_spec")))
+        found = _around(spec, left, depth=0)
+    except (MalformedError, StopIteration, ValueError, TypeError, RecursionError):
+        return None
+    return found if version == 1 and next(left, None) is None else None
+
+
+def _around(spec: object, left: Iterator[Plain], *, depth: int) -> Plain:
+    plain = _mapping(spec)
+    kind, children = plain.get("type"), _list(plain.get("children_spec"))
+    if depth > DEEPEST:
+        raise MalformedError("an output nested too deep")
+    if kind is None and not children:
+        return next(left)
+    inner = [_around(child, left, depth=depth + 1) for child in children]
+    if kind in ("builtins.list", "builtins.tuple"):
+        return {kind.removeprefix("builtins."): inner}
+    keys = json.loads(_text(plain.get("context")))
+    if kind == "builtins.dict" and len(keys) == len(inner) and all(isinstance(key, (str, int)) for key in keys):
+        return {"dict": [[key, value] for key, value in zip(keys, inner, strict=True)]}
+    raise MalformedError("an output of another class")
 
 
 def _size(plain: object) -> int:

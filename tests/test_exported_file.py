@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from compressor.checkpoint import load
-from compressor.errors import CheckpointError, UntrustedPickle
+from compressor.errors import CheckpointError, InputError, UntrustedPickle
 from compressor.exported_file import read_exported
 from compressor.outputs import tensors_in
 from compressor.pipeline import prune
@@ -266,3 +266,19 @@ def test_a_program_that_is_trusted_is_still_read_here_first(tmp_path: Path, monk
 
     monkeypatch.setattr(torch.export, "load", never)
     read_exported(exported_to(tmp_path / "net.pt2", alive(Residual())), trust_pickle=True)
+
+
+def test_what_stands_around_the_outputs_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(alive(Held()), (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: AUTO},)), path)
+    module, _ = read_exported(path)
+    given = module(torch.randn(5, 3, 8, 8))
+    assert list(given) == ["scores", "sizes", "rest"]
+    assert given["sizes"] == (5, None, 3)
+    assert isinstance(given["rest"], list)
+
+
+def test_sizes_that_the_program_has_as_numbers_are_refused_by_name(tmp_path: Path) -> None:
+    module, _ = read_exported(exported_to(tmp_path / "net.pt2", alive(Residual())))
+    with pytest.raises(InputError, match="made for"):
+        module(torch.randn(2, INPUT[1], INPUT[2] + 1, INPUT[3]))
