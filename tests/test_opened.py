@@ -17,7 +17,7 @@ from compressor.errors import InputError, SurgeryError
 from compressor.export import export_onnx
 from compressor.groups import trace
 from compressor.mended import mended
-from compressor.opened import INVOLVED, opened
+from compressor.opened import opened
 from compressor.outputs import outputs_of, relative_difference
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
@@ -258,7 +258,6 @@ def test_sizes_that_take_much_arithmetic_stay_fixed() -> None:
     module, x = alive(Windowed()), images(1, 3, 12, 12)
     traced = trace(module, (x,))
     assert opened(traced.ground, module, (x,)) is None
-    assert INVOLVED < 100
 
 
 def test_a_program_that_is_wrong_elsewhere_is_made_for_the_examples_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
