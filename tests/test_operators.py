@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from compressor.errors import InternalError
 from compressor.groups import Traced, trace
+from compressor.plan import gone_labels
 from compressor.proving import shrink_proved
 from compressor.recorded import RecordedProgram
 from compressor.rules import RULES
+from compressor.silence import silenced_outputs
 from compressor.tracing import _went
 from tests.test_tracing import half, reasons
 from tests.topologies import alive
@@ -298,8 +300,15 @@ def test_a_convolution_with_weights_for_every_image_loses_what_it_reads(images: 
     module = alive(Modulated())
     traced = trace(module, (EXAMPLE[0][:images],))
     assert [(g.root, g.channels) for g in traced.groups] == [("a", 8)]
-    small, surgery, proof = shrink_proved(module, traced, half(traced.groups), (EXAMPLE[0][:images],))
+    plan = half(traced.groups)
+    small, surgery, proof = shrink_proved(module, traced, plan, (EXAMPLE[0][:images],))
     assert proof.largest_relative_difference <= 1e-10
+    three = torch.randn(3, 3, 6, 6)  # traced with two
+    (silenced,) = silenced_outputs(
+        traced.ground, module, gone_labels(traced.groups, plan), [three], {}, dtype=torch.float32
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(small(three), silenced, rtol=1e-4, atol=1e-5)
     kept = surgery.slices["a.weight"][0].tolist()
     gone = [c for c in range(8) if c not in kept]
     with torch.no_grad():
