@@ -271,7 +271,7 @@ def _scored(job: _Job, module: nn.Module, traced: Traced, level: int) -> Scored:
         calibration = gather(module, traced.groups, needs=Needs.NOTHING, batches=None, seed=request.seed)
     else:
         scores, calibration = score(
-            module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint
+            module, traced.groups, request, data=job.data, images=job.images, checkpoint=job.checkpoint, say=job.say
         )
     return Scored(module=module, traced=traced, scores=scores, calibration=calibration, images=job.images)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from compressor import criteria
@@ -18,6 +19,7 @@ from compressor.repair import Repair, images_to_repair_with
 from compressor.request import Request
 
 Say = Callable[[str], None]
+OTHERWISE = "l1-norm"  # takes no data, and judges any group that a layer writes
 
 
 def calibration_images(
@@ -52,9 +54,11 @@ def score(
     data: Data | None,
     images: list[tuple[Tensor, ...]],
     checkpoint: Checkpoint,
+    say: Say = lambda _: None,
 ) -> tuple[Scores, Calibration]:
     """Every group's scores by the requested criterion, and what it knew; refused where its data is missing.
 
+    A group that the criterion cannot judge is judged by `OTHERWISE`, and `say` names it; refused if that is all groups.
     Second moments come from those of `images` that nothing is judged on; other criteria draw theirs, with labels.
     """
     criterion = criteria.load(request.criterion)
@@ -69,6 +73,26 @@ def score(
         drawn = first(calibration_split(data), request.images, seed=request.seed)
         stream = batches(drawn, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
     calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
-    by_root = {group.root: criterion.score(group, calibration=calibration) for group in groups}
+    by_root: dict[str, Tensor] = {}
+    unjudged: list[ChannelGroup] = []
+    for group in groups:
+        try:
+            by_root[group.root] = criterion.score(group, calibration=calibration)
+        except CalibrationError:
+            unjudged.append(group)
+            if len(unjudged) == len(groups):
+                raise
+    by_root |= _otherwise(unjudged, by_root, calibration)
+    for group in unjudged:
+        say(f"`{request.criterion}` cannot judge the group of `{group.root}`: `{OTHERWISE}` does")
     scores = Scores(by_root=by_root, comparable=criterion.comparable)
     return (scores.reversed() if request.largest else scores), calibration
+
+
+def _otherwise(
+    groups: Iterable[ChannelGroup], judged: Mapping[str, Tensor], calibration: Calibration
+) -> dict[str, Tensor]:
+    """Scores by `OTHERWISE`, on the scale of the others: with the mean that all of those have together."""
+    mean = float(torch.cat([scores.double() for scores in judged.values()]).mean()) if judged else 1.0
+    found = {group.root: criteria.load(OTHERWISE).score(group, calibration=calibration) for group in groups}
+    return {root: scores * (mean / float(scores.mean().clamp(min=1e-30))) for root, scores in found.items()}
