@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from compressor.errors import CheckpointError
+
+if TYPE_CHECKING:  # the command line's help needs names, and must not wait for torch
+    from torch import nn
 
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 LONGEST = 200  # characters; file systems take 255 bytes, and endings are added
