@@ -449,6 +449,8 @@ def test_entries_of_a_newer_writer_are_shown_and_not_dropped(results: dict[str, 
         (("evaluate", 0, "correct"), 20_000, "20000 out of 10000"),
         (("schema",), 99, "schema 99"),
         (("bench", "rows", 0, "candidate"), None, "`candidate`"),
+        (("bench", "rows", 3, "samples_ns", 1), [None], "results.bench.rows[3].samples_ns"),
+        (("bench", "rows", 3, "samples_ns", 1), 7, "results.bench.rows[3].samples_ns"),
     ],
 )
 def test_a_broken_entry_is_refused_by_its_place(

@@ -69,6 +69,14 @@ class Entry:
                 raise _refusal(f"{self._place}.{key}", "a list of strings", value)
         return tuple(str(value) for value in found)
 
+    def rows(self, key: str) -> tuple[tuple[int, ...], ...]:
+        """Lists of whole numbers."""
+        found = self.list(key)
+        for row in found:
+            if not isinstance(row, list) or any(type(v) is not int for v in row):
+                raise _refusal(f"{self._place}.{key}", "lists of whole numbers", row)
+        return tuple(tuple(row) for row in found if isinstance(row, list))
+
     def entry(self, key: str) -> Entry | None:
         """An object."""
         value = self.value(key)

@@ -210,7 +210,6 @@ def _bench(entry: Entry) -> Bench:
 
 def _row(entry: Entry) -> Row:
     accuracy, speedup = entry.entry("accuracy"), entry.entry("speedup")
-    blocks = entry.list("samples_ns")
     return Row(
         runtime=_required(entry.text("runtime"), "runtime"),
         provider=entry.text("provider"),
@@ -227,7 +226,7 @@ def _row(entry: Entry) -> Row:
         accuracy=_share(accuracy) if accuracy else None,
         speedup=_speedup(speedup) if speedup else None,
         theoretical_speedup=entry.number("theoretical_speedup"),
-        samples_ns=tuple(tuple(block) for block in blocks if isinstance(block, list)),
+        samples_ns=entry.rows("samples_ns"),
     )
 
 
