@@ -25,7 +25,8 @@ def declared() -> dict[str, str]:
 
 def constrained() -> dict[str, str]:
     lines = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))  # type: ignore[misc]
+    pins = [line.partition("#")[0].strip() for line in lines]
+    return dict(pin.split("==") for pin in pins if pin)  # type: ignore[misc]  # pairs
 
 
 def numbers(version: str) -> tuple[int, ...]:
