@@ -60,6 +60,7 @@ class Place:
             except subprocess.TimeoutExpired:
                 going.send_signal(signal.SIGTERM)
             _, said = going.communicate(timeout=60)
+        assert going.returncode in (*ENDED, *ASKED), said
         assert "Traceback" not in said or going.returncode in ASKED, said
         return going.returncode
 
@@ -78,13 +79,14 @@ def test_a_command_that_is_asked_to_end_leaves_nothing_behind(name: str, tmp_pat
     took = place.whole(command)
     expected, ends = place.names(), []
     for _ in range(KILLS[name]):
-        ends.append(place.killed(command, dice.uniform(0.2, 1.0) * took))
+        start = time.monotonic()
+        ends.append(place.killed(command, dice.uniform(0.1, 0.9) * took))
+        took = min(took, time.monotonic() - start) if ends[-1] == 0 else took  # the machine may be less busy by now
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path / "work")
             patch.setenv("COMPRESS_STATE_DIR", str(tmp_path / "state"))
             small = open_artifact(Path("tiny.compressed")).checkpoint()
             assert bool(torch.isfinite(small.module(*small.example_inputs)).all())
-    assert set(ends) <= {*ENDED, *ASKED}
     assert any(end != 0 for end in ends)
     place.whole(command)
     assert place.names() == expected
