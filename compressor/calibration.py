@@ -146,10 +146,12 @@ def producers(group: ChannelGroup) -> Iterator[Member]:
 
 
 def gather(
-    module: nn.Module, groups: Sequence[ChannelGroup], *, needs: Needs, batches: Batches | None, seed: int
-) -> Calibration:
+    module: nn.Module, groups: Sequence[ChannelGroup], *, needs: Needs, batches: Batches | None, seed: int,
+    memory_bytes: int | None = None, say: Callable[[str], None] = lambda _: None,
+) -> Calibration:  # fmt: skip
     """What a criterion with these `needs` asks of `module`; `batches` are (inputs, labels), labels None or -1 for none.
 
+    Second moments are held within `memory_bytes`; `say` names the layers of which less is known for that.
     Refused: no data where data is needed, weights or gradients that are not finite, labels that the output has no
     class for, a group whose channels no hook can see.
     """
@@ -164,7 +166,7 @@ def gather(
         return Calibration(module=module, weights=weights, generator=generator)
     data = required(batches, needs)
     if needs is Needs.SECOND_MOMENTS:
-        readings, images = _second_moments(module, groups, data, seed=seed)
+        readings, images = _second_moments(module, groups, data, seed=seed, memory_bytes=memory_bytes, say=say)
         return Calibration(module=module, weights=weights, generator=generator, readings=readings, images=images)
     with _lent(module, seed=seed, gradients=needs is not Needs.ACTIVATIONS):
         if needs is Needs.ACTIVATIONS:
@@ -348,8 +350,9 @@ def _gradients(
 
 
 def _second_moments(
-    module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int
-) -> tuple[dict[str, Reading], int]:
+    module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int,
+    memory_bytes: int | None, say: Callable[[str], None],
+) -> tuple[dict[str, Reading], int]:  # fmt: skip
     """What the groups' consumers read, by their weights' names, and the number of images."""
     first = next(module.parameters())
     given = [[_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)] for inputs, _ in batches]
@@ -357,7 +360,8 @@ def _second_moments(
     _refuse_none(len(whole))
     names = {m.tensor for g in groups for m in g.members if m.role is Role.CONSUMES}
     program = program_of(module, whole[0], batch=len(whole[0][0]))
-    return readings_of(program, whole, names, seed=seed), sum(len(tensors[0]) for tensors in whole)
+    readings = readings_of(program, whole, names, seed=seed, memory_bytes=memory_bytes, say=say)
+    return readings, sum(len(tensors[0]) for tensors in whole)
 
 
 def _single(batches: Batches) -> Iterator[tuple[Inputs, Tensor | None]]:

@@ -8,17 +8,19 @@ one pass backwards gives the whole curve from all channels to one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from compressor.affording import rows_within, too_large
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup, Member, Role
-from compressor.moments import WIDEST, Moments, Reader, drawn_positions, features, reader_of, wanted_rows
+from compressor.moments import LEAST_ROWS, WIDEST, Moments, Reader, drawn_positions, features, reader_of, wanted_rows
 from compressor.program import Program, Walk, readers
 
+Say = Callable[[str], None]
 RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels repeat each other
 TURNS = 256  # of down-dating; a wider group loses several channels in each
 
@@ -27,7 +29,8 @@ TURNS = 256  # of down-dating; a wider group loses several channels in each
 class Reading:
     """A layer that reads, its weight in matrix form, and the second moments of what it reads.
 
-    Where it reads more than `WIDEST` features, `moments.xx` has the diagonals alone, `[groups, features]`.
+    Where it reads more than `WIDEST` features, or than memory holds the covariance of, `moments.xx` has the diagonals
+    alone, `[groups, features]`.
     """
 
     reader: Reader
@@ -56,12 +59,21 @@ class Elimination:
 
 
 def readings_of(
-    program: Program, batches: Sequence[Sequence[Tensor]], names: set[str], *, seed: int = 0
-) -> dict[str, Reading]:
-    """Second moments of what the layers with the weights `names` read, gathered batch by batch in one pass."""
-    found: dict[str, Reading] = {}
+    program: Program, batches: Sequence[Sequence[Tensor]], names: set[str], *, seed: int = 0,
+    memory_bytes: int | None = None, say: Say = lambda _: None,
+) -> dict[str, Reading]:  # fmt: skip
+    """Second moments of what the layers with the weights `names` read, gathered batch by batch in one pass.
+
+    Where they do not fit in `memory_bytes` (`compressor.affording`) the widest layers have variances alone; `say` names
+    them.
+    """
     generator = torch.Generator().manual_seed(seed)
     at = {i: node for i, node in readers(program) if program.tensor_name(node.args[1]) in names}
+    found = {reading.reader.weight: reading for reading in (_reading(program, node) for node in at.values())}
+    without = too_large({name: reading.matrix for name, reading in found.items()}, memory_bytes)
+    for name in sorted(without):
+        say(f"`{name}` reads too many features for memory: its channels are judged by variances alone")
+    wide = without | {name for name, reading in found.items() if reading.matrix.shape[-1] > WIDEST}
     with torch.no_grad():
         for batch in batches:
             walk = Walk(program, [[t] for t in batch])
@@ -70,36 +82,35 @@ def readings_of(
                 source = walk.argument(node.args[0], 0) if i in at else None  # type: ignore[arg-type]
                 walk.step()
                 if source is not None:
-                    weight = walk.constant(node.args[1])  # type: ignore[arg-type]  # a reader's weight is a node
-                    _add(found, program, node, weight, source, walk.values[node][0], len(batches), generator)
+                    reading = found[program.tensor_name(node.args[1]) or ""]
+                    diagonal = reading.reader.weight in wide
+                    each = _rows(reading, len(batches), memory_bytes, diagonal=diagonal)
+                    output = walk.values[node][0]
+                    positions = drawn_positions(reading.reader, output, wanted=each, generator=generator)
+                    _add(reading.moments, features(reading.reader, source, positions), diagonal=diagonal)
     return found
 
 
-def _add(
-    found: dict[str, Reading],
-    program: Program,
-    node: torch.fx.Node,
-    weight: Tensor,
-    x: Tensor,
-    output: Tensor,
-    batches: int,
-    generator: torch.Generator,
-) -> None:
-    name = program.tensor_name(node.args[1])
-    assert name is not None
-    if name not in found:
-        reader = reader_of(program, node, weight)
-        found[name] = Reading(reader=reader, matrix=reader.matrix(weight).double(), moments=Moments())
-    reading = found[name]
-    wanted = -(-wanted_rows(reading.reader, weight) // batches)
-    positions = drawn_positions(reading.reader, output, wanted=wanted, generator=generator)
-    rows = features(reading.reader, x, positions)
-    if rows.shape[-1] <= WIDEST:
-        reading.moments.add(rows)
-    else:
-        reading.moments.rows += rows.shape[1]
-        reading.moments.x = reading.moments.x + rows.sum(dim=1, dtype=torch.float64)
-        reading.moments.xx = reading.moments.xx + rows.square().sum(dim=1, dtype=torch.float64)
+def _reading(program: Program, node: fx.Node) -> Reading:
+    weight = program.constants[node.args[1]]  # type: ignore[index]  # a reader's weight is a node
+    reader = reader_of(program, node, weight)
+    return Reading(reader=reader, matrix=reader.matrix(weight).double(), moments=Moments())
+
+
+def _rows(reading: Reading, batches: int, memory_bytes: int | None, *, diagonal: bool) -> int:
+    """How many rows of each batch are looked at."""
+    wanted = wanted_rows(reading.reader, reading.reader.tensor(reading.matrix))
+    each = -(-(min(wanted, LEAST_ROWS) if diagonal else wanted) // batches)
+    return rows_within(reading.matrix, memory_bytes, covariance=False, wanted=each)
+
+
+def _add(moments: Moments, rows: Tensor, *, diagonal: bool) -> None:
+    if not diagonal:
+        moments.add(rows)
+        return
+    moments.rows += rows.shape[1]
+    moments.x = moments.x + rows.sum(dim=1, dtype=torch.float64)
+    moments.xx = moments.xx + rows.square().sum(dim=1, dtype=torch.float64)
 
 
 def consumers(group: ChannelGroup, readings: Mapping[str, Reading]) -> list[tuple[Member, Reading]]:

@@ -72,8 +72,9 @@ def mask_weights(
             seed=request.seed, say=say,
         )  # fmt: skip
         repaired = repair(
-            checkpoint.module, module, Surgery(), images, how=request.repair, mask=mask, seed=request.seed, say=say
-        )
+            checkpoint.module, module, Surgery(), images, how=request.repair, mask=mask,
+            memory_bytes=request.memory_bytes, seed=request.seed, say=say,
+        )  # fmt: skip
         module = repaired.module
         lineage.append(repaired.step(seed=request.seed))
     masked = dataclasses.replace(checkpoint, module=module, lineage=(*checkpoint.lineage, *lineage))

@@ -273,7 +273,6 @@ def fit(
     shift: Tensor,
     *,
     intercept: bool,
-    mean_only: bool,
     kept: Tensor | None = None,
 ) -> Fit:
     """The weights that give T from X best, of those on the ridge path from `weight` `[groups, outputs, features]`.
@@ -287,7 +286,7 @@ def fit(
     variance = max(float(judge.tt.sum()), 1e-30)
     before = judge.error(weight, shift)
     best: tuple[float, float | None] = (before, None)
-    for ridge, candidate in _path(part, weight, mean_only=mean_only, kept=kept):
+    for ridge, candidate in _path(part, weight, kept=kept):
         error = judge.error(candidate, part.shift(candidate))
         if math.isfinite(error) and error < best[0]:
             best = (error, ridge)
@@ -300,12 +299,10 @@ def fit(
     )
 
 
-def _path(
-    part: Covariances, weight: Tensor, *, mean_only: bool, kept: Tensor | None = None
-) -> list[tuple[float, Tensor]]:
+def _path(part: Covariances, weight: Tensor, *, kept: Tensor | None = None) -> list[tuple[float, Tensor]]:
     """The weights at each ridge, the unmoved ones at an infinite one."""
     path = [(math.inf, weight)]
-    if mean_only or not bool(part.xx.isfinite().all()):
+    if not bool(part.xx.isfinite().all()):
         return path
     wide = part.xx.shape[-1] > EIGEN_AT_MOST
     if wide or kept is not None:
@@ -324,11 +321,12 @@ def _path(
 
 def solve(covariances: Covariances, weight: Tensor, *, ridge: float, kept: Tensor | None = None) -> Tensor:
     """(C_TX + λ W₀) (C_XX + λ I)⁻¹ by Cholesky, row by row on what is `kept`; a larger λ where that is not definite."""
-    eye = torch.eye(covariances.xx.shape[-1], dtype=torch.float64, device=covariances.xx.device)
     residual = covariances.tx - weight @ covariances.xx
-    scale = _scale(covariances.xx).unsqueeze(2)
+    scale = _scale(covariances.xx)
     for power in range(8):
-        moved = _moved(covariances.xx + ridge * 10.0**power * scale * eye, residual, kept)
+        system = covariances.xx.clone()
+        system.diagonal(dim1=1, dim2=2).add_(ridge * 10.0**power * scale)
+        moved = _moved(system, residual, kept)
         if moved is not None:
             return weight + moved
     return weight

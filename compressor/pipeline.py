@@ -300,7 +300,10 @@ def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[s
         return repair_blind(dense, small, surgery, job.checkpoint.example_inputs)
     if how is Repair.DISTILL and not last:
         how = Repair.LEAST_SQUARES
-    return repair(dense, small, surgery, job.images, how=how, silent=silent, seed=job.request.seed, say=job.say)
+    return repair(
+        dense, small, surgery, job.images, how=how, silent=silent, memory_bytes=job.request.memory_bytes,
+        seed=job.request.seed, say=job.say,
+    )  # fmt: skip
 
 
 def _without_empty_branches(

@@ -122,7 +122,10 @@ def measured_curves(
     if readings is None:
         say("gathering second moments")
         stream = [(batch, None) for batch in probing.fitted]
-        readings = gather(module, groups, needs=Needs.SECOND_MOMENTS, batches=stream, seed=request.seed).readings
+        readings = gather(
+            module, groups, needs=Needs.SECOND_MOMENTS, batches=stream, seed=request.seed,
+            memory_bytes=request.memory_bytes, say=say,
+        ).readings  # fmt: skip
         assert readings is not None
     program = program_of(module, probed[0], batch=len(probed[0][0]))
     may_empty: frozenset[str] = frozenset()

@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.affording import affords, rows_within
 from compressor.copies import copy_of
 from compressor.masks import WeightMask
+from compressor.mean_fit import Leftovers, fit_mean
 from compressor.moments import (
+    LEAST_ROWS,
     WIDEST,
     Fit,
     Moments,
@@ -72,6 +75,7 @@ def reconstruct(
     mean_only: bool = False,
     silent: frozenset[str] = frozenset(),
     mask: WeightMask | None = None,
+    memory_bytes: int | None = None,
     seed: int = 0,
     say: Say | None = None,
 ) -> Reconstruction:
@@ -80,6 +84,8 @@ def reconstruct(
     Weights that `mask` removed, which are zero in `small`, stay exactly zero. Every batch has the same number of
     images. With `mean_only` no weight moves: the mean of what left goes into the biases. Layers whose weights are named
     in `silent` read nothing any more: their weights become zero, their biases the mean of what they are to give.
+    A layer whose covariance is too large for `memory_bytes` (`compressor.affording`) has its bias fitted alone, and
+    `say` names it.
     Refused: networks that cannot be followed (`compressor.program`).
     """
     size = len(batches[0][0])
@@ -88,9 +94,10 @@ def reconstruct(
     given = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
         walk = _SideBySide(
-            programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, mask=mask, seed=seed
-        )
-        layers = walk.through(say or (lambda _: None))
+            programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, mask=mask,
+            memory_bytes=memory_bytes, seed=seed, say=say or (lambda _: None),
+        )  # fmt: skip
+        layers = walk.through()
         state = dict(module.named_parameters()) | dict(module.named_buffers())
         for name, tensor in walk.small.weights.items():
             state[name].copy_(tensor)
@@ -110,10 +117,13 @@ class _SideBySide:
         mean_only: bool,
         silent: frozenset[str],
         mask: WeightMask | None,
+        memory_bytes: int | None,
         seed: int,
+        say: Say,
     ) -> None:
         self.dense, self.small = Walk(dense, inputs), Walk(small, inputs)
         self.surgery, self.mean_only, self.silent = surgery, mean_only, silent
+        self.memory_bytes, self.say = memory_bytes, say
         self.kept = {} if mask is None else {n: kept for n, kept in mask.kept.items() if not bool(kept.all())}
         self.generator = torch.Generator().manual_seed(seed)
         self.readers = dict(readers(small))
@@ -126,7 +136,7 @@ class _SideBySide:
         self.dense_last = dense.last_uses()
         self.dense_index = dense.index
 
-    def through(self, say: Say) -> tuple[LayerFit, ...]:
+    def through(self) -> tuple[LayerFit, ...]:
         """Fit every layer whose input or weights are others now, in order."""
         done: list[LayerFit] = []
         for i, node in enumerate(self.small.program.nodes):
@@ -134,7 +144,7 @@ class _SideBySide:
             name = self.small.program.tensor_name(node.args[1]) if i in self.readers else None
             if name is not None and (source in self.changed or name in self.kept):
                 assert isinstance(source, fx.Node)
-                say(f"repairing {name}")
+                self.say(f"repairing {name}")
                 done += self._fit(i, node, source)
             self._advance_dense(i)
             if any(a in self.changed or a in self.different for a in node.all_input_nodes):
@@ -163,30 +173,55 @@ class _SideBySide:
         matrix = reader.matrix(weight)
         if reader.weight in self.silent:
             matrix = torch.zeros_like(matrix)
-        mean_only = self.mean_only or reader.weight in self.silent or matrix.shape[-1] > WIDEST
+        mean_only = self._mean_only(reader, matrix)
         intercept = reader.bias is not None or norm is not None
         if mean_only and not intercept and reader.weight not in self.silent:
             return []
         branch = self._branch(index, node)
         self._advance_dense(index if branch is None else branch.total)
-        fitted, held_out = self._moments(index, node, source, reader, matrix, branch)
         name_of_shift = reader.bias or norm
         shift = torch.zeros(matrix.shape[:2])
         if reader.bias is not None:
             shift = self.small.named(reader.bias).reshape(matrix.shape[:2])
         kept = self.kept.get(reader.weight)
         support = None if kept is None else reader.matrix(kept).to(matrix.device)
-        found = fit(fitted, held_out, matrix, shift, intercept=intercept, mean_only=mean_only, kept=support)
+        if mean_only:
+            left = Leftovers(matrix), Leftovers(matrix)
+            self._add_rows(left, index, node, source, reader, matrix, branch)
+            found = fit_mean(*left, matrix, shift, intercept=intercept)
+        else:
+            parts = Moments(), Moments()
+            self._add_rows(parts, index, node, source, reader, matrix, branch)
+            found = fit(*parts, matrix, shift, intercept=intercept, kept=support)
         self._set(weight_node, name_of_shift, norm is not None, reader, found, weight)
         layer = reader.weight.rpartition(".")[0] or reader.weight
         return [LayerFit(layer=layer, before=found.before, after=found.after, ridge=found.ridge)]
 
-    def _moments(
-        self, index: int, node: fx.Node, source: fx.Node, reader: Reader, matrix: Tensor, branch: Branch | None
-    ) -> tuple[Moments, Moments]:
+    def _mean_only(self, reader: Reader, matrix: Tensor) -> bool:
+        """Whether the layer's weights stay; with a word where that is for want of memory."""
+        if self.mean_only or reader.weight in self.silent:
+            return True
+        if matrix.shape[-1] <= WIDEST and affords(matrix, self.memory_bytes):
+            return False
+        self.say(f"{reader.weight} reads {matrix.shape[-1]:,} features, too many for memory: its bias alone is fitted")
+        return True
+
+    def _add_rows(
+        self,
+        parts: tuple[Moments, Moments] | tuple[Leftovers, Leftovers],
+        index: int,
+        node: fx.Node,
+        source: fx.Node,
+        reader: Reader,
+        matrix: Tensor,
+        branch: Branch | None,
+    ) -> None:
+        """Add what the layer reads and what it should give to the rows that are fitted on and those that judge."""
         small, dense_node = self.small, self.dense.program.nodes[index]
-        parts = Moments(), Moments()
-        each = -(-wanted_rows(reader, reader.tensor(matrix)) // small.batches)
+        whole = isinstance(parts[0], Moments)
+        wanted = wanted_rows(reader, reader.tensor(matrix))
+        wanted = -(-(wanted if whole else min(wanted, LEAST_ROWS)) // small.batches)
+        each = rows_within(matrix, self.memory_bytes, covariance=whole, wanted=wanted)
         undo = None if branch is None else _Undo(small, node, branch)
         if undo is not None and branch is not None and not undo.one_by_one(small.argument(branch.other, 0)):
             undo = None
@@ -210,7 +245,6 @@ class _SideBySide:
                 parts[1].add(x[:, cut:], t[:, cut:])
             else:
                 parts[b % HELD_OUT == HELD_OUT - 1 or b == small.batches - 1 < HELD_OUT - 1].add(x, t)
-        return parts
 
     def _like_small(self, output: Tensor, reader: Reader, matrix: Tensor) -> Tensor:
         """The dense layer's output at the channels that the small one still has."""

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.affording import reserved
 from compressor.calibration import calibration_batches, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
@@ -34,8 +35,9 @@ from compressor.expected import compensated
 from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating
 from compressor.masks import Masker, WeightMask
+from compressor.moments import reader_of
 from compressor.outputs import outputs_of, relative_difference
-from compressor.program import Walk, program_of
+from compressor.program import Walk, program_of, readers
 from compressor.reconstruct import LayerFit, reconstruct
 from compressor.sensitivity import rise, writable
 from compressor.surgery import Surgery, operate
@@ -111,6 +113,7 @@ def repair(
     silent: frozenset[str] = frozenset(),
     mask: WeightMask | None = None,
     steps: int = STEPS,
+    memory_bytes: int | None = None,
     seed: int = 0,
     say: Say | None = None,
 ) -> Repaired:
@@ -119,8 +122,9 @@ def repair(
     `batches` are inputs `[images, ...]`, every batch of one size; `silent` names the weights of layers that read
     nothing any more; what `mask` removed, which is zero in `small`, stays zero. An eighth of the batches (one at least)
     is not fitted on, and judges: a repair whose output there is further from the dense network's than the network's was
-    before it is not kept. Refused: no images, networks that cannot be followed where that is needed, a network that its
-    mask does not fit.
+    before it is not kept. No covariance is made that `memory_bytes` has no room for (`compressor.affording`).
+
+    Refused: no images, networks that cannot be followed where that is needed, a network that its mask does not fit.
     """
     if not batches:
         raise RepairError("no images to repair with", hint="give at least a few: `--data DIR`")
@@ -137,8 +141,9 @@ def repair(
         repaired = renormed(small, fitted)
     elif how is not Repair.NONE:
         found = reconstruct(
-            dense, small, surgery, fitted, mean_only=how is Repair.MEAN, silent=silent, mask=mask, seed=seed, say=say
-        )
+            dense, small, surgery, fitted, mean_only=how is Repair.MEAN, silent=silent, mask=mask,
+            memory_bytes=memory_bytes, seed=seed, say=say,
+        )  # fmt: skip
         repaired, layers = found.module, found.layers
         if how is Repair.DISTILL:
             followed = distil(
@@ -254,6 +259,7 @@ def images_to_repair_with(
 def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memory_bytes: int) -> int:
     """How many of `images` can be held at once: two networks' live values, within `memory_bytes`; at least one batch.
 
+    The largest fit that the network's layers may need (`compressor.affording`) is set aside first.
     Every value that some later operator still reads is counted, batch by batch, as the walk holds them.
     """
     size = len(batch[0])
@@ -266,5 +272,7 @@ def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memor
             held = [v[0] for v in walk.values.values() if isinstance(v[0], Tensor)]
             unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
             peak = max(peak, sum(unique.values()))
+    weights = [(node, program.constants[node.args[1]]) for _, node in readers(program)]  # type: ignore[index]  # a node
+    memory_bytes -= reserved((reader_of(program, n, weight).matrix(weight) for n, weight in weights), memory_bytes)
     per_image = 2.5 * peak / size  # two networks, and the dense one a block ahead
     return max(size, min(images, int(memory_bytes / max(1.0, per_image)) // size * size))

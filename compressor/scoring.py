@@ -72,7 +72,10 @@ def score(
             )
         drawn = first(calibration_split(data), request.images, seed=request.seed)
         stream = batches(drawn, batch_size=CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
-    calibration = gather(module, groups, needs=criterion.needs, batches=stream, seed=request.seed)
+    calibration = gather(
+        module, groups, needs=criterion.needs, batches=stream, seed=request.seed,
+        memory_bytes=request.memory_bytes, say=say,
+    )  # fmt: skip
     by_root: dict[str, Tensor] = {}
     unjudged: list[ChannelGroup] = []
     for group in groups:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor import moments as module_moments
+from compressor.mean_fit import Leftovers, fit_mean
 from compressor.moments import Moments, Reader, drawn_positions, features, fit, reader_of, solve, targets, wanted_rows
 from compressor.outputs import outputs_of
 from compressor.program import program_of, readers
@@ -135,7 +136,7 @@ def test_a_fit_is_torchs_least_squares(intercept: bool, eigen: bool, monkeypatch
     t = x @ data(6, 3, seed=1) + 0.05 * data(400, 3, seed=2) + (2.0 if intercept else 0.0)
     found = fit(
         moments_of(x[:300], t[:300]), moments_of(x[300:], t[300:]), torch.zeros(1, 3, 6), torch.zeros(1, 3),
-        intercept=intercept, mean_only=False,
+        intercept=intercept,
     )  # fmt: skip
     design = torch.cat([x, torch.ones(400, 1)], dim=1) if intercept else x
     exact = torch.linalg.lstsq(design.double(), t.double()).solution
@@ -155,7 +156,7 @@ def test_a_fit_on_a_support_is_torchs_least_squares_row_by_row(
     kept = data(1, 6, 9, seed=3) > torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -9.0]).view(1, 6, 1)
     found = fit(
         moments_of(x[:300], t[:300]), moments_of(x[300:], t[300:]), torch.zeros(1, 6, 9), torch.zeros(1, 6),
-        intercept=intercept, mean_only=False, kept=kept,
+        intercept=intercept, kept=kept,
     )  # fmt: skip
     assert not bool(found.weight[~kept].any())
     for row, used in enumerate(kept[0]):
@@ -172,9 +173,27 @@ def test_exact_weights_are_recovered_in_every_group() -> None:
     parts = Moments(), Moments()
     parts[0].add(x[:, :350], t[:, :350])
     parts[1].add(x[:, 350:], t[:, 350:])
-    found = fit(*parts, torch.zeros_like(weight), torch.zeros_like(shift), intercept=True, mean_only=False)
+    found = fit(*parts, torch.zeros_like(weight), torch.zeros_like(shift), intercept=True)
     torch.testing.assert_close(found.weight, weight.double(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.shift, shift.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_fit_of_the_bias_alone_is_the_mean_of_what_the_weights_leave_over() -> None:
+    x, weight, shift = data(2, 500, 4) + 2, data(2, 3, 4, seed=1), data(2, 3, seed=2)
+    t = x @ weight.mT + shift.unsqueeze(1) + 0.1 * data(2, 500, 3, seed=3)
+    other = weight + 0.05
+    left = Leftovers(other), Leftovers(other)
+    left[0].add(x[:, :200], t[:, :200])
+    left[0].add(x[:, 200:350], t[:, 200:350])
+    left[1].add(x[:, 350:], t[:, 350:])
+    found = fit_mean(*left, other, torch.zeros_like(shift), intercept=True)
+    assert torch.equal(found.weight, other.double())
+    torch.testing.assert_close(found.shift, (t - x @ other.mT).double().mean(1), rtol=1e-5, atol=1e-6)
+    judged, wanted = (x @ other.mT)[:, 350:], t[:, 350:]
+    variance = wanted.var(1, correction=0).sum()
+    fitted = (t - x @ other.mT)[:, :350].mean(1, keepdim=True)
+    for said, bias in ((found.before, torch.zeros_like(fitted)), (found.after, fitted)):
+        assert said == pytest.approx(float((wanted - judged - bias).square().mean(1).sum() / variance), rel=1e-4)
 
 
 # Properties
@@ -186,7 +205,7 @@ def test_a_layer_that_is_right_already_stays_bit_by_bit(intercept: bool) -> None
     t = x @ weight.T
     found = fit(
         moments_of(x[:20], t[:20] + data(20, 5, seed=3)), moments_of(x[20:], t[20:]), weight.unsqueeze(0),
-        torch.zeros(1, 5), intercept=intercept, mean_only=False,
+        torch.zeros(1, 5), intercept=intercept,
     )  # fmt: skip
     assert torch.equal(found.weight[0], weight.double())
     assert not bool(found.shift.any())
@@ -207,10 +226,16 @@ def test_a_fit_is_finite_and_never_worse_on_the_rows_that_judge(
     x = {"random": x, "zero": torch.zeros_like(x), "one": torch.ones_like(x), "twice": x[:, :1].expand_as(x)}[kind]
     t = data(2 * rows, 3, seed=width)
     before = data(1, 3, width, seed=7)
-    found = fit(
-        moments_of(x[:rows], t[:rows]), moments_of(x[rows:], t[rows:]), before, torch.zeros(1, 3),
-        intercept=intercept, mean_only=mean_only,
-    )  # fmt: skip
+    parts = [(x[:rows].unsqueeze(0), t[:rows].unsqueeze(0)), (x[rows:].unsqueeze(0), t[rows:].unsqueeze(0))]
+    shift = torch.zeros(1, 3)
+    if mean_only:
+        left = Leftovers(before), Leftovers(before)
+        for sums, part in zip(left, parts, strict=True):
+            sums.add(*part)
+        found = fit_mean(*left, before, shift, intercept=intercept)
+    else:
+        found = fit(moments_of(*(p[0] for p in parts[0])), moments_of(*(p[0] for p in parts[1])), before, shift,
+                    intercept=intercept)  # fmt: skip
     assert bool(found.weight.isfinite().all())
     assert bool(found.shift.isfinite().all())
     assert 0 <= found.after <= found.before
@@ -226,7 +251,7 @@ def test_of_repeated_channels_each_takes_its_share() -> None:
     t = x[:, :1] * 4
     found = fit(
         moments_of(x[:200], t[:200]), moments_of(x[200:], t[200:]), torch.zeros(1, 1, 2), torch.zeros(1, 1),
-        intercept=True, mean_only=False,
+        intercept=True,
     )  # fmt: skip
     torch.testing.assert_close(found.weight[0, 0], torch.tensor([2.0, 2.0], dtype=torch.float64), rtol=1e-3, atol=1e-3)
 
@@ -237,7 +262,7 @@ def test_values_that_are_not_finite_leave_the_layer_as_it_is() -> None:
     weight = data(1, 2, 3, seed=5)
     found = fit(
         moments_of(x[:10], t[:10]), moments_of(x[10:], t[10:]), weight, torch.zeros(1, 2),
-        intercept=True, mean_only=False,
+        intercept=True,
     )  # fmt: skip
     assert torch.equal(found.weight, weight.double())
 
@@ -246,7 +271,7 @@ def test_the_eigendecomposition_and_cholesky_agree_at_every_ridge() -> None:
     x, t = data(50, 5), data(50, 2, seed=1)
     covariances = moments_of(x, t).centred()
     weight = data(1, 2, 5, seed=2).double()
-    for ridge, moved in module_moments._path(covariances, weight, mean_only=False)[1:]:
+    for ridge, moved in module_moments._path(covariances, weight)[1:]:
         torch.testing.assert_close(moved, solve(covariances, weight, ridge=ridge), rtol=1e-8, atol=1e-10)
 
 

@@ -84,7 +84,9 @@ def command(
         typer.Option(help="none, mean, batch-norm, least-squares or distill; least-squares where there is data."),
     ] = "auto",
     calibration: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=1)] = 512,
-    memory: Annotated[float, typer.Option(help="GB that repair may hold; it looks at fewer images to fit.")] = 4.0,
+    memory: Annotated[
+        float, typer.Option(help="GB that repair may hold; it looks at fewer images, or fits biases alone, to fit.")
+    ] = 4.0,
     align: Annotated[
         str, typer.Option(help="Widths are multiples of this number; by default of 8, of less in narrow layers.")
     ] = "auto",
