@@ -40,7 +40,7 @@ from compressor.errors import CalibrationError
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.lent import evaluating
-from compressor.program import Program, Walk, program_of, readers
+from compressor.program import Program, Walk, calls, program_of
 from compressor.soundness import broken_in
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ def _tally(
     tallies: dict[tuple[str, Role], _Tally],
 ) -> None:
     """Add what the layers with the wanted weights read and write on one batch."""
-    layers = dict(readers(program))
+    layers = dict(calls(program))
     walk = Walk(program, [[t] for t in inputs])
     while walk.at < len(program.nodes):
         i, node = walk.at, program.nodes[walk.at]

@@ -8,7 +8,7 @@ one pass backwards gives the whole curve from all channels to one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from compressor.affording import rows_within, too_large
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.moments import LEAST_ROWS, WIDEST, Moments, Reader, drawn_positions, features, reader_of, wanted_rows
-from compressor.program import Program, Walk, readers
+from compressor.program import Program, Walk, calls
 
 Say = Callable[[str], None]
 RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels repeat each other
@@ -35,7 +35,8 @@ class Reading:
 
     reader: Reader
     matrix: Tensor  # [groups, outputs / groups, features], float64
-    moments: Moments
+    moments: Moments  # over all calls of the layer
+    called: int = 1
 
     @property
     def wide(self) -> bool:
@@ -68,8 +69,9 @@ def readings_of(
     them.
     """
     generator = torch.Generator().manual_seed(seed)
-    at = {i: node for i, node in readers(program) if program.tensor_name(node.args[1]) in names}
-    found = {reading.reader.weight: reading for reading in (_reading(program, node) for node in at.values())}
+    at = {i: node for i, node in calls(program) if program.tensor_name(node.args[1]) in names}
+    found = _empty(program, at.values())
+    at = {i: node for i, node in at.items() if program.tensor_name(node.args[1]) in found}
     without = too_large({name: reading.matrix for name, reading in found.items()}, memory_bytes)
     for name in sorted(without):
         say(f"`{name}` reads too many features for memory: its channels are judged by variances alone")
@@ -91,10 +93,22 @@ def readings_of(
     return found
 
 
-def _reading(program: Program, node: fx.Node) -> Reading:
-    weight = program.constants[node.args[1]]  # type: ignore[index]  # a reader's weight is a node
-    reader = reader_of(program, node, weight)
-    return Reading(reader=reader, matrix=reader.matrix(weight).double(), moments=Moments())
+def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, Reading]:
+    """A reading without rows for every layer that the operators run; none where the calls of one differ in kind."""
+    by_name: dict[str, list[Reader]] = {}
+    weights: dict[str, Tensor] = {}
+    for node in nodes:
+        weight = program.constants[node.args[1]]  # type: ignore[index]  # a reader's weight is a node
+        reader = reader_of(program, node, weight)
+        by_name.setdefault(reader.weight, []).append(reader)
+        weights[reader.weight] = weight
+    return {
+        name: Reading(
+            reader=each[0], matrix=each[0].matrix(weights[name]).double(), moments=Moments(), called=len(each)
+        )
+        for name, each in by_name.items()
+        if all(reader == each[0] for reader in each)
+    }
 
 
 def _rows(reading: Reading, batches: int, memory_bytes: int | None, *, diagonal: bool) -> int:

@@ -261,3 +261,13 @@ def readers(program: Program) -> Iterator[tuple[int, fx.Node]]:
         known = isinstance(weight, fx.Node) and program.tensor_name(weight) is not None
         if operator(node) in READING and known and len(weight.users) == 1:  # type: ignore[union-attr]  # it is a node
             yield i, node
+
+
+def calls(program: Program) -> Iterator[tuple[int, fx.Node]]:
+    """The same with layers that are called several times, once for each call; their weights serve nothing else."""
+    for i, node in enumerate(program.nodes):
+        weight = node.args[1] if len(node.args) > 1 else None
+        if operator(node) not in READING or not isinstance(weight, fx.Node) or program.tensor_name(weight) is None:
+            continue
+        if all(operator(u) in READING and u.args[1] is weight and u.args[0] is not weight for u in weight.users):
+            yield i, node

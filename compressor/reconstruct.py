@@ -36,7 +36,7 @@ from compressor.moments import (
     targets,
     wanted_rows,
 )
-from compressor.program import Program, Walk, call, operator, readers, side_by_side
+from compressor.program import Program, Walk, call, calls, operator, readers, side_by_side
 from compressor.residual import LAYOUTS, Branch, norm_behind, residual_sum
 from compressor.surgery import Surgery
 
@@ -127,6 +127,8 @@ class _SideBySide:
         self.kept = {} if mask is None else {n: kept for n, kept in mask.kept.items() if not bool(kept.all())}
         self.generator = torch.Generator().manual_seed(seed)
         self.readers = dict(readers(small))
+        self.repeated = {i: node for i, node in calls(small) if i not in self.readers}
+        self.told: set[str] = set()
         self.index = small.index
         self.changed: set[fx.Node] = set()
         dense_tensors = {name: dense.constants[node] for node, name in dense.names.items()}
@@ -146,12 +148,21 @@ class _SideBySide:
                 assert isinstance(source, fx.Node)
                 self.say(f"repairing {name}")
                 done += self._fit(i, node, source)
+            if i in self.repeated and source in self.changed:
+                self._tell_of(node)
             self._advance_dense(i)
             if any(a in self.changed or a in self.different for a in node.all_input_nodes):
                 self.changed.add(node)
             self.small.step()
             self._free_dense(i)
         return tuple(done)
+
+    def _tell_of(self, node: fx.Node) -> None:
+        """A layer that is called several times reads other things each time, some of them not made yet: it stays."""
+        name = self.small.program.tensor_name(node.args[1]) or ""
+        if name not in self.told:
+            self.told.add(name)
+            self.say(f"{name} is called several times: it is not repaired")
 
     def _advance_dense(self, index: int) -> None:
         while self.dense.at <= index:

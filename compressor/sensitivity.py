@@ -26,7 +26,7 @@ from compressor.elimination import RIDGE, Reading, consumers, features_of
 from compressor.groups import ChannelGroup
 from compressor.moments import Covariances, solve
 from compressor.outputs import tensors_in
-from compressor.program import Program, Walk, readers
+from compressor.program import Program, Walk, calls, readers
 from compressor.residual import norm_behind
 
 Say = Callable[[str], None]
@@ -83,12 +83,15 @@ def sensitivity(
     """A curve for every group whose readers are known; `widths` are what is tried, full width left out."""
     say = say or (lambda _: None)
     first: dict[int, list[ChannelGroup]] = {}
-    reader_nodes = {program.tensor_name(node.args[1]): (i, node) for i, node in readers(program)}
+    called_first: dict[str | None, int] = {}
+    for i, node in calls(program):
+        called_first.setdefault(program.tensor_name(node.args[1]), i)
     for group in groups:
         known = consumers(group, readings)
         if known:
-            first.setdefault(min(reader_nodes[m.tensor][0] for m, _ in known), []).append(group)
-    norms = {name: norm_behind(program, node) for name, (_, node) in reader_nodes.items() if name is not None}
+            first.setdefault(min(called_first[m.tensor] for m, _ in known), []).append(group)
+    named = ((program.tensor_name(node.args[1]), node) for _, node in readers(program))
+    norms = {name: norm_behind(program, node) for name, node in named if name is not None}
     curves: dict[str, Curve] = {}
     inputs = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
@@ -119,7 +122,10 @@ def narrowed(
     norms: Mapping[str, str | None],
     gone: Tensor,
 ) -> dict[str, Tensor]:
-    """The readers' weights and biases, in the dense shapes, when the channels in `gone` are silent and made up for."""
+    """The readers' weights and biases, in the dense shapes, when the channels in `gone` are silent and made up for.
+
+    Layers that are called several times are not repaired (`compressor.reconstruct`), and make up for nothing.
+    """
     held = {name: program.constants[node] for node, name in program.names.items()}
     changed: dict[str, Tensor] = {}
     for member, reading in consumers(group, readings):
@@ -136,12 +142,13 @@ def narrowed(
             index = keep.nonzero().flatten()
             weight = reading.matrix[block]
             fitted = torch.zeros_like(weight)
-            if len(index) and not reading.wide:
+            if len(index) and not reading.wide and reading.called == 1:
                 fitted[:, index] = _fitted(covariance[block], weight, index)
             else:
                 fitted[:, index] = weight[:, index]
             matrix[block] = fitted
-            shift[block] = (weight - fitted) @ mean[block]
+            if reading.called == 1:
+                shift[block] = (weight - fitted) @ mean[block]
         name = member.tensor
         changed[name] = reading.reader.tensor(matrix).to(held[name].dtype)
         bias, norm = reading.reader.bias, norms.get(name)

@@ -244,8 +244,8 @@ def test_inspect_lists_the_groups_of_a_network_whatever_its_widths_are_rounded_t
     assert [row[1] for row in found.would_leave] == pytest.approx([0.75, 0.5, 0.25], abs=0.26)
 
 
-class SharedHeads(nn.Module):
-    """Two scales, read by one output convolution: no layer shows alone what is read of their channels."""
+class TwoStrides(nn.Module):
+    """Two scales, read by one weight with two strides: what is read of their channels is no one layer's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,17 +254,18 @@ class SharedHeads(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         stem = torch.relu(self.stem(x))
-        return self.out(torch.relu(self.first(stem))), self.out(torch.relu(self.second(stem)))
+        second = torch.relu(self.second(stem))
+        return self.out(torch.relu(self.first(stem))), nn.functional.conv2d(second, self.out.weight, stride=2)
 
 
 def test_a_group_that_the_criterion_cannot_judge_is_judged_otherwise_with_a_word() -> None:
     images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     data = Data(name="n", source="n", train=Images((images * 255).to(torch.uint8), torch.full((64,), -1)), tune=None,
                 test=None, split_seed=0)  # fmt: skip
-    dense = checkpoint_of(alive(SharedHeads()), (1, 3, 16, 16))
+    dense = checkpoint_of(alive(TwoStrides()), (1, 3, 16, 16))
     lines: list[str] = []
     pruned = prune(dense, Request(budget=HALF, criterion="obs", images=64), data=data, say=lines.append)
     assert all(len(gone) == 8 for gone in pruned.levels[0].plan.removed.values())
     assert [line for line in lines if "cannot judge" in line] == [
-        "`obs` cannot judge the group of `first`: `l1-norm` does"
+        "`obs` cannot judge the group of `second`: `l1-norm` does"
     ]
