@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from compressor.data import Data, Images
 from compressor.elimination import readings_of
+from compressor.groups import trace
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.program import calls, program_of, readers
 from compressor.repair import Repair
 from compressor.request import Request
+from compressor.sensitivity import narrowed
 from tests.topologies import INPUT, alive, checkpoint_of
 
 
@@ -95,3 +97,15 @@ def test_channels_that_they_read_are_judged_and_pruned(criterion: str, scope: Sc
     assert found.checkpoint.module.out.weight.shape[1] < 8  # type: ignore[union-attr,index]
     assert not any("cannot judge" in line for line in said)
     assert said.count("out.weight is called several times: it is not repaired") == 1
+
+
+def test_measuring_counts_on_no_repair_of_them() -> None:
+    net = alive(TwoScales())
+    program = program_of(net, batches()[0], batch=8)
+    group = next(g for g in trace(net, batches()[0]).groups if "out.weight" in {m.tensor for m in g.members})
+    gone = torch.arange(group.channels) < 3
+    changed = narrowed(program, group, readings_of(program, batches(), {"out.weight"}), {}, gone)
+    weight, before = changed["out.weight"], net.out.weight  # type: ignore[union-attr]
+    assert not bool(weight[:, gone].any())
+    assert torch.equal(weight[:, ~gone], before[:, ~gone])  # type: ignore[index]
+    assert torch.equal(changed["out.bias"], net.out.bias)  # type: ignore[union-attr,arg-type]
