@@ -63,10 +63,14 @@ def converted(module: M, convert: Callable[[Tensor], Tensor], *, trainable: bool
     return copy_of(module, instead=made)
 
 
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
 def same_storage(a: Tensor, b: Tensor) -> bool:
     """Whether one tensor is the other, or a part or another view of it."""
     strided = a.layout is torch.strided and b.layout is torch.strided
-    return a is b or (strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+    return a is b or (strided and _storage(a) == _storage(b))
 
 
 class _Copier:
@@ -74,7 +78,9 @@ class _Copier:
 
     def __init__(self, module: nn.Module) -> None:
         self.memo: dict[int, Any] = {}
-        self.own = {id(one) for one in (*nn.Module.modules(module), *module.parameters(), *module.buffers())}
+        held = (*module.parameters(), *module.buffers())
+        self.own = {id(one) for one in (*nn.Module.modules(module), *held)}
+        self.by_storage = {_storage(t): t for t in held if t.layout is torch.strided}
 
     def of(self, x: Any) -> Any:
         """The copy of an object; the object itself where it cannot be copied."""
@@ -102,6 +108,8 @@ class _Copier:
                 return x if isinstance(x.__self__, WHOLE) else getattr(self.of(x.__self__), x.__name__)
             case functools._lru_cache_wrapper():
                 return functools.lru_cache(**x.cache_parameters())(self.of(x.__wrapped__))
+            case Tensor() if id(x) not in self.own and x.layout is torch.strided and _storage(x) in self.by_storage:
+                return self._view(x, self.by_storage[_storage(x)])
             case Tensor() if not x.is_leaf:  # kept from an earlier pass
                 return x.detach().clone()
         kind = type(x)
@@ -114,6 +122,16 @@ class _Copier:
         if hasattr(kind, "__deepcopy__"):
             return x.__deepcopy__(self.memo)
         return self._rebuilt(x)
+
+    def _view(self, x: Tensor, whole: Tensor) -> Tensor:
+        """The same view of the copy of the parameter or buffer `whole`."""
+        made: Tensor = self.of(whole).detach()
+        place = x.shape, x.stride(), x.storage_offset() - whole.storage_offset()
+        if place == (whole.shape, whole.stride(), 0):
+            return made
+        if made.shape != whole.shape or made.stride() != whole.stride():
+            raise GroupError("it keeps a part of a tensor that becomes narrower")
+        return made.as_strided(*place[:2], place[2] + made.storage_offset())
 
     def _filled(self, x: Any) -> Any:
         made: Any = type(x)()

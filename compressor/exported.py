@@ -65,10 +65,13 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     with quiet_exporter(), torch.no_grad():
         try:
             twin = twin_of(module)
+            twin(*inputs)  # in its first pass a network may prepare itself
             with StoppedAtValues():
                 found = _export(twin, inputs)
             if not any(map(_hangs_on_values, found.graph.nodes)):
                 return _at(followed(read_program(found, held_of(twin)), module), inputs)
+        except GroupError:
+            raise
         except Exception as error:  # the exporter raises whatever the network's code made it stumble over
             if not hangs_on_data(error):
                 raise _untraceable(error) from error

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.agreement import check_agreement
 from compressor.coupling import Ids
 from compressor.decomposed import take_apart_
 from compressor.errors import GroupError
@@ -146,6 +147,7 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     """
     graph = exported(module, example_inputs)
     take_apart_(graph)
+    check_agreement(graph, module, example_inputs)
     if _has_a_group_for_every_image(graph):
         example_inputs = [torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in example_inputs]
     patterns: Patterns = {}

@@ -27,6 +27,29 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             layer.training = training
 
 
+@contextlib.contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """What forward passes write into buffers, attributes, and lists and dicts in attributes is undone at the end."""
+    layers = list(nn.Module.modules(module))
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    attributes = [(layer, dict(vars(layer))) for layer in layers]
+    kept = [value for _, before in attributes for value in before.values() if type(value) in (dict, list)]
+    contents = [(value, value.copy()) for value in kept]
+    try:
+        yield
+    finally:
+        for layer, had in attributes:
+            vars(layer).clear()
+            vars(layer).update(had)
+        for value, held in contents:
+            value.clear()
+            value.update(held) if isinstance(value, dict) else value.extend(held)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
 def without_values(module: nn.Module) -> nn.Module:
     """A copy in eval mode whose tensors have shapes and no values (torch's `meta` device): it takes no memory."""
     return converted(module, lambda tensor: tensor.to("meta"), trainable=False).to("meta").eval()

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.agreement import traced_program
 from compressor.coupling import Bools, Dim, Labels
 from compressor.errors import SurgeryError
-from compressor.exported import exported, read_program
+from compressor.exported import read_program
 from compressor.recorded import RecordedProgram, name_from, numbers_from, plain_from, program_from
 from compressor.rules import name_of
 from compressor.silence import left
@@ -61,7 +62,7 @@ def program_of_file(found: Any) -> RecordedProgram:
 
 def as_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> RecordedProgram:
     """The module as its exported program, with nothing mended; it says what the module says."""
-    trace = Trace(exported=exported(module, example_inputs), labels=Labels())
+    trace = Trace(exported=traced_program(module, example_inputs), labels=Labels())
     return program_from(mended(trace, module, set()), module.state_dict())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,11 @@ def silenced_outputs(
     whole: Mapping[str, Sequence[fx.Node]],
     *,
     dtype: torch.dtype,
+    note: Callable[[fx.Node, Any], None] | None = None,
 ) -> list[Tensor]:
     """What `dense` says on `inputs`, in `dtype`, when the labels `gone` are silent: its outputs, then `whole`'s.
 
-    `said` is what to compare with.
+    `said` is what to compare with. `note` is called with what each operator returns.
     """
     graph = trace.exported
     held = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
@@ -48,18 +49,31 @@ def silenced_outputs(
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 if node.name in graph.tensors:
-                    env[node] = in_precision(held[graph.tensors[node.name][0]].detach(), dtype)
+                    env[node] = _to_read(node, held[graph.tensors[node.name][0]].detach(), dtype)
                 elif node.name in graph.constants:
-                    env[node] = in_precision(graph.constants[node.name], dtype)
+                    env[node] = _to_read(node, graph.constants[node.name], dtype)
                 else:
                     env[node] = next(given)
             elif node.op == "call_function":
                 env[node] = silence.run(node, env)
+                if note is not None:
+                    note(node, env[node])
             for done in leaving.get(node, ()):
                 if done not in kept:
                     env.pop(done, None)
     outputs = [t for out in graph.outputs for t in pytree.tree_leaves(env[out]) if isinstance(t, Tensor)]
     return outputs + [env[one] for calls in whole.values() for one in calls]
+
+
+def _to_read(placeholder: fx.Node, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`; a copy where an operator writes into it, for it belongs to the network."""
+    found = in_precision(tensor, dtype)
+    return found.clone() if found is tensor and any(map(_writes, placeholder.users)) else found
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def said(

@@ -217,3 +217,117 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
     for kind in (Hooked, HookList, HookReplaces, PreHook, Lambda, LambdaInDict, Partial, Bound, PlainList, WeightInList,
                  Property, TwoNames, TwoNamesShuffled, Table, HoldsModule)
 }  # fmt: skip
+
+
+class Registered(Base):
+    """A hook finds the network by a list of the Python module, so that a copy's hook writes into the original."""
+
+    networks: list[Registered] = []  # noqa: RUF012  # a class's own list is what this is about
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {"a": torch.zeros(1)}
+        self.skip = nn.Conv2d(16, 12, 1)
+        self.networks.append(self)
+        number = len(self.networks) - 1
+        self.a.register_forward_hook(lambda _, __, output: Registered.networks[number].seen.__setitem__("a", output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu())
+        seen = self.seen["a"]
+        return self.ended(y + self.skip(seen) if seen.ndim == 4 else y)
+
+
+class RegisteredWeight(Base):
+    """A function finds a weight by a list of the Python module."""
+
+    weights: list[Tensor] = []  # noqa: RUF012  # as above
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights.append(self.b.weight)
+        self.number = len(self.weights) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = RegisteredWeight.weights[self.number]
+        return self.ended(nn.functional.conv2d(self.a(x).relu(), weight, padding=1))
+
+
+class FirstFeature(Base):
+    """Keeps a feature of the first input for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if self.first is None:
+            self.first = y.mean((0, 2, 3)).detach().view(1, -1, 1, 1)
+        return self.ended(self.b(y * self.first))
+
+
+class PreviousFeature(Base):
+    """Adds what it computed on the input before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = torch.zeros(1, 16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        before, self.before = self.before, y.mean((0, 2, 3)).view(1, -1, 1, 1)
+        return self.ended(self.b(y + before))
+
+
+class Counts(Base):
+    """Its class counts calls, and every second one is another."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counts.calls += 1
+        return self.ended(self.b(self.a(x).relu()) * (1 + Counts.calls % 2))
+
+
+class CountsOwn(Base):
+    """The first call is another one than all that follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.ended(self.b(self.a(x).relu()) * (1 if self.calls > 1 else 2))
+
+
+class PartOfWeight(Base):
+    """Takes a part of a weight once and for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = self.b.weight.detach()[:, :8]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        return self.ended(self.b(y) + nn.functional.conv2d(y[:, :8], self.part, padding=1))
+
+
+class OfTheExample(Base):
+    """Code that reads a value freezes it: the program has the example's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ended(self.b(self.a(x).relu()) * float(x.detach().abs().max().numpy()))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {  # network, and what the refusal says
+    "Registered": (Registered, "not this network"),
+    "RegisteredWeight": (RegisteredWeight, "reads `b.weight` in a way that a copy of it does not follow"),
+    "FirstFeature": (FirstFeature, "not this network"),
+    "PreviousFeature": (PreviousFeature, "not this network"),
+    "Counts": (Counts, "returns something else when it is called again"),
+    "CountsOwn": (CountsOwn, "not this network"),
+    "PartOfWeight": (PartOfWeight, "reads a part of `b.weight`"),
+    "OfTheExample": (OfTheExample, "cannot be traced"),
+}

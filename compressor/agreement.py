@@ -1,0 +1,298 @@
+"""The traced program is the network: compared with the user's own module, always, before anything is cut.
+
+What an exporter cannot see it freezes: a feature that a hook keeps outside the network would be the example image's for
+ever. So the program and the module run on fresh inputs, and on another batch size where the module takes one; outputs
+are compared, and of every layer that is one operator the sums of what it returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.coupling import Labels
+from compressor.errors import GroupError
+from compressor.exported import Exported, exported
+from compressor.input_spec import random_like
+from compressor.lent import evaluating, plain_attention, state_kept
+from compressor.outputs import relative_difference
+from compressor.precision import copy_in_precision, in_precision, types_in
+from compressor.silence import said, silenced_outputs
+from compressor.tracing import Trace
+
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
+FRESH = 40_361  # a seed that no example is drawn by: the same values would show nothing
+SMALL = 0.05  # what is further apart is no rounding, however it grew
+UNSURE = 1e-3  # rounding in float32, where nothing can be computed in float64
+SIMPLE = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding,
+)  # fmt: skip
+BY_SELF = "let its `forward` take parameters and features from `self`, from its layers or from its inputs"
+
+
+def traced_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
+    """The module's program (`compressor.exported`), which says what the module says; the module stays as it was.
+
+    Refused: a network that cannot be exported, whose program says anything else beyond rounding, or whose parameters
+    are constants of the program.
+    """
+    graph = exported(module, example_inputs)
+    check_agreement(graph, module, example_inputs)
+    return graph
+
+
+def check_agreement(graph: Exported, module: nn.Module, example_inputs: Sequence[Tensor]) -> None:
+    """Refuses a program that does not say what the module says on fresh inputs, beyond rounding.
+
+    One that has the choices of a detector fixed is compared with a module that makes the same. Another batch size is
+    tried where the program leaves it open and the module takes one. A module of other types is compared in float32.
+    """
+    subject = copy_in_precision(module, torch.float32) if types_in(module) else module
+    examples = [in_precision(t, torch.float32) for t in example_inputs]
+    with evaluating(subject), state_kept(subject), plain_attention():
+        for number, inputs in enumerate(_fresh(graph, examples)):
+            try:
+                spoken = _spoken(graph, subject, inputs)
+            except Exception as error:  # from the user's code, on inputs that nobody promised it takes
+                if number and inputs[0].shape != examples[0].shape:
+                    continue
+                spoken = _spoken_on_example(graph, subject, examples, error)
+                inputs = examples
+            found = _differences(graph, subject, inputs, spoken)
+            if found is not None and not _is_rounding(graph, subject, inputs, found, spoken):
+                raise _refusal(graph, subject, inputs, found)
+
+
+def _fresh(graph: Exported, examples: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Random inputs of other values than the example's; the second of another batch size where that is open."""
+    batch = len(examples[0]) if examples and examples[0].ndim else 1
+    return [
+        random_like(examples, batch=batch, seed=FRESH),
+        random_like(examples, batch=batch + 2 * graph.open, seed=FRESH + 1),
+    ]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Spoken:
+    """What was returned: the outputs, and of each call of a simple layer three sums over what it returned."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def _sums(value: Tensor) -> Tensor:
+    size = value.detach().abs()
+    return torch.stack([value.detach().sum(), size.sum(), size.max() if size.numel() else size.sum()])  # [3]
+
+
+def _simple(subject: nn.Module) -> dict[str, nn.Module]:
+    """The layers that are one operator, by name: nobody else's code says what they return."""
+    return {
+        name: layer
+        for name, layer in subject.named_modules()
+        if type(layer) in SIMPLE and not layer._forward_hooks and "forward" not in vars(layer)
+    }
+
+
+def _spoken(graph: Exported, subject: nn.Module, inputs: Sequence[Tensor], *, dtype: Any = torch.float32) -> _Spoken:
+    """What the module returns; the choices are the program's."""
+    spoken, hooks = _Spoken(), []
+
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            spoken.layers.setdefault(name, []).append(_sums(output))
+
+    try:
+        for name, layer in _simple(subject).items():
+            hooks.append(layer.register_forward_hook(lambda _, __, output, name=name: note(name, output)))
+        with _seeded():
+            spoken.outputs = said(_bare(graph), subject, [t.clone() for t in inputs], {}, dtype=dtype)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if graph.choices:  # it ran twice, and chose alike in the second run
+        spoken.layers = {n: calls[len(calls) // 2 :] for n, calls in spoken.layers.items() if len(calls) % 2 == 0}
+    return spoken
+
+
+def _answered(graph: Exported, subject: nn.Module, inputs: Sequence[Tensor], *, dtype: Any = torch.float32) -> _Spoken:
+    """What the program returns, with the weights of the module."""
+    nodes = _layer_nodes(graph, _simple(subject))
+    spoken = _Spoken()
+
+    def note(node: fx.Node, value: Any) -> None:
+        name = nodes.get(node)
+        if name is not None and isinstance(value, Tensor) and value.is_floating_point():
+            spoken.layers.setdefault(name, []).append(_sums(value))
+
+    with _seeded():
+        given = [t.clone() for t in inputs]
+        spoken.outputs = silenced_outputs(_bare(graph), subject, set(), given, {}, dtype=dtype, note=note)
+    return spoken
+
+
+def _bare(graph: Exported) -> Trace:
+    return Trace(exported=graph, labels=Labels())
+
+
+def _layer_nodes(graph: Exported, simple: Mapping[str, nn.Module]) -> dict[fx.Node, str]:
+    """The operators that take a simple layer's weight, with the layer's name."""
+    found: dict[fx.Node, str] = {}
+    for node in graph.graph.nodes:
+        for argument in node.all_input_nodes:
+            name = graph.tensors[argument.name][0] if argument.name in graph.tensors else ""
+            layer, _, leaf = name.rpartition(".")
+            if leaf == "weight" and layer in simple:
+                found[node] = layer
+    return found
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """The same random numbers for a network that draws some."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Difference:
+    """How far the outputs lie apart, and where it begins, as far as layers say it."""
+
+    worst: float
+    where: str
+    layers: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of outputs or of layers."""
+        return max(self.worst, self.layers)
+
+
+def _differences(
+    graph: Exported, subject: nn.Module, inputs: Sequence[Tensor], spoken: _Spoken, *, dtype: Any = torch.float32
+) -> _Difference | None:
+    """Where the program says something else than the module did; `None` where nowhere beyond rounding."""
+    try:
+        answered = _answered(graph, subject, inputs, dtype=dtype)
+    except Exception as error:  # a program raises whatever its operators raise
+        text = " ".join(str(error).split())[:120]
+        return _Difference(worst=float("inf"), where=f"where the network runs, it does not: {text}")
+    if [t.shape for t in answered.outputs] != [t.shape for t in spoken.outputs]:
+        shapes = [" and ".join(str(list(t.shape)) for t in one.outputs) for one in (spoken, answered)]
+        return _Difference(worst=float("inf"), where=f"outputs are {shapes[0]} in the network, {shapes[1]} in it")
+    worst = [_difference(a, b) for a, b in zip(answered.outputs, spoken.outputs, strict=True)]
+    far = max(worst, default=0.0)
+    names = [n for n, calls in answered.layers.items() if len(calls) == len(spoken.layers.get(n, ()))]
+    apart = {n: max(_apart(a, b) for a, b in zip(answered.layers[n], spoken.layers[n], strict=True)) for n in names}
+    beyond = [n for n in names if not apart[n] <= 10 * ROUNDING[dtype]]
+    if far <= ROUNDING[dtype] and not beyond:
+        return None
+    where = f"layer `{beyond[0]}` returns something else" if beyond else f"output {worst.index(far)}"
+    return _Difference(worst=far, where=where, layers=max((apart[n] for n in beyond), default=0.0))
+
+
+def _difference(answer: Tensor, reference: Tensor) -> float:
+    """The relative difference of what is finite in both; infinite where one is finite and the other is not."""
+    if answer.dtype != reference.dtype or not (reference.is_floating_point() or reference.is_complex()):
+        answer, reference = answer.double(), reference.double()
+    finite = torch.isfinite(reference)
+    if not torch.equal(finite, torch.isfinite(answer)):
+        return float("inf")
+    return relative_difference(answer[finite], reference[finite]) if finite.any() else 0.0
+
+
+def _apart(answer: Tensor, reference: Tensor) -> float:
+    """How far two triples of sums lie apart, over the sum of sizes."""
+    if not torch.isfinite(reference).all():
+        return 0.0
+    scale = torch.stack([reference[1], reference[1], reference[2]]).clamp_min(1e-30)
+    return float(((answer - reference).abs() / scale).max().nan_to_num(float("inf")))
+
+
+def _is_rounding(
+    graph: Exported, subject: nn.Module, inputs: Sequence[Tensor], found: _Difference, spoken: _Spoken
+) -> bool:
+    """Whether a small difference is one of rounding: in float64, where both run in that, it goes away."""
+    again = _spoken(graph, subject, inputs).outputs
+    if not found.largest < SMALL or any(map(_difference, again, spoken.outputs)):
+        return False
+    wide = [in_precision(t, torch.float64) for t in inputs]
+    try:
+        twin = copy_in_precision(subject, torch.float64)
+        spoken = _spoken(graph, twin, wide, dtype=torch.float64)
+        return _differences(graph, twin, wide, spoken, dtype=torch.float64) is None
+    except Exception:  # from the user's code, in a type that nobody promised it takes
+        return found.largest <= UNSURE
+
+
+def _spoken_on_example(graph: Exported, subject: nn.Module, examples: Sequence[Tensor], before: Exception) -> _Spoken:
+    """What the module returns on the example, where it does not run on fresh inputs."""
+    try:
+        return _spoken(graph, subject, examples)
+    except Exception as error:
+        raise GroupError(
+            f"this network does not run twice: {type(error).__name__}: {str(error).splitlines()[:1]}", hint=BY_SELF
+        ) from before
+
+
+def _refusal(graph: Exported, subject: nn.Module, inputs: Sequence[Tensor], found: _Difference) -> GroupError:
+    size = f" at batch size {len(inputs[0])}" if inputs and inputs[0].ndim else ""
+    far = f" by {found.largest:.2g}" if found.largest < float("inf") else ""
+    why = _why(graph, subject, inputs)
+    return GroupError(
+        f"the traced program is not this network: on other inputs{size} they differ{far} ({found.where})"
+        + (f"; {why}" if why else ""),
+        hint=BY_SELF,
+    )
+
+
+def _why(graph: Exported, subject: nn.Module, inputs: Sequence[Tensor]) -> str | None:
+    """What makes the difference, as far as it can be told: the module's state, or a constant that should follow."""
+    other = random_like(inputs, batch=len(inputs[0]), seed=FRESH + 2)
+    try:
+        first = _spoken(graph, subject, inputs).outputs
+        here = {path: t.detach().clone() for path, t in _kept_tensors(subject).items()}
+        again = _spoken(graph, subject, inputs).outputs
+        if [t.shape for t in first] != [t.shape for t in again] or any(map(_difference, again, first)):
+            return "the network itself returns something else when it is called again"
+        _spoken(graph, subject, other)
+    except Exception:  # from the user's code: then nothing more is known
+        return None
+    shapes = {tuple(t.shape[1:]) for t in graph.constants.values()}
+    for path, tensor in _kept_tensors(subject).items():
+        before = here.get(path)
+        moved = before is not None and (before.shape != tensor.shape or not torch.equal(before, tensor))
+        if moved and tuple(tensor.shape[1:]) in shapes:
+            return f"`{path}` follows the input in the network, and is a constant in the program"
+    return None
+
+
+PLUMBING = {"_parameters", "_buffers", "_modules"}
+
+
+def _kept_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a network keeps beside its parameters and buffers, by where they are."""
+    found: dict[str, Tensor] = {}
+
+    def look(path: str, value: Any, depth: int) -> None:
+        if isinstance(value, Tensor):
+            found[path] = value
+        elif isinstance(value, dict) and depth:
+            for key, inner in value.items():
+                look(f"{path}[{key!r}]", inner, depth - 1)
+        elif isinstance(value, (list, tuple)) and depth:
+            for number, inner in enumerate(value):
+                look(f"{path}[{number}]", inner, depth - 1)
+
+    for name, layer in module.named_modules():
+        for attribute, value in vars(layer).items():
+            if attribute not in PLUMBING:
+                look(f"{name}.{attribute}" if name else attribute, value, 2)
+    return found
