@@ -50,32 +50,34 @@ def traced_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> Expor
 def check_agreement(graph: Exported, module: nn.Module, example_inputs: Sequence[Tensor]) -> None:
     """Refuses a program that does not say what the module says on fresh inputs, beyond rounding.
 
-    One that has the choices of a detector fixed is compared with a module that makes the same. Another batch size is
-    tried where the program leaves it open and the module takes one. A module of other types is compared in float32.
+    One that has the choices of a detector fixed is compared with a module that makes the same. Where the program
+    leaves the batch open and the module takes another size, one batch of another size has all fresh inputs: a second
+    pass would cost as much as the tracing. A module of other types is compared in float32.
     """
     subject = copy_in_precision(module, torch.float32) if types_in(module) else module
     examples = [in_precision(t, torch.float32) for t in example_inputs]
     with evaluating(subject), state_kept(subject), plain_attention():
-        for number, inputs in enumerate(_fresh(graph, examples)):
+        for inputs in _fresh(graph, examples):
+            another = bool(inputs) and inputs[0].shape != examples[0].shape
             try:
                 spoken = _spoken(graph, subject, inputs)
             except Exception as error:  # from the user's code, on inputs that nobody promised it takes
-                if number and inputs[0].shape != examples[0].shape:
+                if another:
                     continue
                 spoken = _spoken_on_example(graph, subject, examples, error)
                 inputs = examples
             found = _differences(graph, subject, inputs, spoken)
             if found is not None and not _is_rounding(graph, subject, inputs, found, spoken):
                 raise _refusal(graph, subject, inputs, found)
+            if another:
+                return
 
 
 def _fresh(graph: Exported, examples: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Random inputs of other values than the example's; the second of another batch size where that is open."""
+    """Random inputs of other values than the example's: of another batch size where that is open; two of its own."""
     batch = len(examples[0]) if examples and examples[0].ndim else 1
-    return [
-        random_like(examples, batch=batch, seed=FRESH),
-        random_like(examples, batch=batch + 2 * graph.open, seed=FRESH + 1),
-    ]
+    other = [random_like(examples, batch=batch + 1, seed=FRESH)] if graph.open else []
+    return [*other, *(random_like(examples, batch=batch, seed=FRESH + n) for n in (1, 2))]
 
 
 @dataclass(slots=True, kw_only=True)

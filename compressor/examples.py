@@ -12,6 +12,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data, batches
 from compressor.fitting import FORWARD_ERRORS
 from compressor.input_spec import InputSpec
+from compressor.lent import state_kept
 from compressor.outputs import outputs_of
 
 LOOKED_AT = 16  # images, whose numbers are the range that further inputs are drawn from
@@ -48,7 +49,8 @@ def _first_batch(checkpoint: Checkpoint, data: Data | None) -> Tensor | None:
 
 def _answers(checkpoint: Checkpoint, image: Tensor) -> bool:
     try:
-        outputs = outputs_of(checkpoint.module, [image])
+        with state_kept(checkpoint.module):
+            outputs = outputs_of(checkpoint.module, [image])
     except FORWARD_ERRORS:
         return False
     return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point() or t.is_complex())

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.errors import CheckpointError
 from compressor.groups import CONVOLUTIONS, TRANSPOSED
-from compressor.lent import without_values
+from compressor.lent import state_kept, without_values
 from compressor.outputs import outputs_of
 
 SIZES = (28, 32, 64, 96, 128, 160, 224, 256, 299, 384, 512)
@@ -94,7 +94,7 @@ class _Trial:
                 if "meta" not in str(error).lower():
                     return False
         try:
-            with _Bounded(self.until):
+            with _Bounded(self.until), state_kept(self.module):
                 return _answers(outputs_of(self.module, [torch.randn(shape)]))
         except FORWARD_ERRORS:
             return False

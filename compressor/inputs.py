@@ -18,6 +18,7 @@ from compressor.architectures import Architecture
 from compressor.errors import CheckpointError
 from compressor.fitting import FORWARD_ERRORS, first_layer, fitting
 from compressor.input_spec import InputSpec, drawn_from, spec_from_text, specs_of
+from compressor.lent import state_kept
 from compressor.outputs import outputs_of
 from compressor.tables import Lookup, Lookups
 
@@ -165,7 +166,7 @@ def _settled(module: nn.Module, specs: tuple[InputSpec, ...]) -> tuple[tuple[Inp
         seen = Lookups(inputs)
         outcome: _Ran | Exception
         try:
-            with seen:
+            with seen, state_kept(module):
                 outcome = _Ran(inputs=inputs, outputs=outputs_of(module, inputs))
         except FORWARD_ERRORS as error:
             outcome = error

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.agreement import check_agreement, traced_program
+from compressor.architectures import Architecture
 from compressor.errors import GroupError
 from compressor.exported import Exported, exported
 from compressor.groups import trace
+from compressor.inputs import example_inputs
 from compressor.outputs import outputs_of
 from tests.follows import FOLLOWED, REFUSED, Base, Hooked
 from tests.topologies import INPUT, TOPOLOGIES, WAYS, alive
@@ -156,3 +158,14 @@ def test_a_network_in_which_rounding_grows_passes() -> None:
         check_agreement(graph, module, EXAMPLE)
     more.args = (sigmoid, 1 + 2**-51)
     check_agreement(graph, module, EXAMPLE)
+
+
+@pytest.mark.parametrize("name", ["FirstFeature", "PreviousFeature", "CountsOwn"])
+def test_a_shape_is_tried_without_a_trace(name: str) -> None:
+    """What a first pass keeps on the network would be of the shape that was tried, and look like a constant."""
+    module = alive(REFUSED[name][0]())
+    found = example_inputs(
+        module, given=["x".join(map(str, INPUT))], stored=None, architecture=Architecture(ref="made")
+    )
+    with pytest.raises(GroupError):
+        trace(module, found.tensors)
