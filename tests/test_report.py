@@ -492,22 +492,16 @@ def test_results_that_are_there_already_keep_their_bytes(results: dict[str, Any]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md", "results.json"]
 
 
-def test_the_command_prints_the_paths_that_it_wrote(
-    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_the_paths_that_it_wrote(results: dict[str, Any], pruned: Path) -> None:
     from compressor.cli.main import app
 
-    folder = tmp_path / "net.compressed"
-    folder.mkdir()
-    (folder / "recipe.json").write_text('{"schema": 1}')
-    (folder / "results.json").write_text(json.dumps(results))
-    monkeypatch.chdir(tmp_path)
+    (pruned / "tiny.compressed" / "results.json").write_text(json.dumps(results), encoding="utf-8")
     told = CliRunner().invoke(app, ["report", "--json"])
     assert told.exit_code == 0, told.output
-    assert json.loads(told.stdout)["html"] == "net.compressed/report.html"
-    told = CliRunner().invoke(app, ["report", "net.compressed", "--out", "pages"])
+    assert json.loads(told.stdout)["html"] == "tiny.compressed/report.html"
+    told = CliRunner().invoke(app, ["report", "tiny.compressed", "--out", "pages"])
     assert told.stdout.split() == ["wrote", "pages/report.html", "wrote", "pages/report.md"]
-    assert (tmp_path / "pages" / "report.html").exists()
+    assert (pruned / "pages" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
