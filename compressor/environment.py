@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -48,8 +49,13 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "device": "cpu" if gpu is None else f"cuda ({gpu})",
         "commit": commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": as_typed([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """A command line as a user would type it, whatever the locale that Python read its words in."""
+    return shlex.join(words).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def version(*names: str) -> str | None:

@@ -29,7 +29,7 @@ from compressor.recipe import How, Recipe, Start
 from compressor.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
 from compressor.retrain import read_early_state, retrain, starting_module
 from compressor.retraining import OF_THE_OLD_WEIGHTS, default_folder
-from compressor.schema import anything, listed, record, table
+from compressor.schema import anything, listed, optional, record, table
 from compressor.sparse import SAVES_NO_TIME
 from compressor.train import Callback, iterations_per_epoch
 from compressor.watch import StateAt, state_of
@@ -306,7 +306,7 @@ def _identity(search: Search, data: Data) -> dict[str, Any]:
 KEPT = record(
     {
         "identity": table(anything),
-        "early": tensors,
+        "early": optional(tensors),
         "module": tensors,
         "lineage": listed(table(anything)),
         "mask": tensors,

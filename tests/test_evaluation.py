@@ -176,7 +176,8 @@ class TestRefusals:
 
 class TestSplit:
     def test_the_default_is_the_test_split_where_there_is_one(self, tmp_path: Path) -> None:
-        both = {"train_images": np.zeros((9, 4, 4), np.uint8), "test_images": np.zeros((3, 4, 4), np.uint8)}
+        images = np.arange(12 * 16, dtype=np.uint8).reshape(12, 4, 4)
+        both = {"train_images": images[:9], "test_images": images[9:]}
         np.savez(tmp_path / "both.npz", **both)
         data = load_data(str(tmp_path / "both.npz"))
         assert (chosen_split(data, None)[0], len(chosen_split(data, None)[1])) == ("test", 3)
@@ -185,7 +186,8 @@ class TestSplit:
             chosen_split(data, "testing")
 
     def test_without_one_it_is_the_tune_split(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "d.npz", train_images=np.zeros((9, 4, 4)), val_images=np.zeros((2, 4, 4)))
+        images = np.arange(11 * 16.0).reshape(11, 4, 4) / 176
+        np.savez(tmp_path / "d.npz", train_images=images[:9], val_images=images[9:])
         assert chosen_split(load_data(str(tmp_path / "d.npz")), None)[0] == "tune"
 
 

@@ -318,7 +318,7 @@ class TestReplay:
             else:
                 checkpoint = factorize(checkpoint, at(0.7, Kind.SPATIAL, Kind.CHANNEL, align=1)).checkpoint
         write_artifact(  # which reads it back in a fresh process, and compares
-            tmp_path / "x.compressed", checkpoint, source={"path": "made.pt", "sha256": "0"}, results={"schema": 1}
+            tmp_path / "x.compressed", checkpoint, source={"path": "made.pt", "sha256": "0" * 64}, results={"schema": 1}
         )
         found = load_artifact(tmp_path / "x.compressed")
         assert torch.allclose(said(found), said(checkpoint), atol=1e-6)

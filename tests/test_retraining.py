@@ -47,8 +47,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "prune": pruned.to_json(),
         "export": {"old": 1},
         "bench": {"old": 1},
-        "evaluate": [1],
-        "quantize": 1,
+        "evaluate": [],
+        "quantize": {},
     }
     write_artifact(folder / "net.compressed", pruned.checkpoint, source=source, results=results, verify=False)
     module = load(RESNET).module

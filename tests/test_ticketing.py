@@ -163,7 +163,7 @@ class TestRun:
             with pytest.raises(RetrainError, match=f"another {what}"):
                 ticketing.run(other, data())
         (planned.state_file / ticketing.ROUNDS).write_bytes(b"broken")
-        with pytest.raises(RetrainError, match="no state of a search"):
+        with pytest.raises(RetrainError, match="no state of a run"):
             ticketing.run(planned, data())
 
     def test_the_weights_that_an_artifact_lacks_stay_away(self, early: Path) -> None:

@@ -86,6 +86,9 @@ class Watch:
 
         monkeypatch.setattr(subject, "train", watched)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        return self  # a copy of the network, hooks and all, writes into the same list
+
     def rows(self, tensor: str) -> list[list[int]]:
         """The channels whose weights were all zero, pass by pass."""
         return [(step[tensor].flatten(1).abs().sum(1) == 0).nonzero().flatten().tolist() for step in self.seen]

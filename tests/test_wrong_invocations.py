@@ -136,7 +136,6 @@ TOGETHER = [
     (("bench", *SMALL, "--read", "gone.json"), "cannot read gone.json"),
     (("bench", *SMALL, "--read", "."), "not a regular file"),
     (("adapt", *DENSE, "--source", "data.npz", "--target", "data.npz", "--rounds", "3"), "without a budget"),
-    (("evaluate", *DENSE, *DATA, "--dense", "tiny.pt"), "`--dense` says nothing without an artifact"),
     (("export", *SMALL, "--out", "x" * 300 + ".onnx"), ""),
     (("sensitivity", *DENSE, *DATA, "--out", "x" * 300 + ".svg"), ""),
     (("inspect", "x" * 300 + ".pt"), ""),

@@ -84,8 +84,6 @@ def command(
     else:
         checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
         subject = work.subject_of(checkpoint, model="network")
-    if artifact is None:
-        refuse_silent({"--dense": dense is not None}, because="without an artifact", hint="leave it out")
     subject = work.normalised(subject, mean, std)
     found = work.data_of(subject, data, checkpoint=checkpoint, root=data_root, download=download, seed=seed)
     reference, why_not = work.dense_of(artifact, dense, trust_pickle=trust_pickle)

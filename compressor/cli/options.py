@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -78,7 +77,9 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Thr
 
 def command_line() -> str:
     """The command that is running, as a user would type it."""
-    return shlex.join(["compress", *sys.argv[1:]])
+    from compressor.environment import as_typed
+
+    return as_typed(["compress", *sys.argv[1:]])
 
 
 def refuse_silent(options: Mapping[str, bool], *, because: str, hint: str) -> None:
