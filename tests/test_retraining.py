@@ -227,8 +227,8 @@ def test_add_results_keeps_what_is_there(made: Path, tmp_path: Path) -> None:
         tmp_path / "x.compressed",
         plan.checkpoint(),
         source=plan.recipe["source"],
-        results={"schema": 1, "prune": 1},
+        results={"schema": 1, "prune": {}},
         verify=False,
     )
     add_results(tmp_path / "x.compressed", "export", {"opset": 20})
-    assert open_artifact(tmp_path / "x.compressed").results() == {"schema": 1, "prune": 1, "export": {"opset": 20}}
+    assert open_artifact(tmp_path / "x.compressed").results() == {"schema": 1, "prune": {}, "export": {"opset": 20}}
