@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
-from torchvision.transforms import v2
 
 from compressor.errors import DataError, unknown
 
@@ -109,11 +108,15 @@ class Preprocessing:
     def shaped(self, images: Tensor) -> Tensor:
         """Images `[..., channels, h, w]` of the network's size and number of channels, their values as they were."""
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
-            images = v2.functional.resize(images, list(self.size), antialias=True)
+            from torchvision.transforms.v2 import functional
+
+            images = functional.resize(images, list(self.size), antialias=True)
         if self.channels == 3 and images.shape[-3] == 1:
             images = images.expand(*images.shape[:-3], 3, -1, -1)
         elif self.channels == 1 and images.shape[-3] == 3:
-            images = v2.functional.rgb_to_grayscale(images)
+            from torchvision.transforms.v2 import functional
+
+            images = functional.rgb_to_grayscale(images)
         if self.channels is not None and images.shape[-3] != self.channels:
             raise DataError(
                 f"the network reads {self.channels} channels, the images have {images.shape[-3]}",
@@ -259,6 +262,8 @@ Augmentation = Callable[[Tensor], Tensor]
 
 def augmentation_named(names: Sequence[str], *, size: tuple[int, int]) -> Augmentation | None:
     """Torchvision v2 transforms by name, drawn afresh for every image: `flip`, `crop` (padded by 1/14), `erase`."""
+    from torchvision.transforms import v2
+
     known: dict[str, Augmentation] = {
         "flip": v2.RandomHorizontalFlip(),
         "crop": v2.RandomCrop(size, padding=max(1, round(max(size) / 14))),  # 2 of 28, the usual share

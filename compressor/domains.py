@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from compressor.data import (
     UNLABELLED,
@@ -139,6 +138,8 @@ def shifted(images: ImageSet, shift: Shift, *, seed: int) -> Images:
     for some in torch.split(images.images, AT_ONCE):
         values = some.float() / 255 if some.dtype == torch.uint8 else some.float()
         if shift.degrees:
+            from torchvision.transforms import v2
+
             values = v2.functional.rotate(values, shift.degrees, interpolation=v2.InterpolationMode.BILINEAR)
         if shift.inverted:
             values = 1 - values

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from compressor.chosen import Choice, Forced, StoppedAtValues, choices_of
@@ -68,7 +67,7 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
             twin(*inputs)  # in its first pass a network may prepare itself
             with StoppedAtValues():
                 found = _export(twin, inputs)
-            if not any(map(_hangs_on_values, found.graph.nodes)):
+            if not any(map(_depends_on_values, found.graph.nodes)):
                 return _at(followed(read_program(found, held_of(twin)), module), inputs)
         except GroupError:
             raise
@@ -211,8 +210,10 @@ def hangs_on_data(error: BaseException) -> bool:
     return "data-dependent" in said or "datadependent" in said
 
 
-def _hangs_on_values(node: fx.Node) -> bool:
-    """Whether the shape of what the operator gives hangs on values."""
+def _depends_on_values(node: fx.Node) -> bool:
+    """Whether the shape of what the operator gives depends on values."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # sympy, which takes a second to import
+
     shaped = [t for t in tensors_in(node.meta.get("val")) if isinstance(t, Tensor)]
     return any(free_unbacked_symbols(t) for t in shaped)
 

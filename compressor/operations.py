@@ -15,7 +15,6 @@ import re
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  # the import registers its operators
 
 from compressor.errors import SurgeryError
 from compressor.names import printable
@@ -48,7 +47,11 @@ INTERNAL = frozenset(_INTERNAL.split())
 
 
 @functools.cache
-def _registered() -> frozenset[str]:
+def _registered(library: str) -> frozenset[str]:
+    """Every operator that torch knows, with those of torchvision where one of its own is asked for."""
+    if library == "torchvision":
+        import torchvision  # noqa: F401  # the import registers its operators, and takes seconds
+
     return frozenset(torch._C._dispatch_get_all_op_names())
 
 
@@ -65,7 +68,7 @@ def operation(name: str) -> Any:
     ):
         raise SurgeryError(f"a program names `{shown}`, which is no operator of torch or torchvision")
     registered = f"{library}::{kind}" + (f".{overload}" if overload != "default" else "")
-    if registered not in _registered():
+    if registered not in _registered(library):
         raise SurgeryError(f"this torch has no operator `{shown}`", hint="update torch")
     found = getattr(getattr(getattr(torch.ops, library), kind), overload)
     if not computes(found):
