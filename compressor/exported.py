@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
-from compressor.chosen import Choice, Forced, StoppedAtValues, choices_of
+from compressor.chosen import Choice, Forced, Stopped, StoppedAtValues, choices_of
 from compressor.copies import same_storage
 from compressor.errors import GroupError
 from compressor.inlining import inline_
-from compressor.lent import quiet_exporter
+from compressor.lent import tracing
 from compressor.outputs import tensors_in
 from compressor.precision import copy_in_precision, in_precision
 from compressor.sizes import is_met, size_of, takes_of
@@ -61,12 +62,10 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     Refused: a network that `torch.export` does not take.
     """
     inputs = tuple(in_precision(t, torch.float32) for t in example_inputs)
-    with quiet_exporter(), torch.no_grad():
+    with tracing(), torch.no_grad():
         try:
-            twin = twin_of(module)
-            twin(*inputs)  # in its first pass a network may prepare itself
-            with StoppedAtValues():
-                found = _export(twin, inputs)
+            twin = _prepared(module, inputs)
+            found = _export(twin, inputs)
             if not any(map(_depends_on_values, found.graph.nodes)):
                 return _at(followed(read_program(found, held_of(twin)), module), inputs)
         except GroupError:
@@ -95,6 +94,22 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
         graph, tensors=tensors, constants={**graph.constants, **chosen}, held=held, choices=tuple(choices), open=False
     )
     return followed(graph, module)
+
+
+def _prepared(module: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The twin after a pass: in its first one a network may prepare itself.
+
+    `Stopped` where it asks for shapes that depend on values: an exporter says so much later, or not at all.
+    """
+    with contextlib.suppress(Stopped), StoppedAtValues():
+        twin = twin_of(module)
+        twin(*inputs)
+        return twin
+    twin = twin_of(module)
+    twin(*inputs)
+    with StoppedAtValues():  # it may have been the preparation
+        twin(*inputs)
+    return twin
 
 
 def followed(graph: Exported, module: nn.Module) -> Exported:

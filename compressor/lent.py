@@ -7,8 +7,10 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.fx.config
 from torch import Tensor, nn
 
 from compressor.copies import converted
@@ -107,3 +109,18 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """As `quiet_exporter`, without who called each operator: that takes an eighth of the time, and nobody reads it."""
+    config: Any = torch.fx.config
+    before = getattr(config, "do_not_emit_stack_traces", None)  # torch knows it since 2.10
+    try:
+        if before is not None:
+            config.do_not_emit_stack_traces = True
+        with quiet_exporter():
+            yield
+    finally:
+        if before is not None:
+            config.do_not_emit_stack_traces = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import sample_models
 from compressor.environment import cores
 from tests.command_line import ARCH, done, make_inputs
+from tests.thorough import leave_out
 
 MOST_WORKERS = 4  # each is a process with torch in it
 
@@ -20,6 +22,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes `pytest` runs the tests in, unless `-n` says otherwise."""
     del config
     return min(MOST_WORKERS, cores())
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses among them
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What the default run leaves out."""
+    leave_out(items, whole_run=config.args == config.getini("testpaths"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: the collector need not look at it again and again (a tenth of the time)."""
+    gc.collect()
+    gc.freeze()
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores, and so do those that they start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -42,6 +43,17 @@ def pruned(module: nn.Module) -> tuple[RecordedProgram, Surgery]:
     assert surgery.program is not None
     assert isinstance(small, RecordedProgram)
     return small, surgery
+
+
+@functools.cache
+def _pruned_by_name(name: str) -> tuple[nn.Module, RecordedProgram, Surgery]:
+    module = alive(PROGRAMS[name]())
+    return module, *pruned(module)
+
+
+def pruned_by_name(name: str) -> tuple[nn.Module, RecordedProgram, Surgery]:
+    """A network of `PROGRAMS`, what is left of it, and how: a copy for each test of what is made once."""
+    return copy.deepcopy(_pruned_by_name(name))
 
 
 def said(module: nn.Module, x: Tensor) -> Tensor:
@@ -88,8 +100,7 @@ def test_a_program_learns_what_its_class_learns() -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_survives_json_with_the_same_outputs(name: str) -> None:
-    module = alive(PROGRAMS[name]())
-    small, surgery = pruned(module)
+    module, small, surgery = pruned_by_name(name)
     plain = json.loads(json.dumps(surgery.to_json(), allow_nan=False))
     again = operate(module, surgery_from_json(plain))
     assert list(again.state_dict()) == list(small.state_dict())
@@ -103,8 +114,7 @@ def test_a_program_survives_json_with_the_same_outputs(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_names_are_those_of_the_dense_network(name: str) -> None:
-    module = alive(PROGRAMS[name]())
-    small, surgery = pruned(module)
+    module, small, surgery = pruned_by_name(name)
     assert [n for n, _ in small.named_parameters()] == [n for n, _ in module.named_parameters()]
     assert set(small.state_dict()) >= set(module.state_dict())
     cut = surgery.cut_state(module.state_dict())
@@ -113,7 +123,7 @@ def test_names_are_those_of_the_dense_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_any_number_of_images_runs_and_each_is_answered_by_itself(name: str) -> None:
-    small, _ = pruned(alive(PROGRAMS[name]()))
+    _, small, _ = pruned_by_name(name)
     every = said(small, images(7))
     assert every.shape == (7, 5)
     for size in (1, 2, 3):
@@ -122,7 +132,7 @@ def test_any_number_of_images_runs_and_each_is_answered_by_itself(name: str) -> 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_can_be_exported_again(name: str) -> None:
-    small, _ = pruned(alive(PROGRAMS[name]()))
+    _, small, _ = pruned_by_name(name)
     batch = torch.export.Dim("batch", min=1, max=64)
     found = torch.export.export(small, (images(2),), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(said(found, images(5)), said(small, images(5)), rtol=1e-4, atol=1e-5)
@@ -130,7 +140,7 @@ def test_a_program_can_be_exported_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_runs_in_another_precision_and_comes_back(name: str) -> None:
-    small, _ = pruned(alive(PROGRAMS[name]()))
+    _, small, _ = pruned_by_name(name)
     before = said(small, images(2))
     exact = copy.deepcopy(small).double()
     assert said(exact, images(2).double()).dtype is torch.float64
@@ -139,7 +149,7 @@ def test_it_runs_in_another_precision_and_comes_back(name: str) -> None:
 
 
 def test_batch_norms_move_in_training_and_not_in_evaluation() -> None:
-    small, _ = pruned(alive(PaddedSkip()))
+    _, small, _ = pruned_by_name("padded skip")
     before = {k: v.clone() for k, v in small.state_dict().items()}
     assert not small.training
     small(images(4))
@@ -181,7 +191,7 @@ def test_a_norm_that_never_moved_does_not_begin_to() -> None:
 
 
 def test_dropout_drops_in_training_alone() -> None:
-    small, _ = pruned(alive(FusedAttention()))
+    _, small, _ = pruned_by_name("fused attention")
     assert torch.equal(small(images(4)), small(images(4)))
     small.train()
     torch.manual_seed(0)
@@ -192,7 +202,7 @@ def test_dropout_drops_in_training_alone() -> None:
 
 
 def test_a_copy_is_independent_and_like_it() -> None:
-    small, _ = pruned(alive(PaddedSkip()))
+    _, small, _ = pruned_by_name("padded skip")
     small.get_parameter("conv1.weight").requires_grad_(False)
     small.train()
     twin = copy.deepcopy(small)
@@ -222,7 +232,7 @@ def test_what_is_frozen_stays_frozen_by_name() -> None:
 
 def test_every_parameter_learns() -> None:
     for name in PROGRAMS:
-        small, _ = pruned(alive(PROGRAMS[name]()))
+        _, small, _ = pruned_by_name(name)
         small.train()
         small(images(4)).square().mean().backward()
         assert [n for n, p in small.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())] == []
