@@ -246,7 +246,7 @@ def test_what_is_written_into_positions_meets_what_was_there() -> None:
     assert proof.holds
 
 
-def test_an_exporter_is_stopped_where_shapes_hang_on_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_exporter_starts_where_shapes_depend_on_values(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[str] = []
     export = torch.export.export
 
@@ -261,7 +261,25 @@ def test_an_exporter_is_stopped_where_shapes_hang_on_values(monkeypatch: pytest.
 
     monkeypatch.setattr(torch.export, "export", noted)
     assert exported(detector(), EXAMPLE).choices
-    assert ends == ["Stopped", "written"]
+    assert ends == ["written"]  # once: with the choices made beforehand
+
+
+def test_what_a_network_prepares_by_values_in_its_first_pass_is_no_choice() -> None:
+    class Prepares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+            self.table: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.table is None:
+                marks = torch.arange(6.0)
+                self.table = marks[marks > 1]
+            return self.b(torch.relu(self.a(x))).mean((2, 3)) * self.table
+
+    graph = exported(Prepares(), EXAMPLE)
+    assert not graph.choices
+    assert graph.open
 
 
 def test_what_is_written_behind_a_mask_is_no_choice() -> None:
