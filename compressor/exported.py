@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,14 +210,35 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     open_batch: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # torch's own
     for tensor in (t for t in doubled if t.ndim):
         open_batch[tensor] = {0: torch.export.Dim.AUTO}
+    for lengths in (contextlib.nullcontext(), _lengths_left_open()):
+        try:
+            with lengths:
+                found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
+        except Exception as error:  # as above; with the batch size that it knows the network may do
+            if hangs_on_data(error):
+                raise
+            break
+        if _is_open(found):
+            return found
+    return torch.export.export(module, inputs)
+
+
+@contextlib.contextmanager
+def _lengths_left_open() -> Iterator[None]:
+    """`len(x)` of a tensor is its first size, as exporters know it, and not the number of images in the example.
+
+    Python makes a number of whatever `__len__` returns, so that nothing but another `len` leaves it open.
+    """
+    plain = builtins.len
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else plain(value)
+
+    builtins.len = length
     try:
-        found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
-    except Exception as error:  # as above; with the batch size that it knows the network may do
-        if hangs_on_data(error):
-            raise
-        found = None
-    # code that asks for `len(x)` fixes the batch without a word: then at the example's
-    return found if found is not None and _is_open(found) else torch.export.export(module, inputs)
+        yield
+    finally:
+        builtins.len = plain
 
 
 def hangs_on_data(error: BaseException) -> bool:

@@ -197,11 +197,10 @@ def _rounding(reference: Reference, bit: float) -> float:
 
 def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:
     """The types of numbers that both networks compute in, which costs a pass of each."""
+    twin = copy_in_precision(reference.dense, reference.dtype)  # the type that weights are kept in is none they run in
     computed = TypesSeen()
     with computed:
-        silenced_outputs(
-            reference.ground, reference.dense, set(), reference.inputs, reference.whole, dtype=reference.dtype
-        )
+        silenced_outputs(reference.ground, twin, set(), reference.inputs, reference.whole, dtype=reference.dtype)
     _answers(small, reference, watched=computed)
     return computed.seen
 

@@ -129,6 +129,32 @@ def test_a_cast_lets_no_faintly_wrong_network_pass() -> None:
     assert shrink_proved(module, traced, plan, (x,))[1].attributes[""]["part"] == 2
 
 
+def test_a_wrong_network_that_hardly_shows_it_is_refused_where_nothing_is_cast() -> None:
+    """Weights are kept in float32: that is no type that anything is computed in."""
+
+    class Attends(nn.Module):
+        """One head whose features a plain cut would divide by another root, behind a factor that nearly hides it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.attention, self.outer = nn.Linear(6, 8), nn.MultiheadAttention(8, 1), nn.Linear(8, 5)
+            self.beside = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            found: Tensor = self.beside(x) + 1e-5 * self.outer(self.attention(y, y, y)[0])
+            return found
+
+    torch.manual_seed(0)
+    module, x = Attends().eval(), torch.randn(4, 2, 6)
+    traced = trace(module, (x,), heads=False)
+    plan = PruningPlan(removed={g.root: tuple(range(g.channels // 2)) for g in traced.groups})
+    small, surgery, proof = shrink_proved(module, traced, plan, (x,))
+    assert proof.largest_relative_difference < 1e-10
+    assert surgery.program is not None  # its class cannot keep the scale
+    assert small(x).shape == module(x).shape
+
+
 def test_a_float64_proof_without_casts_stays_strict() -> None:
     torch.manual_seed(0)
     proof = proof_of(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(1, 8))

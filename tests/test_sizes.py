@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import onnxruntime
@@ -21,6 +23,7 @@ from compressor.request import Request
 from compressor.sizes import UnreadableError, check_taken, expression_from, text_of, value_of
 from tests.topologies import alive, checkpoint_of
 
+PLAIN = builtins.len
 HALF = Request(budget=ChannelBudget(ratio=0.5), align=1)
 
 
@@ -40,16 +43,25 @@ class Table(nn.Module):
 
 
 class Counted(nn.Module):
-    """Code that asks for the number of images, which fixes it."""
+    """Code that asks for the number of images, by `len` or as a number that fixes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[Tensor], int]) -> None:
         super().__init__()
-        self.stem, self.fc = nn.Conv2d(3, 32, 3), nn.Linear(32, 5)
+        self.stem, self.fc, self.count = nn.Conv2d(3, 32, 3), nn.Linear(32, 5), count
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x).relu()
-        y = y.view(len(y), 4, 8, *y.shape[2:]).transpose(1, 2).reshape(len(y), 32, *y.shape[2:])
+        images = self.count(y)
+        y = y.view(images, 4, 8, *y.shape[2:]).transpose(1, 2).reshape(images, 32, *y.shape[2:])
         return self.fc(y.mean((2, 3)))
+
+
+def by_length(x: Tensor) -> int:
+    return len(x)
+
+
+def as_a_number(x: Tensor) -> int:
+    return int(x.shape[0])
 
 
 class TwoInputs(nn.Module):
@@ -95,9 +107,20 @@ def test_another_size_is_refused_by_name(workdir: Any) -> None:
 
 
 def test_a_number_of_images_that_the_code_fixed_is_refused_by_name() -> None:
-    found = pruned(Counted(), (1, 3, 12, 12))
+    found = pruned(Counted(as_a_number), (1, 3, 12, 12))
     with pytest.raises(InputError, match=r"dimension 0 is 4, .* made for 1"):
         found.checkpoint.module(torch.zeros(4, 3, 12, 12))
+
+
+def test_a_number_of_images_that_the_code_asks_for_by_its_length_stays_open() -> None:
+    dense = alive(Counted(by_length))
+    found = prune(checkpoint_of(dense, (1, 3, 12, 12)), HALF)
+    assert found.kept_as == "program"
+    images = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    together = found.checkpoint.module(images)
+    for number in range(5):
+        torch.testing.assert_close(together[number : number + 1], found.checkpoint.module(images[number : number + 1]))
+    assert builtins.len is PLAIN
 
 
 def test_inputs_come_by_name_and_others_are_refused() -> None:
