@@ -20,7 +20,7 @@ from compressor.files import whole
 from compressor.heads import WithHeads, head_layers
 from compressor.input_spec import random_like
 from compressor.lent import quiet_exporter
-from compressor.parity import BATCHES, BatchIsFixedError, Parity, first_cause, largest_difference
+from compressor.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.structures import with_plain_outputs_
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of", "proto_of", "strip_"]
 
-TOLERANCE = 1e-3
 OLDEST_OPSET = 18  # what torch's exporter writes; older ones need a conversion that may fail
 BATCH_SIZES = (1, 4)
 PROTOBUF_BYTES = 2**31 - 1  # one file cannot be larger
@@ -38,7 +37,8 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
 
     Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. Of a
-    network that chooses by values what it gives (a detector), what it chooses from is compared (`compressor.heads`).
+    network that chooses by values what it gives (a detector), what it chooses from is compared (`compressor.heads`);
+    one that unpools is compared with the file's own maxima, where by rounding it chose others.
     The file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused:
     an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
     """
@@ -120,7 +120,7 @@ def _written(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the ONNX file is not valid: {error}", hint="try another `--opset`") from error
     compared = sum(heads.values()) if heads else None
-    worst, outputs = largest_difference(module, examples, part, sizes, last=compared)
+    worst, outputs, same_maxima = largest_difference(module, examples, part, sizes, last=compared)
     if compared:
         del proto.graph.output[-compared:]
         part.write_bytes(proto.SerializeToString())
@@ -132,6 +132,7 @@ def _written(
         opset=int(written),
         bytes=part.stat().st_size,
         note=note,
+        same_maxima=same_maxima,
     )
 
 

@@ -74,6 +74,11 @@ def show(file: Path, results: dict[str, Any]) -> None:
     batch = "any batch size" if results["dynamic_batch"] else "batches of one"
     said = f": {short(results['bytes'])}B, opset {results['opset']}, {batch}"
     out.print("wrote ", strong(file), said, sep="", soft_wrap=True)
+    if results.get("same_maxima"):
+        talk().print(
+            "two maxima may be alike but for rounding: it was compared at the positions that the file chose",
+            style="dim",
+        )
     if results["note"]:
         talk().print(results["note"], style="yellow", markup=False, soft_wrap=True)
     if "sparse" in results:
