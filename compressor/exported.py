@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,6 +158,12 @@ def held_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _untraceable(error: Exception) -> GroupError:
+    kept = re.search(r"attribute (\S+) was assigned during export", str(error))
+    if kept:  # before torch 2.10 or so, which let it be
+        return GroupError(
+            f"this network keeps `{kept[1]}` beside its buffers while it runs, which this torch does not export",
+            hint="update torch, or register it as a buffer",
+        )
     return GroupError(
         f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
         hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",

@@ -37,6 +37,9 @@ BY_SYNTAX = {
 BY_NAME = {"sym_max": "max", "sym_min": "min", "Max": "max", "Min": "min", "max": "max", "min": "min"}
 
 
+INDEXED = 2**31 - 1  # torch 2.9 notes that a tensor's numbers can be counted in 32 bits: no limit of the network's
+
+
 class UnreadableError(Exception):
     """A guard that is of no form known here."""
 
@@ -111,7 +114,8 @@ def takes_of(found: Any) -> dict[str, Any]:
         except UnreadableError:
             unread += 1
     opened = {(i, d) for i, shape in enumerate(shapes) for d, n in enumerate(shape or ()) if n is None}
-    holds = [c for i, c in enumerate(conditions) if sizes_in(c) & opened and c not in conditions[:i]]
+    conditions = [c for i, c in enumerate(conditions) if sizes_in(c) & opened and c not in conditions[:i]]
+    holds = [c for c in conditions if not (c[0] == "le" and c[2] == INDEXED)]
     inputs = [{"name": name, "shape": shape} for name, shape in zip(names, shapes, strict=True)]
     return {"inputs": inputs, "holds": holds, "unread": unread}
 

@@ -26,8 +26,17 @@ def stop_when_asked() -> None:
             signal.signal(number, _stop)
 
 
+def was_asked() -> bool:
+    """Whether it has been asked to end: what raises after that may be code that was stopped half way and goes on."""
+    return bool(_asked)
+
+
+_asked: list[int] = []
+
+
 def _stop(number: int, frame: Any) -> None:
     del frame
+    _asked.append(number)
     # `timeout` sends it twice: the second one must not interrupt the clearing away that the first one began
     signal.signal(number, signal.SIG_IGN)
     raise Terminated

@@ -14,6 +14,7 @@ from torch import nn
 
 from compressor.export import proto_of
 from compressor.groups import trace
+from compressor.networks import networks_of
 from compressor.plan import PruningPlan
 from compressor.runtimes import load
 from compressor.shrink import shrink
@@ -23,6 +24,14 @@ from tests.topologies import INPUT, Concatenated, Residual, alive, depthwise, fl
 
 EXAMPLE = (torch.zeros(INPUT),)
 NETWORKS = [plain, Residual, Concatenated, depthwise, flattened, grouped, transposed]
+
+
+OLD_EXPORTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)
+
+
+def _is_quick(net: nn.Module) -> bool:
+    with networks_of(net, trace(net, EXAMPLE), EXAMPLE, load("onnxruntime-cpu"), batch=1) as networks:
+        return networks.quick
 
 
 def shapes_in(content: bytes) -> Counter[tuple[int, ...]]:
@@ -43,6 +52,8 @@ def test_a_narrowed_graph_is_the_narrow_network_exported(make: type[nn.Module], 
     net = alive(make())
     traced = trace(net, EXAMPLE)
     sizes, skeleton = Sizes(net, traced.groups), skeleton_of(net, EXAMPLE)
+    if OLD_EXPORTER and not _is_quick(net):
+        pytest.skip("this torch writes widths into the graph: such networks are exported one by one")
     widths = {g.root: max(1, g.channels // 2) for g in traced.groups}
     row = sizes.row(widths)[None]
     narrow = narrowed(skeleton, lambda tensor, dim: round(float(sizes.at(tensor, dim, row)[0])))

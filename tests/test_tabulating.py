@@ -96,6 +96,9 @@ def test_another_networks_operators_join_the_target_s_file(tmp_path: Path) -> No
         assert set(table_for(networks, target, seconds=0.2, cache=tmp_path).wholes) == {networks.signature}
 
 
+OLD_EXPORTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)  # it writes widths into some graphs
+
+
 @pytest.mark.parametrize(("make", "quick"), [(Residual, True), (lambda: Shuffled(12), False), (Attention, None)])
 def test_networks_whose_graph_holds_widths_are_exported_one_by_one(
     make: Callable[[], nn.Module], quick: bool | None, tmp_path: Path
@@ -104,7 +107,7 @@ def test_networks_whose_graph_holds_widths_are_exported_one_by_one(
     net = alive(make())
     traced, runtime = trace(net, EXAMPLE), load("onnxruntime-cpu")
     with networks_of(net, traced, EXAMPLE, runtime, batch=1) as networks:
-        if quick is not None:
+        if quick is not None and not (quick and OLD_EXPORTER):
             assert networks.quick is quick
         row = np.maximum(1, np.round(networks.sizes.dense / 2))
         with runtime.prepare(networks.at(row), networks.inputs(), threads=1) as prepared:

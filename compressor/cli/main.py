@@ -23,7 +23,7 @@ from compressor.cli.options import ExitCode, command_line, talk
 from compressor.cli.printing import take_any_text, writing_stdout
 from compressor.errors import CompressError, OutputError, UntrustedPickle
 from compressor.leftovers import sweep, sweep_temp
-from compressor.stopping import Terminated, stop_when_asked
+from compressor.stopping import Terminated, stop_when_asked, was_asked
 
 NOT_COMMANDS = {"main", "options", "printing"}
 ORDER = (
@@ -85,18 +85,27 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             sweep(Path.cwd())
             sweep_temp()
             command(*args, **kwargs)
-        except CompressError as error:
-            raise typer.Exit(told(error)) from error
         except KeyboardInterrupt as stop:
-            terminated = isinstance(stop, Terminated)
-            what = "terminated" if terminated else "interrupted"
-            talk().print(
-                f"\n{what}: nothing was left half written; go on with the same command: {command_line()}",
-                soft_wrap=True,
-            )
-            raise typer.Exit(ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED) from None
+            raise _ended(terminated=isinstance(stop, Terminated)) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if was_asked():  # an import that swallowed it, and left half a module
+                raise _ended(terminated=True) from None
+            if isinstance(error, CompressError):
+                raise typer.Exit(told(error)) from error
+            raise
 
     return run
+
+
+def _ended(*, terminated: bool) -> typer.Exit:
+    what = "terminated" if terminated else "interrupted"
+    talk().print(
+        f"\n{what}: nothing was left half written; go on with the same command: {command_line()}",
+        soft_wrap=True,
+    )
+    return typer.Exit(ExitCode.TERMINATED if terminated else ExitCode.INTERRUPTED)
 
 
 def commands() -> dict[str, Callable[..., None]]:

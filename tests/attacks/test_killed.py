@@ -19,7 +19,7 @@ from tests.command_line import ARCH, make_inputs
 
 COMMANDS: Mapping[str, Sequence[str]] = {
     "prune": ("prune", "tiny.pt", *ARCH, "--ratio", "0.25", "--align", "1", "--out", "tiny.compressed", "--force"),
-    "retrain": ("retrain", "tiny.compressed", "--data", "data.npz", "--epochs", "2", "--threads", "1"),
+    "retrain": ("retrain", "tiny.compressed", "--data", "data.npz", "--epochs", "2", "--threads", "1", "--force"),
     "export": ("export", "tiny.compressed", "--onnx"),
 }
 KILLS = {"prune": 14, "retrain": 14, "export": 12}

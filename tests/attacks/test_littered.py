@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from compressor import artifact as artifacts
+from compressor import stopping
 from compressor.artifact import put_in_place
 from compressor.cli.options import ExitCode
+from compressor.errors import ArtifactError
 from compressor.leftovers import PART, beside, owner, sweep, sweep_temp, temporary
 from compressor.stopping import Terminated, stop_when_asked
 from tests.command_line import ARCH, done, interrupted, refused, run, snapshot
@@ -189,7 +192,8 @@ def test_a_files_mode_is_as_the_umask_says() -> None:
 
 
 class TestStopped:
-    def test_a_signal_is_raised_once_and_the_second_is_ignored(self) -> None:
+    def test_a_signal_is_raised_once_and_the_second_is_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stopping, "_asked", [])
         before = signal.getsignal(signal.SIGTERM)
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -211,6 +215,31 @@ class TestStopped:
         assert told.exit_code == ExitCode.TERMINATED == 143
         assert "terminated: nothing was left half written" in told.stderr
         assert snapshot(Path.cwd()) == before
+
+    @pytest.mark.usefixtures("pruned")
+    @pytest.mark.parametrize("error", [AttributeError("half a module"), ArtifactError("half a file")])
+    def test_an_error_after_it_was_swallowed_is_the_interruption(
+        self, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An import that is stopped half way may hide it, and leave half a module for others to stumble over."""
+
+        def stumbles(*_: object, **__: object) -> None:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise error
+
+        monkeypatch.setattr(artifacts, "_read_back", stumbles)
+        monkeypatch.setattr(stopping, "_asked", [])
+        before, there = signal.getsignal(signal.SIGTERM), snapshot(Path.cwd())
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            stop_when_asked()
+            told = run("prune", "tiny.pt", *ARCH, "--ratio", 0.25, "--align", 1, "--out", "b")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert told.exit_code == ExitCode.TERMINATED
+        assert "error" not in told.stderr
+        assert snapshot(Path.cwd()) == there
 
     @pytest.mark.usefixtures("pruned")
     def test_a_real_sigterm_while_training_leaves_nothing_but_the_state(
