@@ -54,9 +54,13 @@ def distinct_(module: nn.Module, *, seed: int = 0) -> nn.Module:
 
 
 def _spread(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Numbers as of a normal distribution with a deviation of 0.3, no two of them alike."""
+    """Numbers as of a normal distribution with a deviation of 0.3, no two of them alike and none zero.
+
+    A bias of zero over inputs that cancel is the bend of a ReLU, where the last bit decides the gradient.
+    """
     count = max(1, shape.numel())
     at = (torch.randperm(count, generator=generator).double() + 0.7) / (count + 0.4)
+    at = torch.where(at == 0.5, at + 0.1 / (count + 0.4), at)
     return (0.3 * torch.special.ndtri(at)).view(shape).float()
 
 
