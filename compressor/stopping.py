@@ -26,6 +26,14 @@ def stop_when_asked() -> None:
             signal.signal(number, _stop)
 
 
+def end_at_once() -> None:
+    """From now on these signals end the process as they end any: all is done, and Python is about to leave."""
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def was_asked() -> bool:
     """Whether it has been asked to end: what raises after that may be code that was stopped half way and goes on."""
     return bool(_asked)

@@ -23,7 +23,7 @@ from compressor.cli.options import ExitCode, command_line, talk
 from compressor.cli.printing import take_any_text, writing_stdout
 from compressor.errors import CompressError, OutputError, UntrustedPickle
 from compressor.leftovers import sweep, sweep_temp
-from compressor.stopping import Terminated, stop_when_asked, was_asked
+from compressor.stopping import Terminated, end_at_once, stop_when_asked, was_asked
 
 NOT_COMMANDS = {"main", "options", "printing"}
 ORDER = (
@@ -150,6 +150,8 @@ def main() -> None:
             app()
     except OutputError as error:  # of the help and the version; a command tells its own
         sys.exit(told(error))
+    finally:
+        end_at_once()
 
 
 if __name__ == "__main__":

@@ -204,6 +204,19 @@ class TestStopped:
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    def test_once_all_is_done_a_signal_ends_the_process_as_any(self) -> None:
+        code = """
+import atexit, os, signal, sys
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+sys.argv = ["compress", "--version"]
+from compressor.cli.main import main
+main()
+"""
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert ended.returncode == -signal.SIGTERM
+        assert ended.stdout.startswith("compress ")
+        assert "Traceback" not in ended.stderr
+
     @pytest.mark.usefixtures("pruned")
     def test_it_is_an_interruption_with_its_own_exit_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def stopped(*_: object, **__: object) -> None:
