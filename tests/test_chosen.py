@@ -217,7 +217,7 @@ def test_slices_levels_and_anchors_that_hang_on_values_are_proved() -> None:
     traced = trace(module, EXAMPLE)
     assert {g.root: g.channels for g in traced.groups} == {"body": 12, "inner": 10}
     _, _, proof = shrink_proved(pasting(), traced, half(traced.groups), EXAMPLE)
-    assert proof.narrowest is torch.float32  # 0.1 is another number in float64, and anchors are made in float32
+    assert proof.dtype is torch.float32  # 0.1 is another number in float64, and anchors are made in float32
     assert proof.largest_relative_difference < 1e-5
     assert proof.moved > 0.01
 
