@@ -125,7 +125,9 @@ def test_the_refusal_names_what_follows_the_input() -> None:
 def test_a_program_that_is_the_network_passes(name: str) -> None:
     torch.manual_seed(0)
     module = alive({**TOPOLOGIES, **WAYS, **FOLLOWED}[name]())
-    traced_program(module, EXAMPLE)
+    graph = traced_program(module, EXAMPLE)
+    assert len(graph.outputs) == len(outputs_of(module, EXAMPLE))
+    assert {name for name, _ in graph.tensors.values()} >= {name for name, _ in module.named_parameters()}
 
 
 def test_the_module_is_left_as_it_was() -> None:
