@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from compressor.exported import Exported
-from compressor.lent import tracing
+from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
 from compressor.rules import is_known, name_of
 from compressor.rules.products import is_plain
@@ -57,7 +57,7 @@ def _parts(node: fx.Node) -> fx.Graph | None:
         called: Any = node.target
         return called(*args, **kwargs)
 
-    with tracing(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         try:
             graph = make_fx(run, decomposition_table=_ways(node.target))(*values).graph
         except Exception:  # whatever torch's own code stumbles over: then the operator stays whole

@@ -19,7 +19,7 @@ from compressor.chosen import Choice, Forced, Stopped, StoppedAtValues, choices_
 from compressor.copies import same_storage
 from compressor.errors import GroupError
 from compressor.inlining import inline_
-from compressor.lent import tracing
+from compressor.lent import quiet_exporter
 from compressor.outputs import tensors_in
 from compressor.precision import copy_in_precision, in_precision
 from compressor.sizes import is_met, size_of, takes_of
@@ -64,7 +64,7 @@ def exported(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
     Refused: a network that `torch.export` does not take.
     """
     inputs = tuple(in_precision(t, torch.float32) for t in example_inputs)
-    with tracing(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         try:
             twin = _prepared(module, inputs)
             found = _export(twin, inputs)
@@ -159,7 +159,7 @@ def held_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _untraceable(error: Exception) -> GroupError:
     kept = re.search(r"attribute (\S+) was assigned during export", str(error))
-    if kept:  # before torch 2.10 or so, which let it be
+    if kept:  # torch 2.9 says so, later ones let it be
         return GroupError(
             f"this network keeps `{kept[1]}` beside its buffers while it runs, which this torch does not export",
             hint="update torch, or register it as a buffer",

@@ -94,10 +94,17 @@ def single_threaded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporters of torch without progress, warnings, logs and printed graphs; attention takes its plain path."""
+    """The exporters of torch without progress, warnings, logs and printed graphs; attention takes its plain path.
+
+    Nor do they note who called each operator: that takes an eighth of their time, and nobody reads it.
+    """
     before = logging.root.manager.disable
+    config: Any = torch.fx.config
+    traced = getattr(config, "do_not_emit_stack_traces", None)  # torch 2.9 has no such setting
     logging.disable(logging.CRITICAL)
     try:
+        if traced is not None:
+            config.do_not_emit_stack_traces = True
         with (
             plain_attention(),
             quantisation_by_shapes(),
@@ -109,18 +116,5 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextlib.contextmanager
-def tracing() -> Iterator[None]:
-    """As `quiet_exporter`, without who called each operator: that takes an eighth of the time, and nobody reads it."""
-    config: Any = torch.fx.config
-    before = getattr(config, "do_not_emit_stack_traces", None)  # torch knows it since 2.10
-    try:
-        if before is not None:
-            config.do_not_emit_stack_traces = True
-        with quiet_exporter():
-            yield
-    finally:
-        if before is not None:
-            config.do_not_emit_stack_traces = before
+        if traced is not None:
+            config.do_not_emit_stack_traces = traced

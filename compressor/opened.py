@@ -26,7 +26,7 @@ from compressor.chosen import StoppedAtValues
 from compressor.decomposed import take_apart_
 from compressor.exported import Exported, followed, held_of, read_program, twin_of
 from compressor.input_spec import random_like
-from compressor.lent import tracing
+from compressor.lent import quiet_exporter
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 from compressor.precision import in_precision
 from compressor.silence import silenced_outputs
@@ -166,7 +166,7 @@ def _resized(examples: Sequence[Tensor], sizes: Sizes) -> list[Tensor]:
 def _said(twin: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
     """What the module says; `None` where it does not take inputs of these sizes."""
     try:
-        with tracing():
+        with quiet_exporter():
             return outputs_of(twin, inputs) or None
     except Exception:  # a network's own code raises whatever it raises
         return None
@@ -195,7 +195,7 @@ def _exported(twin: nn.Module, inputs: Sequence[Tensor], open_batch: bool, axes:
         for number, t in enumerate(inputs)
     )
     try:
-        with tracing(), torch.no_grad(), StoppedAtValues(), _NotInvolved():
+        with quiet_exporter(), torch.no_grad(), StoppedAtValues(), _NotInvolved():
             found = read_program(torch.export.export(twin, tuple(inputs), dynamic_shapes=shapes), held_of(twin))
             take_apart_(found)
             return found

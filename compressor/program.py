@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from compressor.copies import copy_of
 from compressor.errors import RepairError
 from compressor.exported import read_program
-from compressor.lent import tracing
+from compressor.lent import quiet_exporter
 from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 from compressor.recorded import RecordedProgram
@@ -89,7 +89,7 @@ def program_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: in
 
 def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
-        with tracing(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             return torch.export.export(module, inputs)
     except Exception as error:
         # the exporter raises whatever the network's code made it stumble over

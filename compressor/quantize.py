@@ -8,6 +8,7 @@ runtime fuses into integer kernels where it has them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -126,10 +127,24 @@ class _Reader:
         return None if batch is None else {self.name: batch.contiguous().numpy()}
 
 
+def _prepare(source: Path, prepared: Path) -> None:
+    """The graph with shapes, constants folded and operators fused.
+
+    Symbolic shapes are not to be had of every graph, and help only where they are: onnxruntime then leaves what it has
+    in the working folder, which is none of the user's meanwhile.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        with contextlib.chdir(prepared.parent):
+            quant_pre_process(str(source), str(prepared))
+    except Exception:  # onnxruntime's have no base of their own
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+
+
 def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how: Int8) -> Any:
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     entries = onnx.load(str(source), load_external_data=False).graph.input
     if len(entries) != 1:
@@ -137,11 +152,7 @@ def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how:
     prepared, made = scratch / "prepared.onnx", scratch / "int8.onnx"
     try:
         with quiet_exporter():
-            try:
-                quant_pre_process(str(source), str(prepared))
-            except Exception:
-                # symbolic shapes are not to be had of every graph, and help only where they are
-                quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            _prepare(source.absolute(), prepared.absolute())
             quantize_static(
                 str(prepared),
                 str(made),

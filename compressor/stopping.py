@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 SIGNALS = ("SIGTERM", "SIGHUP")  # of `docker stop`, schedulers, `timeout`; of a terminal
+_asked: list[int] = []  # the signals that came
 
 
 class Terminated(KeyboardInterrupt):
@@ -37,9 +38,6 @@ def end_at_once() -> None:
 def was_asked() -> bool:
     """Whether it has been asked to end: what raises after that may be code that was stopped half way and goes on."""
     return bool(_asked)
-
-
-_asked: list[int] = []
 
 
 def _stop(number: int, frame: Any) -> None:

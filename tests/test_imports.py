@@ -80,3 +80,16 @@ def test_a_public_name_is_never_hidden_by_the_module_of_its_name() -> None:
         "from compressor.retrain import starting_module"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_reading_an_artifact_imports_neither_torchvision_nor_sympy(pruned: Path) -> None:
+    """They take as long as torch itself, in the process that reads each new artifact back."""
+    code = """
+import sys
+from pathlib import Path
+from compressor.artifact import load_artifact
+load_artifact(Path("tiny.compressed"))
+print("imported:", *({"torch", "torchvision", "sympy", "scipy"} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=pruned, check=True)
+    assert found.stdout.split() == ["imported:", "torch"]

@@ -254,6 +254,24 @@ def test_a_network_that_needs_values_is_tried_within_bounds(monkeypatch: pytest.
         fitting(Valued().eval())
 
 
+def test_what_else_the_machine_does_decides_no_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waits(nn.Module):
+        """It waits for others longer than it may compute."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.5)
+            found: Tensor = self.a(x).mean((2, 3))
+            return found
+
+    monkeypatch.setattr("compressor.fitting.SECONDS", 2.0)
+    with pytest.raises(CheckpointError, match="images of several sizes"):
+        fitting(Waits().eval())
+
+
 @pytest.mark.parametrize(
     ("module", "hint"),
     [

@@ -170,6 +170,27 @@ class TestFile:
         assert (tmp_path / "q.onnx").read_bytes() == b"before"
         assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
 
+    def test_what_onnxruntime_leaves_where_it_works_is_not_left_with_the_user(
+        self, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """1.22 writes the graph that it could not follow, with all weights, into the working folder."""
+        from onnxruntime.quantization import shape_inference
+
+        prepare = shape_inference.quant_pre_process
+
+        def littering(*arguments: Any, **options: Any) -> None:
+            if not options.get("skip_symbolic_shape"):
+                Path("sym_shape_infer_temp.onnx").write_bytes(b"weights")
+                raise RuntimeError("Incomplete symbolic shape inference")
+            prepare(*arguments, **options)
+
+        monkeypatch.setattr(shape_inference, "quant_pre_process", littering)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        quantize_onnx(exact, tmp_path / "int8.onnx", inputs(), how=Int8())
+        assert list(Path.cwd().iterdir()) == []
+        assert Path.cwd() == tmp_path / "here"
+
     def test_it_is_written_without_a_word(self, exact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         quantize_onnx(exact, tmp_path / "q.onnx", inputs(), how=Int8())
         assert capfd.readouterr() == ("", "")

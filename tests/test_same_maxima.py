@@ -78,6 +78,10 @@ def test_more_or_fewer_maxima_than_it_keeps_are_none_of_its_own(count: int) -> N
     assert outputs_with(module, [EXAMPLE], [places] * count) is None
 
 
+def test_positions_of_another_shape_are_none_of_its_own() -> None:
+    assert outputs_with(alive(Level(0.05)), [EXAMPLE], [torch.zeros(2, 4, 2, 2, dtype=torch.int64)]) is None
+
+
 def test_its_own_positions_change_nothing() -> None:
     module = alive(Level(0.05))
     seen: list[Tensor] = []

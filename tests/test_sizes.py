@@ -20,7 +20,7 @@ from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget
 from compressor.recorded import program_from
 from compressor.request import Request
-from compressor.sizes import UnreadableError, check_taken, expression_from, text_of, value_of
+from compressor.sizes import UnreadableError, check_taken, expression_from, takes_of, text_of, value_of
 from tests.topologies import alive, checkpoint_of
 
 PLAIN = builtins.len
@@ -121,6 +121,18 @@ def test_a_number_of_images_that_the_code_asks_for_by_its_length_stays_open() ->
     for number in range(5):
         torch.testing.assert_close(together[number : number + 1], found.checkpoint.module(images[number : number + 1]))
     assert builtins.len is PLAIN
+
+
+def test_a_note_that_numbers_can_be_counted_in_32_bits_is_no_limit_of_the_network() -> None:
+    net, x = nn.Conv2d(3, 4, 3).eval(), torch.zeros(2, 3, 9, 9)
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(net, (x,), dynamic_shapes=({2: auto, 3: auto},))
+    (name,) = program.graph_signature.user_inputs
+    limit = 2**31 - 1
+    program._guards_code = [f"3 * L['{name}'].size()[2] <= {limit}", f"L['{name}'].size()[3] <= {limit - 1}"]
+    assert takes_of(program)["unread"] == 0
+    assert [c for c in takes_of(program)["holds"] if limit in c] == []
+    assert [c for c in takes_of(program)["holds"] if limit - 1 in c] != []
 
 
 def test_inputs_come_by_name_and_others_are_refused() -> None:

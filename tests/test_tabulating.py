@@ -28,6 +28,7 @@ from compressor.tabulating import (
     target_of,
 )
 from compressor.widths import Sizes
+from tests.test_skeletons import OLD_EXPORTER
 from tests.topologies import INPUT, Attention, Residual, Shuffled, alive
 
 EXAMPLE = (torch.zeros(INPUT),)
@@ -94,9 +95,6 @@ def test_another_networks_operators_join_the_target_s_file(tmp_path: Path) -> No
     file.write_text('{"schema": 1}')  # what an older version left is measured again, and is no error
     with networks_of(net, trace(net, EXAMPLE), EXAMPLE, runtime, batch=1) as networks:
         assert set(table_for(networks, target, seconds=0.2, cache=tmp_path).wholes) == {networks.signature}
-
-
-OLD_EXPORTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)  # it writes widths into some graphs
 
 
 @pytest.mark.parametrize(("make", "quick"), [(Residual, True), (lambda: Shuffled(12), False), (Attention, None)])
