@@ -52,8 +52,8 @@ def check_agreement(graph: Exported, module: nn.Module, example_inputs: Sequence
     """Refuses a program that does not say what the module says on fresh inputs, beyond rounding.
 
     One that has the choices of a detector fixed is compared with a module that makes the same. Where the program
-    leaves the batch open and the module takes another size, one batch of another size has all fresh inputs: a second
-    pass would cost as much as the tracing. A module of other types is compared in float32.
+    leaves the batch open and the module takes another size than the one traced, one batch of that size is enough: a
+    second pass would cost as much as the tracing. A module of other types is compared in float32.
     """
     subject = copy_in_precision(module, torch.float32) if types_in(module) else module
     examples = [in_precision(t, torch.float32) for t in example_inputs]
@@ -75,8 +75,12 @@ def check_agreement(graph: Exported, module: nn.Module, example_inputs: Sequence
 
 
 def _fresh(graph: Exported, examples: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Random inputs of other values than the example's: of another batch size where that is open; two of its own."""
+    """Random inputs of other values than the example's: of another batch size than it was traced with, where that is
+    open; two of its own. A single sample is traced as two, so that it is another size itself.
+    """
     batch = len(examples[0]) if examples and examples[0].ndim else 1
+    if graph.open and batch == 1:
+        return [random_like(examples, batch=1, seed=FRESH)]
     other = [random_like(examples, batch=batch + 1, seed=FRESH)] if graph.open else []
     return [*other, *(random_like(examples, batch=batch, seed=FRESH + n) for n in (1, 2))]
 

@@ -19,7 +19,7 @@ from compressor.exported import hangs_on_data
 from compressor.files import whole
 from compressor.heads import WithHeads, head_layers
 from compressor.input_spec import random_like
-from compressor.lent import quiet_exporter
+from compressor.lent import lengths_left_open, quiet_exporter
 from compressor.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.structures import with_plain_outputs_
 
@@ -108,9 +108,7 @@ def _written(
         raise ExportError(
             f"this network cannot be written in opset {opset}: {written} came out", hint=f"`--opset {written}`"
         )
-    leading = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
-    if len(sizes) > 1 and any(dim.HasField("dim_value") for dims in leading for dim in dims):
-        # torch's exporter gives up on a dynamic dimension without an error
+    if len(sizes) > 1 and _has_fixed_batch(proto):
         raise BatchIsFixedError("it could not be exported with a dynamic batch: its graph holds for one size only")
     strip_(proto)
     onnx.helper.set_model_props(proto, metadata_of(checkpoint))
@@ -164,13 +162,20 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
         # torch's optimiser loses the bounds where one value is clamped twice by tensors (seen in onnxscript 0.7)
         return written(table, optimize=False) if optimize and _lacks_a_value(proto) else proto
 
-    try:
+    def translated() -> Any:
         try:
             return written(None)
         except Exception as error:
             if "4D query" not in first_cause(error):
                 raise
             return written(translations())
+
+    try:
+        proto = translated()
+        if dynamic and _has_fixed_batch(proto):
+            with lengths_left_open():
+                return translated()
+        return proto
     except Exception as error:
         # the exporter runs the network's own code, which may raise anything
         said = first_cause(error)
@@ -180,6 +185,12 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
             f"the network cannot be exported: {said}",
             hint="it must be traceable: no control flow on values, known operators",
         ) from error
+
+
+def _has_fixed_batch(proto: Any) -> bool:
+    """True if an input takes one batch size alone: torch's exporter gives up on a dynamic one without an error."""
+    leading = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
+    return any(dim.HasField("dim_value") for dims in leading for dim in dims)
 
 
 def _lacks_a_value(proto: Any) -> bool:

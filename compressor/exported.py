@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from compressor.chosen import Choice, Forced, Stopped, StoppedAtValues, choices_
 from compressor.copies import same_storage
 from compressor.errors import GroupError
 from compressor.inlining import inline_
-from compressor.lent import quiet_exporter
+from compressor.lent import lengths_left_open, quiet_exporter
 from compressor.outputs import tensors_in
 from compressor.precision import copy_in_precision, in_precision
 from compressor.sizes import is_met, size_of, takes_of
@@ -217,7 +216,7 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     open_batch: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # torch's own
     for tensor in (t for t in doubled if t.ndim):
         open_batch[tensor] = {0: torch.export.Dim.AUTO}
-    for lengths in (contextlib.nullcontext(), _lengths_left_open()):
+    for lengths in (contextlib.nullcontext(), lengths_left_open()):
         try:
             with lengths:
                 found = torch.export.export(module, doubled, dynamic_shapes=open_batch)
@@ -228,24 +227,6 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         if _is_open(found):
             return found
     return torch.export.export(module, inputs)
-
-
-@contextlib.contextmanager
-def _lengths_left_open() -> Iterator[None]:
-    """`len(x)` of a tensor is its first size, as exporters know it, and not the number of images in the example.
-
-    Python makes a number of whatever `__len__` returns, so that nothing but another `len` leaves it open.
-    """
-    plain = builtins.len
-
-    def length(value: Any) -> Any:
-        return value.shape[0] if isinstance(value, Tensor) and value.ndim else plain(value)
-
-    builtins.len = length
-    try:
-        yield
-    finally:
-        builtins.len = plain
 
 
 def hangs_on_data(error: BaseException) -> bool:

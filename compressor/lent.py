@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import logging
@@ -90,6 +91,24 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def lengths_left_open() -> Iterator[None]:
+    """`len(x)` of a tensor is its first size, as exporters know it, and not the number of images in the example.
+
+    Python makes a number of whatever `__len__` returns, so that nothing but another `len` leaves it open.
+    """
+    plain = builtins.len
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, Tensor) and value.ndim else plain(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 @contextlib.contextmanager

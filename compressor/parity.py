@@ -101,6 +101,9 @@ def largest_difference(
             if len(answers) != len(expected):
                 raise ExportError(f"the ONNX file has {len(answers)} outputs, the network {len(expected)}")
             start = 0 if last is None else len(expected) - last
+            shapes = [[list(a.shape) for a in outputs[start:]] for outputs in (answers, expected)]
+            if shapes[0] != shapes[1] and len(sizes) > 1:  # a `squeeze` of all dimensions drops a batch of one, say
+                raise BatchIsFixedError(f"of a batch of {size} it makes {shapes[0]}, the network {shapes[1]}")
             count, far = len(expected) - start, _difference(answers[start:], expected[start:])
             if far > TOLERANCE and last is None:
                 again = _with_its_maxima(module, part, names, inputs)

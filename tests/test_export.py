@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -159,6 +160,40 @@ class TestParity:
         module = nn.Sequential(nn.Embedding(10, 6), nn.Flatten(), nn.Linear(18, 4)).eval()
         parity = export_onnx(checkpoint_of(module, inputs=(torch.tensor([[1, 9, 4]]),)), tmp_path / "m.onnx")
         assert parity.largest_relative_difference <= 1e-4
+
+    def test_a_network_that_asks_for_its_batch_by_len_keeps_it_open(self, tmp_path: Path) -> None:
+        class ByLength(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv1d(3, 4, 3), nn.Linear(24, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.head(self.conv(x).view(len(x), -1))
+                return y
+
+        parity = export_onnx(checkpoint_of(ByLength().eval(), (1, 3, 8)), tmp_path / "m.onnx")
+        assert parity.dynamic_batch
+        assert parity.largest_relative_difference <= 1e-4
+        session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+        for batch in (1, 2, 5):
+            scores = session.run(None, {session.get_inputs()[0].name: np.zeros((batch, 3, 8), np.float32)})[0]
+            assert np.asarray(scores).shape == (batch, 5)
+
+    def test_a_network_that_drops_a_batch_of_one_is_written_for_one(self, tmp_path: Path) -> None:
+        class Squeezed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.head(self.conv(x).mean((2, 3)).squeeze())
+                return y
+
+        parity = export_onnx(checkpoint_of(Squeezed().eval(), (1, 3, 8, 8)), tmp_path / "m.onnx")
+        assert not parity.dynamic_batch
+        assert "[[1, 5]], the network [[5]]" in str(parity.note)
+        session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+        assert [o.shape for o in session.get_outputs()] == [[5]]
 
     def test_a_batch_that_cannot_be_dynamic_is_fixed_and_said(self, tmp_path: Path) -> None:
         class Fixed(nn.Module):
