@@ -28,9 +28,10 @@ from compressor.domains import Target
 from compressor.errors import RetrainError
 from compressor.features import features_in, last_linear, layer_named, reading
 from compressor.mmd import Kernels, mmd
+from compressor.outputs import class_scores
 from compressor.recipe import Recipe
 from compressor.retrain import device_named
-from compressor.train import Callback, class_scores, classification_loss, train
+from compressor.train import Callback, classification_loss, train
 
 STEEPNESS = 10.0
 

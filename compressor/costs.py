@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from compressor.groups import ChannelGroup
 from compressor.lent import evaluating, plain_attention, without_values
+from compressor.masks import WeightMask
 from compressor.plan import Countable, PruningPlan
 from compressor.tracing import ValuesNeeded
 
@@ -184,3 +185,10 @@ class CostModel:
         params = sum(self.sizes[name] * s for name, s in share.items()) / self.dense.params
         macs = sum(m * share[name] for name, m in self.layer_macs.items()) + self.other_macs * params
         return {Countable.PARAMS: params, Countable.MACS: macs / self.dense.macs}
+
+
+def masked_macs(module: nn.Module, mask: WeightMask, example_inputs: Sequence[Tensor]) -> int:
+    """The MACs that kernels which skip every removed weight would take; those of a dense run are `count`'s."""
+    removed = {name: 1 - float(kept.double().mean()) for name, kept in mask.kept.items()}
+    skipped = sum(c.macs * removed.get(c.weight, 0.0) for c in layer_costs(module, example_inputs))
+    return round(count(module, example_inputs).macs - skipped)

@@ -17,6 +17,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from compressor.errors import DataError, unknown
 
+EVALUATION_BATCH = 256
+
 UNLABELLED = -1
 TUNE_SHARE, TUNE_AT_MOST = 0.1, 5000  # as in Frankle & Carbin 2019: 5,000 of 60,000
 

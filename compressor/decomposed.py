@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 
 from compressor.exported import Exported
 from compressor.lent import quiet_exporter
+from compressor.operations import name_of
 from compressor.outputs import tensors_in
-from compressor.rules import is_known, name_of
+from compressor.rules import is_known
 from compressor.rules.products import is_plain
 
 

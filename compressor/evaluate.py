@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor import forms
-from compressor.data import UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.data import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
 from compressor.json_files import parsed
 from compressor.lent import evaluating
+from compressor.outputs import class_scores
 from compressor.schema import check
-from compressor.train import EVALUATION_BATCH, class_scores
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.data import UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.data import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import DataError, PlanError
 from compressor.evaluate import Accuracy
 from compressor.exits import Certainty, EarlyExits, certainty
 from compressor.lent import evaluating
-from compressor.train import EVALUATION_BATCH
 
 MOST_THRESHOLDS = 2000  # that are tried; of more than that, evenly spread ones
 

@@ -20,9 +20,10 @@ from compressor.costs import count
 from compressor.data import Data, Preprocessing
 from compressor.errors import GroupError, RetrainError, unknown
 from compressor.lent import evaluating
+from compressor.outputs import class_scores
 from compressor.recipe import Recipe
 from compressor.recorded import check_has_layers
-from compressor.train import Callback, Trained, class_scores, classification_loss, train
+from compressor.train import Callback, Trained, classification_loss, train
 
 # Places per side that a branch sees of an image, and features in all. On the sample ResNet-20, three epochs on the
 # shipped sample, correct of 2,000 tuning images: after `stages.0` 1774 with 4 x 4 places and 1815 with 7 x 7, after

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.costs import count, layer_costs
 from compressor.errors import PlanError
 from compressor.groups import CONVOLUTIONS
 
@@ -235,13 +234,6 @@ def _smallest_removed(ranked: Mapping[str, Tensor], count: int, *, keep_at_least
     kept = torch.ones(len(candidates), dtype=torch.bool)
     kept[candidates.argsort(stable=True)[:count]] = False
     return dict(zip(ranked, torch.split(kept, [len(m) for m in ranked.values()]), strict=True))
-
-
-def masked_macs(module: nn.Module, mask: WeightMask, example_inputs: Sequence[Tensor]) -> int:
-    """The MACs that kernels which skip every removed weight would take; those of a dense run are `count`'s."""
-    removed = {name: 1 - float(kept.double().mean()) for name, kept in mask.kept.items()}
-    skipped = sum(c.macs * removed.get(c.weight, 0.0) for c in layer_costs(module, example_inputs))
-    return round(count(module, example_inputs).macs - skipped)
 
 
 def apply_mask_(module: nn.Module, mask: WeightMask) -> nn.Module:

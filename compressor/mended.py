@@ -20,8 +20,8 @@ from compressor.agreement import traced_program
 from compressor.coupling import Bools, Dim, Labels
 from compressor.errors import SurgeryError
 from compressor.exported import read_program
+from compressor.operations import name_of
 from compressor.recorded import RecordedProgram, name_from, numbers_from, plain_from, program_from
-from compressor.rules import name_of
 from compressor.silence import left
 from compressor.tracing import Trace
 

@@ -1,4 +1,4 @@
-"""Which operators a program out of a file may call: those that compute tensors from tensors and plain values.
+"""What an operator is called, and which ones a program out of a file may call.
 
 The list is of operations, not of packages. An operator passes by its own schema, and by its name:
 
@@ -44,6 +44,17 @@ _unsafe_index _unsafe_masked_index _unsafe_view _upsample_bicubic2d_aa _upsample
 _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm _weight_norm_interface
 """
 INTERNAL = frozenset(_INTERNAL.split())
+
+
+def name_of(target: Any) -> str:
+    """An operator's name without its overload; one that writes in place counts as the one that does not.
+
+    One of another library than torch's and torchvision's has that library's name before its own.
+    """
+    library, _, rest = str(target).partition(".")
+    name = rest.split(".")[0] if library in ("aten", "torchvision") else ".".join(str(target).split(".")[:2])
+    in_place = str(target).startswith("aten.") and name.endswith("_") and not name.endswith("__")
+    return name[:-1] if in_place else name
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import RetrainError
+
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists, dicts and dataclasses, in order."""
@@ -61,3 +63,18 @@ def relative_difference(answer: Tensor, reference: Tensor) -> float:
     largest = float(reference.abs().max())
     difference = float((answer - reference).abs().max())
     return difference / largest if largest else (math.inf if difference else 0.0)
+
+
+def class_scores(output: object) -> Tensor:
+    """The first tensor of a network's output: `[batch, classes]` (some networks return auxiliary ones behind it)."""
+    while not isinstance(output, Tensor):
+        if isinstance(output, dict) and output:
+            output = next(iter(output.values()))
+        elif isinstance(output, (tuple, list)) and output:
+            output = output[0]
+        else:
+            raise RetrainError(
+                f"the network's output is a `{type(output).__name__}`, not class scores",
+                hint="only networks that classify images can be trained here",
+            )
+    return output

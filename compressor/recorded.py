@@ -19,8 +19,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import GroupError, SurgeryError
 from compressor.names import PART, printable
-from compressor.operations import computes, operation
-from compressor.rules import name_of
+from compressor.operations import computes, name_of, operation
 from compressor.sizes import check_record, check_taken, in_order
 from compressor.structures import restored
 

@@ -18,14 +18,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.copies import copy_of
-from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, augmentation_named, batches
+from compressor.data import (
+    EVALUATION_BATCH,
+    UNLABELLED,
+    Data,
+    ImageSet,
+    Preprocessing,
+    SplitName,
+    augmentation_named,
+    batches,
+)
 from compressor.errors import RetrainError
 from compressor.gradients import EXAMPLES, check_gradients, right_gradients
+from compressor.outputs import class_scores
 from compressor.recipe import Optimiser, Recipe, Step
 from compressor.resume import EpochRecord, Run, digest_of, restore_, save, write
 from compressor.slimming import scale_norm, scales_of
-
-EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,21 +83,6 @@ def correct_in(module: nn.Module, images: ImageSet, *, preprocessing: Preprocess
         for inputs, labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
             right += int((class_scores(module(inputs.to(device))).argmax(1).cpu() == labels).sum())
     return right
-
-
-def class_scores(output: object) -> Tensor:
-    """The first tensor of a network's output: `[batch, classes]` (some networks return auxiliary ones behind it)."""
-    while not isinstance(output, Tensor):
-        if isinstance(output, dict) and output:
-            output = next(iter(output.values()))
-        elif isinstance(output, (tuple, list)) and output:
-            output = output[0]
-        else:
-            raise RetrainError(
-                f"the network's output is a `{type(output).__name__}`, not class scores",
-                hint="only networks that classify images can be trained here",
-            )
-    return output
 
 
 def train(

@@ -37,9 +37,10 @@ from compressor.features import features_in, layer_named, reading
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.mmd import mmd
+from compressor.outputs import class_scores
 from compressor.plan import Scores
 from compressor.retrain import device_named
-from compressor.train import class_scores, classification_loss
+from compressor.train import classification_loss
 
 CRITERION = "transfer"  # its name in records
 Pair = tuple[Tensor, Tensor, Tensor | None]  # source inputs and labels, target inputs

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data import Images, ImageSet, Preprocessing, batches
+from compressor.data import EVALUATION_BATCH, Images, ImageSet, Preprocessing, batches
 from compressor.errors import RetrainError
 from compressor.lent import evaluating
+from compressor.outputs import class_scores
 from compressor.resume import kept_in, tensors, write
-from compressor.train import EVALUATION_BATCH, class_scores
 
 State = dict[str, Tensor]
 

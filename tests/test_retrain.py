@@ -21,10 +21,11 @@ from compressor.costs import Cost, count
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import magnitude
+from compressor.outputs import class_scores
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.retrain import Wishes, recipe_for, retrain, starting_module, tensorboard
 from compressor.surgery import Surgery, operate
-from compressor.train import Progress, class_scores
+from compressor.train import Progress
 
 DENSE = Recipe(
     budget=Step(epochs=12),

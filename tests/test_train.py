@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.masks import apply_mask_, magnitude
+from compressor.outputs import class_scores
 from compressor.recipe import (
     How,
     Optimiser,
@@ -27,15 +28,7 @@ from compressor.recipe import (
     how_named,
     recipe_from_json,
 )
-from compressor.train import (
-    Progress,
-    Trained,
-    class_scores,
-    correct_in,
-    iterations_per_epoch,
-    optimiser_of,
-    train,
-)
+from compressor.train import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
 
 PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)
 RECIPE = Recipe(budget=Step(epochs=3), schedule=Schedule(rate=0.05), batch_size=16, augment=("flip", "crop"), seed=4)

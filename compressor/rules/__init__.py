@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from compressor.operations import name_of
 from compressor.rules import (
     along,
     matrices,
@@ -35,10 +36,10 @@ from compressor.rules import (
     stated,
     together,
 )  # fmt: skip
-from compressor.rules.operators import name_of, unknown
+from compressor.rules.operators import unknown
 from compressor.tracing import Rule
 
-__all__ = ["is_known", "name_of", "rule_of"]
+__all__ = ["is_known", "rule_of"]
 
 KINDS = (pointwise, moving, products, recurrent, together, along, placed, matrices, norms, sliding, stated)
 RULES: dict[str, Rule] = {name: rule for kind in KINDS for name, rule in kind.RULES.items()}

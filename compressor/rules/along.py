@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from compressor.coupling import Dim
-from compressor.rules.operators import bound, name_of, new, results
+from compressor.operations import name_of
+from compressor.rules.operators import bound, new, results
 from compressor.tracing import NotFollowed, Rule, Tracer, Tracked
 
 ALONG = {

@@ -8,8 +8,9 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from compressor.coupling import Dim
+from compressor.operations import name_of
 from compressor.rules.division import split_groups
-from compressor.rules.operators import bound, name_of, results
+from compressor.rules.operators import bound, results
 from compressor.tracing import Role, Rule, Tracer, Tracked
 
 BATCH = ("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",

@@ -1,4 +1,4 @@
-"""What an operator is called, its arguments by name, and its results with what is known of them."""
+"""An operator's arguments by name, and its results with what is known of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from compressor.coupling import Dim
+from compressor.operations import name_of
 from compressor.tracing import NotFollowed, Tracer, Tracked
-
-
-def name_of(target: Any) -> str:
-    """An operator's name without its overload; one that writes in place counts as the one that does not.
-
-    One of another library than torch's and torchvision's has that library's name before its own.
-    """
-    library, _, rest = str(target).partition(".")
-    name = rest.split(".")[0] if library in ("aten", "torchvision") else ".".join(str(target).split(".")[:2])
-    in_place = str(target).startswith("aten.") and name.endswith("_") and not name.endswith("__")
-    return name[:-1] if in_place else name
 
 
 def bound(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from compressor.coupling import Dim
-from compressor.rules.operators import bound, name_of, new, raw
+from compressor.operations import name_of
+from compressor.rules.operators import bound, new, raw
 from compressor.tracing import NotFollowed, Rule, Tracer, Tracked
 
 GATHERING = {"gather", "scatter", "scatter_add", "scatter_reduce"}

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from compressor.rules.operators import name_of, results
+from compressor.operations import name_of
+from compressor.rules.operators import results
 from compressor.tracing import Rule, Tracer, Tracked
 
 POINTWISE = {

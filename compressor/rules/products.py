@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from compressor.coupling import Dim
+from compressor.operations import name_of
 from compressor.rules.division import split_groups
-from compressor.rules.operators import bound, name_of, new, results
+from compressor.rules.operators import bound, new, results
 from compressor.tracing import NotFollowed, Role, Rule, Tracer, Tracked
 
 

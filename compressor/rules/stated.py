@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compressor.rules.operators import name_of
+from compressor.operations import name_of
 from compressor.tracing import NotFollowed, Rule, Tracer
 
 BY_VALUES = "which positions `{}` gives, and how many, hangs on values"

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.operations import name_of
 from compressor.rules.along import over
-from compressor.rules.operators import bound, name_of, new, results
+from compressor.rules.operators import bound, new, results
 from compressor.rules.pointwise import pointwise
 from compressor.tracing import Rule, Tracer
 

@@ -38,10 +38,10 @@ from typing import Any
 from compressor.arms import SCRATCH, Wishes, recipe_for
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
-from compressor.costs import Cost, count
+from compressor.costs import Cost, count, masked_macs
 from compressor.data import Data, SplitName
 from compressor.interval import difference, pooled_deviation
-from compressor.masks import apply_mask_, magnitude, masked_macs
+from compressor.masks import apply_mask_, magnitude
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.recipe import How, Recipe, Schedule, Shape, Step
