@@ -1,6 +1,6 @@
 """Any architecture: `python -m benchmarks.coverage [--zoo torchvision|timm] [--only NAME,...] [--until prune|reload]`.
 
-Every architecture with live random weights goes through the stages of `compressor.coverage`, each in a process of its
+Every architecture with live random weights goes through the stages of `jobs.coverage`, each in a process of its
 own: prune at 0.5 with proof (at most 1e-4), backward, prune again, export (onnxruntime's outputs within 1e-3), reload
 in a fresh process.
 
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.provenance import provenance
 from compressor.architectures import Architecture
-from compressor.coverage import DEEP, DEEP_ATTENTION, Stage, coverage_of
+from compressor.jobs.coverage import DEEP, DEEP_ATTENTION, Stage, coverage_of
 
 FOLDER = Path(__file__).parent / "coverage"
 LIMIT_S = 1800

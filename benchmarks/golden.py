@@ -24,10 +24,10 @@ from torch import Tensor
 from benchmarks.provenance import provenance
 from benchmarks.surgery import RATIOS, SAMPLES, TORCHVISION, network
 from compressor.data import Data
+from compressor.jobs.prune import request_from
 from compressor.pipeline import Pruned
 from compressor.pipeline import prune as prune_checkpoint
 from compressor.plan import ChannelBudget
-from compressor.pruning import request_from
 from compressor.request import Request
 from compressor.sources import load_data
 

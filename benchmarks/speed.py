@@ -31,15 +31,15 @@ from benchmarks.tables import accuracy
 from compressor import load, load_data
 from compressor.architectures import Architecture
 from compressor.checkpoint import Checkpoint
-from compressor.coverage import _checkpoint
 from compressor.data import Data, SplitName
 from compressor.errors import PlanError
 from compressor.evaluate import evaluate
 from compressor.export import export_onnx
+from compressor.jobs.coverage import _checkpoint
+from compressor.jobs.prune import request_from
 from compressor.measure import speedup
 from compressor.pairs import timed_in_turns
 from compressor.plan import LatencyBudget
-from compressor.pruning import request_from
 from compressor.repair import calibration_batches, renormed
 from compressor.request import Request
 from compressor.speed import Fast, prune_to_speed

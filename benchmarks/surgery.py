@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.provenance import provenance
 from compressor.checkpoint import Architecture, Checkpoint
-from compressor.coverage import enliven_
 from compressor.data import Preprocessing
 from compressor.export import export_onnx
 from compressor.groups import trace
+from compressor.jobs.coverage import enliven_
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.proof import prove, reference_of

@@ -17,10 +17,10 @@ from compressor.artifact import add_results, load_artifact, open_artifact, write
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Preprocessing
 from compressor.errors import ArtifactError
+from compressor.jobs.prune import prune_to
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.pruning import prune_to
 from compressor.request import MaskRequest, Request
 
 

@@ -25,6 +25,7 @@ from compressor.data import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import trace
 from compressor.input_spec import random_like
+from compressor.jobs.prune import prune_to
 from compressor.machine import Conditions
 from compressor.masks import apply_mask_, magnitude
 from compressor.memory import Load, peak_memory
@@ -32,7 +33,6 @@ from compressor.outputs import outputs_of, relative_difference
 from compressor.parity import Parity
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan
-from compressor.pruning import prune_to
 from compressor.report.results import findings_from_results
 from compressor.request import Request
 from compressor.runtimes import Memory, Prepared, Reads, Runtime

@@ -446,11 +446,11 @@ class TestInterruption:
     @pytest.mark.parametrize(
         ("command", "place"),
         [
-            (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.pruning.write_artifact"),
+            (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.jobs.prune.write_artifact"),
             (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.artifact._read_back"),
-            (["export", "tiny.compressed"], "compressor.exporting.export_onnx"),
+            (["export", "tiny.compressed"], "compressor.jobs.export.export_onnx"),
             (["bench", "--runtimes", "torch-eager"], "compressor.bench.timed"),
-            (["evaluate", "--data", "data.npz"], "compressor.evaluation.evaluate"),
+            (["evaluate", "--data", "data.npz"], "compressor.jobs.evaluate.evaluate"),
         ],
     )
     def test_ctrl_c_leaves_everything_as_it_was(

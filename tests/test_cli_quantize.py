@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import quantizing
 from compressor.artifact import open_artifact
 from compressor.cli.quantize import show
 from compressor.environment import saturates_int8
 from compressor.evaluate import load_onnx
+from compressor.jobs import quantize as quantizing
 from compressor.measure import Measurement
 from compressor.report.integers import int8_section
 from compressor.report.results import findings_from_results

@@ -17,7 +17,7 @@ from compressor.checkpoint import load
 from compressor.cli.main import app
 from compressor.data import SplitName
 from compressor.errors import DataError
-from compressor.evaluation import chosen_split
+from compressor.jobs.evaluate import chosen_split
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.request import Request

@@ -19,8 +19,8 @@ from compressor.costs import count
 from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
 from compressor.factorize import Factorized, LowRank, factorize, prove_factors
-from compressor.factorizing import low_rank_from
 from compressor.factors import Factors, Kind, spectrum
+from compressor.jobs.factorize import low_rank_from
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable

@@ -14,9 +14,9 @@ from torch import nn
 import compressor.frontier
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.frontier import Judge, arms_of, fastest_within, frontier, share_of
+from compressor.jobs.prune import request_from
 from compressor.measure import Speedup
 from compressor.plan import LatencyBudget, Scope
-from compressor.pruning import request_from
 from compressor.repair import Repair
 from compressor.report.frontiers import picture
 from compressor.request import Request

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import load
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
-from compressor.inspection import inspect
+from compressor.jobs.inspect import inspect
 from compressor.outputs import outputs_of
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope

@@ -12,13 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from compressor import artifact as artifact_file
-from compressor import retraining
 from compressor.arms import Wishes
 from compressor.artifact import Artifact, add_results, open_artifact, write_artifact
 from compressor.checkpoint import load
 from compressor.cli import retrain as command_file
 from compressor.cli.main import app
 from compressor.errors import ArtifactError, RetrainError
+from compressor.jobs import retrain as retraining
 from compressor.masks import apply_mask_, magnitude
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget

@@ -16,12 +16,12 @@ import compressor.runtimes
 import compressor.speed
 import compressor.speed_plan
 from compressor.errors import OutOfReach, PlanError
+from compressor.jobs.prune import goal_from, milliseconds, request_from
 from compressor.latency_table import LatencyTable, Whole
 from compressor.machine import Conditions
 from compressor.measure import Measurement
 from compressor.networks import Networks
 from compressor.plan import LatencyBudget, Scope
-from compressor.pruning import goal_from, milliseconds, request_from
 from compressor.request import Request
 from compressor.skeletons import SHAPE
 from compressor.speed import prune_to_speed

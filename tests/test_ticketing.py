@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from compressor import artifact as artifact_file
-from compressor import ticketing
 from compressor.arms import Wishes
 from compressor.artifact import Artifact, open_artifact
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data
 from compressor.errors import RetrainError
+from compressor.jobs import lottery as ticketing
 from compressor.recipe import How
 from compressor.retrain import starting_module
 from compressor.sources import load_data

@@ -19,9 +19,9 @@ from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError
 from compressor.events import EventSchedule
 from compressor.input_spec import random_like
+from compressor.jobs.prune import partial_of
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
-from compressor.pruning import partial_of
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.repair import Repair
 from compressor.request import Request

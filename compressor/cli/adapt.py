@@ -81,8 +81,8 @@ def command(
     """
     import torch
 
-    from compressor import adapting as work
-    from compressor.pruning import default_folder
+    from compressor.jobs import adapt as work
+    from compressor.jobs.prune import default_folder
     from compressor.sources import data_for, load_data
 
     if threads is not None:

@@ -31,7 +31,7 @@ from compressor.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from compressor.evaluation import Judgement
+    from compressor.jobs.evaluate import Judgement
 
 
 def command(
@@ -62,7 +62,7 @@ def command(
     """
     import torch
 
-    from compressor import evaluation as work
+    from compressor.jobs import evaluate as work
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -68,8 +68,8 @@ def command(
     Example: `compress exits model.pt --after layer2,layer3 --max-drop 0.5 --data images/ --epochs 2`
     """
     from compressor.errors import DataError, PlanError, named
-    from compressor.exiting import ExitRequest, early_exits
     from compressor.exits import Certainty
+    from compressor.jobs.exits import ExitRequest, early_exits
     from compressor.recipe import Recipe, Schedule, Step
 
     request = ExitRequest(

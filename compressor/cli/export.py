@@ -42,7 +42,7 @@ def command(
 
     Example: `compress export --onnx`, `compress export model.pt --out model.onnx --opset 20`
     """
-    from compressor import exporting as work
+    from compressor.jobs import export as work
 
     assert onnx
     artifact = open_default(model) if model is None or model.is_dir() else None

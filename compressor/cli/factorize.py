@@ -65,7 +65,7 @@ def command(
 
     Example: `compress factorize model.pt --macs 0.5`, `compress factorize model.pt --energy 0.9 --how channel,svd`
     """
-    from compressor.factorizing import default_folder, factorize_to, low_rank_from
+    from compressor.jobs.factorize import default_folder, factorize_to, low_rank_from
 
     request = low_rank_from(
         macs=macs, params=params, energy=energy, rank=rank, how=how, protect=protect or (), align=align

@@ -70,7 +70,7 @@ def command(
     from compressor.artifact import write_json
     from compressor.errors import DataError
     from compressor.frontier import frontier
-    from compressor.pruning import goal_from, request_from
+    from compressor.jobs.prune import goal_from, request_from
     from compressor.report.frontiers import picture
     from compressor.report.sensitivities import write_picture
     from compressor.request import Request

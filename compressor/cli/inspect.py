@@ -24,7 +24,7 @@ from compressor.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from compressor.inspection import Inspection
+    from compressor.jobs.inspect import Inspection
 
 
 def command(
@@ -48,7 +48,7 @@ def command(
 
     Example: `compress inspect sample_models/fashion_resnet20.pt`, `compress inspect names.txt --report-coverage`
     """
-    from compressor.inspection import inspect
+    from compressor.jobs.inspect import inspect
 
     if report_coverage:
         return cover(model, as_json=as_json)
@@ -67,7 +67,7 @@ def cover(file: Path, *, as_json: bool) -> None:
     """How far each architecture in the file gets, as a table or as JSON; a word on each as it goes."""
     from rich.table import Table
 
-    from compressor.coverage import coverage_of, listed
+    from compressor.jobs.coverage import coverage_of, listed
 
     rows = []
     with status("reading") as say:

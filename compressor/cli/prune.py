@@ -141,7 +141,7 @@ def command(
     `compress prune model.pt --sparsity 0.9 --mask-criterion magnitude-increase --initial early.pt`
     """
     from compressor.checkpoint import read_state
-    from compressor.pruning import default_folder, during_from, goal_from, needs_data, prune_to, request_from
+    from compressor.jobs.prune import default_folder, during_from, goal_from, needs_data, prune_to, request_from
 
     request = request_from(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup, latency=latency,

@@ -77,7 +77,7 @@ def command(
 
     Example: `compress quantize --data images/`, `compress quantize model.pt --data images/ --images 512 --per-tensor`
     """
-    from compressor import quantizing as work
+    from compressor.jobs import quantize as work
     from compressor.quantize import Int8
 
     sizes = batch_sizes(batch)

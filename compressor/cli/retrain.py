@@ -114,8 +114,9 @@ def command(
     """
     import torch
 
-    from compressor import retraining, ticketing
     from compressor.arms import wishes_from
+    from compressor.jobs import lottery as ticketing
+    from compressor.jobs import retrain as retraining
     from compressor.recipe import how_named
     from compressor.retrain import read_early_state
     from compressor.retrain import tensorboard as streaming

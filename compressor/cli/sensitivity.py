@@ -54,9 +54,9 @@ def command(
 
     Example: `compress sensitivity model.pt --data images/`
     """
-    from compressor.curves import measure_curves
     from compressor.errors import DataError
-    from compressor.pruning import request_from
+    from compressor.jobs.prune import request_from
+    from compressor.jobs.sensitivity import measure_curves
     from compressor.report.sensitivities import picture, write_picture
     from compressor.request import Request
 

@@ -1,4 +1,4 @@
-"""What was found out about an artifact, as values; `compressor.report.results` reads them."""
+"""What was found out about an artifact, as values; `report.results` reads them."""
 
 from __future__ import annotations
 

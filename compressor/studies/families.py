@@ -47,11 +47,11 @@ from compressor.data import Data, SplitName, batches, first
 from compressor.evaluate import evaluate_onnx, load_onnx
 from compressor.exit_choice import alike
 from compressor.exit_onnx import export_exits
-from compressor.exiting import ExitRequest, chosen_exits
 from compressor.export import export_onnx
 from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind
 from compressor.interval import LEVEL, Interval, mean_interval, paired_difference
+from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
 from compressor.masks import apply_mask_, magnitude
 from compressor.measure import Measurement, caveats_of, speedup

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from compressor import exporting, factorizing, pruning, quantizing, ticketing
 from compressor.checkpoint import Checkpoint
+from compressor.jobs import export as exporting
+from compressor.jobs import factorize as factorizing
+from compressor.jobs import lottery as ticketing
+from compressor.jobs import prune as pruning
+from compressor.jobs import quantize as quantizing
 from compressor.names import file_name_from, is_name, printable
 from tests.topologies import Residual, alive, checkpoint_of
 

@@ -22,13 +22,13 @@ from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
+from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder
 from compressor.lottery import Round, Rounds, find_ticket, rest_of, rounds_with_output
 from compressor.masks import MaskScope, WeightMask
 from compressor.names import file_name_from
 from compressor.recipe import How, Recipe, Start
 from compressor.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
 from compressor.retrain import read_early_state, retrain, starting_module
-from compressor.retraining import OF_THE_OLD_WEIGHTS, default_folder
 from compressor.schema import anything, listed, optional, record, table
 from compressor.sparse import SAVES_NO_TIME
 from compressor.train import Callback, iterations_per_epoch

@@ -1,0 +1,1 @@
+"""What each command does, for library users too: plain values in, an artifact and its results out."""
