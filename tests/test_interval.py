@@ -7,7 +7,14 @@ import statistics
 
 import pytest
 
-from compressor.interval import Interval, correlation, difference, mean_interval, paired_difference, pooled_deviation
+from compressor.studies.interval import (
+    Interval,
+    correlation,
+    difference,
+    mean_interval,
+    paired_difference,
+    pooled_deviation,
+)
 
 
 def test_the_interval_of_a_mean_is_the_textbook_one() -> None:

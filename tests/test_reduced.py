@@ -9,7 +9,7 @@ import torch
 
 from compressor.data import Data, Images, subset
 from compressor.errors import DataError
-from compressor.reduced import reduced
+from compressor.studies.smaller import reduced
 
 
 def data() -> Data:

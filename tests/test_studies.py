@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from compressor import studies
 from compressor.data import Images
 from compressor.errors import StudyError
 from compressor.sources import SAMPLE_FILE, load_data
-from compressor.study import Scale
-from compressor.studying import in_order, run_study
+from compressor.studies import papers as studies
+from compressor.studies.runner import in_order, run_study
+from compressor.studies.study import Scale
 from tests.command_line import done, interrupted, refused
 from tests.test_readme import mistakes, words_of
 

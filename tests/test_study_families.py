@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from compressor.sources import SAMPLE_FILE, load_data
-from compressor.studies import families
-from compressor.study import Cell, Results, Scale, Verdict
-from compressor.studying import in_order, run_study
+from compressor.studies.papers import families
+from compressor.studies.runner import in_order, run_study
+from compressor.studies.study import Cell, Results, Scale, Verdict
 
 
 def results(speeds: Mapping[str, float], accuracies: Mapping[str, float] | None = None) -> Results:

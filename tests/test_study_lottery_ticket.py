@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor import studies
 from compressor.cli.study import data_of
-from compressor.studies import lottery_ticket as study
-from compressor.study import Cell, Results, Scale, Verdict
-from compressor.studying import Folder, in_order, run_study, told
+from compressor.studies import papers as studies
+from compressor.studies.papers import lottery_ticket as study
+from compressor.studies.runner import Folder, in_order, run_study, told
+from compressor.studies.study import Cell, Results, Scale, Verdict
 
 SOURCE = functools.partial(data_of, None, root=None, download=False)
 

@@ -18,8 +18,8 @@ from compressor.costs import Cost, count
 from compressor.data import Data, Images, SplitName
 from compressor.masks import magnitude
 from compressor.recipe import Recipe, Shape, Start
-from compressor.studies import rethinking
-from compressor.studies.rethinking import (
+from compressor.studies.papers import rethinking
+from compressor.studies.papers.rethinking import (
     CAPPED,
     CHANCE,
     CHOOSERS,
@@ -40,9 +40,9 @@ from compressor.studies.rethinking import (
     pruned_by,
     recipe_of,
 )
-from compressor.study import Cell, Results, Scale, Verdict
-from compressor.studying import Folder, run_study, told
-from compressor.subjects import subject
+from compressor.studies.runner import Folder, run_study, told
+from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.studies.subjects import subject
 
 
 @functools.cache

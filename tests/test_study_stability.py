@@ -10,9 +10,9 @@ import pytest
 
 from compressor.cli.study import data_of
 from compressor.errors import StudyError
-from compressor.studies import stability
-from compressor.study import Results, Scale, Verdict
-from compressor.studying import Folder, run_study
+from compressor.studies.papers import stability
+from compressor.studies.runner import Folder, run_study
+from compressor.studies.study import Results, Scale, Verdict
 
 
 def test_it_runs_at_the_smoke_scale_and_judges(tmp_path: Path) -> None:

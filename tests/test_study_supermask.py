@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from compressor import studies
 from compressor.cli.study import data_of
 from compressor.data import Data
 from compressor.mask_criteria import MaskCriterion
-from compressor.studies import supermask
-from compressor.studies.supermask import TICKET, TRAINED, UNTRAINED, _named, cells, plots, verdict
-from compressor.study import Cell, Results, Scale, Verdict
-from compressor.studying import Folder, run_study, told
+from compressor.studies import papers as studies
+from compressor.studies.papers import supermask
+from compressor.studies.papers.supermask import TICKET, TRAINED, UNTRAINED, _named, cells, plots, verdict
+from compressor.studies.runner import Folder, run_study, told
+from compressor.studies.study import Cell, Results, Scale, Verdict
 from compressor.treatments import Kept, Pruned
 
 

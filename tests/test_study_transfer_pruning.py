@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from compressor import studies
 from compressor.data import Data, Images
 from compressor.sources import load_data
-from compressor.studies import transfer_pruning as study
-from compressor.study import Cell, Results, Scale, Verdict
-from compressor.studying import Folder, in_order, run_study, told
+from compressor.studies import papers as studies
+from compressor.studies.papers import transfer_pruning as study
+from compressor.studies.runner import Folder, in_order, run_study, told
+from compressor.studies.study import Cell, Results, Scale, Verdict
 
 
 @functools.cache

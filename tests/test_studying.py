@@ -15,13 +15,13 @@ import compressor.studies
 from compressor.artifact import write_json
 from compressor.data import Data, Images
 from compressor.errors import StudyError
-from compressor.interval import Interval
 from compressor.report.document import Code, Strong
 from compressor.report.markdown import markdown
 from compressor.report.page import page
 from compressor.report.studies import document, picture, spans
-from compressor.study import Cell, Claim, Finding, Plot, Results, Scale, Verdict, curve, scale_named
-from compressor.studying import Progressed, in_order, run_study, told
+from compressor.studies.interval import Interval
+from compressor.studies.runner import Progressed, in_order, run_study, told
+from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Verdict, curve, scale_named
 
 RAN: list[str] = []
 
@@ -54,7 +54,7 @@ def run(cell: Cell, workspace: Any) -> Mapping[str, Any]:
 
 
 def verdict(results: Results) -> list[Claim]:
-    from compressor.interval import paired_difference
+    from compressor.studies.interval import paired_difference
 
     cut = results.by_seed("accuracy", "cut", ratio=0.6)
     drop = paired_difference(results.by_seed("accuracy", "dense"), cut)

@@ -37,8 +37,8 @@ def command(
 
     Example: `compress study`, `compress study lottery-ticket --scale small --jobs 2 --data DIR`
     """
-    from compressor import studies
-    from compressor.study import scale_named
+    from compressor.studies import papers as studies
+    from compressor.studies.study import scale_named
 
     if name is None:
         for one in studies.names():
@@ -49,7 +49,7 @@ def command(
     from compressor.report.page import page
     from compressor.report.sensitivities import write_picture
     from compressor.report.studies import document, picture
-    from compressor.studying import Progressed, run_study, told
+    from compressor.studies.runner import Progressed, run_study, told
 
     size, folder = scale_named(scale), out or Path(f"{name}.study")
     studies.load(name)

@@ -23,7 +23,7 @@ from compressor.plan import ChannelBudget
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.request import MaskRequest, Request
 from compressor.resume import EpochRecord, Run, digest_of, save
-from compressor.study import Cell
+from compressor.studies.study import Cell
 from compressor.watch import StateAt
 from tests.brought import WrittenOut
 from tests.command_line import ARCH, make_inputs

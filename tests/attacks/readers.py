@@ -19,7 +19,7 @@ from compressor.pack import bench_of_pack
 from compressor.report import report
 from compressor.resume import epochs_done, restore_
 from compressor.sources import load_data
-from compressor.studying import Folder
+from compressor.studies.runner import Folder
 from compressor.watch import StateAt
 from tests.attacks import good_files as good
 from tests.attacks.mutations import Form

@@ -50,7 +50,6 @@ from compressor.exit_onnx import export_exits
 from compressor.export import export_onnx
 from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind
-from compressor.interval import LEVEL, Interval, mean_interval, paired_difference
 from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
 from compressor.masks import apply_mask_, magnitude
@@ -60,14 +59,15 @@ from compressor.plan import CostBudget, Countable
 from compressor.quantize import Int8, quantize_onnx
 from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
-from compressor.reduced import reduced
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.retrain import retrain
 from compressor.sparse import onnx_sparse
 from compressor.stream import timed_on_images
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
-from compressor.subjects import percent_correct, subject
+from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_difference
+from compressor.studies.smaller import reduced
+from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
+from compressor.studies.subjects import percent_correct, subject
 
 TITLE = "Five families of compression"
 NAME = "families"

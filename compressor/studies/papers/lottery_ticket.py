@@ -37,17 +37,17 @@ from compressor.data import Data, SplitName
 from compressor.early_stopping import holding, train_watched
 from compressor.evaluate import evaluate
 from compressor.initialisation import glorot_normal
-from compressor.interval import mean_interval, paired_difference
 from compressor.lottery import Rounds, rest_of, rewound, rounds_with_output, shuffled
 from compressor.masks import MaskScope, WeightMask
 from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Step
-from compressor.reduced import reduced
 from compressor.request import Request
 from compressor.retrain import device_named, starting_module
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
-from compressor.subjects import subject
+from compressor.studies.interval import mean_interval, paired_difference
+from compressor.studies.smaller import reduced
+from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
+from compressor.studies.subjects import subject
 from compressor.watch import state_of
 
 TITLE = "The lottery ticket hypothesis: early weights, masks, and learning rates"

@@ -40,16 +40,16 @@ from compressor.evaluate import evaluate
 from compressor.events import Departure, EventSchedule, mean_stability
 from compressor.groups import Traced, trace
 from compressor.held import said_otherwise
-from compressor.interval import correlation, paired_difference
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.proving import shrink_proved
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.reduced import reduced
 from compressor.request import Request
 from compressor.retrain import device_named
 from compressor.rounding import kept
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
-from compressor.subjects import subject
+from compressor.studies.interval import correlation, paired_difference
+from compressor.studies.smaller import reduced
+from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
+from compressor.studies.subjects import subject
 from compressor.trained_away import choosing
 from compressor.while_training import (
     Effect,

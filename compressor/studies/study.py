@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from compressor.data import Data
 from compressor.errors import StudyError, named
-from compressor.interval import Interval
+from compressor.studies.interval import Interval
 
 Value = str | int | float | bool | None
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from compressor import forms, studies
+from compressor import forms
 from compressor.artifact import read_json, write_json
 from compressor.children import without_working_folder
 from compressor.data import Data
@@ -30,7 +30,8 @@ from compressor.errors import StudyError
 from compressor.files import save_tensors, whole
 from compressor.leftovers import sweep
 from compressor.schema import check
-from compressor.study import Cell, Results, Scale
+from compressor.studies import papers as studies
+from compressor.studies.study import Cell, Results, Scale
 
 Say = Callable[[str], None]
 DataSource = Callable[[], Data]

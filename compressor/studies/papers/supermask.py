@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from compressor.data import Data, Preprocessing, SplitName
 from compressor.evaluate import evaluate
 from compressor.initialisation import glorot_normal
-from compressor.interval import Interval, mean_interval, paired_difference
 from compressor.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.masks import WeightMask, maskable
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.reduced import reduced
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
-from compressor.subjects import subject
+from compressor.studies.interval import Interval, mean_interval, paired_difference
+from compressor.studies.smaller import reduced
+from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
+from compressor.studies.subjects import subject
 from compressor.supermask import Multiplied, learn_mask
 from compressor.train import train
 from compressor.treatments import Frozen, Kept, Pruned, start_weights, with_weights

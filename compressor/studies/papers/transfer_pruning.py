@@ -37,10 +37,10 @@ from compressor.costs import count
 from compressor.data import Data, SplitName, first
 from compressor.domains import Shift, Target, parted, target_of
 from compressor.evaluate import evaluate
-from compressor.interval import paired_difference
 from compressor.recipe import Recipe, Schedule, Shape, Step
-from compressor.study import Cell, Claim, Finding, Plot, Results, Scale, Value, Workspace, curve
-from compressor.subjects import subject
+from compressor.studies.interval import paired_difference
+from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Value, Workspace, curve
+from compressor.studies.subjects import subject
 from compressor.transfer import TransferPruning, prune_while_adapting
 
 TITLE = "Transfer channel pruning"

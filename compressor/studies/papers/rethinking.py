@@ -40,17 +40,17 @@ from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.costs import Cost, count, masked_macs
 from compressor.data import Data, SplitName
-from compressor.interval import difference, pooled_deviation
 from compressor.masks import apply_mask_, magnitude
 from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.recipe import How, Recipe, Schedule, Shape, Step
-from compressor.reduced import reduced
 from compressor.repair import Repair
 from compressor.request import Request
 from compressor.retrain import device_named, retrain, starting_module
-from compressor.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
-from compressor.subjects import percent_correct, subject
+from compressor.studies.interval import difference, pooled_deviation
+from compressor.studies.smaller import reduced
+from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
+from compressor.studies.subjects import percent_correct, subject
 from compressor.train import train
 
 TITLE = "Rethinking the value of network pruning"
