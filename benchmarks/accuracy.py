@@ -21,10 +21,10 @@ from benchmarks.tables import accuracy
 from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import load
 from compressor.data import SplitName
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.recipe import How
-from compressor.request import Request
 from compressor.retrain import retrain
 from compressor.sources import load_data
 from compressor.train import correct_in

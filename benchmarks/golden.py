@@ -25,10 +25,10 @@ from benchmarks.provenance import provenance
 from benchmarks.surgery import RATIOS, SAMPLES, TORCHVISION, network
 from compressor.data import Data
 from compressor.jobs.prune import request_from
-from compressor.pipeline import Pruned
-from compressor.pipeline import prune as prune_checkpoint
 from compressor.plan import ChannelBudget
-from compressor.request import Request
+from compressor.pruning.pipeline import Pruned
+from compressor.pruning.pipeline import prune as prune_checkpoint
+from compressor.pruning.request import Request
 from compressor.sources import load_data
 
 FILE = Path(__file__).parent / "golden.json"

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks.provenance import provenance
 from compressor.bench import bench
 from compressor.checkpoint import load
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 
 FOLDER = Path(__file__).parent / "latency"
 SAMPLES = Path(__file__).parent.parent / "sample_models"

@@ -26,10 +26,10 @@ from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, SplitName
-from compressor.masking import mask_weights
 from compressor.masks import MaskScope
-from compressor.repair import Repair
-from compressor.request import MaskRequest
+from compressor.pruning.masking import mask_weights
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import MaskRequest
 from compressor.sources import load_data
 from compressor.train import correct_in
 

@@ -38,10 +38,10 @@ from compressor.calibration import calibration_batches
 from compressor.checkpoint import Checkpoint, load
 from compressor.costs import count
 from compressor.data import Data, Preprocessing, SplitName
-from compressor.pipeline import prune
 from compressor.plan import CostBudget, Countable, Scope
-from compressor.repair import Repair, renormed
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.repair.repairing import Repair, renormed
+from compressor.pruning.request import Request
 from compressor.sources import load_data
 from compressor.train import correct_in
 

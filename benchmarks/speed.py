@@ -40,10 +40,10 @@ from compressor.jobs.prune import request_from
 from compressor.measure import speedup
 from compressor.pairs import timed_in_turns
 from compressor.plan import LatencyBudget
-from compressor.repair import calibration_batches, renormed
-from compressor.request import Request
-from compressor.speed import Fast, prune_to_speed
-from compressor.speed_plan import Goal, Known
+from compressor.pruning.repair.repairing import calibration_batches, renormed
+from compressor.pruning.request import Request
+from compressor.pruning.speed.planner import Goal, Known
+from compressor.pruning.speed.search import Fast, prune_to_speed
 
 FOLDER = Path(__file__).parent / "speed"
 SAMPLE_NAMES = ("resnet20", "vgg11", "mobilenet_v2")

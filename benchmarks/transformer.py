@@ -24,11 +24,11 @@ from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
 from compressor.checkpoint import load
 from compressor.data import SplitName
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
 from compressor.recipe import Optimiser, Recipe, Schedule, Step
-from compressor.repair import Repair
-from compressor.request import Request
 from compressor.sources import load_data
 from compressor.train import correct_in
 from sample_models.train import train_to

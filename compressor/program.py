@@ -2,7 +2,7 @@
 
 `torch.export` writes the list; the weights stay outside it, so that the same operators can run with other weights of
 the same shapes. The dense and the small network come from the same code: their lists match step by step, which is how
-repair compares the two inside (`compressor.repair`).
+repair compares the two inside (`pruning.repair.repairing`).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def narrowed(
 ) -> dict[str, Tensor]:
     """The readers' weights and biases, in the dense shapes, when the channels in `gone` are silent and made up for.
 
-    Layers that are called several times are not repaired (`compressor.reconstruct`), and make up for nothing.
+    Layers that are called several times are not repaired (`pruning.repair.least_squares`), and make up for nothing.
     """
     held = {name: program.constants[node] for node, name in program.names.items()}
     changed: dict[str, Tensor] = {}

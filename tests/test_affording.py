@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from compressor import elimination, moments
 from compressor.affording import affords, covariance_bytes, fit_bytes, reserved, rows_within, too_large
 from compressor.data import Data, Images
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, Scope
-from compressor.repair import Repair, affordable
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.repair.repairing import Repair, affordable
+from compressor.pruning.request import Request
 from tests.topologies import INPUT, alive, checkpoint_of
 
 CHANNELS = 8
@@ -78,7 +78,7 @@ def test_with_memory_for_it_the_same_classifier_is_fitted_whole(made: list[int])
 def test_above_the_widest_no_covariance_is_made_whatever_the_memory(
     made: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compressor.reconstruct.WIDEST", FEATURES // 4)
+    monkeypatch.setattr("compressor.pruning.repair.least_squares.WIDEST", FEATURES // 4)
     monkeypatch.setattr(elimination, "WIDEST", FEATURES // 4)
     request = Request(budget=ChannelBudget(ratio=0.5), criterion="obs", align=1, images=96, repair=Repair.LEAST_SQUARES)
     prune(checkpoint_of(alive(flattening())), request, data=noise())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.aim import LEAST, Aim
+from compressor.pruning.speed.aim import LEAST, Aim
 
 
 @given(st.floats(1.2, 6), st.floats(0.5, 2), st.floats(0.6, 1.6))

@@ -31,10 +31,10 @@ from compressor.masks import apply_mask_, magnitude
 from compressor.memory import Load, peak_memory
 from compressor.outputs import outputs_of, relative_difference
 from compressor.parity import Parity
-from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results
-from compressor.request import Request
 from compressor.runtimes import Memory, Prepared, Reads, Runtime
 from tests.topologies import alive, checkpoint_of, plain
 

@@ -18,9 +18,9 @@ from compressor.cli.main import app
 from compressor.data import SplitName
 from compressor.errors import DataError
 from compressor.jobs.evaluate import chosen_split
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.sources import load_data
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"

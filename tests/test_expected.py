@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from compressor.errors import RepairError
-from compressor.expected import compensated
 from compressor.groups import trace
 from compressor.plan import PruningPlan
-from compressor.repair import repair_blind
+from compressor.pruning.repair.batch_norm_means import compensated
+from compressor.pruning.repair.repairing import repair_blind
 from compressor.shrink import shrink
 from compressor.surgery import Surgery
 

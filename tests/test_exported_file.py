@@ -17,10 +17,10 @@ from compressor.checkpoint import load
 from compressor.errors import CheckpointError, InputError, UntrustedPickle
 from compressor.exported_file import read_exported
 from compressor.outputs import tensors_in
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.recorded import RecordedProgram
-from compressor.request import Request
 from tests.topologies import INPUT, Residual, alive
 
 

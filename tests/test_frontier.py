@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-import compressor.frontier
+import compressor.pruning.speed.frontier
 from compressor.errors import DataError, OutOfReach, PlanError
-from compressor.frontier import Judge, arms_of, fastest_within, frontier, share_of
 from compressor.jobs.prune import request_from
 from compressor.measure import Speedup
 from compressor.plan import LatencyBudget, Scope
-from compressor.repair import Repair
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
+from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier, share_of
+from compressor.pruning.speed.planner import Goal
 from compressor.report.frontiers import picture
-from compressor.request import Request
 from compressor.sources import load_data
-from compressor.speed_plan import Goal
 from tests.command_line import make_inputs
 from tests.topologies import alive, checkpoint_of, plain
 
@@ -72,8 +72,8 @@ class FakeJudge:
 @pytest.fixture
 def pruner(monkeypatch: pytest.MonkeyPatch) -> Pruner:
     made = Pruner()
-    monkeypatch.setattr(compressor.frontier, "prune_to_speed", made)
-    monkeypatch.setattr(compressor.frontier, "Judge", FakeJudge)
+    monkeypatch.setattr(compressor.pruning.speed.frontier, "prune_to_speed", made)
+    monkeypatch.setattr(compressor.pruning.speed.frontier, "Judge", FakeJudge)
     return made
 
 
@@ -127,7 +127,7 @@ def test_the_search_comes_close_to_the_fastest_within_the_drop(allowed: float, f
     assert found.drop <= allowed
     assert found.fast.measured is not None
     assert fastest / 1.12 <= found.fast.measured.ratio <= fastest * 1.001
-    assert len(pruner.asked) <= compressor.frontier.SEARCHES
+    assert len(pruner.asked) <= compressor.pruning.speed.frontier.SEARCHES
     assert found.to_json()["tried"]
 
 

@@ -21,15 +21,15 @@ from compressor import gradients
 from compressor.adaptation import Alignment
 from compressor.calibration import Needs, gather
 from compressor.data import Data, Images, Preprocessing
-from compressor.distil import distil
 from compressor.errors import RetrainError
 from compressor.gradients import check_gradients, right_gradients
 from compressor.groups import trace
 from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.pruning.repair.distillation import distil
+from compressor.pruning.transfer.scores import Pair, joint_gradients
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.shrink import shrink
 from compressor.train import train
-from compressor.transfer_scores import Pair, joint_gradients
 
 OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}  # what an x86 processor without AVX-512 runs
 LIMIT_S = 120  # a faulty kernel may never end

@@ -20,9 +20,9 @@ from compressor.examples import with_examples_of
 from compressor.fitting import fitting
 from compressor.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
 from compressor.inputs import Examples, example_inputs
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.silence import silenced_outputs
 from tests.attacks.test_edited_artifacts import edit, make_old
 from tests.topologies import checkpoint_of

@@ -16,12 +16,12 @@ from compressor import moments
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, PlanError, RepairError
 from compressor.mask_criteria import MaskCriterion, mask_by
-from compressor.masking import mask_weights
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.outputs import outputs_of, relative_difference
-from compressor.reconstruct import reconstruct
-from compressor.repair import Repair, renormed, repair
-from compressor.request import MaskRequest
+from compressor.pruning.masking import mask_weights
+from compressor.pruning.repair.least_squares import reconstruct
+from compressor.pruning.repair.repairing import Repair, renormed, repair
+from compressor.pruning.request import MaskRequest
 from compressor.surgery import Surgery
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, checkpoint_of, head, plain
 

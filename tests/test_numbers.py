@@ -14,12 +14,12 @@ from compressor.artifact import load_artifact, write_artifact
 from compressor.checkpoint import load
 from compressor.errors import CheckpointError, GroupError, SurgeryError
 from compressor.groups import trace, without
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.precision import in_types_
 from compressor.proof import TOLERANCE, Proof
 from compressor.proving import shrink_proved
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from tests.test_shrink import random_plan
 
 

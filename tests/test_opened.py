@@ -19,11 +19,11 @@ from compressor.groups import trace
 from compressor.mended import mended
 from compressor.opened import opened
 from compressor.outputs import outputs_of, relative_difference
-from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
 from compressor.proof import random_like
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.request import Request
 from compressor.recorded import RecordedProgram
-from compressor.request import Request
 from compressor.shrink import forms, shrink
 from compressor.silence import silenced_outputs
 from tests.topologies import alive, checkpoint_of

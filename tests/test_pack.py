@@ -16,9 +16,9 @@ from compressor.groups import trace
 from compressor.networks import networks_of
 from compressor.pack import bench_of_pack, range_of, table_of_pack, write_pack
 from compressor.pack_script import inputs_of
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.runtimes import load
 from tests.topologies import Residual, alive, checkpoint_of
 

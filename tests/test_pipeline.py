@@ -14,9 +14,9 @@ from compressor.data import Data, Images
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.jobs.inspect import inspect
 from compressor.outputs import outputs_of
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.sources import load_data
 from compressor.surgery import operate
 from tests.topologies import alive, checkpoint_of, plain

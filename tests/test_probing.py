@@ -12,12 +12,12 @@ from compressor.calibration import calibration_split
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, GroupError, RepairError
 from compressor.groups import trace
-from compressor.pipeline import prune
 from compressor.plan import CostBudget, Countable, Scope
-from compressor.probing import emptiable, fitted_and_probed
 from compressor.program import program_of
-from compressor.repair import Repair
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.probing import emptiable, fitted_and_probed
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
 from tests.topologies import INPUT, Residual, alive, checkpoint_of, head
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from compressor.costs import CostModel, count
 from compressor.errors import PlanError
 from compressor.groups import trace
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.random_widths import random_widths
-from compressor.request import Request
 from compressor.rounding import multiple_of
 from compressor.widths import ChannelCost, CountedCost, Sizes
 from sample_models.networks import resnet8, small_cnn

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor import repair as module_repair
 from compressor.artifact import load_artifact, write_artifact
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, RepairError
 from compressor.export import export_onnx
 from compressor.groups import trace
 from compressor.outputs import outputs_of
-from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope, Scores, plan_pruning
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.repair import repairing as module_repair
+from compressor.pruning.repair.least_squares import LayerFit
+from compressor.pruning.repair.repairing import Repair, Repaired, affordable, emptied, renormed, repair, repair_named
+from compressor.pruning.request import Request
 from compressor.recipe import How
-from compressor.reconstruct import LayerFit
-from compressor.repair import Repair, Repaired, affordable, emptied, renormed, repair, repair_named
-from compressor.request import Request
 from compressor.retrain import starting_module
 from compressor.sensitivity import rise
 from compressor.shrink import shrink
@@ -376,7 +376,7 @@ def test_little_memory_means_few_images(monkeypatch: pytest.MonkeyPatch) -> None
         seen.append(args[3])
         return repair(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("compressor.pipeline.repair", watched)
+    monkeypatch.setattr("compressor.pruning.pipeline.repair", watched)
     request = Request(budget=ChannelBudget(ratio=0.5), images=96, align=1, repair=Repair.MEAN, memory_bytes=1)
     prune(checkpoint_of(idle()), request, data=data())
     assert [len(b[0]) for b in seen[0]] == [12]  # type: ignore[attr-defined]

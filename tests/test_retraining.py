@@ -20,10 +20,10 @@ from compressor.cli.main import app
 from compressor.errors import ArtifactError, RetrainError
 from compressor.jobs import retrain as retraining
 from compressor.masks import apply_mask_, magnitude
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.recipe import How
-from compressor.request import Request
 from compressor.sources import load_data
 from compressor.train import Progress
 

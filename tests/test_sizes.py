@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from compressor.errors import CompressError, InputError, SurgeryError
 from compressor.export import export_onnx
 from compressor.mended import as_program
-from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.request import Request
 from compressor.recorded import program_from
-from compressor.request import Request
 from compressor.sizes import UnreadableError, check_taken, expression_from, takes_of, text_of, value_of
 from tests.topologies import alive, checkpoint_of
 

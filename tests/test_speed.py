@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+import compressor.pruning.speed.planner
+import compressor.pruning.speed.search
 import compressor.runtimes
-import compressor.speed
-import compressor.speed_plan
 from compressor.errors import OutOfReach, PlanError
 from compressor.jobs.prune import goal_from, milliseconds, request_from
 from compressor.latency_table import LatencyTable, Whole
@@ -22,10 +22,10 @@ from compressor.machine import Conditions
 from compressor.measure import Measurement
 from compressor.networks import Networks
 from compressor.plan import LatencyBudget, Scope
-from compressor.request import Request
+from compressor.pruning.request import Request
+from compressor.pruning.speed.planner import Goal, Known
+from compressor.pruning.speed.search import prune_to_speed
 from compressor.skeletons import SHAPE
-from compressor.speed import prune_to_speed
-from compressor.speed_plan import Goal, Known
 from compressor.tabulating import target_of
 from tests.topologies import alive, checkpoint_of
 
@@ -85,14 +85,16 @@ def table_of(networks: Networks, target: Any) -> LatencyTable:
 
 def clocked(monkeypatch: pytest.MonkeyPatch, made: Clock) -> None:
     """That clock for plans and for files."""
-    monkeypatch.setattr(compressor.speed_plan, "timed_in_turns", made)
+    monkeypatch.setattr(compressor.pruning.speed.planner, "timed_in_turns", made)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     clocked(monkeypatch, made)
-    monkeypatch.setattr(compressor.speed_plan, "table_for", lambda networks, target, **_: table_of(networks, target))
+    monkeypatch.setattr(
+        compressor.pruning.speed.planner, "table_for", lambda networks, target, **_: table_of(networks, target)
+    )
     return made
 
 
@@ -227,7 +229,7 @@ def test_what_is_known_is_not_measured_again(clock: Clock, monkeypatch: pytest.M
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the table was measured twice")
 
-    monkeypatch.setattr(compressor.speed_plan, "table_for", never)
+    monkeypatch.setattr(compressor.pruning.speed.planner, "table_for", never)
     prune_to_speed(net(), request, goal, known=known)
     assert known.networks is networks
     del clock

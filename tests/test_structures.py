@@ -15,10 +15,10 @@ from compressor.artifact import load_artifact, write_artifact
 from compressor.errors import CompressError, SurgeryError
 from compressor.export import export_onnx
 from compressor.outputs import outputs_of, tensors_in
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.recorded import RecordedProgram, program_from
-from compressor.request import Request
 from compressor.structures import Fields, restored, taken_apart
 from tests.topologies import alive, checkpoint_of
 

@@ -10,7 +10,7 @@ import torch
 from compressor.checkpoint import load
 from compressor.data import Preprocessing
 from compressor.errors import DataError
-from compressor.synthetic import synthetic_data, synthetic_images
+from compressor.pruning.repair.synthetic import synthetic_data, synthetic_images
 
 
 def test_they_lie_in_the_unit_interval_and_differ() -> None:

@@ -14,10 +14,10 @@ from compressor.errors import GroupError
 from compressor.exported import Exported, exported
 from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.proving import shrink_proved
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.rules import rule_of
 from compressor.tracing import Tracer, ValuesNeeded
 from tests.brought import BROUGHT

@@ -22,12 +22,12 @@ from compressor.input_spec import random_like
 from compressor.jobs.prune import partial_of
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
+from compressor.pruning.while_training import During, during_from, prune_while_training
 from compressor.recipe import Recipe, Schedule, Step
-from compressor.repair import Repair
-from compressor.request import Request
 from compressor.surgery import operate
 from compressor.train import correct_in
-from compressor.trained_away import During, during_from, prune_while_training
 from tests.command_line import ARCH, done, refused, run
 from tests.test_train import bars
 from tests.test_while_training import DATA

@@ -14,10 +14,10 @@ from compressor.data import Images
 from compressor.domains import Target, target_of
 from compressor.errors import PlanError
 from compressor.plan import plan_from_json
+from compressor.pruning.transfer.rounds import TransferPruning, Transferred, prune_while_adapting
 from compressor.recipe import Step
 from compressor.surgery import operate
 from compressor.train import Progress
-from compressor.transfer import TransferPruning, Transferred, prune_while_adapting
 from tests.two_domains import RECIPE, checkpoint, same_bytes, source_data, state_of, target_data, trained_network
 
 SHORT = dataclasses.replace(RECIPE, budget=Step(epochs=1))

@@ -15,7 +15,7 @@ from compressor.domains import Target, target_of
 from compressor.errors import CalibrationError, GroupError
 from compressor.groups import trace
 from compressor.mmd import mmd
-from compressor.transfer_scores import Pair, joint_gradients, pairs_of, transfer_scores
+from compressor.pruning.transfer.scores import Pair, joint_gradients, pairs_of, transfer_scores
 from tests.two_domains import checkpoint, network, same_bytes, source_data, target_data, trained_network
 
 ALIGNMENT = Alignment(layer="11", weight=0.7)

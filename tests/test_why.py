@@ -12,11 +12,11 @@ from compressor.ceilings import Ceiling, Ceilings, ceilings
 from compressor.checkpoint import Checkpoint
 from compressor.cli.prune import show_latency
 from compressor.errors import RuntimeUnavailable
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
-from compressor.request import Request
 from compressor.runtimes import NodeTime, load
 from compressor.why import why
 from tests.topologies import Residual, alive, checkpoint_of

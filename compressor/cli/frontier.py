@@ -69,11 +69,11 @@ def command(
     """
     from compressor.artifact import write_json
     from compressor.errors import DataError
-    from compressor.frontier import frontier
     from compressor.jobs.prune import goal_from, request_from
+    from compressor.pruning.request import Request
+    from compressor.pruning.speed.frontier import frontier
     from compressor.report.frontiers import picture
     from compressor.report.sensitivities import write_picture
-    from compressor.request import Request
 
     asked = _speedups(speedups)
     request = request_from(

@@ -57,8 +57,8 @@ def command(
     from compressor.errors import DataError
     from compressor.jobs.prune import request_from
     from compressor.jobs.sensitivity import measure_curves
+    from compressor.pruning.request import Request
     from compressor.report.sensitivities import picture, write_picture
-    from compressor.request import Request
 
     request = request_from(
         ratio=0.5, criterion=criterion, align=align, calibration=calibration, protect=protect or (), seed=seed,

@@ -15,12 +15,12 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName, augmentation_named
 from compressor.domains import Target, target_of
 from compressor.environment import environment
-from compressor.pipeline import Pruned
+from compressor.pruning.pipeline import Pruned
+from compressor.pruning.scoring import Say
+from compressor.pruning.transfer.rounds import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting
+from compressor.pruning.transfer.scores import check_comparable
 from compressor.recipe import Recipe, Schedule, Shape, Step
-from compressor.scoring import Say
 from compressor.train import Callback
-from compressor.transfer import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting
-from compressor.transfer_scores import check_comparable
 
 EPOCHS, ROUND_EPOCHS, FINAL_EPOCHS = 5, 1, 5
 RATE, BATCH = 0.01, 32

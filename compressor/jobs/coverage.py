@@ -36,10 +36,10 @@ from compressor.groups import trace
 from compressor.inputs import example_inputs
 from compressor.leftovers import temporary
 from compressor.outputs import tensors_in
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.request import Request
-from compressor.scoring import Say
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
+from compressor.pruning.scoring import Say
 
 DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 leaves 0.25 to 0.3 where all is coupled
 

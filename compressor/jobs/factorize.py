@@ -10,10 +10,10 @@ from compressor.artifact import SUFFIX, check_free, write_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.environment import environment
 from compressor.errors import PlanError
-from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind, kind_named
 from compressor.names import file_name_from
 from compressor.plan import CostBudget, Countable
+from compressor.pruning.low_rank import LowRank, factorize
 from compressor.ranks import EnergyBudget, RankBudget
 from compressor.rounding import AUTO_ALIGN
 

@@ -18,21 +18,21 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
-from compressor.frontier import FIRST, fastest_within
 from compressor.latency_table import read_table
 from compressor.mask_criteria import MaskCriterion, mask_criterion_named
-from compressor.masking import mask_weights
 from compressor.masks import MaskScope
 from compressor.names import file_name_from
-from compressor.pipeline import prune
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
-from compressor.repair import Repair, repair_named
-from compressor.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
-from compressor.scoring import Say
-from compressor.speed import prune_to_speed
-from compressor.speed_plan import Goal
-from compressor.synthetic import synthetic_data
-from compressor.trained_away import CRITERION, During, during_from, prune_while_training
+from compressor.pruning.masking import mask_weights
+from compressor.pruning.pipeline import prune
+from compressor.pruning.repair.repairing import Repair, repair_named
+from compressor.pruning.repair.synthetic import synthetic_data
+from compressor.pruning.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
+from compressor.pruning.scoring import Say
+from compressor.pruning.speed.frontier import FIRST, fastest_within
+from compressor.pruning.speed.planner import Goal
+from compressor.pruning.speed.search import prune_to_speed
+from compressor.pruning.while_training import CRITERION, During, during_from, prune_while_training
 
 __all__ = ["default_folder", "during_from", "goal_from", "needs_data", "partial_of", "prune_to", "request_from"]
 

@@ -10,9 +10,9 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.groups import Traced, trace
-from compressor.probing import measured_curves, probing_of
-from compressor.request import Request
-from compressor.scoring import calibration_images, score
+from compressor.pruning.probing import measured_curves, probing_of
+from compressor.pruning.request import Request
+from compressor.pruning.scoring import calibration_images, score
 from compressor.sensitivity import Curve
 
 

@@ -17,11 +17,11 @@ from compressor.artifact import RECIPE, write_artifact, write_json
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images
 from compressor.latency_table import LatencyTable, Target, Whole, write_table
-from compressor.masking import mask_weights
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.masking import mask_weights
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import MaskRequest, Request
 from compressor.recipe import Recipe, Schedule, Step
-from compressor.request import MaskRequest, Request
 from compressor.resume import EpochRecord, Run, digest_of, save
 from compressor.studies.study import Cell
 from compressor.watch import StateAt

@@ -14,9 +14,9 @@ from compressor.architectures import Architecture, architecture_from_user, build
 from compressor.artifact import write_artifact
 from compressor.checkpoint import load
 from compressor.errors import ArchitectureError, CompressError
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
-from compressor.request import Request
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from sample_models.networks import small_cnn
 
 FUNCTIONS = [

@@ -48,19 +48,19 @@ from compressor.evaluate import evaluate_onnx, load_onnx
 from compressor.exit_choice import alike
 from compressor.exit_onnx import export_exits
 from compressor.export import export_onnx
-from compressor.factorize import LowRank, factorize
 from compressor.factors import Kind
 from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
 from compressor.masks import apply_mask_, magnitude
 from compressor.measure import Measurement, caveats_of, speedup
-from compressor.pipeline import prune
 from compressor.plan import CostBudget, Countable
+from compressor.pruning.low_rank import LowRank, factorize
+from compressor.pruning.pipeline import prune
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
 from compressor.quantize import Int8, quantize_onnx
 from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
-from compressor.repair import Repair
-from compressor.request import Request
 from compressor.retrain import retrain
 from compressor.sparse import onnx_sparse
 from compressor.stream import timed_on_images

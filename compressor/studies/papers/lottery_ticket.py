@@ -39,10 +39,10 @@ from compressor.evaluate import evaluate
 from compressor.initialisation import glorot_normal
 from compressor.lottery import Rounds, rest_of, rewound, rounds_with_output, shuffled
 from compressor.masks import MaskScope, WeightMask
-from compressor.pipeline import prune
 from compressor.plan import ChannelBudget
+from compressor.pruning.pipeline import prune
+from compressor.pruning.request import Request
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Step
-from compressor.request import Request
 from compressor.retrain import device_named, starting_module
 from compressor.studies.interval import mean_interval, paired_difference
 from compressor.studies.smaller import reduced

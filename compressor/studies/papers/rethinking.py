@@ -41,11 +41,11 @@ from compressor.copies import copy_of
 from compressor.costs import Cost, count, masked_macs
 from compressor.data import Data, SplitName
 from compressor.masks import apply_mask_, magnitude
-from compressor.pipeline import Pruned, prune
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
 from compressor.recipe import How, Recipe, Schedule, Shape, Step
-from compressor.repair import Repair
-from compressor.request import Request
 from compressor.retrain import device_named, retrain, starting_module
 from compressor.studies.interval import difference, pooled_deviation
 from compressor.studies.smaller import reduced

@@ -42,15 +42,15 @@ from compressor.groups import Traced, trace
 from compressor.held import said_otherwise
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.proving import shrink_proved
+from compressor.pruning.request import Request
+from compressor.pruning.while_training import choosing
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.request import Request
 from compressor.retrain import device_named
 from compressor.rounding import kept
 from compressor.studies.interval import correlation, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
 from compressor.studies.subjects import subject
-from compressor.trained_away import choosing
 from compressor.while_training import (
     Effect,
     Gone,

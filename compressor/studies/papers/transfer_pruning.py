@@ -37,11 +37,11 @@ from compressor.costs import count
 from compressor.data import Data, SplitName, first
 from compressor.domains import Shift, Target, parted, target_of
 from compressor.evaluate import evaluate
+from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting
 from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.studies.interval import paired_difference
 from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import subject
-from compressor.transfer import TransferPruning, prune_while_adapting
 
 TITLE = "Transfer channel pruning"
 NAME = "transfer-pruning"

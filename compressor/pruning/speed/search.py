@@ -1,6 +1,6 @@
 """Prune to a measured speed: latency is the budget, and the clock has the last word.
 
-A plan is made for the speed (`compressor.speed_plan`), the network shrunk by it, proved and repaired; it is exported,
+A plan is made for the speed (`pruning.speed.planner`), the network shrunk by it, proved and repaired; it is exported,
 and the file that came out is timed against the dense one in turns. Where that is not what was asked for, the plan is
 made again with what the clock said; what is said of the speed-up in the end was measured on the files that came out.
 """
@@ -21,10 +21,10 @@ from compressor.latency_table import LatencyTable, Target
 from compressor.leftovers import temporary
 from compressor.machine import Conditions, conditions
 from compressor.measure import Measurement, Speedup, caveats_of_machine, speedup
-from compressor.pipeline import Pruned, prune
-from compressor.request import Request
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.request import Request
+from compressor.pruning.speed.planner import Goal, Known, Planner, Say, Trial
 from compressor.runtimes import Reads, usable
-from compressor.speed_plan import Goal, Known, Planner, Say, Trial
 from compressor.tabulating import target_of
 
 RETURNS = 2  # times that the real network may send the plan back

@@ -1,6 +1,6 @@
 """Channels leave while a network is drawn to another domain (Yu et al. 2019, arXiv:1904.02654, algorithm 1).
 
-In every round all channels are scored by the joint loss of both domains (`compressor.transfer_scores`), the lowest of
+In every round all channels are scored by the joint loss of both domains (`pruning.transfer.scores`), the lowest of
 all layers leave until the round's share of the MACs is met, and the network is trained on, adapting; a longer run
 follows the last round. What stays falls by the same factor in every round. Without a target the same is done on the
 source alone, which is the paper's comparison without a domain loss.
@@ -22,13 +22,13 @@ from compressor.data import Data
 from compressor.domains import Target
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
-from compressor.pipeline import Judge, Pruned, prune
 from compressor.plan import CostBudget, Countable, Scope, Scores
+from compressor.pruning.pipeline import Judge, Pruned, prune
+from compressor.pruning.request import Request
+from compressor.pruning.scoring import Say
+from compressor.pruning.transfer.scores import CRITERION, check_comparable, pairs_of, transfer_scores
 from compressor.recipe import Recipe
-from compressor.request import Request
-from compressor.scoring import Say
 from compressor.train import Callback
-from compressor.transfer_scores import CRITERION, check_comparable, pairs_of, transfer_scores
 
 ROUNDS, LEAST_WIDTH, IMAGES = 5, 2, 2048
 

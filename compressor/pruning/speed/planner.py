@@ -1,11 +1,11 @@
 """A plan for a speed: widths chosen by a latency table, tried on the clock without their weights, and chosen again.
 
-    table      what each operator takes at what widths on the target (`compressor.tabulating`), measured or known
-    allocate   the widths whose predicted latency meets the budget at the least loss (`compressor.allocate`)
+    table      what each operator takes at what widths on the target (`tabulating`), measured or known
+    allocate   the widths whose predicted latency meets the budget at the least loss (`allocate`)
     measure    the network at those widths, as the runtime runs it, against the dense one in turns
-    correct    where the clock says otherwise than the table did, aim further or nearer (`compressor.aim`), and again
+    correct    where the clock says otherwise than the table did, aim further or nearer (`pruning.speed.aim`), and again
 
-The trials cost no export: they run a graph without weights (`compressor.skeletons`).
+The trials cost no export: they run a graph without weights (`skeletons`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compressor.aim import Aim
 from compressor.allocate import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.checkpoint import Checkpoint
 from compressor.errors import OutOfReach, PlanError
 from compressor.latency_table import LatencyTable, Target
-from compressor.level_plan import Planned, Scored
 from compressor.measure import Measurement, Speedup, speedup
 from compressor.networks import Networks
 from compressor.pairs import timed_in_turns
 from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
-from compressor.probing import measured_curves, probing_of
-from compressor.request import Request
+from compressor.pruning.level_plan import Planned, Scored
+from compressor.pruning.probing import measured_curves, probing_of
+from compressor.pruning.request import Request
+from compressor.pruning.speed.aim import Aim
 from compressor.runtimes import Runtime
 from compressor.sensitivity import Curve
 from compressor.tabulating import table_for

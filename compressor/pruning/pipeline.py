@@ -17,14 +17,14 @@ from compressor.data import Data
 from compressor.errors import SurgeryError
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
-from compressor.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level
 from compressor.plan import PruningPlan, Scores
 from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
+from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level
+from compressor.pruning.repair.repairing import Repair, Repaired, emptied, repair, repair_blind
+from compressor.pruning.request import Request, budget_to_json
+from compressor.pruning.scoring import Say, calibration_images, score
 from compressor.recorded import RecordedProgram
-from compressor.repair import Repair, Repaired, emptied, repair, repair_blind
-from compressor.request import Request, budget_to_json
-from compressor.scoring import Say, calibration_images, score
 from compressor.sensitivity import Curve, writable
 from compressor.sizes import takes_text
 from compressor.surgery import Surgery
@@ -134,8 +134,8 @@ def prune(
 ) -> Pruned:
     """The small network that `request` asks for, proved; the checkpoint stays as it was.
 
-    With `planner` that one makes the plan, as a budget of latency takes (`compressor.speed`). With `judge` that one
-    gives the scores, and `request.criterion` is its name in records alone (`compressor.transfer`).
+    With `planner` that one makes the plan, as a budget of latency takes (`pruning.speed.search`). With `judge` that one
+    gives the scores, and `request.criterion` is its name in records alone (`pruning.transfer.rounds`).
 
     Groups whose removal cannot be proved are left alone with their reason, and the plan is made again without them.
     The network is traced and proved on the first image of `data`, where there is any. Refused: nothing prunable, a

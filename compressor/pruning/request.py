@@ -8,7 +8,7 @@ from compressor.errors import PlanError
 from compressor.mask_criteria import MaskCriterion
 from compressor.masks import MaskScope
 from compressor.plan import Budget, ChannelBudget, LatencyBudget, Scope
-from compressor.repair import Repair
+from compressor.pruning.repair.repairing import Repair
 
 CALIBRATION_IMAGES = 512
 MEMORY_BYTES = 4 * 2**30

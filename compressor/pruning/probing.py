@@ -14,9 +14,9 @@ from compressor.elimination import Reading, consumers
 from compressor.groups import ChannelGroup, Role
 from compressor.plan import ChannelBudget, CostBudget, PruningPlan, Scores
 from compressor.program import Program, program_of, readers
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
 from compressor.random_widths import random_widths
-from compressor.repair import Repair
-from compressor.request import Request
 from compressor.residual import residual_sum
 from compressor.sensitivity import Curve, sensitivity
 from compressor.silent import can_be_silent

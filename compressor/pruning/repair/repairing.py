@@ -29,16 +29,16 @@ from compressor.calibration import calibration_batches, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Data
-from compressor.distil import STEPS, distil
 from compressor.errors import RepairError, named
-from compressor.expected import compensated
 from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating
 from compressor.masks import Masker, WeightMask
 from compressor.moments import reader_of
 from compressor.outputs import outputs_of, relative_difference
 from compressor.program import Walk, program_of, readers
-from compressor.reconstruct import LayerFit, reconstruct
+from compressor.pruning.repair.batch_norm_means import compensated
+from compressor.pruning.repair.distillation import STEPS, distil
+from compressor.pruning.repair.least_squares import LayerFit, reconstruct
 from compressor.sensitivity import rise, writable
 from compressor.surgery import Surgery, operate
 

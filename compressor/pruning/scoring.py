@@ -14,9 +14,9 @@ from compressor.data import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup
 from compressor.plan import Scope, Scores
-from compressor.probing import fitted_and_probed
-from compressor.repair import Repair, images_to_repair_with
-from compressor.request import Request
+from compressor.pruning.probing import fitted_and_probed
+from compressor.pruning.repair.repairing import Repair, images_to_repair_with
+from compressor.pruning.request import Request
 
 Say = Callable[[str], None]
 OTHERWISE = "l1-norm"  # takes no data, and judges any group that a layer writes

@@ -25,14 +25,14 @@ from compressor.events import Departure, EventSchedule, mean_stability
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking
-from compressor.level_plan import Planned, Scored
-from compressor.pipeline import Pruned, prune
 from compressor.plan import LatencyBudget, PruningPlan, Scope
+from compressor.pruning.level_plan import Planned, Scored
+from compressor.pruning.pipeline import Pruned, prune
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request
+from compressor.pruning.scoring import Say, calibration_images, score
 from compressor.recipe import How, Recipe
-from compressor.repair import Repair
-from compressor.request import Request
 from compressor.retrain import device_named
-from compressor.scoring import Say, calibration_images, score
 from compressor.train import Callback
 from compressor.while_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
 

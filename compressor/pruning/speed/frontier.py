@@ -1,6 +1,6 @@
 """Accuracy against measured latency: the whole curve, and the fastest network that loses little enough.
 
-Each point is a network that was pruned to a speed (`compressor.speed`), repaired as asked, exported, timed against the
+Each point is a network that was pruned to a speed (`pruning.speed.search`), repaired as asked, exported, timed against the
 dense one in turns, and judged on the tuning split: accuracy where there are labels, agreement with the dense network
 where there are none. The test split is not looked at, for points are chosen from this curve.
 
@@ -30,11 +30,11 @@ from compressor.evaluate import agreement, evaluate
 from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.plan import LatencyBudget, Scope
-from compressor.repair import Repair
-from compressor.request import Request, budget_to_json
+from compressor.pruning.repair.repairing import Repair
+from compressor.pruning.request import Request, budget_to_json
+from compressor.pruning.speed.planner import Goal, Known
+from compressor.pruning.speed.search import Fast, prune_to_speed
 from compressor.schema import check
-from compressor.speed import Fast, prune_to_speed
-from compressor.speed_plan import Goal, Known
 
 Say = Callable[[str], None]
 

@@ -15,8 +15,8 @@ from compressor.data import Data
 from compressor.errors import CalibrationError, PlanError
 from compressor.mask_criteria import MaskCriterion, mask_by
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
-from compressor.repair import Repair, Repaired, images_to_repair_with, repair
-from compressor.request import MaskRequest
+from compressor.pruning.repair.repairing import Repair, Repaired, images_to_repair_with, repair
+from compressor.pruning.request import MaskRequest
 from compressor.sparse import SAVES_NO_TIME
 from compressor.surgery import Surgery
 

@@ -14,8 +14,8 @@ from compressor.costs import Cost, CostModel, count
 from compressor.errors import PlanError, SurgeryError
 from compressor.groups import Traced
 from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
-from compressor.probing import allocated, drawn, probing_of
-from compressor.request import Request
+from compressor.pruning.probing import allocated, drawn, probing_of
+from compressor.pruning.request import Request
 from compressor.sensitivity import Curve
 from compressor.shrink import shrink
 
@@ -138,7 +138,9 @@ def _budget_at(request: Request, level: int, module: nn.Module, dense: Dense) ->
     """
     share, budget = level / request.levels, request.budget
     if isinstance(budget, LatencyBudget):
-        raise PlanError("a budget of latency takes a clock", hint="`compressor.speed.prune_to_speed` has one")
+        raise PlanError(
+            "a budget of latency takes a clock", hint="`compressor.pruning.speed.search.prune_to_speed` has one"
+        )
     if isinstance(budget, ChannelBudget):
         return ChannelBudget(ratio=1 - (1 - budget.ratio) ** share)
     if request.levels == 1:

@@ -1,0 +1,1 @@
+"""From a checkpoint to a small one: trace, score, plan, shrink, prove, repair."""

@@ -1,0 +1,1 @@
+"""Accuracy back before any retraining, without labels."""

@@ -1,0 +1,1 @@
+"""Pruning while a network is drawn to another domain."""
