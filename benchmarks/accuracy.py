@@ -18,16 +18,16 @@ import torch
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import load
 from compressor.data import SplitName
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.recipe import How
-from compressor.retrain import retrain
 from compressor.sources import load_data
-from compressor.train import correct_in
+from compressor.training.loop import correct_in
+from compressor.training.retraining import retrain
+from compressor.training.ways import Wishes, recipe_for
 
 FOLDER = Path(__file__).parent / "accuracy"
 SAMPLES = Path(__file__).parent.parent / "sample_models"

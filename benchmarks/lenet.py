@@ -30,7 +30,7 @@ from compressor.pruning.repair.synthetic import synthetic_data
 from compressor.pruning.request import Request
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.sources import load_data
-from compressor.train import correct_in, train
+from compressor.training.loop import correct_in, train
 
 FILE = Path(__file__).parent / "lenet.json"
 TABLE = Path(__file__).parent / "lenet.md"

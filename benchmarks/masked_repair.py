@@ -31,7 +31,7 @@ from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import MaskRequest
 from compressor.sources import load_data
-from compressor.train import correct_in
+from compressor.training.loop import correct_in
 
 FILE = Path(__file__).parent / "masked_repair.json"
 TABLE = FILE.with_suffix(".md")

@@ -43,7 +43,7 @@ from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, renormed
 from compressor.pruning.request import Request
 from compressor.sources import load_data
-from compressor.train import correct_in
+from compressor.training.loop import correct_in
 
 FOLDER = Path(__file__).parent / "repair"
 SAMPLES = Path(__file__).parent.parent / "sample_models"

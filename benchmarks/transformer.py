@@ -30,7 +30,7 @@ from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.recipe import Optimiser, Recipe, Schedule, Step
 from compressor.sources import load_data
-from compressor.train import correct_in
+from compressor.training.loop import correct_in
 from sample_models.train import train_to
 
 FILE, TABLE = Path(__file__).with_suffix(".json"), Path(__file__).with_suffix(".md")

@@ -9,7 +9,7 @@
     small = prune(load("model.pt"), Request(budget=ChannelBudget(ratio=0.5))).checkpoint.module
 
 Everything below is imported when it is first asked for: `import compressor` costs nothing. Where a module and its
-function share a name (`retrain`, say), the package's attribute is the function; `from compressor.retrain import ...`
+function share a name (`retrain`, say), the package's attribute is the function; `from compressor.training.retraining import ...`
 reads the module.
 """
 
@@ -35,7 +35,7 @@ _HOMES = {
     "shrink": "shrink",
     "reference_of": "proof",
     "prove": "proof",
-    "retrain": "retrain",
+    "retrain": "training.retraining",
     "evaluate": "evaluate",
     "export_onnx": "export",
     "bench": "bench",

@@ -108,7 +108,7 @@ class Recipe:
     label_smoothing: float = 0.0
     temperature: float = 4.0  # of a teacher; Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size
     augment: tuple[str, ...] = ("flip", "crop")
-    bn_l1: float = 0.0  # penalty on the batch norms' scales: `compressor.slimming`
+    bn_l1: float = 0.0  # penalty on the batch norms' scales: `training.bn_penalty`
     mixed_precision: bool = True  # used where the device has it: CUDA
     seed: int = 0
     notes: tuple[str, ...] = field(default=())

@@ -18,7 +18,7 @@ from torch import nn
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.sources import load_data
-from compressor.train import Progress, correct_in, train
+from compressor.training.loop import Progress, correct_in, train
 from sample_models import networks
 
 HERE = Path(__file__).parent

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compressor.adaptation import Alignment, JointLoss, adapt, alignment_of, domain_weight
 from compressor.checkpoint import Checkpoint
 from compressor.data import Images, Preprocessing
 from compressor.domains import Target, target_of
 from compressor.errors import GroupError, RetrainError
-from compressor.mmd import mmd
 from compressor.recipe import Schedule, Shape, Step
-from compressor.train import Progress, train
+from compressor.training.domains.adaptation import Alignment, JointLoss, adapt, alignment_of, domain_weight
+from compressor.training.domains.mmd import mmd
+from compressor.training.loop import Progress, train
 from tests.two_domains import (
     PREPROCESSING,
     RECIPE,

@@ -12,7 +12,7 @@ from compressor.checkpoint import load
 from compressor.data import SplitName, first
 from compressor.masks import maskable
 from compressor.sources import load_data
-from compressor.train import correct_in
+from compressor.training.loop import correct_in
 from tests.command_line import ARCH, done, refused
 
 

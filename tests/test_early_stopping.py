@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.data import Data, Images
-from compressor.early_stopping import train_watched
 from compressor.masks import magnitude
 from compressor.recipe import Recipe, Schedule, Step
-from compressor.watch import state_of
+from compressor.training.lottery.early_stopping import train_watched
+from compressor.training.watch import state_of
 from tests.test_train import PREPROCESSING, same_bytes, small_data, small_network
 from tests.test_train import run as plain_run
 from tests.topologies import checkpoint_of

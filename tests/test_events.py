@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
-from compressor.events import Departure, Event, EventSchedule, event_from_json, mean_stability, targeted
+from compressor.training.events import Departure, Event, EventSchedule, event_from_json, mean_stability, targeted
 
 
 def departure(channels: int, *, start: int = 0, end: int = 9, every: int = 1) -> Departure:

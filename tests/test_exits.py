@@ -20,16 +20,16 @@ from compressor.checkpoint import Architecture, Checkpoint, load
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
 from compressor.evaluate import evaluate_onnx
-from compressor.exit_choice import Answers, alike, answers, at_threshold, exit_taken, threshold_for
-from compressor.exit_onnx import export_exits
-from compressor.exits import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits
-from compressor.features import layer_named
 from compressor.measure import speedup
 from compressor.mended import as_program
 from compressor.outputs import outputs_and_layers
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.runtimes._onnxruntime import profiled
 from compressor.stream import timed_on_images
+from compressor.training.domains.features import layer_named
+from compressor.training.exits.branches import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits
+from compressor.training.exits.onnx import export_exits
+from compressor.training.exits.threshold import Answers, alike, answers, at_threshold, exit_taken, threshold_for
 from tests.command_line import ARCH, done, refused
 
 SEES = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)
@@ -419,7 +419,7 @@ class TestFile:
     def test_a_file_that_says_something_else_never_appears(
         self, decisive: EarlyExits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("compressor.exit_onnx.outputs_of", lambda *_: [torch.ones(1, 2)] * 3)
+        monkeypatch.setattr("compressor.training.exits.onnx.outputs_of", lambda *_: [torch.ones(1, 2)] * 3)
         with pytest.raises(ExportError, match="differs from the network"):
             export_exits(decisive, checkpoint_of(decisive.network), tmp_path / "net.onnx", threshold=0.5)
         assert not list(tmp_path.iterdir())

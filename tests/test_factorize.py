@@ -27,8 +27,8 @@ from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.recipe import How
-from compressor.retrain import starting_module
 from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
+from compressor.training.retraining import starting_module
 
 MACS = Countable.MACS
 

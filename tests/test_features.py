@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import GroupError
-from compressor.features import features_in, last_linear, reading
+from compressor.training.domains.features import features_in, last_linear, reading
 
 
 class OutOfOrder(nn.Module):

@@ -18,7 +18,6 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor import gradients
-from compressor.adaptation import Alignment
 from compressor.calibration import Needs, gather
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
@@ -29,7 +28,8 @@ from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.shrink import shrink
-from compressor.train import train
+from compressor.training.domains.adaptation import Alignment
+from compressor.training.loop import train
 
 OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}  # what an x86 processor without AVX-512 runs
 LIMIT_S = 120  # a faulty kernel may never end

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from compressor.data import Data
 from compressor.errors import PlanError
-from compressor.lottery import (
+from compressor.masks import MaskScope, WeightMask, magnitude, maskable
+from compressor.recipe import Recipe, Schedule, Step
+from compressor.training.loop import train
+from compressor.training.lottery.tickets import (
     Keeping,
     Round,
     Rounds,
@@ -23,10 +26,7 @@ from compressor.lottery import (
     rounds_with_output,
     shuffled,
 )
-from compressor.masks import MaskScope, WeightMask, magnitude, maskable
-from compressor.recipe import Recipe, Schedule, Step
-from compressor.train import train
-from compressor.watch import StateAt, state_of
+from compressor.training.watch import StateAt, state_of
 from tests.test_train import PREPROCESSING, small_data, small_network
 from tests.topologies import TOPOLOGIES, alive, checkpoint_of
 

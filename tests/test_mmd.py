@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.errors import RetrainError
-from compressor.mmd import Kernels, linear_mmd, mmd
+from compressor.training.domains.mmd import Kernels, linear_mmd, mmd
 
 Estimate = Callable[..., Tensor]
 ESTIMATES = (mmd, linear_mmd)

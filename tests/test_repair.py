@@ -26,11 +26,11 @@ from compressor.pruning.repair.least_squares import LayerFit
 from compressor.pruning.repair.repairing import Repair, Repaired, affordable, emptied, renormed, repair, repair_named
 from compressor.pruning.request import Request
 from compressor.recipe import How
-from compressor.retrain import starting_module
 from compressor.sensitivity import rise
 from compressor.shrink import shrink
 from compressor.silent import Silent
 from compressor.surgery import Surgery, operate
+from compressor.training.retraining import starting_module
 from tests.topologies import INPUT, Residual, alive, checkpoint_of, head, idle, plain
 
 EXAMPLE = (torch.zeros(INPUT),)

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor import arms
 from compressor.checkpoint import Architecture, Checkpoint
 from compressor.costs import Cost, count
 from compressor.data import Data, Images, Preprocessing
@@ -23,9 +22,10 @@ from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import magnitude
 from compressor.outputs import class_scores
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
-from compressor.retrain import Wishes, recipe_for, retrain, starting_module, tensorboard
 from compressor.surgery import Surgery, operate
-from compressor.train import Progress
+from compressor.training import ways as arms
+from compressor.training.loop import Progress
+from compressor.training.retraining import Wishes, recipe_for, retrain, starting_module, tensorboard
 
 DENSE = Recipe(
     budget=Step(epochs=12),

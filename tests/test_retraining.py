@@ -12,7 +12,6 @@ import torch
 from typer.testing import CliRunner
 
 from compressor import artifact as artifact_file
-from compressor.arms import Wishes
 from compressor.artifact import Artifact, add_results, open_artifact, write_artifact
 from compressor.checkpoint import load
 from compressor.cli import retrain as command_file
@@ -25,7 +24,8 @@ from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.recipe import How
 from compressor.sources import load_data
-from compressor.train import Progress
+from compressor.training.loop import Progress
+from compressor.training.ways import Wishes
 
 SIZES = {"train": 40, "tune": 10, "test": 10}
 RESNET = Path(__file__).parent.parent / "sample_models" / "fashion_resnet20.pt"
@@ -212,7 +212,7 @@ class TestCommand:
         assert sorted(made.rglob("*")) == before
 
     def test_names_in_wishes_are_understood(self) -> None:
-        from compressor.arms import wishes_from
+        from compressor.training.ways import wishes_from
 
         wishes = wishes_from(shape="step", optimiser="adamw", augment="none", epochs=2)
         assert (wishes.shape, wishes.optimiser, wishes.augment, wishes.epochs) == ("step", "adamw", (), 2)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.arms import Wishes, recipe_for, wishes_from
 from compressor.costs import Cost
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.recipe import How, Recipe, Schedule, Shape, Step, recipe_from_json
-from compressor.slimming import scale_norm, scales_of
-from compressor.train import train
+from compressor.training.bn_penalty import scale_norm, scales_of
+from compressor.training.loop import train
+from compressor.training.ways import Wishes, recipe_for, wishes_from
 from tests.command_line import refused
 
 STRENGTH, RATE = 0.5, 0.01

@@ -17,7 +17,7 @@ from compressor.studies.papers import supermask
 from compressor.studies.papers.supermask import TICKET, TRAINED, UNTRAINED, _named, cells, plots, verdict
 from compressor.studies.runner import Folder, run_study, told
 from compressor.studies.study import Cell, Results, Scale, Verdict
-from compressor.treatments import Kept, Pruned
+from compressor.training.lottery.treatments import Kept, Pruned
 
 
 def data() -> Data:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from compressor.chance import generator
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import PlanError
-from compressor.initialisation import glorot_normal
 from compressor.recipe import Recipe, Schedule, Shape, Step
-from compressor.supermask import LearnedMask, MaskLearner, Multiplied, learn_mask, masked
-from compressor.train import train
-from compressor.treatments import signed_constant
+from compressor.training.loop import train
+from compressor.training.lottery.initialisation import glorot_normal
+from compressor.training.lottery.supermask import LearnedMask, MaskLearner, Multiplied, learn_mask, masked
+from compressor.training.lottery.treatments import signed_constant
 
 
 def net() -> nn.Module:

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from compressor import artifact as artifact_file
-from compressor.arms import Wishes
 from compressor.artifact import Artifact, open_artifact
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data
 from compressor.errors import RetrainError
 from compressor.jobs import lottery as ticketing
 from compressor.recipe import How
-from compressor.retrain import starting_module
 from compressor.sources import load_data
-from compressor.train import Progress
-from compressor.watch import state_of
+from compressor.training.loop import Progress
+from compressor.training.retraining import starting_module
+from compressor.training.watch import state_of
+from compressor.training.ways import Wishes
 from tests.command_line import ARCH, done, refused
 
 WORDS = (

@@ -28,7 +28,7 @@ from compressor.recipe import (
     how_named,
     recipe_from_json,
 )
-from compressor.train import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
+from compressor.training.loop import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
 
 PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)
 RECIPE = Recipe(budget=Step(epochs=3), schedule=Schedule(rate=0.05), batch_size=16, augment=("flip", "crop"), seed=4)

@@ -17,7 +17,6 @@ from compressor.artifact import open_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError
-from compressor.events import EventSchedule
 from compressor.input_spec import random_like
 from compressor.jobs.prune import partial_of
 from compressor.outputs import outputs_of
@@ -27,7 +26,8 @@ from compressor.pruning.request import Request
 from compressor.pruning.while_training import During, during_from, prune_while_training
 from compressor.recipe import Recipe, Schedule, Step
 from compressor.surgery import operate
-from compressor.train import correct_in
+from compressor.training.events import EventSchedule
+from compressor.training.loop import correct_in
 from tests.command_line import ARCH, done, refused, run
 from tests.test_train import bars
 from tests.test_while_training import DATA

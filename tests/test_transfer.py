@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.adaptation import Alignment
 from compressor.costs import count
 from compressor.data import Images
 from compressor.domains import Target, target_of
@@ -17,7 +16,8 @@ from compressor.plan import plan_from_json
 from compressor.pruning.transfer.rounds import TransferPruning, Transferred, prune_while_adapting
 from compressor.recipe import Step
 from compressor.surgery import operate
-from compressor.train import Progress
+from compressor.training.domains.adaptation import Alignment
+from compressor.training.loop import Progress
 from tests.two_domains import RECIPE, checkpoint, same_bytes, source_data, state_of, target_data, trained_network
 
 SHORT = dataclasses.replace(RECIPE, budget=Step(epochs=1))

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.adaptation import Alignment
 from compressor.data import Images
 from compressor.domains import Target, target_of
 from compressor.errors import CalibrationError, GroupError
 from compressor.groups import trace
-from compressor.mmd import mmd
 from compressor.pruning.transfer.scores import Pair, joint_gradients, pairs_of, transfer_scores
+from compressor.training.domains.adaptation import Alignment
+from compressor.training.domains.mmd import mmd
 from tests.two_domains import checkpoint, network, same_bytes, source_data, target_data, trained_network
 
 ALIGNMENT = Alignment(layer="11", weight=0.7)

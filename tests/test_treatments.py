@@ -12,8 +12,16 @@ from compressor.data import Data, Images, Preprocessing
 from compressor.errors import PlanError
 from compressor.masks import WeightMask
 from compressor.recipe import Optimiser, Recipe, Schedule, Step
-from compressor.train import train
-from compressor.treatments import Frozen, Kept, Pruned, signed_constant, start_weights, towards_zero, with_weights
+from compressor.training.loop import train
+from compressor.training.lottery.treatments import (
+    Frozen,
+    Kept,
+    Pruned,
+    signed_constant,
+    start_weights,
+    towards_zero,
+    with_weights,
+)
 
 INITIAL = torch.tensor([[0.5, -0.4], [0.1, -0.2]])
 FINAL = torch.tensor([[0.6, 0.3], [-0.3, -0.1]])  # the second and the fourth moved towards zero

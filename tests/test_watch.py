@@ -14,8 +14,8 @@ from torch.nn import functional
 from compressor.data import SplitName
 from compressor.errors import RetrainError
 from compressor.recipe import Schedule, Shape, Step
-from compressor.train import iterations_per_epoch
-from compressor.watch import StateAt, TuningLoss, state_of
+from compressor.training.loop import iterations_per_epoch
+from compressor.training.watch import StateAt, TuningLoss, state_of
 from tests.test_train import PREPROCESSING, RECIPE, interrupt_at, run, same_bytes, small_data, small_network
 
 PER_EPOCH = iterations_per_epoch(72, RECIPE.batch_size)  # 5
@@ -79,7 +79,7 @@ def test_the_weights_of_a_step_are_those_of_a_run_that_ends_there() -> None:
 
 @pytest.mark.parametrize(("step", "at"), [(2, (0, 3)), (2, (2, 1)), (12, (1, 0)), (5, (1, 2))])
 def test_a_resumed_run_still_has_the_weights(tmp_path: Path, step: int, at: tuple[int, int]) -> None:
-    from compressor.resume import epochs_done
+    from compressor.training.resume import epochs_done
     from tests.test_train import InterruptionError
 
     whole = StateAt(step)

@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import compressor.while_training as subject
+import compressor.training.events_in_training as subject
 from compressor.data import Data, Images
 from compressor.errors import PlanError, RetrainError
-from compressor.events import Departure, EventSchedule, targeted
 from compressor.groups import ChannelGroup, trace
 from compressor.held import ALL, slices_of
 from compressor.recipe import Recipe, Schedule, Step
-from compressor.train import Progress, train
-from compressor.while_training import (
+from compressor.training.events import Departure, EventSchedule, targeted
+from compressor.training.events_in_training import (
     Effect,
     Gone,
     Noisy,
@@ -29,6 +28,7 @@ from compressor.while_training import (
     events_file,
     train_with_events,
 )
+from compressor.training.loop import Progress, train
 from tests.test_train import PREPROCESSING, bars, same_bytes
 
 RECIPE = Recipe(budget=Step(epochs=4), schedule=Schedule(rate=0.05, warmup=0.0), batch_size=16, augment=(), seed=4)

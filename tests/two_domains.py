@@ -13,7 +13,7 @@ from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Data, Images, Preprocessing
 from compressor.domains import Shift, shifted_data
 from compressor.recipe import Recipe, Schedule, Shape, Step
-from compressor.train import train
+from compressor.training.loop import train
 
 SHIFT = Shift(inverted=True, noise=0.1)
 PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)

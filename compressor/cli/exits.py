@@ -68,9 +68,9 @@ def command(
     Example: `compress exits model.pt --after layer2,layer3 --max-drop 0.5 --data images/ --epochs 2`
     """
     from compressor.errors import DataError, PlanError, named
-    from compressor.exits import Certainty
     from compressor.jobs.exits import ExitRequest, early_exits
     from compressor.recipe import Recipe, Schedule, Step
+    from compressor.training.exits.branches import Certainty
 
     request = ExitRequest(
         after=tuple(name.strip() for name in after.split(",") if name.strip()),

@@ -37,7 +37,7 @@ from compressor.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from compressor.train import Progress
+    from compressor.training.loop import Progress
 
 
 def command(

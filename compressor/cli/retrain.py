@@ -37,7 +37,7 @@ from compressor.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from compressor.train import Callback, Progress
+    from compressor.training.loop import Callback, Progress
 
 
 def command(
@@ -114,13 +114,13 @@ def command(
     """
     import torch
 
-    from compressor.arms import wishes_from
     from compressor.jobs import lottery as ticketing
     from compressor.jobs import retrain as retraining
     from compressor.recipe import how_named
-    from compressor.retrain import read_early_state
-    from compressor.retrain import tensorboard as streaming
     from compressor.sources import data_for
+    from compressor.training.retraining import read_early_state
+    from compressor.training.retraining import tensorboard as streaming
+    from compressor.training.ways import wishes_from
 
     wishes = wishes_from(
         epochs=epochs, dense_epochs=dense_epochs, cap=cap, rate=lr, shape=schedule, warmup=warmup, seed=seed,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.adaptation import Alignment, adapt, alignment_of
 from compressor.artifact import check_free, write_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName, augmentation_named
@@ -20,7 +19,8 @@ from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.rounds import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting
 from compressor.pruning.transfer.scores import check_comparable
 from compressor.recipe import Recipe, Schedule, Shape, Step
-from compressor.train import Callback
+from compressor.training.domains.adaptation import Alignment, adapt, alignment_of
+from compressor.training.loop import Callback
 
 EPOCHS, ROUND_EPOCHS, FINAL_EPOCHS = 5, 1, 5
 RATE, BATCH = 0.01, 32

@@ -15,16 +15,16 @@ from compressor.costs import count
 from compressor.data import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
-from compressor.exit_choice import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for
-from compressor.exit_onnx import export_exits
-from compressor.exits import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.export import export_onnx
 from compressor.files import save_tensors, whole
 from compressor.leftovers import temporary
 from compressor.measure import caveats_of, speedup
 from compressor.recipe import Recipe
 from compressor.stream import timed_on_images
-from compressor.train import Callback
+from compressor.training.exits.branches import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
+from compressor.training.exits.onnx import export_exits
+from compressor.training.exits.threshold import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for
+from compressor.training.loop import Callback
 
 RESULTS, ONNX, WEIGHTS = "results.json", "model.onnx", "exits.safetensors"
 TIMED_IMAGES = 50  # a share of exits comes out to 2 %

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.arms import Wishes, recipe_for
 from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.costs import count
@@ -23,16 +22,17 @@ from compressor.data import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
 from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder
-from compressor.lottery import Round, Rounds, find_ticket, rest_of, rounds_with_output
 from compressor.masks import MaskScope, WeightMask
 from compressor.names import file_name_from
 from compressor.recipe import How, Recipe, Start
-from compressor.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
-from compressor.retrain import read_early_state, retrain, starting_module
 from compressor.schema import anything, listed, optional, record, table
 from compressor.sparse import SAVES_NO_TIME
-from compressor.train import Callback, iterations_per_epoch
-from compressor.watch import StateAt, state_of
+from compressor.training.loop import Callback, iterations_per_epoch
+from compressor.training.lottery.tickets import Round, Rounds, find_ticket, rest_of, rounds_with_output
+from compressor.training.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
+from compressor.training.retraining import read_early_state, retrain, starting_module
+from compressor.training.watch import StateAt, state_of
+from compressor.training.ways import Wishes, recipe_for
 
 LOTTERY = "lottery"
 FRESH, TRAINED = "fresh", "trained"  # what `--rewind-to` takes beside a file

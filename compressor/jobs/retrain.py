@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.arms import Wishes, recipe_for
 from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
 from compressor.checkpoint import Checkpoint
 from compressor.costs import Cost, count
 from compressor.data import Data
 from compressor.errors import RetrainError
 from compressor.recipe import How, Recipe
-from compressor.retrain import retrain
-from compressor.train import Callback
+from compressor.training.loop import Callback
+from compressor.training.retraining import retrain
+from compressor.training.ways import Wishes, recipe_for
 
 STATE = "train.state"
 OF_THE_OLD_WEIGHTS = ("export", "quantize", "bench", "evaluate")  # sections of the results that speak of them

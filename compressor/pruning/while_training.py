@@ -15,13 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
-from compressor.events import Departure, EventSchedule, mean_stability
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking
@@ -32,9 +30,11 @@ from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say, calibration_images, score
 from compressor.recipe import How, Recipe
-from compressor.retrain import device_named
-from compressor.train import Callback
-from compressor.while_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
+from compressor.training.events import Departure, EventSchedule, mean_stability
+from compressor.training.events_in_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
+from compressor.training.loop import Callback
+from compressor.training.retraining import device_named
+from compressor.training.ways import Wishes, recipe_for
 
 EPOCHS = 6
 CRITERION = "l2-norm"  # of Bartoldson et al. 2020 and of soft filter pruning

@@ -22,9 +22,9 @@ from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
 from compressor.recipe import Recipe, Schedule, Step
-from compressor.resume import EpochRecord, Run, digest_of, save
 from compressor.studies.study import Cell
-from compressor.watch import StateAt
+from compressor.training.resume import EpochRecord, Run, digest_of, save
+from compressor.training.watch import StateAt
 from tests.brought import WrittenOut
 from tests.command_line import ARCH, make_inputs
 from tests.test_report import setting

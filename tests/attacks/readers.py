@@ -17,10 +17,10 @@ from compressor.exported_file import read_exported
 from compressor.latency_table import read_table
 from compressor.pack import bench_of_pack
 from compressor.report import report
-from compressor.resume import epochs_done, restore_
 from compressor.sources import load_data
 from compressor.studies.runner import Folder
-from compressor.watch import StateAt
+from compressor.training.resume import epochs_done, restore_
+from compressor.training.watch import StateAt
 from tests.attacks import good_files as good
 from tests.attacks.mutations import Form
 from tests.command_line import ARCH

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.adaptation import Alignment, adapt
 from compressor.checkpoint import Checkpoint
 from compressor.costs import count
 from compressor.data import Data
@@ -28,7 +27,8 @@ from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.scores import CRITERION, check_comparable, pairs_of, transfer_scores
 from compressor.recipe import Recipe
-from compressor.train import Callback
+from compressor.training.domains.adaptation import Alignment, adapt
+from compressor.training.loop import Callback
 
 ROUNDS, LEAST_WIDTH, IMAGES = 5, 2, 2048
 

@@ -26,21 +26,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.adaptation import Alignment
 from compressor.calibration import over_channels, rows
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName, batches, first
 from compressor.domains import Target
 from compressor.errors import CalibrationError, GroupError
-from compressor.features import features_in, layer_named, reading
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
-from compressor.mmd import mmd
 from compressor.outputs import class_scores
 from compressor.plan import Scores
-from compressor.retrain import device_named
-from compressor.train import classification_loss
+from compressor.training.domains.adaptation import Alignment
+from compressor.training.domains.features import features_in, layer_named, reading
+from compressor.training.domains.mmd import mmd
+from compressor.training.loop import classification_loss
+from compressor.training.retraining import device_named
 
 CRITERION = "transfer"  # its name in records
 Pair = tuple[Tensor, Tensor, Tensor | None]  # source inputs and labels, target inputs

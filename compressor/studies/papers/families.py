@@ -39,14 +39,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.arms import Wishes, recipe_for
 from compressor.checkpoint import Checkpoint, load
 from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, SplitName, batches, first
 from compressor.evaluate import evaluate_onnx, load_onnx
-from compressor.exit_choice import alike
-from compressor.exit_onnx import export_exits
 from compressor.export import export_onnx
 from compressor.factors import Kind
 from compressor.jobs.exits import ExitRequest, chosen_exits
@@ -61,13 +58,16 @@ from compressor.pruning.request import Request
 from compressor.quantize import Int8, quantize_onnx
 from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
-from compressor.retrain import retrain
 from compressor.sparse import onnx_sparse
 from compressor.stream import timed_on_images
 from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
 from compressor.studies.subjects import percent_correct, subject
+from compressor.training.exits.onnx import export_exits
+from compressor.training.exits.threshold import alike
+from compressor.training.retraining import retrain
+from compressor.training.ways import Wishes, recipe_for
 
 TITLE = "Five families of compression"
 NAME = "families"

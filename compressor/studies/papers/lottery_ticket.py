@@ -34,21 +34,21 @@ from torch import Tensor
 
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName
-from compressor.early_stopping import holding, train_watched
 from compressor.evaluate import evaluate
-from compressor.initialisation import glorot_normal
-from compressor.lottery import Rounds, rest_of, rewound, rounds_with_output, shuffled
 from compressor.masks import MaskScope, WeightMask
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Step
-from compressor.retrain import device_named, starting_module
 from compressor.studies.interval import mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
 from compressor.studies.subjects import subject
-from compressor.watch import state_of
+from compressor.training.lottery.early_stopping import holding, train_watched
+from compressor.training.lottery.initialisation import glorot_normal
+from compressor.training.lottery.tickets import Rounds, rest_of, rewound, rounds_with_output, shuffled
+from compressor.training.retraining import device_named, starting_module
+from compressor.training.watch import state_of
 
 TITLE = "The lottery ticket hypothesis: early weights, masks, and learning rates"
 STUDY = "lottery-ticket"

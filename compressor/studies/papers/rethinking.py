@@ -35,7 +35,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.arms import SCRATCH, Wishes, recipe_for
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.costs import Cost, count, masked_macs
@@ -46,12 +45,13 @@ from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.recipe import How, Recipe, Schedule, Shape, Step
-from compressor.retrain import device_named, retrain, starting_module
 from compressor.studies.interval import difference, pooled_deviation
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import percent_correct, subject
-from compressor.train import train
+from compressor.training.loop import train
+from compressor.training.retraining import device_named, retrain, starting_module
+from compressor.training.ways import SCRATCH, Wishes, recipe_for
 
 TITLE = "Rethinking the value of network pruning"
 NAME = "rethinking"

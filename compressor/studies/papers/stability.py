@@ -37,7 +37,6 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
 from compressor.evaluate import evaluate
-from compressor.events import Departure, EventSchedule, mean_stability
 from compressor.groups import Traced, trace
 from compressor.held import said_otherwise
 from compressor.plan import ChannelBudget, PruningPlan
@@ -45,13 +44,13 @@ from compressor.proving import shrink_proved
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import choosing
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.retrain import device_named
 from compressor.rounding import kept
 from compressor.studies.interval import correlation, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
 from compressor.studies.subjects import subject
-from compressor.while_training import (
+from compressor.training.events import Departure, EventSchedule, mean_stability
+from compressor.training.events_in_training import (
     Effect,
     Gone,
     Noisy,
@@ -61,6 +60,7 @@ from compressor.while_training import (
     events_file,
     train_with_events,
 )
+from compressor.training.retraining import device_named
 
 TITLE = "The generalization-stability tradeoff in pruning"
 SLACK = 0.5  # points that "at least matches" allows

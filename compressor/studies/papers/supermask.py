@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from compressor.data import Data, Preprocessing, SplitName
 from compressor.evaluate import evaluate
-from compressor.initialisation import glorot_normal
 from compressor.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.masks import WeightMask, maskable
 from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
@@ -38,9 +37,10 @@ from compressor.studies.interval import Interval, mean_interval, paired_differen
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import subject
-from compressor.supermask import Multiplied, learn_mask
-from compressor.train import train
-from compressor.treatments import Frozen, Kept, Pruned, start_weights, with_weights
+from compressor.training.loop import train
+from compressor.training.lottery.initialisation import glorot_normal
+from compressor.training.lottery.supermask import Multiplied, learn_mask
+from compressor.training.lottery.treatments import Frozen, Kept, Pruned, start_weights, with_weights
 
 TITLE = "Deconstructing lottery tickets: signs, zeros and supermasks"
 STUDY = "supermask"

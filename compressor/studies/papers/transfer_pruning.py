@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.adaptation import adapt, alignment_of
 from compressor.checkpoint import Checkpoint
 from compressor.costs import count
 from compressor.data import Data, SplitName, first
@@ -42,6 +41,7 @@ from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.studies.interval import paired_difference
 from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import subject
+from compressor.training.domains.adaptation import adapt, alignment_of
 
 TITLE = "Transfer channel pruning"
 NAME = "transfer-pruning"

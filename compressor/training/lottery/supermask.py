@@ -22,9 +22,9 @@ from compressor.data import Data, ImageSet, Preprocessing
 from compressor.evaluate import Accuracy, evaluate
 from compressor.masks import maskable
 from compressor.recipe import Recipe
-from compressor.resume import EpochRecord
-from compressor.train import train
-from compressor.treatments import signed_constant
+from compressor.training.loop import train
+from compressor.training.lottery.treatments import signed_constant
+from compressor.training.resume import EpochRecord
 
 DRAWS = 10  # that a learned mask is judged by, as in the paper's code
 

@@ -23,15 +23,15 @@ from compressor import forms
 from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
-from compressor.events import Departure, Event, event_from_json, targeted
 from compressor.files import whole, write_text
 from compressor.groups import ChannelGroup
 from compressor.held import ALL, MADE, Holder, add_noise_, slices_of
 from compressor.json_files import read_json
 from compressor.recipe import Recipe
-from compressor.resume import EpochRecord
 from compressor.schema import check
-from compressor.train import Callback, correct_in, iterations_per_epoch, train
+from compressor.training.events import Departure, Event, event_from_json, targeted
+from compressor.training.loop import Callback, correct_in, iterations_per_epoch, train
+from compressor.training.resume import EpochRecord
 
 Choose = Callable[[nn.Module, int], Mapping[str, Tensor]]
 """A network in eval mode on the CPU and an epoch, to scores by the group's root; the lowest are chosen first."""

@@ -17,7 +17,7 @@ from compressor.data import EVALUATION_BATCH, Images, ImageSet, Preprocessing, b
 from compressor.errors import RetrainError
 from compressor.lent import evaluating
 from compressor.outputs import class_scores
-from compressor.resume import kept_in, tensors, write
+from compressor.training.resume import kept_in, tensors, write
 
 State = dict[str, Tensor]
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName
-from compressor.lottery import Keeping
 from compressor.masks import WeightMask
 from compressor.recipe import Recipe
-from compressor.resume import EpochRecord
-from compressor.train import train
-from compressor.watch import Seen, State, StateAt, TuningLoss
+from compressor.training.loop import train
+from compressor.training.lottery.tickets import Keeping
+from compressor.training.resume import EpochRecord
+from compressor.training.watch import Seen, State, StateAt, TuningLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

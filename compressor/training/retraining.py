@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressor.arms import SCRATCH, Wishes, recipe_for
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
@@ -19,7 +18,8 @@ from compressor.masks import WeightMask, apply_mask_
 from compressor.recipe import How, Recipe
 from compressor.recorded import RecordedProgram
 from compressor.surgery import put_state_
-from compressor.train import AfterStep, Callback, Progress, train
+from compressor.training.loop import AfterStep, Callback, Progress, train
+from compressor.training.ways import SCRATCH, Wishes, recipe_for
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint

@@ -2,7 +2,7 @@
 
 Teerapittayanon, McDanel & Kung 2016 (BranchyNet, arXiv:1709.01686). A *branch* reads what a named layer gives, pooled,
 and says class scores; an image leaves at the first branch that is certain enough. Where that pays, and how certain is
-enough, is `compressor.exit_choice`'s matter, and a file that saves the time `compressor.exit_onnx`'s.
+enough, is `training.exits.threshold`'s matter, and a file that saves the time `training.exits.onnx`'s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compressor.lent import evaluating
 from compressor.outputs import class_scores
 from compressor.recipe import Recipe
 from compressor.recorded import check_has_layers
-from compressor.train import Callback, Trained, classification_loss, train
+from compressor.training.loop import Callback, Trained, classification_loss, train
 
 # Places per side that a branch sees of an image, and features in all. On the sample ResNet-20, three epochs on the
 # shipped sample, correct of 2,000 tuning images: after `stages.0` 1774 with 4 x 4 places and 1815 with 7 x 7, after

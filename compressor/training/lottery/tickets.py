@@ -25,9 +25,9 @@ from compressor.errors import PlanError, RetrainError
 from compressor.lent import last_to_run
 from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude_round, maskable
 from compressor.recipe import How, Recipe, Step
-from compressor.retrain import starting_module
 from compressor.surgery import put_state_
-from compressor.train import iterations_per_epoch
+from compressor.training.loop import iterations_per_epoch
+from compressor.training.retraining import starting_module
 
 if TYPE_CHECKING:
     from compressor.checkpoint import Checkpoint

@@ -127,7 +127,7 @@ def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 class Frozen:
-    """A call that puts the pruned weights of a network back to `values`; `compressor.train` makes it after every step.
+    """A call that puts the pruned weights of a network back to `values`; `training.loop` makes it after every step.
 
     Weights that the mask keeps are never touched. Refused: values that are missing.
     """

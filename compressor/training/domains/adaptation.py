@@ -26,12 +26,12 @@ from compressor.copies import copy_of
 from compressor.data import Data, Preprocessing, SplitName, augmentation_named
 from compressor.domains import Target
 from compressor.errors import RetrainError
-from compressor.features import features_in, last_linear, layer_named, reading
-from compressor.mmd import Kernels, mmd
 from compressor.outputs import class_scores
 from compressor.recipe import Recipe
-from compressor.retrain import device_named
-from compressor.train import Callback, classification_loss, train
+from compressor.training.domains.features import features_in, last_linear, layer_named, reading
+from compressor.training.domains.mmd import Kernels, mmd
+from compressor.training.loop import Callback, classification_loss, train
+from compressor.training.retraining import device_named
 
 STEEPNESS = 10.0
 
@@ -78,7 +78,7 @@ def alignment_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointLoss:
-    """An objective for `compressor.train`: the source's cross entropy and both domains' discrepancy."""
+    """An objective for `training.loop`: the source's cross entropy and both domains' discrepancy."""
 
     target: Target
     alignment: Alignment

@@ -32,8 +32,8 @@ from compressor.errors import RetrainError
 from compressor.gradients import EXAMPLES, check_gradients, right_gradients
 from compressor.outputs import class_scores
 from compressor.recipe import Optimiser, Recipe, Step
-from compressor.resume import EpochRecord, Run, digest_of, restore_, save, write
-from compressor.slimming import scale_norm, scales_of
+from compressor.training.bn_penalty import scale_norm, scales_of
+from compressor.training.resume import EpochRecord, Run, digest_of, restore_, save, write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The one training loop, and every published way to train what is left."""

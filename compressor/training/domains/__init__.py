@@ -1,0 +1,1 @@
+"""Training on one domain while another is drawn to it."""

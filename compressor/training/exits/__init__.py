@@ -1,0 +1,1 @@
+"""Early exits: classifiers on the way, when an image leaves, and their ONNX file."""

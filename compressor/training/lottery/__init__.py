@@ -1,0 +1,1 @@
+"""Lottery tickets, supermasks and what their studies need."""
