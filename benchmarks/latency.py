@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
-from compressor.bench import bench
 from compressor.checkpoint import load
+from compressor.measuring.benchmark import bench
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request

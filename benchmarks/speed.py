@@ -33,12 +33,12 @@ from compressor.architectures import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName
 from compressor.errors import PlanError
-from compressor.evaluate import evaluate
 from compressor.export import export_onnx
 from compressor.jobs.coverage import _checkpoint
 from compressor.jobs.prune import request_from
-from compressor.measure import speedup
-from compressor.pairs import timed_in_turns
+from compressor.measuring.accuracy import evaluate
+from compressor.measuring.pairs import timed_in_turns
+from compressor.measuring.turns import speedup
 from compressor.plan import LatencyBudget
 from compressor.pruning.repair.repairing import calibration_batches, renormed
 from compressor.pruning.request import Request

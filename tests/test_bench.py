@@ -15,33 +15,41 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from compressor import candidates as candidates_module
-from compressor import memory
 from compressor.artifact import open_artifact
-from compressor.bench import bench, missed
-from compressor.candidates import CandidateName, Candidates, Onnx, candidates_of, composed, equal_mask, with_onnx
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import trace
 from compressor.input_spec import random_like
 from compressor.jobs.prune import prune_to
-from compressor.machine import Conditions
 from compressor.masks import apply_mask_, magnitude
-from compressor.memory import Load, peak_memory
+from compressor.measuring import candidates as candidates_module
+from compressor.measuring import peak_memory as memory
+from compressor.measuring.benchmark import bench, missed
+from compressor.measuring.candidates import (
+    CandidateName,
+    Candidates,
+    Onnx,
+    candidates_of,
+    composed,
+    equal_mask,
+    with_onnx,
+)
+from compressor.measuring.machine import Conditions
+from compressor.measuring.peak_memory import Load, peak_memory
+from compressor.measuring.runtimes import Memory, Prepared, Reads, Runtime
 from compressor.outputs import outputs_of, relative_difference
 from compressor.parity import Parity
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results
-from compressor.runtimes import Memory, Prepared, Reads, Runtime
 from tests.topologies import alive, checkpoint_of, plain
 
 NAMES = [str(name) for name in CandidateName]
 CALM = Conditions(cores=2, busy_cores=0.0, load_average=0.0, governor=None)
 
-bench_module = importlib.import_module("compressor.bench")  # the package has the function under that name
+bench_module = importlib.import_module("compressor.measuring.benchmark")  # the package has the function under that name
 
 
 @pytest.fixture(scope="module")

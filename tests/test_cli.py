@@ -449,7 +449,7 @@ class TestInterruption:
             (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.jobs.prune.write_artifact"),
             (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.artifact._read_back"),
             (["export", "tiny.compressed"], "compressor.jobs.export.export_onnx"),
-            (["bench", "--runtimes", "torch-eager"], "compressor.bench.timed"),
+            (["bench", "--runtimes", "torch-eager"], "compressor.measuring.benchmark.timed"),
             (["evaluate", "--data", "data.npz"], "compressor.jobs.evaluate.evaluate"),
         ],
     )

@@ -14,9 +14,9 @@ from torch import nn
 from compressor.artifact import open_artifact
 from compressor.cli.quantize import show
 from compressor.environment import saturates_int8
-from compressor.evaluate import load_onnx
 from compressor.jobs import quantize as quantizing
-from compressor.measure import Measurement
+from compressor.measuring.accuracy import load_onnx
+from compressor.measuring.turns import Measurement
 from compressor.report.integers import int8_section
 from compressor.report.results import findings_from_results
 from tests.command_line import ARCH, done, refused, run, snapshot

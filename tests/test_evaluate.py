@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.data import UNLABELLED, Images, Preprocessing
 from compressor.errors import CheckpointError, DataError
-from compressor.evaluate import Accuracy, Agreement, agreement, evaluate, evaluate_onnx, load_onnx
+from compressor.measuring.accuracy import Accuracy, Agreement, agreement, evaluate, evaluate_onnx, load_onnx
 
 PLAIN = Preprocessing(channels=1, size=(4, 4))
 

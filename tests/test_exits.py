@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from compressor.checkpoint import Architecture, Checkpoint, load
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
-from compressor.evaluate import evaluate_onnx
-from compressor.measure import speedup
+from compressor.measuring.accuracy import evaluate_onnx
+from compressor.measuring.image_stream import timed_on_images
+from compressor.measuring.runtimes._onnxruntime import profiled
+from compressor.measuring.turns import speedup
 from compressor.mended import as_program
 from compressor.outputs import outputs_and_layers
 from compressor.recipe import Recipe, Schedule, Step
-from compressor.runtimes._onnxruntime import profiled
-from compressor.stream import timed_on_images
 from compressor.training.domains.features import layer_named
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits

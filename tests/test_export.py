@@ -19,8 +19,8 @@ from compressor import export
 from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import ExportError
-from compressor.evaluate import load_onnx
 from compressor.export import export_onnx, lineage_sha256
+from compressor.measuring.accuracy import load_onnx
 from compressor.outputs import outputs_of
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import compressor.pruning.speed.frontier
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.jobs.prune import request_from
-from compressor.measure import Speedup
+from compressor.measuring.turns import Speedup
 from compressor.plan import LatencyBudget, Scope
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request

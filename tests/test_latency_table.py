@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import ArtifactError
-from compressor.latency_table import (
+from compressor.measuring.tables.measured import Drawn, table_of
+from compressor.measuring.tables.table import (
     ENOUGH,
     LatencyTable,
     Target,
@@ -24,7 +25,6 @@ from compressor.latency_table import (
     table_from_json,
     write_table,
 )
-from compressor.tabulating import Drawn, table_of
 from compressor.widths import FEATURES, features
 
 TARGET = Target(runtime="onnxruntime-cpu", batch=1, threads=2, hardware="a processor", version="1.0")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.machine import Conditions, conditions
-from compressor.measure import (
+from compressor.measuring.machine import Conditions, conditions
+from compressor.measuring.turns import (
     CONFIDENCE,
     MIN_BLOCKS,
     Call,

@@ -13,13 +13,13 @@ import torch
 
 from compressor.errors import ArtifactError
 from compressor.groups import trace
-from compressor.networks import networks_of
-from compressor.pack import bench_of_pack, range_of, table_of_pack, write_pack
-from compressor.pack_script import inputs_of
+from compressor.measuring.pack.folder import bench_of_pack, range_of, table_of_pack, write_pack
+from compressor.measuring.pack.script import inputs_of
+from compressor.measuring.runtimes import load
+from compressor.measuring.tables.networks import networks_of
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.runtimes import load
 from tests.topologies import Residual, alive, checkpoint_of
 
 # what a target lacks is missing for the script too
@@ -93,9 +93,9 @@ def test_what_no_pack_measured_is_refused(broken: dict[str, Any], measured: tupl
 def test_the_script_asks_for_nothing_but_onnxruntime_and_numpy() -> None:
     import ast
 
-    import compressor.pack
+    import compressor.measuring.pack.folder
 
-    tree = ast.parse(compressor.pack.SCRIPT.read_text())
+    tree = ast.parse(compressor.measuring.pack.folder.SCRIPT.read_text())
     names = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert names - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}

@@ -20,8 +20,8 @@ from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
-from compressor.evaluate import load_onnx
 from compressor.export import export_onnx
+from compressor.measuring.accuracy import load_onnx
 from compressor.quantize import Int8, quantize_onnx
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import runtimes
 from compressor.errors import CompressError, RuntimeUnavailable
+from compressor.measuring import runtimes
+from compressor.measuring.runtimes import Memory, NodeTime, Prepared, Reads, onnxruntime_cpu, onnxruntime_cuda
+from compressor.measuring.runtimes._onnxruntime import count_nodes, node_times, nodes_by_provider, open_session
+from compressor.measuring.runtimes._torch import torch_threads
 from compressor.outputs import outputs_of, relative_difference
-from compressor.runtimes import Memory, NodeTime, Prepared, Reads, onnxruntime_cpu, onnxruntime_cuda
-from compressor.runtimes._onnxruntime import count_nodes, node_times, nodes_by_provider, open_session
-from compressor.runtimes._torch import torch_threads
 
 ALL = runtimes.names()
 HERE = [name for name in ALL if runtimes.load(name).unavailable() is None]
@@ -201,7 +201,7 @@ class TestDiscovery:
         subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_onnxruntime_is_imported_when_it_is_used(self) -> None:
-        files = [f"compressor.runtimes.{m.name}" for m in pkgutil.iter_modules(runtimes.__path__)]
+        files = [f"compressor.measuring.runtimes.{m.name}" for m in pkgutil.iter_modules(runtimes.__path__)]
         code = f"import sys; import {', '.join(files)}; assert 'onnxruntime' not in sys.modules"
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from compressor.export import proto_of
 from compressor.groups import trace
-from compressor.networks import networks_of
+from compressor.measuring.runtimes import load
+from compressor.measuring.tables.networks import networks_of
+from compressor.measuring.tables.skeletons import SHAPE, narrowed, owner_of, skeleton_of
 from compressor.plan import PruningPlan
-from compressor.runtimes import load
 from compressor.shrink import shrink
-from compressor.skeletons import SHAPE, narrowed, owner_of, skeleton_of
 from compressor.widths import Sizes
 from tests.topologies import INPUT, Concatenated, Residual, alive, depthwise, flattened, grouped, plain, transposed
 

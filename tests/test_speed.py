@@ -12,21 +12,21 @@ import pytest
 import torch
 from torch import nn
 
+import compressor.measuring.runtimes
 import compressor.pruning.speed.planner
 import compressor.pruning.speed.search
-import compressor.runtimes
 from compressor.errors import OutOfReach, PlanError
 from compressor.jobs.prune import goal_from, milliseconds, request_from
-from compressor.latency_table import LatencyTable, Whole
-from compressor.machine import Conditions
-from compressor.measure import Measurement
-from compressor.networks import Networks
+from compressor.measuring.machine import Conditions
+from compressor.measuring.tables.measured import target_of
+from compressor.measuring.tables.networks import Networks
+from compressor.measuring.tables.skeletons import SHAPE
+from compressor.measuring.tables.table import LatencyTable, Whole
+from compressor.measuring.turns import Measurement
 from compressor.plan import LatencyBudget, Scope
 from compressor.pruning.request import Request
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import prune_to_speed
-from compressor.skeletons import SHAPE
-from compressor.tabulating import target_of
 from tests.topologies import alive, checkpoint_of
 
 BASE_NS = 2_000
@@ -257,7 +257,7 @@ def table_elsewhere(table: LatencyTable) -> LatencyTable:
 
 def test_a_table_of_another_network_is_refused(clock: Clock) -> None:
     other = LatencyTable(
-        target=target_of(compressor.runtimes.load("onnxruntime-cpu"), batch=1, threads=1), samples={},
+        target=target_of(compressor.measuring.runtimes.load("onnxruntime-cpu"), batch=1, threads=1), samples={},
         alignments=(), wholes={},
     )  # fmt: skip
     request, goal = asked(2.0)

@@ -13,13 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-import compressor.tabulating
+import compressor.measuring.tables.measured
 from compressor.errors import RuntimeUnavailable
 from compressor.groups import trace
-from compressor.networks import networks_of
-from compressor.runtimes import Runtime, load
-from compressor.skeletons import Skeleton
-from compressor.tabulating import (
+from compressor.measuring.runtimes import Runtime, load
+from compressor.measuring.tables.measured import (
     ALIGNED,
     IRREGULAR,
     drawn_widths,
@@ -27,6 +25,8 @@ from compressor.tabulating import (
     table_for,
     target_of,
 )
+from compressor.measuring.tables.networks import networks_of
+from compressor.measuring.tables.skeletons import Skeleton
 from compressor.widths import Sizes
 from tests.test_skeletons import OLD_EXPORTER
 from tests.topologies import INPUT, Attention, Residual, Shuffled, alive
@@ -76,7 +76,7 @@ def test_a_table_is_measured_and_the_next_run_takes_it_from_the_cache(
         def never(*_: Any, **__: Any) -> Any:
             raise AssertionError("measured again")
 
-        monkeypatch.setattr(compressor.tabulating, "measured_table", never)
+        monkeypatch.setattr(compressor.measuring.tables.measured, "measured_table", never)
         assert table_for(networks, target, cache=tmp_path) == table
         with pytest.raises(AssertionError, match="measured again"):
             table_for(networks, target_of(runtime, batch=4, threads=1), cache=tmp_path)
@@ -128,7 +128,7 @@ def test_a_runtime_that_does_not_say_what_its_operators_take_is_refused() -> Non
 
 def test_networks_exported_by_themselves_count_every_node_with_its_own_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their nodes may have other names than the dense network's: none is counted with the layer before it for that."""
-    real, calls = compressor.networks.skeleton_of, [0]
+    real, calls = compressor.measuring.tables.networks.skeleton_of, [0]
 
     def renaming(*arguments: Any, **options: Any) -> Skeleton:
         made, number = real(*arguments, **options), calls[0]
@@ -145,7 +145,7 @@ def test_networks_exported_by_themselves_count_every_node_with_its_own_layer(mon
         owners = {names.get(name, name): owner for name, owner in made.owners.items()}
         return dataclasses.replace(made, proto=proto.SerializeToString(), owners=owners)
 
-    monkeypatch.setattr(compressor.networks, "skeleton_of", renaming)
+    monkeypatch.setattr(compressor.measuring.tables.networks, "skeleton_of", renaming)
     net = alive(Shuffled(12))
     traced, runtime = trace(net, EXAMPLE), load("onnxruntime-cpu")
     with networks_of(net, traced, EXAMPLE, runtime, batch=1) as networks:

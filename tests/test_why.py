@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-import compressor.why
-from compressor.ceilings import Ceiling, Ceilings, ceilings
+import compressor.measuring.layer_times
 from compressor.checkpoint import Checkpoint
 from compressor.cli.prune import show_latency
 from compressor.errors import RuntimeUnavailable
+from compressor.measuring.ceilings import Ceiling, Ceilings, ceilings
+from compressor.measuring.layer_times import why
+from compressor.measuring.runtimes import NodeTime, load
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
-from compressor.runtimes import NodeTime, load
-from compressor.why import why
 from tests.topologies import Residual, alive, checkpoint_of
 
 PEAKS = Ceilings(macs_per_ns=10.0, bytes_per_ns=5.0, launch_ns=100.0)
@@ -54,7 +54,7 @@ def pair() -> tuple[Checkpoint, Checkpoint]:
 
 @pytest.mark.parametrize("name", ["onnxruntime-cpu", "torch-eager"])
 def test_every_layer_has_its_time_before_and_after(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressor.why, "ceilings", lambda *_, **__: PEAKS)
+    monkeypatch.setattr(compressor.measuring.layer_times, "ceilings", lambda *_, **__: PEAKS)
     dense, small = pair()
     found = why(small, dense, load(name), batch=2, threads=1)
     weights = [n.removesuffix(".weight") for n, p in dense.module.named_parameters() if p.ndim > 1]
@@ -73,7 +73,7 @@ def test_every_layer_has_its_time_before_and_after(name: str, monkeypatch: pytes
 def test_an_operator_s_time_is_that_of_its_quickest_round_and_counts_with_its_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compressor.why, "ceilings", lambda *_, **__: PEAKS)
+    monkeypatch.setattr(compressor.measuring.layer_times, "ceilings", lambda *_, **__: PEAKS)
     dense, small = pair()
     layer = next(n for n, p in dense.module.named_parameters() if p.ndim > 1)
     rounds = iter(range(1000))

@@ -71,10 +71,10 @@ def command(
     """
     batches, names = batch_sizes(batch), None if runtimes is None else _names(runtimes)
     from compressor.artifact import add_results, read_json
-    from compressor.bench import bench, missed
-    from compressor.pack import bench_of_pack, write_pack
-    from compressor.runtimes import usable
-    from compressor.why import why as reasons
+    from compressor.measuring.benchmark import bench, missed
+    from compressor.measuring.layer_times import why as reasons
+    from compressor.measuring.pack.folder import bench_of_pack, write_pack
+    from compressor.measuring.runtimes import usable
 
     if pack is not None and read is not None:
         raise typer.BadParameter("a pack is written or read, not both at once", param_hint="--pack")

@@ -108,7 +108,7 @@ def command(
 
 def show(judgements: tuple[Judgement, ...]) -> None:
     """One line for each network, on stdout."""
-    from compressor.evaluate import Accuracy
+    from compressor.measuring.accuracy import Accuracy
 
     out = console()
     for judgement in judgements:

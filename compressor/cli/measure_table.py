@@ -55,11 +55,11 @@ def command(
     from compressor.environment import cores
     from compressor.errors import ArtifactError
     from compressor.groups import trace
-    from compressor.latency_table import write_table
-    from compressor.networks import networks_of
-    from compressor.pack import table_of_pack
-    from compressor.runtimes import usable
-    from compressor.tabulating import measured_table, target_of
+    from compressor.measuring.pack.folder import table_of_pack
+    from compressor.measuring.runtimes import usable
+    from compressor.measuring.tables.measured import measured_table, target_of
+    from compressor.measuring.tables.networks import networks_of
+    from compressor.measuring.tables.table import write_table
 
     if (pack is None) != (read is None):
         raise ArtifactError("a table from elsewhere takes `--pack DIR` and `--read FILE`", hint="give both")

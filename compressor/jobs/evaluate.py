@@ -13,8 +13,8 @@ from compressor.artifact import INT8, RECIPE, Artifact, add_results, open_artifa
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
-from compressor.evaluate import Accuracy, Agreement, OnnxNetwork, agreement, evaluate, load_onnx
 from compressor.labels import with_labels_of
+from compressor.measuring.accuracy import Accuracy, Agreement, OnnxNetwork, agreement, evaluate, load_onnx
 from compressor.sources import FORMS, default_data, load_data
 
 WHOLE = "all"

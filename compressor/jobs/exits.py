@@ -18,9 +18,9 @@ from compressor.errors import ArtifactError
 from compressor.export import export_onnx
 from compressor.files import save_tensors, whole
 from compressor.leftovers import temporary
-from compressor.measure import caveats_of, speedup
+from compressor.measuring.image_stream import timed_on_images
+from compressor.measuring.turns import caveats_of, speedup
 from compressor.recipe import Recipe
-from compressor.stream import timed_on_images
 from compressor.training.exits.branches import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits
 from compressor.training.exits.threshold import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for

@@ -18,9 +18,9 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
-from compressor.latency_table import read_table
 from compressor.mask_criteria import MaskCriterion, mask_criterion_named
 from compressor.masks import MaskScope
+from compressor.measuring.tables.table import read_table
 from compressor.names import file_name_from
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 from compressor.pruning.masking import mask_weights

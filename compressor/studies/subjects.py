@@ -12,7 +12,7 @@ from compressor.architectures import Architecture, build
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import StudyError
-from compressor.evaluate import evaluate
+from compressor.measuring.accuracy import evaluate
 from compressor.recipe import Recipe
 
 SEEN = 10_000  # images that the mean and the deviation are taken of

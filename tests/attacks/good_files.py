@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.artifact import RECIPE, write_artifact, write_json
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images
-from compressor.latency_table import LatencyTable, Target, Whole, write_table
+from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table
 from compressor.plan import ChannelBudget
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune

@@ -12,10 +12,10 @@ import torch
 from compressor.artifact import RECIPE, open_artifact, read_json, sealed, sha256_of
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images, Preprocessing, SplitName
-from compressor.evaluate import evaluate_onnx
 from compressor.exported_file import read_exported
-from compressor.latency_table import read_table
-from compressor.pack import bench_of_pack
+from compressor.measuring.accuracy import evaluate_onnx
+from compressor.measuring.pack.folder import bench_of_pack
+from compressor.measuring.tables.table import read_table
 from compressor.report import report
 from compressor.sources import load_data
 from compressor.studies.runner import Folder
@@ -73,8 +73,8 @@ def _read_results(folder: Path) -> None:
 
 
 def _read_measured(folder: Path) -> None:
-    from compressor.bench import missed
     from compressor.cli.bench import show
+    from compressor.measuring.benchmark import missed
 
     result = bench_of_pack(read_json(folder / "measured.json"), where="measured.json")
     json.dumps(result, allow_nan=False)  # as it is written into the artifact

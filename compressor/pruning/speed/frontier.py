@@ -26,9 +26,9 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
-from compressor.evaluate import agreement, evaluate
 from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
+from compressor.measuring.accuracy import agreement, evaluate
 from compressor.plan import LatencyBudget, Scope
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json

@@ -22,18 +22,18 @@ from torch import nn
 from compressor.allocate import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.checkpoint import Checkpoint
 from compressor.errors import OutOfReach, PlanError
-from compressor.latency_table import LatencyTable, Target
-from compressor.measure import Measurement, Speedup, speedup
-from compressor.networks import Networks
-from compressor.pairs import timed_in_turns
+from compressor.measuring.pairs import timed_in_turns
+from compressor.measuring.runtimes import Runtime
+from compressor.measuring.tables.measured import table_for
+from compressor.measuring.tables.networks import Networks
+from compressor.measuring.tables.table import LatencyTable, Target
+from compressor.measuring.turns import Measurement, Speedup, speedup
 from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.speed.aim import Aim
-from compressor.runtimes import Runtime
 from compressor.sensitivity import Curve
-from compressor.tabulating import table_for
 from compressor.widths import START, WidthCost
 
 Say = Callable[[str], None]

@@ -17,15 +17,15 @@ from compressor.data import Data
 from compressor.environment import cores
 from compressor.errors import OutOfReach
 from compressor.export import export_onnx
-from compressor.latency_table import LatencyTable, Target
 from compressor.leftovers import temporary
-from compressor.machine import Conditions, conditions
-from compressor.measure import Measurement, Speedup, caveats_of_machine, speedup
+from compressor.measuring.machine import Conditions, conditions
+from compressor.measuring.runtimes import Reads, usable
+from compressor.measuring.tables.measured import target_of
+from compressor.measuring.tables.table import LatencyTable, Target
+from compressor.measuring.turns import Measurement, Speedup, caveats_of_machine, speedup
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
 from compressor.pruning.speed.planner import Goal, Known, Planner, Say, Trial
-from compressor.runtimes import Reads, usable
-from compressor.tabulating import target_of
 
 RETURNS = 2  # times that the real network may send the plan back
 FINAL_SECONDS = 8.0

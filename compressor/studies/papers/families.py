@@ -43,13 +43,14 @@ from compressor.checkpoint import Checkpoint, load
 from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, SplitName, batches, first
-from compressor.evaluate import evaluate_onnx, load_onnx
 from compressor.export import export_onnx
 from compressor.factors import Kind
 from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
 from compressor.masks import apply_mask_, magnitude
-from compressor.measure import Measurement, caveats_of, speedup
+from compressor.measuring.accuracy import evaluate_onnx, load_onnx
+from compressor.measuring.image_stream import timed_on_images
+from compressor.measuring.turns import Measurement, caveats_of, speedup
 from compressor.plan import CostBudget, Countable
 from compressor.pruning.low_rank import LowRank, factorize
 from compressor.pruning.pipeline import prune
@@ -59,7 +60,6 @@ from compressor.quantize import Int8, quantize_onnx
 from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
 from compressor.sparse import onnx_sparse
-from compressor.stream import timed_on_images
 from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName
-from compressor.evaluate import evaluate
 from compressor.masks import MaskScope, WeightMask
+from compressor.measuring.accuracy import evaluate
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request

@@ -36,9 +36,9 @@ from torch import nn
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
-from compressor.evaluate import evaluate
 from compressor.groups import Traced, trace
 from compressor.held import said_otherwise
+from compressor.measuring.accuracy import evaluate
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.proving import shrink_proved
 from compressor.pruning.request import Request

@@ -35,7 +35,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.costs import count
 from compressor.data import Data, SplitName, first
 from compressor.domains import Shift, Target, parted, target_of
-from compressor.evaluate import evaluate
+from compressor.measuring.accuracy import evaluate
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting
 from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.studies.interval import paired_difference

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from compressor.data import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import DataError, PlanError
-from compressor.evaluate import Accuracy
 from compressor.lent import evaluating
+from compressor.measuring.accuracy import Accuracy
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 
 MOST_THRESHOLDS = 2000  # that are tried; of more than that, evenly spread ones

@@ -19,8 +19,8 @@ from torch.func import functional_call
 from compressor.chance import generator
 from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing
-from compressor.evaluate import Accuracy, evaluate
 from compressor.masks import maskable
+from compressor.measuring.accuracy import Accuracy, evaluate
 from compressor.recipe import Recipe
 from compressor.training.loop import train
 from compressor.training.lottery.treatments import signed_constant

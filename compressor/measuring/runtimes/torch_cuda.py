@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import RuntimeUnavailable
-from compressor.runtimes import Memory, Prepared, Reads
-from compressor.runtimes._torch import device_of, no_gpu, own_copy, torch_threads
+from compressor.measuring.runtimes import Memory, Prepared, Reads
+from compressor.measuring.runtimes._torch import device_of, no_gpu, own_copy, torch_threads
 
 READS = Reads.MODULE
 MEMORY = Memory.DEVICE

@@ -6,7 +6,7 @@ fused and laid out as the real file is. Narrower widths are other shapes in the 
 again. It says nothing but how long things take.
 
 Where the graph has a width in a place that is not a weight's shape (a transformer's views, say), its narrow versions do
-not run, and the caller has to export each (`compressor.tabulating`).
+not run, and the caller has to export each (`measuring.tables.measured`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 
 from compressor.children import python_module
 from compressor.errors import CompressError
-from compressor.runtimes import Memory, Reads, load
+from compressor.measuring.runtimes import Memory, Reads, load
 from compressor.stopping import die_with_parent
 
 STATUS = Path("/proc/self/status")
@@ -50,7 +50,7 @@ def peak_memory(loads: Sequence[Load], *, architecture: Mapping[str, Any] | None
         return (None,) * len(loads)
     request = json.dumps({"loads": [asdict(one) for one in loads], "architecture": architecture})
     done = subprocess.run(
-        python_module("compressor.memory"),
+        python_module("compressor.measuring.peak_memory"),
         input=request,
         capture_output=True,
         encoding="utf-8",

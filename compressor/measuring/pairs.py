@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compressor.input_spec import random_like
-from compressor.measure import Measurement, pace, take_turns
-from compressor.runtimes import usable
+from compressor.measuring.runtimes import usable
+from compressor.measuring.turns import Measurement, pace, take_turns
 
 
 def timed_in_turns(

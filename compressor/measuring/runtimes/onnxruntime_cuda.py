@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compressor.errors import RuntimeUnavailable
-from compressor.runtimes import Memory, Prepared, Reads
-from compressor.runtimes._onnxruntime import feed, nodes_by_provider, open_session
-from compressor.runtimes._torch import no_gpu
+from compressor.measuring.runtimes import Memory, Prepared, Reads
+from compressor.measuring.runtimes._onnxruntime import feed, nodes_by_provider, open_session
+from compressor.measuring.runtimes._torch import no_gpu
 
 READS = Reads.ONNX
 MEMORY = Memory.UNKNOWN_DEVICE

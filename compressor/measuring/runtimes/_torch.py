@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.copies import copy_of
+from compressor.measuring.runtimes import NodeTime
 from compressor.outputs import tensors_in
-from compressor.runtimes import NodeTime
 
 
 @contextmanager

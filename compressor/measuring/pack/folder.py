@@ -1,6 +1,6 @@
 """A folder that measures on a machine without torch: ONNX files, one script, and what comes back.
 
-The script (`compressor/pack_script.py`, copied as `bench.py`) needs onnxruntime and numpy. It gives the same
+The script (`compressor/measuring/pack/script.py`, copied as `bench.py`) needs onnxruntime and numpy. It gives the same
 measurement in turns as `compress bench`, and with `--networks` what a latency table is made from; its measured.json is
 taken in by `compress bench --read` and `compress measure-table --read`.
 """
@@ -18,24 +18,24 @@ from torch import Tensor
 
 from compressor import forms
 from compressor.artifact import read_json, write_json
-from compressor.candidates import candidates_of, with_onnx
 from compressor.checkpoint import Checkpoint
 from compressor.errors import ArtifactError
 from compressor.files import write_text
 from compressor.groups import trace
-from compressor.latency_table import LatencyTable, Target
 from compressor.leftovers import PART, beside
 from compressor.masks import WeightMask
-from compressor.measure import CONFIDENCE, Measurement, caveats_of, speedup
-from compressor.networks import by_operator, networks_of
-from compressor.runtimes import NodeTime, load
+from compressor.measuring.candidates import candidates_of, with_onnx
+from compressor.measuring.runtimes import NodeTime, load
+from compressor.measuring.setting import row_of
+from compressor.measuring.tables.measured import Drawn, drawn_of, drawn_widths, table_of
+from compressor.measuring.tables.networks import by_operator, networks_of
+from compressor.measuring.tables.table import LatencyTable, Target
+from compressor.measuring.turns import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.schema import check
-from compressor.setting import row_of
-from compressor.tabulating import Drawn, drawn_of, drawn_widths, table_of
 
 Say = Callable[[str], None]
 
-SCRIPT = Path(__file__).with_name("pack_script.py")
+SCRIPT = Path(__file__).with_name("script.py")
 PROVIDERS = {"CPUExecutionProvider": "onnxruntime-cpu", "CUDAExecutionProvider": "onnxruntime-cuda"}
 README = """# {name}: measure me here
 

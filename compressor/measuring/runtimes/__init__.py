@@ -118,7 +118,7 @@ class Runtime:
     def turn(
         self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int
     ) -> Callable[[], AbstractContextManager[Callable[[], object]]]:
-        """The network as `compressor.measure` takes it: each call makes it ready for a block, and gives it back."""
+        """The network as `measuring.turns` takes it: each call makes it ready for a block, and gives it back."""
 
         @contextmanager
         def ready() -> Iterator[Callable[[], object]]:

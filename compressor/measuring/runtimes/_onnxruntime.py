@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.errors import RuntimeUnavailable
 from compressor.leftovers import temporary
-from compressor.runtimes import NodeTime
+from compressor.measuring.runtimes import NodeTime
 
 
 def open_session(model: nn.Module | Path, *, provider: str, threads: int, profile: Path | None = None) -> Any:

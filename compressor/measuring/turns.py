@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from compressor.machine import Conditions
+from compressor.measuring.machine import Conditions
 
 Clock = Callable[[], int]  # nanoseconds
 Call = Callable[[], object]  # one finished forward pass

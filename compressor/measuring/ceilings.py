@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.leftovers import temporary
-from compressor.runtimes import Reads, Runtime
+from compressor.measuring.runtimes import Reads, Runtime
 
 SIDE = 768  # of the matrices that are multiplied
 ELEMENTS = 16 * 2**20  # that are read and written: more than caches hold

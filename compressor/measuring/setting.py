@@ -10,10 +10,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.candidates import Candidate, CandidateName, Candidates
 from compressor.errors import RuntimeUnavailable
-from compressor.measure import Call, Caveat, CaveatKind, Measurement, Turn, caveats_of, held, pace, speedup, take_turns
-from compressor.runtimes import Reads, Runtime
+from compressor.measuring.candidates import Candidate, CandidateName, Candidates
+from compressor.measuring.runtimes import Reads, Runtime
+from compressor.measuring.turns import (
+    Call,
+    Caveat,
+    CaveatKind,
+    Measurement,
+    Turn,
+    caveats_of,
+    held,
+    pace,
+    speedup,
+    take_turns,
+)
 
 Say = Callable[[str], None]
 Row = dict[str, Any]  # of results.json

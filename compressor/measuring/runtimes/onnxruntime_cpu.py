@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compressor.runtimes import Memory, NodeTime, Prepared, Reads
-from compressor.runtimes._onnxruntime import feed, open_session, profiled
+from compressor.measuring.runtimes import Memory, NodeTime, Prepared, Reads
+from compressor.measuring.runtimes._onnxruntime import feed, open_session, profiled
 
 READS = Reads.ONNX
 MEMORY = Memory.PROCESS

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.runtimes import Memory, Prepared, Reads
-from compressor.runtimes._torch import device_of, own_copy, torch_threads
+from compressor.measuring.runtimes import Memory, Prepared, Reads
+from compressor.measuring.runtimes._torch import device_of, own_copy, torch_threads
 
 READS = Reads.MODULE
 MEMORY = Memory.UNKNOWN_COMPILER

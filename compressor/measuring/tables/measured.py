@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 
 from compressor.environment import ONNXRUNTIMES, environment, processor, version
 from compressor.errors import ArtifactError, PlanError, RuntimeUnavailable
-from compressor.latency_table import (
+from compressor.measuring.runtimes import Reads, Runtime
+from compressor.measuring.tables.networks import Networks
+from compressor.measuring.tables.table import (
     REGULAR,
     LatencyTable,
     Sample,
@@ -36,9 +38,7 @@ from compressor.latency_table import (
     read_table,
     write_table,
 )
-from compressor.measure import Turn, take_turns
-from compressor.networks import Networks
-from compressor.runtimes import Reads, Runtime
+from compressor.measuring.turns import Turn, take_turns
 from compressor.widths import START, Numbers, Sizes, features
 
 Say = Callable[[str], None]

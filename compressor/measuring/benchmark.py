@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from compressor.architectures import PICKLE, PROGRAM
-from compressor.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
-from compressor.evaluate import agreement, evaluate
 from compressor.input_spec import random_like
 from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
-from compressor.machine import Conditions, conditions
 from compressor.masks import WeightMask
-from compressor.measure import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
-from compressor.memory import Load, peak_memory, unmeasurable
-from compressor.runtimes import Reads, Runtime, usable
-from compressor.setting import Row, Say, Setting, Timed, model_of, timed
+from compressor.measuring.accuracy import agreement, evaluate
+from compressor.measuring.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
+from compressor.measuring.machine import Conditions, conditions
+from compressor.measuring.peak_memory import Load, peak_memory, unmeasurable
+from compressor.measuring.runtimes import Reads, Runtime, usable
+from compressor.measuring.setting import Row, Say, Setting, Timed, model_of, timed
+from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
 
 SECONDS = 8.0  # for one runtime at one batch size
 BATCHES = (1, 64)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from compressor.measure import Call, Clock, Measurement, Turn, pace, take_turns
-from compressor.runtimes._onnxruntime import feed, open_session
-from compressor.runtimes.onnxruntime_cpu import PROVIDER
+from compressor.measuring.runtimes._onnxruntime import feed, open_session
+from compressor.measuring.runtimes.onnxruntime_cpu import PROVIDER
+from compressor.measuring.turns import Call, Clock, Measurement, Turn, pace, take_turns
 
 SECONDS = 20.0
 

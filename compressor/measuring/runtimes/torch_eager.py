@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.runtimes import Memory, NodeTime, Prepared, Reads
-from compressor.runtimes._torch import device_of, own_copy, profiled, torch_threads
+from compressor.measuring.runtimes import Memory, NodeTime, Prepared, Reads
+from compressor.measuring.runtimes._torch import device_of, own_copy, profiled, torch_threads
 
 READS = Reads.MODULE
 MEMORY = Memory.PROCESS

@@ -1,6 +1,6 @@
 """One network at any widths, as a runtime takes it, and whose time each of its operators' is.
 
-For a runtime that reads ONNX a narrow network is the dense one's graph with other shapes (`compressor.skeletons`);
+For a runtime that reads ONNX a narrow network is the dense one's graph with other shapes (`measuring.tables.skeletons`);
 where its views hold widths, an export of its own. For one that reads modules it is a shrunk module.
 """
 
@@ -20,10 +20,10 @@ from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.groups import Traced
 from compressor.input_spec import random_like
 from compressor.leftovers import temporary
+from compressor.measuring.runtimes import NodeTime, Reads, Runtime
+from compressor.measuring.tables.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of
 from compressor.plan import PruningPlan
-from compressor.runtimes import NodeTime, Reads, Runtime
 from compressor.shrink import shrink
-from compressor.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of
 from compressor.widths import Layer, Numbers, Sizes
 
 

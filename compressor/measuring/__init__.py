@@ -1,0 +1,1 @@
+"""Accuracy and latency, with intervals: runtimes, latency tables, and folders that measure elsewhere."""

@@ -1,0 +1,1 @@
+"""A folder that measures on a machine without torch."""
