@@ -33,7 +33,7 @@ from compressor.architectures import Architecture
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, SplitName
 from compressor.errors import PlanError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.jobs.coverage import _checkpoint
 from compressor.jobs.prune import request_from
 from compressor.measuring.accuracy import evaluate

@@ -18,7 +18,7 @@ import torch
 from benchmarks.provenance import provenance
 from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.groups import trace
 from compressor.jobs.coverage import enliven_
 from compressor.plan import ChannelBudget

@@ -37,7 +37,7 @@ _HOMES = {
     "prove": "proof",
     "retrain": "training.retraining",
     "evaluate": "measuring.accuracy",
-    "export_onnx": "export",
+    "export_onnx": "export.onnx",
     "bench": "measuring.benchmark",
     "prune_to_speed": "pruning.speed.search",
     "Goal": "pruning.speed.planner",

@@ -19,6 +19,7 @@ from compressor.artifact import open_artifact
 from compressor.checkpoint import Checkpoint, load
 from compressor.data import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
+from compressor.export.parity import Parity
 from compressor.groups import trace
 from compressor.input_spec import random_like
 from compressor.jobs.prune import prune_to
@@ -39,7 +40,6 @@ from compressor.measuring.machine import Conditions
 from compressor.measuring.peak_memory import Load, peak_memory
 from compressor.measuring.runtimes import Memory, Prepared, Reads, Runtime
 from compressor.outputs import outputs_of, relative_difference
-from compressor.parity import Parity
 from compressor.plan import ChannelBudget, PruningPlan
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request

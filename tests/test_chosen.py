@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compressor.chosen import choices_of, choosing
 from compressor.errors import GroupError, SurgeryError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.exported import exported
 from compressor.groups import trace
 from compressor.heads import WithHeads, head_layers

@@ -15,11 +15,11 @@ import torchvision
 from onnx.defs import onnx_opset_version
 from torch import Tensor, nn
 
-from compressor import export
 from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import ExportError
-from compressor.export import export_onnx, lineage_sha256
+from compressor.export import onnx as export
+from compressor.export.onnx import export_onnx, lineage_sha256
 from compressor.measuring.accuracy import load_onnx
 from compressor.outputs import outputs_of
 

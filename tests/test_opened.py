@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.artifact import load_artifact, write_artifact
 from compressor.errors import InputError, SurgeryError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.groups import trace
 from compressor.mended import mended
 from compressor.opened import opened

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from compressor import quantize
 from compressor.checkpoint import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
-from compressor.export import export_onnx
+from compressor.export import int8 as quantize
+from compressor.export.int8 import Int8, quantize_onnx
+from compressor.export.onnx import export_onnx
 from compressor.measuring.accuracy import load_onnx
-from compressor.quantize import Int8, quantize_onnx
 
 
 def checkpoint_of(module: nn.Module, *shapes: tuple[int, ...]) -> Checkpoint:

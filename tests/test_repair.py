@@ -16,7 +16,7 @@ import compressor
 from compressor.artifact import load_artifact, write_artifact
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, RepairError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.groups import trace
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope, Scores, plan_pruning

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.export import proto_of
+from compressor.export.onnx import proto_of
+from compressor.export.parity import TOLERANCE, largest_difference
+from compressor.export.same_maxima import outputs_with, with_positions
 from compressor.outputs import outputs_of, relative_difference
-from compressor.parity import TOLERANCE, largest_difference
-from compressor.same_maxima import outputs_with, with_positions
 from tests.topologies import alive
 
 INPUT = (2, 3, 8, 8)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressError, InputError, SurgeryError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.mended import as_program
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import Pruned, prune

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.export import proto_of
+from compressor.export.onnx import proto_of
 from compressor.groups import trace
 from compressor.measuring.runtimes import load
 from compressor.measuring.tables.networks import networks_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.artifact import load_artifact, write_artifact
 from compressor.errors import CompressError, SurgeryError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.outputs import outputs_of, tensors_in
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune

@@ -77,8 +77,8 @@ def command(
 
     Example: `compress quantize --data images/`, `compress quantize model.pt --data images/ --images 512 --per-tensor`
     """
+    from compressor.export.int8 import Int8
     from compressor.jobs import quantize as work
-    from compressor.quantize import Int8
 
     sizes = batch_sizes(batch)
     how = Int8(images=images, per_channel=per_channel, reduce_range=reduce_range, target=target, seed=seed)

@@ -30,7 +30,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.gradients import right_gradients
 from compressor.groups import trace
 from compressor.inputs import example_inputs

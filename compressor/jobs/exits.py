@@ -15,7 +15,7 @@ from compressor.costs import count
 from compressor.data import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.files import save_tensors, whole
 from compressor.leftovers import temporary
 from compressor.measuring.image_stream import timed_on_images

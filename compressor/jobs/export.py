@@ -8,7 +8,7 @@ from typing import Any
 from compressor.artifact import Artifact, add_results
 from compressor.checkpoint import Checkpoint
 from compressor.errors import ExportError
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.names import file_name_from
 from compressor.sparse import SAVES_NO_TIME, onnx_sparse
 

@@ -20,7 +20,8 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, SplitName, batches, first
 from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError
-from compressor.export import export_onnx
+from compressor.export.int8 import Int8, quantize_onnx
+from compressor.export.onnx import export_onnx
 from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate_onnx, load_onnx
@@ -29,7 +30,6 @@ from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
 from compressor.names import file_name_from
 from compressor.outputs import outputs_of
-from compressor.quantize import Int8, quantize_onnx
 
 Say = Callable[[str], None]
 RUNTIME = "onnxruntime-cpu"

@@ -21,8 +21,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from compressor.copies import copy_of
-from compressor.export import proto_of
-from compressor.parity import BatchIsFixedError
+from compressor.export.onnx import proto_of
+from compressor.export.parity import BatchIsFixedError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SUFFIXES = ("_kernel_time", "_nchwc")

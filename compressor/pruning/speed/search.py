@@ -16,7 +16,7 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import cores
 from compressor.errors import OutOfReach
-from compressor.export import export_onnx
+from compressor.export.onnx import export_onnx
 from compressor.leftovers import temporary
 from compressor.measuring.machine import Conditions, conditions
 from compressor.measuring.runtimes import Reads, usable

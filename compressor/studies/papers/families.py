@@ -43,7 +43,8 @@ from compressor.checkpoint import Checkpoint, load
 from compressor.copies import copy_of
 from compressor.costs import count
 from compressor.data import Data, SplitName, batches, first
-from compressor.export import export_onnx
+from compressor.export.int8 import Int8, quantize_onnx
+from compressor.export.onnx import export_onnx
 from compressor.factors import Kind
 from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
@@ -56,7 +57,6 @@ from compressor.pruning.low_rank import LowRank, factorize
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.quantize import Int8, quantize_onnx
 from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
 from compressor.sparse import onnx_sparse

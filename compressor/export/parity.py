@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ExportError
+from compressor.export.same_maxima import outputs_with, with_positions
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of, relative_difference
-from compressor.same_maxima import outputs_with, with_positions
 
 BATCHES = 3  # of each size
 TOLERANCE = 1e-3
@@ -28,7 +28,7 @@ class Parity:
     """How far the ONNX file's outputs lie from the network's: max |a - b| / max |b|, the largest of all outputs.
 
     `note` says why the batch size is fixed, where it is; `same_maxima` that the network was run with the positions of
-    the file's maxima (`compressor.same_maxima`), for by rounding alone they chose others.
+    the file's maxima (`export.same_maxima`), for by rounding alone they chose others.
     """
 
     largest_relative_difference: float

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressor.attention import translations
 from compressor.copies import copy_of
 from compressor.errors import ExportError
+from compressor.export.attention import translations
+from compressor.export.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.exported import hangs_on_data
 from compressor.files import whole
 from compressor.heads import WithHeads, head_layers
 from compressor.input_spec import random_like
 from compressor.lent import lengths_left_open, quiet_exporter
-from compressor.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
 from compressor.structures import with_plain_outputs_
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Verified ONNX: the file, its parity with the network, and its integers."""
