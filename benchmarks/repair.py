@@ -34,11 +34,11 @@ from torch import nn
 from benchmarks import cifar
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.calibration import calibration_batches
 from compressor.checkpoint import Checkpoint, load
-from compressor.costs import count
 from compressor.data import Data, Preprocessing, SplitName
 from compressor.plan import CostBudget, Countable, Scope
+from compressor.planning.calibration import calibration_batches
+from compressor.planning.costs import count
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, renormed
 from compressor.pruning.request import Request

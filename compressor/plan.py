@@ -2,7 +2,7 @@
 
 The channels of a group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group,
 `global` ranks the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024,
-arXiv:2407.04616); `measured` is `compressor.allocate`'s, and `random` draws the widths: `compressor.random_widths`.
+arXiv:2407.04616); `measured` is `planning.allocation`'s, and `random` draws the widths: `planning.random_widths`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Scope(enum.StrEnum):
     UNIFORM = "uniform"
     GLOBAL = "global"
     ISOMORPHIC = "isomorphic"
-    MEASURED = "measured"  # by what the output loses: `compressor.allocate`
-    RANDOM = "random"  # by chance, as a control: `compressor.random_widths`
+    MEASURED = "measured"  # by what the output loses: `planning.allocation`
+    RANDOM = "random"  # by chance, as a control: `planning.random_widths`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,9 +230,13 @@ class _Ranking:
     def at(self, ratio: float) -> PruningPlan:
         """The plan at a pruning ratio, shared by the scope."""
         if self.scope is Scope.MEASURED:
-            raise PlanError("measured widths do not come from scores", hint="`compressor.allocate` takes the curves")
+            raise PlanError(
+                "measured widths do not come from scores", hint="`compressor.planning.allocation` takes the curves"
+            )
         if self.scope is Scope.RANDOM:
-            raise PlanError("random widths do not come from scores", hint="`compressor.random_widths` draws them")
+            raise PlanError(
+                "random widths do not come from scores", hint="`compressor.planning.random_widths` draws them"
+            )
         dense = sum(self.dense_widths[g.root] for g in self.groups)
         total = dense - math.floor(dense * ratio + 1e-9)
         if self.scope is Scope.UNIFORM:

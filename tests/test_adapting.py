@@ -14,11 +14,11 @@ import torch
 from compressor import artifact as artifact_file
 from compressor.artifact import open_artifact
 from compressor.checkpoint import Checkpoint, load
-from compressor.costs import count
 from compressor.data import Data, Images
 from compressor.errors import ArtifactError, DataError, GroupError, PlanError, RetrainError
 from compressor.jobs import adapt as adapting
 from compressor.jobs.adapt import Adaptation, adapt_to, adaptation_from, states_beside
+from compressor.planning.costs import count
 from tests.command_line import ARCH, done, refused
 from tests.two_domains import source_data, target_data
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import elimination, moments
-from compressor.affording import affords, covariance_bytes, fit_bytes, reserved, rows_within, too_large
 from compressor.data import Data, Images
 from compressor.plan import ChannelBudget, Scope
+from compressor.planning import elimination, moments
+from compressor.planning.affording import affords, covariance_bytes, fit_bytes, reserved, rows_within, too_large
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, affordable
 from compressor.pruning.request import Request

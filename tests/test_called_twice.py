@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Data, Images
-from compressor.elimination import readings_of
 from compressor.groups import trace
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
-from compressor.program import calls, program_of, readers
+from compressor.planning.elimination import readings_of
+from compressor.planning.sensitivity import narrowed
+from compressor.planning.walk import calls, program_of, readers
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.sensitivity import narrowed
 from tests.topologies import INPUT, alive, checkpoint_of
 
 

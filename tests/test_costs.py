@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.costs import CostModel, count, layer_costs
 from compressor.groups import trace
 from compressor.plan import ChannelBudget, Countable, Scores, plan_pruning
+from compressor.planning.costs import CostModel, count, layer_costs
 from compressor.shrink import shrink
 from tests.topologies import INPUT, TOPOLOGIES, alive
 

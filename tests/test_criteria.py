@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor import criteria
-from compressor.calibration import Calibration, Needs, by_row, gather, rows
-from compressor.criteria.expected_bn import rectified_mean
 from compressor.errors import CalibrationError
 from compressor.groups import BATCH_NORMS, ChannelGroup, Member, Role, trace
+from compressor.planning import criteria
+from compressor.planning.calibration import Calibration, Needs, by_row, gather, rows
+from compressor.planning.criteria.expected_bn import rectified_mean
 
 BY_DATA = ("activation", "apoz", "taylor", "hessian", "obs")
 
@@ -139,7 +139,7 @@ def test_geometric_median_by_matrix_products_agrees(
     net: nn.Module, groups: dict[str, ChannelGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     direct = scored("geometric-median", net, groups)["conv1"]
-    monkeypatch.setattr("compressor.criteria.geometric_median.DIRECT_AT_MOST", 0)
+    monkeypatch.setattr("compressor.planning.criteria.geometric_median.DIRECT_AT_MOST", 0)
     torch.testing.assert_close(scored("geometric-median", net, groups)["conv1"], direct, rtol=0, atol=1e-6)
 
 
@@ -523,7 +523,7 @@ def test_statistics_fall_back_to_what_the_producers_write() -> None:
 def test_rows_that_are_judged_a_few_at_a_time_are_judged_as_all_at_once(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compressor.calibration.ELEMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr("compressor.planning.calibration.ELEMENTS_AT_ONCE", at_once)
     weight = torch.randn(7, 5, 3, 3)
     member = Member(
         layer="a", tensor="w", dim=0, role=Role.PRODUCES, positions=torch.arange(7), channels=torch.arange(7)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor import criteria, elimination
-from compressor.calibration import Calibration, Needs, gather
-from compressor.elimination import Elimination, Reading, consumers, eliminate, features_of, readings_of
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup, Member, Role, trace
-from compressor.program import program_of
+from compressor.planning import criteria, elimination
+from compressor.planning.calibration import Calibration, Needs, gather
+from compressor.planning.elimination import Elimination, Reading, consumers, eliminate, features_of, readings_of
+from compressor.planning.walk import program_of
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head
 
 

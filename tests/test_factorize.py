@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from compressor.architectures import Architecture, build
 from compressor.artifact import load_artifact, write_artifact
 from compressor.checkpoint import Checkpoint
-from compressor.costs import count
 from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
 from compressor.factors import Factors, Kind, spectrum
 from compressor.jobs.factorize import low_rank_from
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, CostBudget, Countable
+from compressor.planning.costs import count
+from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.pruning.low_rank import Factorized, LowRank, factorize, prove_factors
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.recipe import How
 from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
 from compressor.training.retraining import starting_module

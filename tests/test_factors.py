@@ -135,7 +135,7 @@ class TestOracles:
 
     @pytest.mark.parametrize("kind", list(Kind))
     def test_a_ranks_cost_is_the_products_of_the_two_layers(self, kind: Kind) -> None:
-        from compressor.costs import count
+        from compressor.planning.costs import count
 
         layer = nn.Linear(6, 5) if kind is Kind.SVD else nn.Conv2d(6, 5, 3, stride=(2, 3), padding=1)
         x = torch.zeros(1, 4, 6) if kind is Kind.SVD else torch.zeros(1, 6, 12, 15)

@@ -18,12 +18,12 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor import gradients
-from compressor.calibration import Needs, gather
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.gradients import check_gradients, right_gradients
 from compressor.groups import trace
 from compressor.plan import ChannelBudget, Scores, plan_pruning
+from compressor.planning.calibration import Needs, gather
 from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients
 from compressor.recipe import Recipe, Schedule, Step

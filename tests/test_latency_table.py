@@ -25,7 +25,7 @@ from compressor.measuring.tables.table import (
     table_from_json,
     write_table,
 )
-from compressor.widths import FEATURES, features
+from compressor.planning.widths import FEATURES, features
 
 TARGET = Target(runtime="onnxruntime-cpu", batch=1, threads=2, hardware="a processor", version="1.0")
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor import moments
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, PlanError, RepairError
 from compressor.mask_criteria import MaskCriterion, mask_by
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.outputs import outputs_of, relative_difference
+from compressor.planning import moments
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.least_squares import reconstruct
 from compressor.pruning.repair.repairing import Repair, renormed, repair

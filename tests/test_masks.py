@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.costs import masked_macs
 from compressor.errors import PlanError
 from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude, magnitude_round, maskable
+from compressor.planning.costs import masked_macs
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -11,11 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor import moments as module_moments
-from compressor.mean_fit import Leftovers, fit_mean
-from compressor.moments import Moments, Reader, drawn_positions, features, fit, reader_of, solve, targets, wanted_rows
 from compressor.outputs import outputs_of
-from compressor.program import program_of, readers
+from compressor.planning import moments as module_moments
+from compressor.planning.mean_fit import Leftovers, fit_mean
+from compressor.planning.moments import (
+    Moments,
+    Reader,
+    drawn_positions,
+    features,
+    fit,
+    reader_of,
+    solve,
+    targets,
+    wanted_rows,
+)
+from compressor.planning.walk import program_of, readers
 from tests.topologies import alive
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.calibration import calibration_split
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, GroupError, RepairError
 from compressor.groups import trace
 from compressor.plan import CostBudget, Countable, Scope
-from compressor.program import program_of
+from compressor.planning.calibration import calibration_split
+from compressor.planning.walk import program_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.probing import emptiable, fitted_and_probed
 from compressor.pruning.repair.repairing import Repair

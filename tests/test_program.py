@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from compressor.errors import RepairError
 from compressor.outputs import outputs_of
-from compressor.program import READING, Walk, in_step, operator, program_of, readers, run
+from compressor.planning.walk import READING, Walk, in_step, operator, program_of, readers, run
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
 
 

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.costs import CostModel, count
 from compressor.errors import PlanError
 from compressor.groups import trace
 from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
+from compressor.planning.costs import CostModel, count
+from compressor.planning.random_widths import random_widths
+from compressor.planning.widths import ChannelCost, CountedCost, Sizes
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.random_widths import random_widths
 from compressor.rounding import multiple_of
-from compressor.widths import ChannelCost, CountedCost, Sizes
 from sample_models.networks import resnet8, small_cnn
 from tests.command_line import ARCH, done
 from tests.topologies import INPUT, Concatenated, Residual, alive, checkpoint_of, depthwise, grouped

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import moments
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
-from compressor.program import program_of, readers
+from compressor.planning import moments
+from compressor.planning.branches import residual_sum
+from compressor.planning.sensitivity import rise
+from compressor.planning.walk import program_of, readers
 from compressor.pruning.repair import least_squares as reconstruct
 from compressor.pruning.repair.least_squares import Reconstruction
-from compressor.residual import residual_sum
-from compressor.sensitivity import rise
 from compressor.shrink import shrink
 from compressor.surgery import Surgery
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.checkpoint import Architecture, Checkpoint
-from compressor.costs import Cost, count
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import magnitude
 from compressor.outputs import class_scores
+from compressor.planning.costs import Cost, count
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.surgery import Surgery, operate
 from compressor.training import ways as arms

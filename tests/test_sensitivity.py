@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor import sensitivity as module_sensitivity
-from compressor.elimination import readings_of
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of
-from compressor.program import Program, program_of
-from compressor.sensitivity import Curve, rise, sensitivity, writable
+from compressor.planning import sensitivity as module_sensitivity
+from compressor.planning.elimination import readings_of
+from compressor.planning.sensitivity import Curve, rise, sensitivity, writable
+from compressor.planning.walk import Program, program_of
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head
 
 IMAGES = INPUT[1:]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.costs import Cost
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
+from compressor.planning.costs import Cost
 from compressor.recipe import How, Recipe, Schedule, Shape, Step, recipe_from_json
 from compressor.training.bn_penalty import scale_norm, scales_of
 from compressor.training.loop import train

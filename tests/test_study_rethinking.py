@@ -14,9 +14,9 @@ import torch
 
 from compressor.checkpoint import Checkpoint
 from compressor.cli.study import data_of
-from compressor.costs import Cost, count
 from compressor.data import Data, Images, SplitName
 from compressor.masks import magnitude
+from compressor.planning.costs import Cost, count
 from compressor.recipe import Recipe, Shape, Start
 from compressor.studies.papers import rethinking
 from compressor.studies.papers.rethinking import (

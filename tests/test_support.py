@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor import support
-from compressor.support import on_support
+from compressor.planning import masked_solve as support
+from compressor.planning.masked_solve import on_support
 
 
 def drawn(groups: int, rows: int, width: int, *, density: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

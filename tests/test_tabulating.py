@@ -27,7 +27,7 @@ from compressor.measuring.tables.measured import (
 )
 from compressor.measuring.tables.networks import networks_of
 from compressor.measuring.tables.skeletons import Skeleton
-from compressor.widths import Sizes
+from compressor.planning.widths import Sizes
 from tests.test_skeletons import OLD_EXPORTER
 from tests.topologies import INPUT, Attention, Residual, Shuffled, alive
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.costs import count
 from compressor.data import Images
 from compressor.domains import Target, target_of
 from compressor.errors import PlanError
 from compressor.plan import plan_from_json
+from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, Transferred, prune_while_adapting
 from compressor.recipe import Step
 from compressor.surgery import operate

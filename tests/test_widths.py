@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.costs import CostModel, count
 from compressor.groups import trace
 from compressor.plan import Countable, PruningPlan
+from compressor.planning.costs import CostModel, count
+from compressor.planning.widths import FEATURES, PRODUCT, ChannelCost, CountedCost, Layer, Sizes, WidthCost, features
 from compressor.shrink import shrink
-from compressor.widths import FEATURES, PRODUCT, ChannelCost, CountedCost, Layer, Sizes, WidthCost, features
 from tests.topologies import INPUT, Concatenated, Residual, alive, depthwise, flattened, grouped
 
 NETWORKS = [Residual, Concatenated, depthwise, flattened, grouped]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from compressor.artifact import write_json
 from compressor.checkpoint import Checkpoint
-from compressor.costs import count
 from compressor.data import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
@@ -20,6 +19,7 @@ from compressor.files import save_tensors, whole
 from compressor.leftovers import temporary
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import caveats_of, speedup
+from compressor.planning.costs import count
 from compressor.recipe import Recipe
 from compressor.training.exits.branches import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits

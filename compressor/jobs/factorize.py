@@ -13,8 +13,8 @@ from compressor.errors import PlanError
 from compressor.factors import Kind, kind_named
 from compressor.names import file_name_from
 from compressor.plan import CostBudget, Countable
+from compressor.planning.ranks import EnergyBudget, RankBudget
 from compressor.pruning.low_rank import LowRank, factorize
-from compressor.ranks import EnergyBudget, RankBudget
 from compressor.rounding import AUTO_ALIGN
 
 Say = Callable[[str], None]

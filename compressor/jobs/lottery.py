@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
 from compressor.checkpoint import Checkpoint
-from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
 from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder
 from compressor.masks import MaskScope, WeightMask
 from compressor.names import file_name_from
+from compressor.planning.costs import count
 from compressor.recipe import How, Recipe, Start
 from compressor.schema import anything, listed, optional, record, table
 from compressor.sparse import SAVES_NO_TIME

@@ -11,9 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor import criteria
 from compressor.artifact import SUFFIX, check_free, write_artifact
-from compressor.calibration import Needs, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
@@ -23,6 +21,8 @@ from compressor.masks import MaskScope
 from compressor.measuring.tables.table import read_table
 from compressor.names import file_name_from
 from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
+from compressor.planning import criteria
+from compressor.planning.calibration import Needs, calibration_split
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, repair_named

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from compressor.artifact import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
-from compressor.calibration import calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.data import UNLABELLED, Data, SplitName, batches, first
 from compressor.environment import environment
@@ -30,6 +29,7 @@ from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
 from compressor.names import file_name_from
 from compressor.outputs import outputs_of
+from compressor.planning.calibration import calibration_split
 
 Say = Callable[[str], None]
 RUNTIME = "onnxruntime-cpu"

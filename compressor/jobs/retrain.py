@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
 from compressor.checkpoint import Checkpoint
-from compressor.costs import Cost, count
 from compressor.data import Data
 from compressor.errors import RetrainError
+from compressor.planning.costs import Cost, count
 from compressor.recipe import How, Recipe
 from compressor.training.loop import Callback
 from compressor.training.retraining import retrain

@@ -10,10 +10,10 @@ from compressor.checkpoint import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.groups import Traced, trace
+from compressor.planning.sensitivity import Curve
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import calibration_images, score
-from compressor.sensitivity import Curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,12 @@ from torch import nn
 
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
-from compressor.costs import count, masked_macs
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
 from compressor.plan import PruningPlan, gone_mask, plan_from_json
+from compressor.planning.costs import count, masked_macs
 
 
 class CandidateName(StrEnum):

@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 
 from compressor.checkpoint import Checkpoint
-from compressor.costs import LayerCost, layer_costs
 from compressor.errors import RuntimeUnavailable
 from compressor.input_spec import random_like
 from compressor.leftovers import temporary
@@ -24,6 +23,7 @@ from compressor.measuring.ceilings import Ceilings, ceilings
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.networks import owned
 from compressor.measuring.tables.skeletons import skeleton_of
+from compressor.planning.costs import LayerCost, layer_costs
 
 Say = Callable[[str], None]
 

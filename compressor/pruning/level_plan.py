@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.calibration import Calibration
-from compressor.costs import Cost, CostModel, count
 from compressor.errors import PlanError, SurgeryError
 from compressor.groups import Traced
 from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.planning.calibration import Calibration
+from compressor.planning.costs import Cost, CostModel, count
+from compressor.planning.sensitivity import Curve
 from compressor.pruning.probing import allocated, drawn, probing_of
 from compressor.pruning.request import Request
-from compressor.sensitivity import Curve
 from compressor.shrink import shrink
 
 Say = Callable[[str], None]

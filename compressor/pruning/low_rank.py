@@ -1,4 +1,4 @@
-"""From a checkpoint to a network of low-rank layers: ranks within a budget (`compressor.ranks`), surgery, proof."""
+"""From a checkpoint to a network of low-rank layers: ranks within a budget (`planning.ranks`), surgery, proof."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import Checkpoint
-from compressor.costs import Cost, count
 from compressor.errors import PlanError, SurgeryError
 from compressor.factors import Factors, Kind, product
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of, relative_difference
 from compressor.plan import CostBudget, Countable
+from compressor.planning.costs import Cost, count
+from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.precision import copy_in_precision, in_precision
 from compressor.proof import Proof
-from compressor.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.rounding import AUTO_ALIGN
 from compressor.surgery import Surgery, operate
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.asked import Gap, gap_between
-from compressor.calibration import Needs, gather
 from compressor.checkpoint import Checkpoint
-from compressor.costs import Cost, LayerCost, count, layer_costs
 from compressor.data import Data
 from compressor.errors import SurgeryError
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import PruningPlan, Scores
+from compressor.planning.calibration import Needs, gather
+from compressor.planning.costs import Cost, LayerCost, count, layer_costs
+from compressor.planning.gap import Gap, gap_between
+from compressor.planning.sensitivity import Curve, writable
 from compressor.proof import Proof
 from compressor.proving import shrink_proved, unprovable
 from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level
@@ -25,7 +26,6 @@ from compressor.pruning.repair.repairing import Repair, Repaired, emptied, repai
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.scoring import Say, calibration_images, score
 from compressor.recorded import RecordedProgram
-from compressor.sensitivity import Curve, writable
 from compressor.sizes import takes_text
 from compressor.surgery import Surgery
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from compressor.allocate import Allocation, allocate, orders_from, plan_of_widths, widths_to_probe
-from compressor.calibration import Calibration, Needs, gather
-from compressor.costs import CostModel
-from compressor.elimination import Reading, consumers
 from compressor.groups import ChannelGroup, Role
 from compressor.plan import ChannelBudget, CostBudget, PruningPlan, Scores
-from compressor.program import Program, program_of, readers
+from compressor.planning.allocation import Allocation, allocate, orders_from, plan_of_widths, widths_to_probe
+from compressor.planning.branches import residual_sum
+from compressor.planning.calibration import Calibration, Needs, gather
+from compressor.planning.costs import CostModel
+from compressor.planning.elimination import Reading, consumers
+from compressor.planning.random_widths import random_widths
+from compressor.planning.sensitivity import Curve, sensitivity
+from compressor.planning.walk import Program, program_of, readers
+from compressor.planning.widths import ChannelCost, CountedCost, Sizes, WidthCost
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.random_widths import random_widths
-from compressor.residual import residual_sum
-from compressor.sensitivity import Curve, sensitivity
 from compressor.silent import can_be_silent
-from compressor.widths import ChannelCost, CountedCost, Sizes, WidthCost
 
 Say = Callable[[str], None]
 Batches = list[tuple[Tensor, ...]]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from compressor import criteria
-from compressor.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
 from compressor.checkpoint import Checkpoint
 from compressor.data import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup
 from compressor.plan import Scope, Scores
+from compressor.planning import criteria
+from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
 from compressor.pruning.probing import fitted_and_probed
 from compressor.pruning.repair.repairing import Repair, images_to_repair_with
 from compressor.pruning.request import Request

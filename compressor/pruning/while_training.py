@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
-from compressor.costs import count
 from compressor.data import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
 from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking
 from compressor.plan import LatencyBudget, PruningPlan, Scope
+from compressor.planning.costs import count
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair

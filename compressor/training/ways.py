@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from compressor.costs import Cost
 from compressor.data import augmentation_named
 from compressor.errors import RetrainError, unknown
+from compressor.planning.costs import Cost
 from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step
 
 Closed = TypeVar("Closed", bound=StrEnum)

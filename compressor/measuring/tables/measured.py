@@ -39,7 +39,7 @@ from compressor.measuring.tables.table import (
     write_table,
 )
 from compressor.measuring.turns import Turn, take_turns
-from compressor.widths import START, Numbers, Sizes, features
+from compressor.planning.widths import START, Numbers, Sizes, features
 
 Say = Callable[[str], None]
 

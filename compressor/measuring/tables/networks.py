@@ -23,8 +23,8 @@ from compressor.leftovers import temporary
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of
 from compressor.plan import PruningPlan
+from compressor.planning.widths import Layer, Numbers, Sizes
 from compressor.shrink import shrink
-from compressor.widths import Layer, Numbers, Sizes
 
 
 class Networks:

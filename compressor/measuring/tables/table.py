@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from compressor import forms
 from compressor.artifact import read_json, write_json
 from compressor.errors import ArtifactError
+from compressor.planning.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 from compressor.schema import check
-from compressor.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 
 SCHEMA = 2
 ENOUGH = 8  # samples of an operator: fewer say little about six prices

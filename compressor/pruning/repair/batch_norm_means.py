@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.copies import copy_of
-from compressor.moments import reader_of
-from compressor.program import NORMALISING, Program, Walk, aten, call, operator, readers, side_by_side
-from compressor.residual import norm_behind
+from compressor.planning.branches import norm_behind
+from compressor.planning.moments import reader_of
+from compressor.planning.walk import NORMALISING, Program, Walk, aten, call, operator, readers, side_by_side
 from compressor.surgery import Surgery
 
 POINTS = 64
@@ -42,7 +42,7 @@ class Compensation:
 def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_inputs: Sequence[Tensor]) -> Compensation:
     """The small network with the expected values of what `surgery` removed; layers that read no batch norm stay.
 
-    Refused: networks that cannot be followed (`compressor.program`).
+    Refused: networks that cannot be followed (`planning.walk`).
     """
     programs = side_by_side(dense, small, example_inputs, batch=len(example_inputs[0]))
     module = copy_of(small)

@@ -26,7 +26,9 @@ from compressor.copies import copy_of
 from compressor.gradients import right_gradients
 from compressor.masks import WeightMask
 from compressor.outputs import tensors_in
-from compressor.program import (
+from compressor.planning.branches import residual_sum
+from compressor.planning.sensitivity import rise
+from compressor.planning.walk import (
     TRANSPOSING,
     Program,
     Walk,
@@ -34,8 +36,6 @@ from compressor.program import (
     readers,
     side_by_side,
 )
-from compressor.residual import residual_sum
-from compressor.sensitivity import rise
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]

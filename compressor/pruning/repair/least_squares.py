@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.affording import affords, rows_within
 from compressor.copies import copy_of
 from compressor.masks import WeightMask
-from compressor.mean_fit import Leftovers, fit_mean
-from compressor.moments import (
+from compressor.planning.affording import affords, rows_within
+from compressor.planning.branches import LAYOUTS, Branch, norm_behind, residual_sum
+from compressor.planning.mean_fit import Leftovers, fit_mean
+from compressor.planning.moments import (
     LEAST_ROWS,
     WIDEST,
     Fit,
@@ -36,8 +37,7 @@ from compressor.moments import (
     targets,
     wanted_rows,
 )
-from compressor.program import Program, Walk, call, calls, operator, readers, side_by_side
-from compressor.residual import LAYOUTS, Branch, norm_behind, residual_sum
+from compressor.planning.walk import Program, Walk, call, calls, operator, readers, side_by_side
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]
@@ -84,9 +84,9 @@ def reconstruct(
     Weights that `mask` removed, which are zero in `small`, stay exactly zero. Every batch has the same number of
     images. With `mean_only` no weight moves: the mean of what left goes into the biases. Layers whose weights are named
     in `silent` read nothing any more: their weights become zero, their biases the mean of what they are to give.
-    A layer whose covariance is too large for `memory_bytes` (`compressor.affording`) has its bias fitted alone, and
+    A layer whose covariance is too large for `memory_bytes` (`planning.affording`) has its bias fitted alone, and
     `say` names it.
-    Refused: networks that cannot be followed (`compressor.program`).
+    Refused: networks that cannot be followed (`planning.walk`).
     """
     size = len(batches[0][0])
     programs = side_by_side(dense, small, batches[0], batch=size)

@@ -24,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.affording import reserved
-from compressor.calibration import calibration_batches, calibration_split
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Data
@@ -33,13 +31,15 @@ from compressor.errors import RepairError, named
 from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating
 from compressor.masks import Masker, WeightMask
-from compressor.moments import reader_of
 from compressor.outputs import outputs_of, relative_difference
-from compressor.program import Walk, program_of, readers
+from compressor.planning.affording import reserved
+from compressor.planning.calibration import calibration_batches, calibration_split
+from compressor.planning.moments import reader_of
+from compressor.planning.sensitivity import rise, writable
+from compressor.planning.walk import Walk, program_of, readers
 from compressor.pruning.repair.batch_norm_means import compensated
 from compressor.pruning.repair.distillation import STEPS, distil
 from compressor.pruning.repair.least_squares import LayerFit, reconstruct
-from compressor.sensitivity import rise, writable
 from compressor.surgery import Surgery, operate
 
 Say = Callable[[str], None]

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compressor.allocate import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.checkpoint import Checkpoint
 from compressor.errors import OutOfReach, PlanError
 from compressor.measuring.pairs import timed_in_turns
@@ -29,12 +28,13 @@ from compressor.measuring.tables.networks import Networks
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import Measurement, Speedup, speedup
 from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
+from compressor.planning.allocation import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
+from compressor.planning.sensitivity import Curve
+from compressor.planning.widths import START, WidthCost
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.speed.aim import Aim
-from compressor.sensitivity import Curve
-from compressor.widths import START, WidthCost
 
 Say = Callable[[str], None]
 

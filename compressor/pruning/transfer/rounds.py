@@ -16,12 +16,12 @@ from pathlib import Path
 from torch import nn
 
 from compressor.checkpoint import Checkpoint
-from compressor.costs import count
 from compressor.data import Data
 from compressor.domains import Target
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
 from compressor.plan import CostBudget, Countable, Scope, Scores
+from compressor.planning.costs import count
 from compressor.pruning.pipeline import Judge, Pruned, prune
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.calibration import over_channels, rows
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName, batches, first
@@ -36,6 +35,7 @@ from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.outputs import class_scores
 from compressor.plan import Scores
+from compressor.planning.calibration import over_channels, rows
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.domains.features import features_in, layer_named, reading
 from compressor.training.domains.mmd import mmd

@@ -41,7 +41,6 @@ from torch import Tensor
 
 from compressor.checkpoint import Checkpoint, load
 from compressor.copies import copy_of
-from compressor.costs import count
 from compressor.data import Data, SplitName, batches, first
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
@@ -53,11 +52,12 @@ from compressor.measuring.accuracy import evaluate_onnx, load_onnx
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import Measurement, caveats_of, speedup
 from compressor.plan import CostBudget, Countable
+from compressor.planning.costs import count
+from compressor.planning.ranks import RankBudget
 from compressor.pruning.low_rank import LowRank, factorize
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.ranks import RankBudget
 from compressor.recipe import How, Recipe, Schedule, Step
 from compressor.sparse import onnx_sparse
 from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_difference

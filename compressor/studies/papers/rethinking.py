@@ -37,10 +37,10 @@ from typing import Any
 
 from compressor.checkpoint import Checkpoint
 from compressor.copies import copy_of
-from compressor.costs import Cost, count, masked_macs
 from compressor.data import Data, SplitName
 from compressor.masks import apply_mask_, magnitude
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
+from compressor.planning.costs import Cost, count, masked_macs
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request

@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint import Checkpoint
-from compressor.costs import count
 from compressor.data import Data, SplitName, first
 from compressor.domains import Shift, Target, parted, target_of
 from compressor.measuring.accuracy import evaluate
+from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting
 from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.studies.interval import paired_difference

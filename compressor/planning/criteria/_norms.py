@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compressor.calibration import Calibration, over_channels
 from compressor.errors import CalibrationError
 from compressor.groups import BATCH_NORMS, ChannelGroup, Member, Role
+from compressor.planning.calibration import Calibration, over_channels
 
 
 def norm_scales(group: ChannelGroup, *, calibration: Calibration, instead: str) -> list[Member]:

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.elimination import RIDGE, Reading, consumers, features_of
 from compressor.groups import ChannelGroup
-from compressor.moments import Covariances, solve
 from compressor.outputs import tensors_in
-from compressor.program import Program, Walk, calls, readers
-from compressor.residual import norm_behind
+from compressor.planning.branches import norm_behind
+from compressor.planning.elimination import RIDGE, Reading, consumers, features_of
+from compressor.planning.moments import Covariances, solve
+from compressor.planning.walk import Program, Walk, calls, readers
 
 Say = Callable[[str], None]
 Orders = Mapping[str, Sequence[int]]  # root → channels, the first to leave first

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, rows
-from compressor.criteria._norms import norm_scales
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, over_channels, rows
+from compressor.planning.criteria._norms import norm_scales
 
 NEEDS = Needs.NOTHING
 COMPARABLE = True

@@ -6,15 +6,15 @@ to zero together. The sum is taken before the absolute value: parameters of one 
 together. Batch norms use their running statistics.
 
 Without labels the loss is the cross entropy against the network's own top class, or half the squared output where that
-is not class scores (`compressor.calibration`). Without data it is refused: give `--data`.
+is not class scores (`planning.calibration`). Without data it is refused: give `--data`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, required, rows
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, over_channels, required, rows
 
 NEEDS = Needs.GRADIENTS
 COMPARABLE = True  # all in units of the loss

@@ -1,7 +1,7 @@
 """Widths by measurement: where narrowing costs the output least for what it saves.
 
-Every group has a curve of error against width (`compressor.sensitivity`), and the network a cost at any widths
-(`compressor.widths`): channels, MACs, parameters or predicted latency. Starting from the dense widths, of all groups
+Every group has a curve of error against width (`planning.sensitivity`), and the network a cost at any widths
+(`planning.widths`): channels, MACs, parameters or predicted latency. Starting from the dense widths, of all groups
 and a few of the next lower widths of each, the one that costs the least rise for what it saves *with the neighbours as
 they are by then* is taken, until the budget is met. Several widths are looked ahead, for a runtime's time falls in
 steps, and between two steps a channel given away saves nothing. The last step is the one of those that suffice which
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from compressor.errors import OutOfReach, PlanError
 from compressor.groups import ChannelGroup
 from compressor.plan import PruningPlan, Scores
+from compressor.planning.sensitivity import Curve
 from compressor.rounding import multiple_of
-from compressor.sensitivity import Curve
 
 PROBED = (0.75, 0.5, 0.25, 0.125)  # shares of a group's channels whose error is measured, rounded to the alignment
 AHEAD = (1, 2, 3, 4, 8)  # how many widths further a step may go

@@ -1,6 +1,6 @@
 """Optimal brain surgeon on channels: what is lost when the others make up for one (Hassibi & Stork 1992).
 
-Channels are taken out one by one, the cheapest first (`compressor.elimination`, with the formula). The score of
+Channels are taken out one by one, the cheapest first (`planning.elimination`, with the formula). The score of
 a channel is what it cost when it went, over the variance of what its readers give, summed over them; never less than
 that of the channel before it, so that the order of the scores is the order of the elimination.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, required
-from compressor.elimination import eliminate
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, required
+from compressor.planning.elimination import eliminate
 
 NEEDS = Needs.SECOND_MOMENTS
 COMPARABLE = True  # all are shares of a variance

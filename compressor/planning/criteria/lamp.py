@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, by_row, over_channels, producers
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, by_row, over_channels, producers
 
 NEEDS = Needs.NOTHING
 COMPARABLE = True

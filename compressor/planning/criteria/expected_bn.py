@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, rows
-from compressor.criteria._norms import norm_scales
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, rows
+from compressor.planning.criteria._norms import norm_scales
 
 NEEDS = Needs.NOTHING
 COMPARABLE = False  # the paper ranks within a layer

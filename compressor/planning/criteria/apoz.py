@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, required
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, required
 
 NEEDS = Needs.ACTIVATIONS
 COMPARABLE = True

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, required
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, required
 
 NEEDS = Needs.ACTIVATIONS
 COMPARABLE = False  # the scale of activations differs from layer to layer

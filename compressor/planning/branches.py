@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from compressor.program import NORMALISING, Program, aten, operator
+from compressor.planning.walk import NORMALISING, Program, aten, operator
 
 LAYOUTS = {
     aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.unsqueeze.default,

@@ -10,7 +10,7 @@ With X what the layer reads, T what it should give, C the covariances, W₀ the 
     W = (C_TX + λ W₀) (C_XX + λ I)⁻¹        b = E[T] − W E[X]
 
 ρ → ∞ leaves W₀ and only moves the bias. ρ is the one that does best on batches that were not fitted on. Where a row of
-W may use some features alone, as behind a mask, it is the same on those (`compressor.support`).
+W may use some features alone, as behind a mask, it is the same on those (`planning.masked_solve`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from compressor.program import CONVOLVING, CONVOLVING_PADDED, TRANSPOSING, Program, operator
-from compressor.support import on_support
+from compressor.planning.masked_solve import on_support
+from compressor.planning.walk import CONVOLVING, CONVOLVING_PADDED, TRANSPOSING, Program, operator
 
 ROWS_PER_FEATURE, LEAST_ROWS = 24, 16_384  # of windows, over all batches
 WIDEST = 6_000  # features; above it a covariance takes more than 300 MB and minutes: only the bias is fitted

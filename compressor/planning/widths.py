@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compressor.costs import CostModel
 from compressor.groups import ChannelGroup
 from compressor.plan import Countable
+from compressor.planning.costs import CostModel
 
 Numbers = NDArray[np.float64]
 BLOCK = 16  # channels of a block with AVX-512; two blocks with AVX2

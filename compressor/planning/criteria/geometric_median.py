@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, producers, rows
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, over_channels, producers, rows
 
 NEEDS = Needs.NOTHING
 COMPARABLE = False

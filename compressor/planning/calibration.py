@@ -13,7 +13,7 @@ Gradients. The mean over images of ∂loss/∂parameter, where the loss of an im
                                     the gradient is zero by definition)
     any other output                ½ Σ output² (a squared error needs targets; this asks what carries the energy)
 
-Second moments. Of what every consumer of a group reads, window by window (`compressor.elimination`); batches of the
+Second moments. Of what every consumer of a group reads, window by window (`planning.elimination`); batches of the
 first one's size count, a smaller last one does not.
 
 Squared gradients. The mean over images of (∂loss/∂parameter)², image by image: the diagonal of the empirical Fisher
@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
-from compressor.elimination import Reading, readings_of
 from compressor.errors import CalibrationError
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.lent import evaluating
-from compressor.program import Program, Walk, calls, program_of
+from compressor.planning.elimination import Reading, readings_of
+from compressor.planning.walk import Program, Walk, calls, program_of
 from compressor.soundness import broken_in
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, by_row, over_channels, producers
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, by_row, over_channels, producers
 
 NEEDS = Needs.NOTHING
 COMPARABLE = False  # it grows with the square root of the fan-in

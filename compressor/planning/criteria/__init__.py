@@ -18,8 +18,8 @@ from compressor.errors import CalibrationError, unknown
 if TYPE_CHECKING:  # naming the criteria, as `--help` does, must not import torch
     from torch import Tensor
 
-    from compressor.calibration import Calibration, Needs
     from compressor.groups import ChannelGroup
+    from compressor.planning.calibration import Calibration, Needs
 
 
 class Score(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.moments import Fit
+from compressor.planning.moments import Fit
 
 
 class Leftovers:

@@ -14,11 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from compressor.affording import rows_within, too_large
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup, Member, Role
-from compressor.moments import LEAST_ROWS, WIDEST, Moments, Reader, drawn_positions, features, reader_of, wanted_rows
-from compressor.program import Program, Walk, calls
+from compressor.planning.affording import rows_within, too_large
+from compressor.planning.moments import (
+    LEAST_ROWS,
+    WIDEST,
+    Moments,
+    Reader,
+    drawn_positions,
+    features,
+    reader_of,
+    wanted_rows,
+)
+from compressor.planning.walk import Program, Walk, calls
 
 Say = Callable[[str], None]
 RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels repeat each other
@@ -65,7 +74,7 @@ def readings_of(
 ) -> dict[str, Reading]:  # fmt: skip
     """Second moments of what the layers with the weights `names` read, gathered batch by batch in one pass.
 
-    Where they do not fit in `memory_bytes` (`compressor.affording`) the widest layers have variances alone; `say` names
+    Where they do not fit in `memory_bytes` (`planning.affording`) the widest layers have variances alone; `say` names
     them.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -12,8 +12,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs
 
 NEEDS = Needs.NOTHING
 COMPARABLE = True

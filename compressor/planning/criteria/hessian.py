@@ -2,7 +2,7 @@
 
 score(c) = ½ Σ over every parameter w of channel c of w² · h, with the Hessian's diagonal h estimated by the mean over
 images of the squared gradient of that image's loss. With labels this is the empirical Fisher diagonal; without, targets
-drawn from the network's own distribution make it the Gauss-Newton diagonal in expectation (`compressor.calibration`).
+drawn from the network's own distribution make it the Gauss-Newton diagonal in expectation (`planning.calibration`).
 It takes one backward pass per image. Without data it is refused: give `--data`.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.calibration import Calibration, Needs, over_channels, required, rows
 from compressor.groups import ChannelGroup
+from compressor.planning.calibration import Calibration, Needs, over_channels, required, rows
 
 NEEDS = Needs.SQUARED_GRADIENTS
 COMPARABLE = True  # all in units of the loss

@@ -1,0 +1,1 @@
+"""What channels are worth, what widths cost, and which channels leave."""
