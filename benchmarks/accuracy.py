@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
+from compressor.checkpoint.recipes import How
 from compressor.data import SplitName
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.recipe import How
 from compressor.sources import load_data
 from compressor.training.loop import correct_in
 from compressor.training.retraining import retrain

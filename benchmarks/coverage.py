@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.provenance import provenance
-from compressor.architectures import Architecture
+from compressor.checkpoint.architectures import Architecture
 from compressor.jobs.coverage import DEEP, DEEP_ATTENTION, Stage, coverage_of
 
 FOLDER = Path(__file__).parent / "coverage"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from compressor.measuring.benchmark import bench
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune

@@ -21,14 +21,14 @@ import torch
 from torch import nn
 
 from benchmarks.provenance import provenance
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Preprocessing, SplitName
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.repair.synthetic import synthetic_data
 from compressor.pruning.request import Request
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.sources import load_data
 from compressor.training.loop import correct_in, train
 

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data import Data, SplitName
 from compressor.masks import MaskScope
 from compressor.pruning.masking import mask_weights

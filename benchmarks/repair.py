@@ -34,7 +34,7 @@ from torch import nn
 from benchmarks import cifar
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data import Data, Preprocessing, SplitName
 from compressor.plan import CostBudget, Countable, Scope
 from compressor.planning.calibration import calibration_batches

@@ -28,7 +28,7 @@ from torch import nn
 from benchmarks import cifar
 from benchmarks.lines import Panel, Series, picture
 from benchmarks.provenance import provenance
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from compressor.plan import CostBudget, Countable, Scope
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair

@@ -29,8 +29,8 @@ from benchmarks.provenance import provenance
 from benchmarks.repair import SAMPLES
 from benchmarks.tables import accuracy
 from compressor import load, load_data
-from compressor.architectures import Architecture
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import Data, SplitName
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx

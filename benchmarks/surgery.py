@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.provenance import provenance
-from compressor.checkpoint import Architecture, Checkpoint
+from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace
@@ -39,7 +39,7 @@ def network(name: str) -> Checkpoint:
     """A checkpoint of a torchvision network with live random weights, or of a sample model."""
     torch.manual_seed(0)
     if name.startswith("sample:"):
-        from compressor.checkpoint import load
+        from compressor.checkpoint.loading import load
 
         short = name.removeprefix("sample:")
         return load(Path(__file__).parent.parent / "sample_models" / f"fashion_{short}.pt")

@@ -21,8 +21,8 @@ from types import ModuleType
 from typing import Any
 
 _HOMES = {
-    "Checkpoint": "checkpoint",
-    "load": "checkpoint",
+    "Checkpoint": "checkpoint.loading",
+    "load": "checkpoint.loading",
     "load_data": "sources",
     "trace": "groups",
     "Request": "pruning.request",
@@ -41,7 +41,7 @@ _HOMES = {
     "bench": "measuring.benchmark",
     "prune_to_speed": "pruning.speed.search",
     "Goal": "pruning.speed.planner",
-    "write_artifact": "artifact",
+    "write_artifact": "checkpoint.artifacts",
     "CompressError": "errors",
 }
 __all__ = tuple(_HOMES)

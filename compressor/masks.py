@@ -1,6 +1,6 @@
 """Unstructured masks: which single weights stay, exactly as many as asked.
 
-A masked network has the shapes, and the latency, of the dense one; only its storage shrinks (`compressor.sparse`).
+A masked network has the shapes, and the latency, of the dense one; only its storage shrinks (`checkpoint.sparse`).
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Images, Preprocessing, SplitName
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.sources import load_data
 from compressor.training.loop import Progress, correct_in, train
 from sample_models import networks

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Schedule, Shape, Step
 from compressor.data import Images, Preprocessing
 from compressor.domains import Target, target_of
 from compressor.errors import GroupError, RetrainError
-from compressor.recipe import Schedule, Shape, Step
 from compressor.training.domains.adaptation import Alignment, JointLoss, adapt, alignment_of, domain_weight
 from compressor.training.domains.mmd import mmd
 from compressor.training.loop import Progress, train

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from compressor import artifact as artifact_file
-from compressor.artifact import open_artifact
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint import artifacts as artifact_file
+from compressor.checkpoint.artifacts import open_artifact
+from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data import Data, Images
 from compressor.errors import ArtifactError, DataError, GroupError, PlanError, RetrainError
 from compressor.jobs import adapt as adapting

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor import artifact as artifacts
-from compressor.artifact import add_results, load_artifact, open_artifact, write_artifact
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint import artifacts
+from compressor.checkpoint.artifacts import add_results, load_artifact, open_artifact, write_artifact
+from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data import Preprocessing
 from compressor.errors import ArtifactError
 from compressor.jobs.prune import prune_to

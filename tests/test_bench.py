@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from compressor.artifact import open_artifact
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.artifacts import open_artifact
+from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.export.parity import Parity

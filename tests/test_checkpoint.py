@@ -14,8 +14,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compressor.architectures import Architecture
-from compressor.checkpoint import load, read_skeleton, read_state, write_skeleton
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.loading import load, read_skeleton, read_state, write_skeleton
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
 from compressor.soundness import broken_in
 

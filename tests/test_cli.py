@@ -435,7 +435,7 @@ class TestFromPruneToReport:
         assert masked["zeros"] / masked["weights"] == pytest.approx(0.9, abs=1e-3)
         assert masked["stored_bytes"] < masked["dense_bytes"]
         done("retrain", "--data", "data.npz", "--epochs", 1)
-        from compressor.checkpoint import load
+        from compressor.checkpoint.loading import load
 
         state = load(inputs / "tiny.fine-tune.compressed").module.state_dict()
         zeros = sum(int((v == 0).sum()) for k, v in state.items() if k.endswith("weight") and v.ndim > 1)
@@ -447,7 +447,7 @@ class TestInterruption:
         ("command", "place"),
         [
             (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.jobs.prune.write_artifact"),
-            (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.artifact._read_back"),
+            (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.checkpoint.artifacts._read_back"),
             (["export", "tiny.compressed"], "compressor.jobs.export.export_onnx"),
             (["bench", "--runtimes", "torch-eager"], "compressor.measuring.benchmark.timed"),
             (["evaluate", "--data", "data.npz"], "compressor.jobs.evaluate.evaluate"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.artifact import Artifact, open_artifact
+from compressor.checkpoint.artifacts import Artifact, open_artifact
 from compressor.report.changes import factorized_section
 from compressor.report.results import findings_from_results
 from tests.command_line import ARCH, done, make_inputs, refused, run, snapshot

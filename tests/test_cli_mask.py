@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from tests.command_line import ARCH, done, refused
 
 ASK = ("prune", "tiny.pt", *ARCH, "--sparsity", 0.5, "--mask-criterion")

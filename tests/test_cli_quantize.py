@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.artifact import open_artifact
+from compressor.checkpoint.artifacts import open_artifact
 from compressor.cli.quantize import show
 from compressor.environment import saturates_int8
 from compressor.jobs import quantize as quantizing

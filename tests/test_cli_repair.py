@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from compressor.data import SplitName, first
 from compressor.masks import maskable
 from compressor.sources import load_data

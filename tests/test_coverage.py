@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.architectures import Architecture, architecture_from_user
+from compressor.checkpoint.architectures import Architecture, architecture_from_user
 from compressor.errors import ArchitectureError
 from compressor.jobs.coverage import Coverage, Stage, coverage_of, listed
 from tests.command_line import NET, done, refused

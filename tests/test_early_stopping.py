@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Images
 from compressor.masks import magnitude
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.training.lottery.early_stopping import train_watched
 from compressor.training.watch import state_of
 from tests.test_train import PREPROCESSING, same_bytes, small_data, small_network

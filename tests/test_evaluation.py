@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from compressor import artifact as artifact_file
-from compressor.artifact import open_artifact, write_artifact
-from compressor.checkpoint import load
+from compressor.checkpoint import artifacts as artifact_file
+from compressor.checkpoint.artifacts import open_artifact, write_artifact
+from compressor.checkpoint.loading import load
 from compressor.cli.main import app
 from compressor.data import SplitName
 from compressor.errors import DataError

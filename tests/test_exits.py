@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint, load
+from compressor.checkpoint.loading import Architecture, Checkpoint, load
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
 from compressor.measuring.accuracy import evaluate_onnx
@@ -25,7 +26,6 @@ from compressor.measuring.runtimes._onnxruntime import profiled
 from compressor.measuring.turns import speedup
 from compressor.mended import as_program
 from compressor.outputs import outputs_and_layers
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.training.domains.features import layer_named
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits

@@ -15,7 +15,7 @@ import torchvision
 from onnx.defs import onnx_opset_version
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint
+from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.errors import ExportError
 from compressor.export import onnx as export

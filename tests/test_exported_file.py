@@ -13,9 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
+from compressor.checkpoint.pt2 import read_exported
 from compressor.errors import CheckpointError, InputError, UntrustedPickle
-from compressor.exported_file import read_exported
 from compressor.outputs import tensors_in
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.architectures import Architecture, build
-from compressor.artifact import load_artifact, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.architectures import Architecture, build
+from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import How
 from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
 from compressor.factors import Factors, Kind, spectrum
@@ -26,7 +27,6 @@ from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_wit
 from compressor.pruning.low_rank import Factorized, LowRank, factorize, prove_factors
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.recipe import How
 from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
 from compressor.training.retraining import starting_module
 

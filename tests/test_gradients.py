@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor import gradients
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.gradients import check_gradients, right_gradients
@@ -26,7 +27,6 @@ from compressor.plan import ChannelBudget, Scores, plan_pruning
 from compressor.planning.calibration import Needs, gather
 from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.shrink import shrink
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.loop import train

@@ -24,7 +24,9 @@ def test_the_probe_sees_an_import() -> None:
     assert imported_by("import numpy") == {"numpy"}
 
 
-@pytest.mark.parametrize("name", ["compressor", "compressor.errors", "compressor.cli.main", "compressor.artifact"])
+@pytest.mark.parametrize(
+    "name", ["compressor", "compressor.errors", "compressor.cli.main", "compressor.checkpoint.artifacts"]
+)
 def test_importing_costs_nothing(name: str) -> None:
     assert imported_by(f"import {name}") == set()
 
@@ -87,7 +89,7 @@ def test_reading_an_artifact_imports_neither_torchvision_nor_sympy(pruned: Path)
     code = """
 import sys
 from pathlib import Path
-from compressor.artifact import load_artifact
+from compressor.checkpoint.artifacts import load_artifact
 load_artifact(Path("tiny.compressed"))
 print("imported:", *({"torch", "torchvision", "sympy", "scipy"} & set(sys.modules)))
 """

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.architectures import Architecture
-from compressor.artifact import load_artifact, open_artifact, write_artifact
-from compressor.checkpoint import load
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.artifacts import load_artifact, open_artifact, write_artifact
+from compressor.checkpoint.examples import with_examples_of
+from compressor.checkpoint.fitting import fitting
+from compressor.checkpoint.inputs import Examples, example_inputs
+from compressor.checkpoint.loading import load
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import CheckpointError
-from compressor.examples import with_examples_of
-from compressor.fitting import fitting
 from compressor.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
-from compressor.inputs import Examples, example_inputs
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
@@ -216,7 +216,7 @@ def test_a_generator_reads_a_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.process_time()
     assert fitting(Latent().eval()) == (1, 32)
     assert time.process_time() - started < 3
-    monkeypatch.setattr("compressor.fitting._candidates", lambda _: [(1, 32, 28, 28)])
+    monkeypatch.setattr("compressor.checkpoint.fitting._candidates", lambda _: [(1, 32, 28, 28)])
     with pytest.raises(CheckpointError):  # it would run, and answer 784 times
         fitting(Latent().eval())
 
@@ -249,7 +249,7 @@ def test_a_network_that_needs_values_is_tried_within_bounds(monkeypatch: pytest.
             return found
 
     assert fitting(Valued().eval()) == (1, 1, 28, 28)
-    monkeypatch.setattr("compressor.fitting.SECONDS", -1.0)
+    monkeypatch.setattr("compressor.checkpoint.fitting.SECONDS", -1.0)
     with pytest.raises(CheckpointError, match="cannot be told"):
         fitting(Valued().eval())
 
@@ -267,7 +267,7 @@ def test_what_else_the_machine_does_decides_no_shape(monkeypatch: pytest.MonkeyP
             found: Tensor = self.a(x).mean((2, 3))
             return found
 
-    monkeypatch.setattr("compressor.fitting.SECONDS", 2.0)
+    monkeypatch.setattr("compressor.checkpoint.fitting.SECONDS", 2.0)
     with pytest.raises(CheckpointError, match="images of several sizes"):
         fitting(Waits().eval())
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data
 from compressor.errors import PlanError
 from compressor.masks import MaskScope, WeightMask, magnitude, maskable
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.training.loop import train
 from compressor.training.lottery.tickets import (
     Keeping,

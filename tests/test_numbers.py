@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compressor.artifact import load_artifact, write_artifact
-from compressor.checkpoint import load
+from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, GroupError, SurgeryError
 from compressor.groups import trace, without
 from compressor.plan import ChannelBudget, PruningPlan

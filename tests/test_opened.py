@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.artifact import load_artifact, write_artifact
+from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.errors import InputError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.jobs.inspect import inspect

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint
+from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.data import Preprocessing
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.artifact import load_artifact, write_artifact
+from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.recipes import How
 from compressor.data import Data, Images
 from compressor.errors import CalibrationError, RepairError
 from compressor.export.onnx import export_onnx
@@ -26,7 +27,6 @@ from compressor.pruning.repair import repairing as module_repair
 from compressor.pruning.repair.least_squares import LayerFit
 from compressor.pruning.repair.repairing import Repair, Repaired, affordable, emptied, renormed, repair, repair_named
 from compressor.pruning.request import Request
-from compressor.recipe import How
 from compressor.shrink import shrink
 from compressor.silent import Silent
 from compressor.surgery import Surgery, operate

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint
+from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import magnitude
 from compressor.outputs import class_scores
 from compressor.planning.costs import Cost, count
-from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.surgery import Surgery, operate
 from compressor.training import ways as arms
 from compressor.training.loop import Progress

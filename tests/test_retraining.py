@@ -11,9 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from compressor import artifact as artifact_file
-from compressor.artifact import Artifact, add_results, open_artifact, write_artifact
-from compressor.checkpoint import load
+from compressor.checkpoint import artifacts as artifact_file
+from compressor.checkpoint.artifacts import Artifact, add_results, open_artifact, write_artifact
+from compressor.checkpoint.loading import load
+from compressor.checkpoint.recipes import How
 from compressor.cli import retrain as command_file
 from compressor.cli.main import app
 from compressor.errors import ArtifactError, RetrainError
@@ -22,7 +23,6 @@ from compressor.masks import apply_mask_, magnitude
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.recipe import How
 from compressor.sources import load_data
 from compressor.training.loop import Progress
 from compressor.training.ways import Wishes

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step, recipe_from_json
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.planning.costs import Cost
-from compressor.recipe import How, Recipe, Schedule, Shape, Step, recipe_from_json
 from compressor.training.bn_penalty import scale_norm, scales_of
 from compressor.training.loop import train
 from compressor.training.ways import Wishes, recipe_for, wishes_from

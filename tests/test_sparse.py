@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from compressor.checkpoint.sparse import FILE_NAME, Encoding, onnx_sparse, read_sparse, write_sparse
 from compressor.errors import ArtifactError, ExportError
 from compressor.masks import WeightMask, apply_mask_, magnitude
-from compressor.sparse import FILE_NAME, Encoding, onnx_sparse, read_sparse, write_sparse
 
 INTEGERS = {
     torch.float16: torch.int16,

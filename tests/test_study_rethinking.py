@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe, Shape, Start
 from compressor.cli.study import data_of
 from compressor.data import Data, Images, SplitName
 from compressor.masks import magnitude
 from compressor.planning.costs import Cost, count
-from compressor.recipe import Recipe, Shape, Start
 from compressor.studies.papers import rethinking
 from compressor.studies.papers.rethinking import (
     CAPPED,

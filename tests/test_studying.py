@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import compressor.studies
-from compressor.artifact import write_json
+from compressor.checkpoint.artifacts import write_json
 from compressor.data import Data, Images
 from compressor.errors import StudyError
 from compressor.report.document import Code, Strong

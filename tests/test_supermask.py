@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.chance import generator
+from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import PlanError
-from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.training.loop import train
 from compressor.training.lottery.initialisation import glorot_normal
 from compressor.training.lottery.supermask import LearnedMask, MaskLearner, Multiplied, learn_mask, masked

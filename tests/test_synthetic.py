@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from compressor.data import Preprocessing
 from compressor.errors import DataError
 from compressor.pruning.repair.synthetic import synthetic_data, synthetic_images

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from compressor import artifact as artifact_file
-from compressor.artifact import Artifact, open_artifact
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint import artifacts as artifact_file
+from compressor.checkpoint.artifacts import Artifact, open_artifact
+from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.recipes import How
 from compressor.data import Data
 from compressor.errors import RetrainError
 from compressor.jobs import lottery as ticketing
-from compressor.recipe import How
 from compressor.sources import load_data
 from compressor.training.loop import Progress
 from compressor.training.retraining import starting_module

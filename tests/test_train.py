@@ -13,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.data import Data, Images, Preprocessing
-from compressor.errors import RetrainError
-from compressor.masks import apply_mask_, magnitude
-from compressor.outputs import class_scores
-from compressor.recipe import (
+from compressor.checkpoint.recipes import (
     How,
     Optimiser,
     Recipe,
@@ -28,6 +24,10 @@ from compressor.recipe import (
     how_named,
     recipe_from_json,
 )
+from compressor.data import Data, Images, Preprocessing
+from compressor.errors import RetrainError
+from compressor.masks import apply_mask_, magnitude
+from compressor.outputs import class_scores
 from compressor.training.loop import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
 
 PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.artifact import open_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import open_artifact
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError
 from compressor.input_spec import random_like
@@ -24,7 +25,6 @@ from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget,
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import During, during_from, prune_while_training
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.surgery import operate
 from compressor.training.events import EventSchedule
 from compressor.training.loop import correct_in

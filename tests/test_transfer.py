@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from compressor.checkpoint.recipes import Step
 from compressor.data import Images
 from compressor.domains import Target, target_of
 from compressor.errors import PlanError
 from compressor.plan import plan_from_json
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, Transferred, prune_while_adapting
-from compressor.recipe import Step
 from compressor.surgery import operate
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.loop import Progress

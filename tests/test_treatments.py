@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
 from compressor.data import Data, Images, Preprocessing
 from compressor.errors import PlanError
 from compressor.masks import WeightMask
-from compressor.recipe import Optimiser, Recipe, Schedule, Step
 from compressor.training.loop import train
 from compressor.training.lottery.treatments import (
     Frozen,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.checkpoint.recipes import Schedule, Shape, Step
 from compressor.data import SplitName
 from compressor.errors import RetrainError
-from compressor.recipe import Schedule, Shape, Step
 from compressor.training.loop import iterations_per_epoch
 from compressor.training.watch import StateAt, TuningLoss, state_of
 from tests.test_train import PREPROCESSING, RECIPE, interrupt_at, run, same_bytes, small_data, small_network

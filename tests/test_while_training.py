@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import compressor.training.events_in_training as subject
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Images
 from compressor.errors import PlanError, RetrainError
 from compressor.groups import ChannelGroup, trace
 from compressor.held import ALL, slices_of
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.training.events import Departure, EventSchedule, targeted
 from compressor.training.events_in_training import (
     Effect,

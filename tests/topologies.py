@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint
+from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.data import Preprocessing
 
 INPUT = (1, 3, 12, 12)

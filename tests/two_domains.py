@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Architecture, Checkpoint
+from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data import Data, Images, Preprocessing
 from compressor.domains import Shift, shifted_data
-from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.training.loop import train
 
 SHIFT = Shift(inverted=True, noise=0.1)

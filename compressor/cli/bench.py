@@ -70,7 +70,7 @@ def command(
     Example: `compress bench`, `compress bench --why --batch 1 --runtimes onnxruntime-cpu --min-speedup 1.5`
     """
     batches, names = batch_sizes(batch), None if runtimes is None else _names(runtimes)
-    from compressor.artifact import add_results, read_json
+    from compressor.checkpoint.artifacts import add_results, read_json
     from compressor.measuring.benchmark import bench, missed
     from compressor.measuring.layer_times import why as reasons
     from compressor.measuring.pack.folder import bench_of_pack, write_pack

@@ -67,9 +67,9 @@ def command(
 
     Example: `compress exits model.pt --after layer2,layer3 --max-drop 0.5 --data images/ --epochs 2`
     """
+    from compressor.checkpoint.recipes import Recipe, Schedule, Step
     from compressor.errors import DataError, PlanError, named
     from compressor.jobs.exits import ExitRequest, early_exits
-    from compressor.recipe import Recipe, Schedule, Step
     from compressor.training.exits.branches import Certainty
 
     request = ExitRequest(

@@ -67,7 +67,7 @@ def command(
 
     Example: `compress frontier model.pt --data images/`
     """
-    from compressor.artifact import write_json
+    from compressor.checkpoint.artifacts import write_json
     from compressor.errors import DataError
     from compressor.jobs.prune import goal_from, request_from
     from compressor.pruning.request import Request

@@ -51,7 +51,7 @@ def command(
     With `--table FILE`, prune then plans for that machine. Example: `compress measure-table model.pt`,
     `compress measure-table model.pt --pack DIR --read measured.json`
     """
-    from compressor.artifact import read_json
+    from compressor.checkpoint.artifacts import read_json
     from compressor.environment import cores
     from compressor.errors import ArtifactError
     from compressor.groups import trace

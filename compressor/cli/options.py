@@ -17,8 +17,8 @@ from compressor.cli.printing import strong as strong
 from compressor.cli.printing import talk as talk
 
 if TYPE_CHECKING:
-    from compressor.artifact import Artifact
-    from compressor.checkpoint import Checkpoint
+    from compressor.checkpoint.artifacts import Artifact
+    from compressor.checkpoint.loading import Checkpoint
     from compressor.data import Data
 
 
@@ -107,8 +107,8 @@ def load_model(
     """
     from dataclasses import replace
 
-    from compressor.artifact import open_artifact
-    from compressor.checkpoint import architecture_arguments, load
+    from compressor.checkpoint.artifacts import open_artifact
+    from compressor.checkpoint.loading import architecture_arguments, load
     from compressor.data import with_normalisation
 
     if arch is None:
@@ -153,7 +153,7 @@ def _refuse_beside_artifact(arch_args: Sequence[str] | None) -> None:
 
 def open_default(path: Path | None) -> Artifact:
     """The artifact at `path`, or the newest one in the working folder, with a word on which."""
-    from compressor.artifact import open_artifact
+    from compressor.checkpoint.artifacts import open_artifact
 
     artifact = open_artifact(path)
     if artifact.taken_by_default:

@@ -44,7 +44,7 @@ def command(
         for one in studies.names():
             console().print(strong(f"{one:18}"), studies.help_of(one))
         return
-    from compressor.artifact import write_json
+    from compressor.checkpoint.artifacts import write_json
     from compressor.report.markdown import markdown
     from compressor.report.page import page
     from compressor.report.sensitivities import write_picture

@@ -24,7 +24,7 @@ from compressor.lent import lengths_left_open, quiet_exporter
 from compressor.structures import with_plain_outputs_
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.checkpoint.loading import Checkpoint
 
 __all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of", "proto_of", "strip_"]
 

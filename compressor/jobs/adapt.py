@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import check_free, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import check_free, write_artifact
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data import Data, SplitName, augmentation_named
 from compressor.domains import Target, target_of
 from compressor.environment import environment
@@ -18,7 +19,6 @@ from compressor.pruning.pipeline import Pruned
 from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.rounds import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting
 from compressor.pruning.transfer.scores import check_comparable
-from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.training.domains.adaptation import Alignment, adapt, alignment_of
 from compressor.training.loop import Callback
 

@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.architectures import Architecture, architecture_from_user, build
-from compressor.artifact import write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.architectures import Architecture, architecture_from_user, build
+from compressor.checkpoint.artifacts import write_artifact
+from compressor.checkpoint.inputs import example_inputs
+from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
 from compressor.gradients import right_gradients
 from compressor.groups import trace
-from compressor.inputs import example_inputs
 from compressor.leftovers import temporary
 from compressor.outputs import tensors_in
 from compressor.plan import ChannelBudget

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from compressor.artifact import INT8, RECIPE, Artifact, add_results, open_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, add_results, open_artifact
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
 from compressor.labels import with_labels_of
@@ -74,7 +74,7 @@ def dense_of(artifact: Artifact | None, path: Path | None, *, trust_pickle: bool
     if artifact is None:
         if path is None:
             return None, None
-        from compressor.checkpoint import load
+        from compressor.checkpoint.loading import load
 
         return subject_of(load(path, trust_pickle=trust_pickle), model="dense"), None
     try:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.artifact import write_json
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import write_json
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe
 from compressor.data import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
@@ -20,7 +21,6 @@ from compressor.leftovers import temporary
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import caveats_of, speedup
 from compressor.planning.costs import count
-from compressor.recipe import Recipe
 from compressor.training.exits.branches import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits
 from compressor.training.exits.threshold import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import Artifact, add_results
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import Artifact, add_results
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.sparse import SAVES_NO_TIME, onnx_sparse
 from compressor.errors import ExportError
 from compressor.export.onnx import export_onnx
 from compressor.names import file_name_from
-from compressor.sparse import SAVES_NO_TIME, onnx_sparse
 
 
 def export_to(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import SUFFIX, check_free, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
+from compressor.checkpoint.loading import Checkpoint
 from compressor.environment import environment
 from compressor.errors import PlanError
 from compressor.factors import Kind, kind_named

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.groups import ChannelGroup, Traced, trace
 from compressor.input_spec import specs_of
 from compressor.plan import ChannelBudget, Countable, Scores, plan_pruning

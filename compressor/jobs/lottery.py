@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import How, Recipe, Start
+from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.data import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
@@ -24,9 +26,7 @@ from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder
 from compressor.masks import MaskScope, WeightMask
 from compressor.names import file_name_from
 from compressor.planning.costs import count
-from compressor.recipe import How, Recipe, Start
 from compressor.schema import anything, listed, optional, record, table
-from compressor.sparse import SAVES_NO_TIME
 from compressor.training.loop import Callback, iterations_per_epoch
 from compressor.training.lottery.tickets import Round, Rounds, find_ticket, rest_of, rounds_with_output
 from compressor.training.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write

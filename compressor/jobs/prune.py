@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.artifact import SUFFIX, check_free, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named

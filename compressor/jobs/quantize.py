@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from compressor.artifact import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import UNLABELLED, Data, SplitName, batches, first
 from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.artifact import SUFFIX, Artifact, check_free, write_artifact
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import How, Recipe
 from compressor.data import Data
 from compressor.errors import RetrainError
 from compressor.planning.costs import Cost, count
-from compressor.recipe import How, Recipe
 from compressor.training.loop import Callback
 from compressor.training.retraining import retrain
 from compressor.training.ways import Wishes, recipe_for

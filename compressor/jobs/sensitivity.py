@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import Data
 from compressor.environment import environment
 from compressor.groups import Traced, trace

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor import forms
+from compressor.checkpoint import forms
 from compressor.data import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
 from compressor.json_files import parsed

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.architectures import PICKLE, PROGRAM
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.architectures import PICKLE, PROGRAM
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import UNLABELLED, Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable

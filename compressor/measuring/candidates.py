@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx

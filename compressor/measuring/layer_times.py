@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import RuntimeUnavailable
 from compressor.input_spec import random_like
 from compressor.leftovers import temporary

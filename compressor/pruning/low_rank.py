@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import PlanError, SurgeryError
 from compressor.factors import Factors, Kind, product
 from compressor.input_spec import random_like

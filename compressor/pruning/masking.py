@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.copies import copy_of
 from compressor.data import Data
 from compressor.errors import CalibrationError, PlanError
@@ -17,7 +18,6 @@ from compressor.mask_criteria import MaskCriterion, mask_by
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.pruning.repair.repairing import Repair, Repaired, images_to_repair_with, repair
 from compressor.pruning.request import MaskRequest
-from compressor.sparse import SAVES_NO_TIME
 from compressor.surgery import Surgery
 
 Say = Callable[[str], None]

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.examples import with_examples_of
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import Data
 from compressor.errors import SurgeryError
-from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import PruningPlan, Scores
 from compressor.planning.calibration import Needs, gather

@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.examples import with_examples_of
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import How, Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
-from compressor.examples import with_examples_of
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking
 from compressor.plan import LatencyBudget, PruningPlan, Scope
@@ -29,7 +30,6 @@ from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say, calibration_images, score
-from compressor.recipe import How, Recipe
 from compressor.training.events import Departure, EventSchedule, mean_stability
 from compressor.training.events_in_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
 from compressor.training.loop import Callback

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from compressor import forms
-from compressor.artifact import read_json, write_json
+from compressor.checkpoint import forms
+from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.children import without_working_folder
 from compressor.data import Data
 from compressor.environment import cores, environment

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compressor.architectures import Architecture, build
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.architectures import Architecture, build
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe
 from compressor.data import Data, Images, Preprocessing, SplitName
 from compressor.errors import StudyError
 from compressor.measuring.accuracy import evaluate
-from compressor.recipe import Recipe
 
 SEEN = 10_000  # images that the mean and the deviation are taken of
 

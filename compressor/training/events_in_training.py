@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor import forms
+from compressor.checkpoint import forms
+from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
@@ -27,7 +28,6 @@ from compressor.files import whole, write_text
 from compressor.groups import ChannelGroup
 from compressor.held import ALL, MADE, Holder, add_noise_, slices_of
 from compressor.json_files import read_json
-from compressor.recipe import Recipe
 from compressor.schema import check
 from compressor.training.events import Departure, Event, event_from_json, targeted
 from compressor.training.loop import Callback, correct_in, iterations_per_epoch, train

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.checkpoint.recipes import Optimiser, Recipe, Step
 from compressor.copies import copy_of
 from compressor.data import (
     EVALUATION_BATCH,
@@ -31,7 +32,6 @@ from compressor.data import (
 from compressor.errors import RetrainError
 from compressor.gradients import EXAMPLES, check_gradients, right_gradients
 from compressor.outputs import class_scores
-from compressor.recipe import Optimiser, Recipe, Step
 from compressor.training.bn_penalty import scale_norm, scales_of
 from compressor.training.resume import EpochRecord, Run, digest_of, restore_, save, write
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint.recipes import Recipe
 from compressor.data import Data
 from compressor.errors import RetrainError
 from compressor.files import whole
-from compressor.recipe import Recipe
 from compressor.schema import Form, Misfit, anything, check, count, listed, number, record, table
 
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint.recipes import How, Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import WeightMask, apply_mask_
-from compressor.recipe import How, Recipe
 from compressor.recorded import RecordedProgram
 from compressor.surgery import put_state_
 from compressor.training.loop import AfterStep, Callback, Progress, train
 from compressor.training.ways import SCRATCH, Wishes, recipe_for
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.checkpoint.loading import Checkpoint
 
 __all__ = ["Wishes", "read_early_state", "recipe_for", "retrain", "starting_module", "tensorboard"]
 
@@ -178,7 +178,7 @@ def device_named(name: str) -> torch.device:
 
 def read_early_state(file: Path) -> dict[str, Tensor]:
     """The weights in an early checkpoint, under the usual keys and prefixes; nothing but tensors is unpickled."""
-    from compressor.checkpoint import read_state
+    from compressor.checkpoint.loading import read_state
 
     return read_state(file)
 

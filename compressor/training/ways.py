@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step
 from compressor.data import augmentation_named
 from compressor.errors import RetrainError, unknown
 from compressor.planning.costs import Cost
-from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Start, Step
 
 Closed = TypeVar("Closed", bound=StrEnum)
 

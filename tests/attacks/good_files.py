@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.artifact import RECIPE, write_artifact, write_json
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.artifacts import RECIPE, write_artifact, write_json
+from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data import Data, Images
 from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table
 from compressor.plan import ChannelBudget
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
-from compressor.recipe import Recipe, Schedule, Step
 from compressor.studies.study import Cell
 from compressor.training.resume import EpochRecord, Run, digest_of, save
 from compressor.training.watch import StateAt

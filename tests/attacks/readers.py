@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from compressor.artifact import RECIPE, open_artifact, read_json, sealed, sha256_of
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.artifacts import RECIPE, open_artifact, read_json, sealed, sha256_of
+from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.pt2 import read_exported
 from compressor.data import Data, Images, Preprocessing, SplitName
-from compressor.exported_file import read_exported
 from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.pack.folder import bench_of_pack
 from compressor.measuring.tables.table import read_table

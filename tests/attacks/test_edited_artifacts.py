@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from compressor.artifact import load_artifact, open_artifact, recipe_sha256, sealed, sha256_of
+from compressor.checkpoint.artifacts import load_artifact, open_artifact, recipe_sha256, sealed, sha256_of
 from compressor.errors import ArtifactError, CompressError
 from compressor.files import save_tensors
 from tests.attacks import good_files

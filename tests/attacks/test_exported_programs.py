@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint.pt2 import read_exported
 from compressor.errors import CheckpointError, CompressError
-from compressor.exported_file import read_exported
 from compressor.operations import operation
 from tests.topologies import alive
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.jobs import export as exporting
 from compressor.jobs import factorize as factorizing
 from compressor.jobs import lottery as ticketing

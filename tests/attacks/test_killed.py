@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.artifact import open_artifact
+from compressor.checkpoint.artifacts import open_artifact
 from tests.command_line import ARCH, make_inputs
 
 COMMANDS: Mapping[str, Sequence[str]] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor import artifact as artifacts
 from compressor import stopping
-from compressor.artifact import put_in_place
+from compressor.checkpoint import artifacts
+from compressor.checkpoint.artifacts import put_in_place
 from compressor.cli.options import ExitCode
 from compressor.errors import ArtifactError
 from compressor.leftovers import PART, beside, owner, sweep, sweep_temp, temporary
@@ -139,7 +139,8 @@ class TestReplacing:
         code = f"""
 import os, shutil, sys
 from pathlib import Path
-from compressor import artifact, leftovers
+from compressor import leftovers
+from compressor.checkpoint import artifacts as artifact
 artifact.exchanged = lambda *_: False
 place = Path("a.compressed"); part = leftovers.beside(place, "part")
 for folder, text in ((place, "old"), (part, "new")):
@@ -273,7 +274,7 @@ main()
         code = """
 import os, sys
 from pathlib import Path
-from compressor import artifact
+from compressor.checkpoint import artifacts as artifact
 artifact._read_back = lambda *_, **__: (Path(os.environ["TMPDIR"]), os.kill(os.getpid(), 9))
 from compressor.leftovers import temporary
 from compressor.cli.main import app

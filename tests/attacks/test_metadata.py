@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.checkpoint import load
+from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, CompressError
 from tests.command_line import ARCH
 

@@ -20,9 +20,9 @@ import torch
 import torchvision
 from torch import nn
 
-from compressor.checkpoint import load, read_skeleton, read_state, write_skeleton
+from compressor.checkpoint.loading import load, read_skeleton, read_state, write_skeleton
+from compressor.checkpoint.standins import layer_class
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
-from compressor.standins import layer_class
 from tests.topologies import alive
 
 INPUT = ("1x1x8x8",)

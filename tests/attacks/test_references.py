@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.architectures import Architecture, architecture_from_user, build, check_harmless
-from compressor.artifact import write_artifact
-from compressor.checkpoint import load
+from compressor.checkpoint.architectures import Architecture, architecture_from_user, build, check_harmless
+from compressor.checkpoint.artifacts import write_artifact
+from compressor.checkpoint.loading import load
 from compressor.errors import ArchitectureError, CompressError
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor import forms
-from compressor.artifact import read_json, write_json
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint import forms
+from compressor.checkpoint.artifacts import read_json, write_json
+from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import ArtifactError
 from compressor.files import write_text
 from compressor.groups import trace

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor import forms
-from compressor.artifact import read_json, write_json
+from compressor.checkpoint import forms
+from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.errors import ArtifactError
 from compressor.planning.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 from compressor.schema import check

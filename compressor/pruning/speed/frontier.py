@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import nn
 
-from compressor import forms
-from compressor.artifact import read_json, write_json
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint import forms
+from compressor.checkpoint.artifacts import read_json, write_json
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError

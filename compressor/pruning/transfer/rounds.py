@@ -15,7 +15,8 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe
 from compressor.data import Data
 from compressor.domains import Target
 from compressor.errors import PlanError
@@ -26,7 +27,6 @@ from compressor.pruning.pipeline import Judge, Pruned, prune
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.scores import CRITERION, check_comparable, pairs_of, transfer_scores
-from compressor.recipe import Recipe
 from compressor.training.domains.adaptation import Alignment, adapt
 from compressor.training.loop import Callback
 

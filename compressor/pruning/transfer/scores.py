@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName, batches, first
 from compressor.domains import Target

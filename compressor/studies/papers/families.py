@@ -39,7 +39,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.checkpoint import Checkpoint, load
+from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.recipes import How, Recipe, Schedule, Step
+from compressor.checkpoint.sparse import onnx_sparse
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName, batches, first
 from compressor.export.int8 import Int8, quantize_onnx
@@ -58,8 +60,6 @@ from compressor.pruning.low_rank import LowRank, factorize
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.recipe import How, Recipe, Schedule, Step
-from compressor.sparse import onnx_sparse
 from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace

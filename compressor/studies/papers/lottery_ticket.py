@@ -32,14 +32,14 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data import Data, SplitName
 from compressor.masks import MaskScope, WeightMask
 from compressor.measuring.accuracy import evaluate
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.recipe import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.studies.interval import mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace

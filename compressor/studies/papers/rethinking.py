@@ -35,7 +35,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.masks import apply_mask_, magnitude
@@ -44,7 +45,6 @@ from compressor.planning.costs import Cost, count, masked_macs
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.recipe import How, Recipe, Schedule, Shape, Step
 from compressor.studies.interval import difference, pooled_deviation
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve

@@ -33,7 +33,8 @@ from typing import Any
 
 from torch import nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
 from compressor.groups import Traced, trace
@@ -43,7 +44,6 @@ from compressor.plan import ChannelBudget, PruningPlan
 from compressor.proving import shrink_proved
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import choosing
-from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.rounding import kept
 from compressor.studies.interval import correlation, paired_difference
 from compressor.studies.smaller import reduced

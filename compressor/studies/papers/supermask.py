@@ -28,11 +28,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data import Data, Preprocessing, SplitName
 from compressor.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.masks import WeightMask, maskable
 from compressor.measuring.accuracy import evaluate
-from compressor.recipe import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.studies.interval import Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve

@@ -31,13 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data import Data, SplitName, first
 from compressor.domains import Shift, Target, parted, target_of
 from compressor.measuring.accuracy import evaluate
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting
-from compressor.recipe import Recipe, Schedule, Shape, Step
 from compressor.studies.interval import paired_difference
 from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import subject

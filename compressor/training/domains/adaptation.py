@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, Preprocessing, SplitName, augmentation_named
 from compressor.domains import Target
 from compressor.errors import RetrainError
 from compressor.outputs import class_scores
-from compressor.recipe import Recipe
 from compressor.training.domains.features import features_in, last_linear, layer_named, reading
 from compressor.training.domains.mmd import Kernels, mmd
 from compressor.training.loop import Callback, classification_loss, train

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, Preprocessing
 from compressor.errors import GroupError, RetrainError, unknown
 from compressor.lent import evaluating
 from compressor.outputs import class_scores
 from compressor.planning.costs import count
-from compressor.recipe import Recipe
 from compressor.recorded import check_has_layers
 from compressor.training.loop import Callback, Trained, classification_loss, train
 

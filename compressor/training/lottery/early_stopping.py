@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, SplitName
 from compressor.masks import WeightMask
-from compressor.recipe import Recipe
 from compressor.training.loop import train
 from compressor.training.lottery.tickets import Keeping
 from compressor.training.resume import EpochRecord

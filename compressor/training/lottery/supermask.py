@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compressor.chance import generator
+from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data import Data, ImageSet, Preprocessing
 from compressor.masks import maskable
 from compressor.measuring.accuracy import Accuracy, evaluate
-from compressor.recipe import Recipe
 from compressor.training.loop import train
 from compressor.training.lottery.treatments import signed_constant
 from compressor.training.resume import EpochRecord

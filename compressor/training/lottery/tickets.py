@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from compressor.chance import generator
+from compressor.checkpoint.recipes import How, Recipe, Step
 from compressor.copies import copy_of
 from compressor.errors import PlanError, RetrainError
 from compressor.lent import last_to_run
 from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude_round, maskable
-from compressor.recipe import How, Recipe, Step
 from compressor.surgery import put_state_
 from compressor.training.loop import iterations_per_epoch
 from compressor.training.retraining import starting_module
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Checkpoint
+    from compressor.checkpoint.loading import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 torch's own reader runs what the file says: it evaluates the sizes in it as Python, unpickles and loads native code.
 So it is never called on a file that the user does not trust. The archive is read here: the program from its JSON
-(`compressor.exported_json`), the weights from their raw bytes, and nothing else. The example inputs, which torch
+(`checkpoint.program_json`), the weights from their raw bytes, and nothing else. The example inputs, which torch
 pickles, go through the restricted unpickler.
 """
 
@@ -20,14 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from compressor.archives import DAMAGED, Archive, open_archive
+from compressor.checkpoint.program_json import (
+    DTYPES,
+    STRIDED,
+    TRUST,
+    MalformedError,
+    ReadProgram,
+    Taken,
+    program_in,
+    sizes_in,
+)
+from compressor.checkpoint.unpickle import read_pickle_bytes
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
-from compressor.exported_json import DTYPES, STRIDED, TRUST, MalformedError, ReadProgram, Taken, program_in, sizes_in
 from compressor.mended import program_of_file
 from compressor.names import check_names, printable
 from compressor.outputs import outputs_of, tensors_in
 from compressor.recorded import RecordedProgram, program_from
 from compressor.regular import check_regular
-from compressor.unpickle import read_pickle_bytes
 
 MODEL = re.compile(r"models/([\w-]+)\.json", re.ASCII)
 MEMBERS = re.compile(

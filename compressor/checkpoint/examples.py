@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.checkpoint import Checkpoint
+from compressor.checkpoint.fitting import FORWARD_ERRORS
+from compressor.checkpoint.loading import Checkpoint
 from compressor.data import Data, batches
-from compressor.fitting import FORWARD_ERRORS
 from compressor.input_spec import InputSpec
 from compressor.lent import state_kept
 from compressor.outputs import outputs_of

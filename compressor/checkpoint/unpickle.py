@@ -1,6 +1,6 @@
 """What may be unpickled: tensors, plain values, and networks of torch's, torchvision's, timm's and the samples' layers.
 
-torch's own restricted unpickler does the reading; what it builds are stand-ins (`compressor.standins`), so that nothing
+torch's own restricted unpickler does the reading; what it builds are stand-ins (`checkpoint.standins`), so that nothing
 a pickle can call does anything. A file that names anything else is refused, with the names.
 """
 
@@ -19,10 +19,10 @@ from torch import nn
 from torch._weights_only_unpickler import get_globals_in_pkl
 
 from compressor.archives import open_archive
+from compressor.checkpoint.standins import built, check_tree, layer_class, standin_for
 from compressor.errors import CheckpointError, UntrustedPickle
 from compressor.names import check_names_in, printable
 from compressor.regular import check_regular
-from compressor.standins import built, check_tree, layer_class, standin_for
 
 ZIP = b"PK\x03\x04"
 PARTS_OF_OLD = 5  # pickles, one behind the other, in a file of torch's first format

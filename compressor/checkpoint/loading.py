@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor import architectures
-from compressor.architectures import PICKLE, PROGRAM, Architecture, architecture_arguments
 from compressor.archives import names_in
+from compressor.checkpoint import architectures
+from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture, architecture_arguments
+from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
+from compressor.checkpoint.metadata import known_in
+from compressor.checkpoint.pt2 import read_exported
+from compressor.checkpoint.recipes import Recipe, recipe_from_json
+from compressor.checkpoint.unpickle import read_pickle
 from compressor.copies import copy_of
 from compressor.data import Preprocessing
 from compressor.errors import CheckpointError
-from compressor.exported_file import read_exported
 from compressor.input_spec import InputSpec, spec_from_text
-from compressor.inputs import Examples, example_inputs, examples_from, examples_of
-from compressor.metadata import known_in
 from compressor.names import check_names, check_names_in
 from compressor.precision import in_precision, in_precision_, types_in
-from compressor.recipe import Recipe, recipe_from_json
 from compressor.recorded import RecordedProgram
 from compressor.regular import check_regular
 from compressor.soundness import broken_in
 from compressor.surgery import Surgery, put_state_
 from compressor.tensor_files import read_safetensors
-from compressor.unpickle import read_pickle
 
 __all__ = [
     "Architecture",
@@ -105,7 +105,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        from compressor.artifact import load_artifact
+        from compressor.checkpoint.artifacts import load_artifact
 
         if arch is not None:  # an artifact knows how it is built: this says that the user trusts that code
             architectures.architecture_from_user(arch, arch_arguments)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.architectures import Architecture
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.fitting import FORWARD_ERRORS, first_layer, fitting
 from compressor.errors import CheckpointError
-from compressor.fitting import FORWARD_ERRORS, first_layer, fitting
 from compressor.input_spec import InputSpec, drawn_from, spec_from_text, specs_of
 from compressor.lent import state_kept
 from compressor.outputs import outputs_of

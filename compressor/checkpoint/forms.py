@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from compressor.recipe import How, Optimiser, Shape, Start
+from compressor.checkpoint.recipes import How, Optimiser, Shape, Start
 from compressor.schema import (
     Form,
     Misfit,

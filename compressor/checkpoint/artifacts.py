@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor import forms
+from compressor.checkpoint import forms
 from compressor.children import python_code
 from compressor.errors import ArtifactError, CheckpointError
 from compressor.files import exchanged, save_tensors
@@ -27,7 +27,7 @@ from compressor.leftovers import OLD, PART, beside, sweep, temporary
 from compressor.schema import check
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import Architecture, Checkpoint
+    from compressor.checkpoint.loading import Architecture, Checkpoint
     from compressor.data import Preprocessing
     from compressor.input_spec import InputSpec
     from compressor.masks import WeightMask
@@ -43,7 +43,7 @@ SUFFIX = ".compressed"
 RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
 INT8 = "model.int8.onnx"
 SKELETON = "architecture.pt"
-PICKLE = "pickle"  # the reference of a module that was pickled, as in `compressor.architectures`
+PICKLE = "pickle"  # the reference of a module that was pickled, as in `checkpoint.architectures`
 LONGEST_NAME = 255  # bytes, on every usual file system
 SPARSE_FILE = "sparse/sparse.safetensors"
 MARK = "artifact"  # in the weights' own metadata: the schema that they were written with
@@ -88,14 +88,14 @@ class Artifact:
 
     def mask(self) -> WeightMask | None:
         """Which weights stay, where the artifact is an unstructured one."""
-        from compressor.sparse import read_sparse
+        from compressor.checkpoint.sparse import read_sparse
 
         return read_sparse(self.folder / SPARSE).mask if SPARSE_FILE in self.recipe["files"] else None
 
     def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
         """The network that it was made from; refused where that file is gone or is another one by now."""
-        from compressor.architectures import check_harmless
-        from compressor.checkpoint import load
+        from compressor.checkpoint.architectures import check_harmless
+        from compressor.checkpoint.loading import load
 
         source = self.recipe["source"]
         found = Path(source["path"]) if path is None else path
@@ -183,11 +183,11 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """The small network in `folder`; refused where a file is missing or is not the one that was written."""
     import torch
 
-    from compressor.architectures import build, check_harmless
-    from compressor.checkpoint import Checkpoint, read_skeleton
+    from compressor.checkpoint.architectures import build, check_harmless
+    from compressor.checkpoint.loading import Checkpoint, read_skeleton
+    from compressor.checkpoint.recipes import recipe_from_json
     from compressor.input_spec import TYPES, drawn_from
     from compressor.precision import in_precision_
-    from compressor.recipe import recipe_from_json
     from compressor.recorded import program_from
     from compressor.surgery import put_state_, reshaped, surgery_from_json
 
@@ -247,7 +247,7 @@ def _state(folder: Path, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    from compressor.sparse import read_sparse
+    from compressor.checkpoint.sparse import read_sparse
 
     masked = SPARSE_FILE in recipe["files"]
     file = folder / (SPARSE_FILE if masked else WEIGHTS)
@@ -281,7 +281,7 @@ def _preprocessing(recipe: Mapping[str, Any]) -> Preprocessing:
 
 
 def _architecture(plain: Mapping[str, Any]) -> Architecture:
-    from compressor.checkpoint import Architecture
+    from compressor.checkpoint.loading import Architecture
 
     arguments = tuple((k, v) for k, v in plain["arguments"])
     return Architecture(ref=plain["ref"], arguments=arguments, sha256=plain["sha256"])
@@ -382,8 +382,8 @@ def write_artifact(
     import torch
     from safetensors import SafetensorError
 
+    from compressor.checkpoint.sparse import write_sparse
     from compressor.precision import rounded, type_of
-    from compressor.sparse import write_sparse
 
     check_free(folder, force=force)
     # safetensors has no type for complex numbers in double precision
@@ -450,7 +450,7 @@ def put_in_place(part: Path, place: Path) -> None:
 
 
 def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
-    from compressor.checkpoint import write_skeleton
+    from compressor.checkpoint.loading import write_skeleton
 
     try:
         write_skeleton(checkpoint.module, file)
@@ -472,7 +472,7 @@ def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> N
             outputs = outputs_of(checkpoint.module.eval(), inputs)
         tensors = {f"input{i}": t for i, t in enumerate(inputs)} | {f"output{i}": t for i, t in enumerate(outputs)}
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, probe)
-        code = "from compressor.artifact import read_back; read_back(*sys.argv[1:])"
+        code = "from compressor.checkpoint.artifacts import read_back; read_back(*sys.argv[1:])"
         done = subprocess.run(
             python_code(code, str(folder), str(probe), "trust" if trust_pickle else ""),
             capture_output=True,

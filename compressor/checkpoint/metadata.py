@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor import forms
+from compressor.checkpoint import forms
 from compressor.errors import CheckpointError
 from compressor.schema import between, check, count, listed, number, optional, record
 
