@@ -25,12 +25,12 @@ import torch
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
 from compressor.checkpoint.loading import Checkpoint, load
-from compressor.data import Data, SplitName
+from compressor.data.sources import load_data
+from compressor.data.splits import Data, SplitName
 from compressor.masks import MaskScope
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import MaskRequest
-from compressor.sources import load_data
 from compressor.training.loop import correct_in
 
 FILE = Path(__file__).parent / "masked_repair.json"

@@ -31,7 +31,7 @@ from benchmarks.tables import accuracy
 from compressor import load, load_data
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.jobs.coverage import _checkpoint

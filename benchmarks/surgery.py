@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.provenance import provenance
 from compressor.checkpoint.loading import Architecture, Checkpoint
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace
 from compressor.jobs.coverage import enliven_

@@ -24,12 +24,12 @@ from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
-from compressor.data import SplitName
+from compressor.data.sources import load_data
+from compressor.data.splits import SplitName
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.sources import load_data
 from compressor.training.loop import correct_in
 from sample_models.train import train_to
 

@@ -23,7 +23,7 @@ from typing import Any
 _HOMES = {
     "Checkpoint": "checkpoint.loading",
     "load": "checkpoint.loading",
-    "load_data": "sources",
+    "load_data": "data.sources",
     "trace": "groups",
     "Request": "pruning.request",
     "prune": "pruning.pipeline",

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compressor.data import SplitName, first
-from compressor.sources import load_data
+from compressor.data.sources import load_data
+from compressor.data.splits import SplitName, first
 
 SIZES = {SplitName.TRAIN: 10_000, SplitName.TUNE: 2_000, SplitName.TEST: 10_000}
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data, Images, Preprocessing, SplitName
-from compressor.sources import load_data
+from compressor.data.sources import load_data
+from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.training.loop import Progress, correct_in, train
 from sample_models import networks
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Schedule, Shape, Step
-from compressor.data import Images, Preprocessing
-from compressor.domains import Target, target_of
+from compressor.data.domains import Target, target_of
+from compressor.data.splits import Images, Preprocessing
 from compressor.errors import GroupError, RetrainError
 from compressor.training.domains.adaptation import Alignment, JointLoss, adapt, alignment_of, domain_weight
 from compressor.training.domains.mmd import mmd

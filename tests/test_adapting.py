@@ -14,7 +14,7 @@ import torch
 from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.loading import Checkpoint, load
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import ArtifactError, DataError, GroupError, PlanError, RetrainError
 from compressor.jobs import adapt as adapting
 from compressor.jobs.adapt import Adaptation, adapt_to, adaptation_from, states_beside

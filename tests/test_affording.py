@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.plan import ChannelBudget, Scope
 from compressor.planning import elimination, moments
 from compressor.planning.affording import affords, covariance_bytes, fit_bytes, reserved, rows_within, too_large

@@ -15,7 +15,7 @@ import torch
 from compressor.checkpoint import artifacts
 from compressor.checkpoint.artifacts import add_results, load_artifact, open_artifact, write_artifact
 from compressor.checkpoint.loading import Checkpoint, load
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.errors import ArtifactError
 from compressor.jobs.prune import prune_to
 from compressor.outputs import outputs_of

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.loading import Checkpoint, load
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.export.parity import Parity
 from compressor.groups import trace

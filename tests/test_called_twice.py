@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.groups import trace
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.planning.elimination import readings_of

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.data import (
+from compressor.data.classes import with_labels_of
+from compressor.data.splits import (
     UNLABELLED,
     Data,
     Images,
@@ -19,7 +20,6 @@ from compressor.data import (
     subset,
 )
 from compressor.errors import DataError
-from compressor.labels import with_labels_of
 
 
 def numbered(count: int, *, size: int = 4, channels: int = 1) -> Images:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.data import UNLABELLED, Data, Images, Preprocessing, SplitName
-from compressor.domains import Shift, Target, parted, shifted, shifted_data, target_of, without_labels
+from compressor.data.domains import Shift, Target, parted, shifted, shifted_data, target_of, without_labels
+from compressor.data.splits import UNLABELLED, Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError
 
 PLAIN = Preprocessing()

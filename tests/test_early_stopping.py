@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.masks import magnitude
 from compressor.training.lottery.early_stopping import train_watched
 from compressor.training.watch import state_of

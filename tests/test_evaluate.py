@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from compressor.data import UNLABELLED, Images, Preprocessing
+from compressor.data.splits import UNLABELLED, Images, Preprocessing
 from compressor.errors import CheckpointError, DataError
 from compressor.measuring.accuracy import Accuracy, Agreement, agreement, evaluate, evaluate_onnx, load_onnx
 

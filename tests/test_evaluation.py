@@ -15,13 +15,13 @@ from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import open_artifact, write_artifact
 from compressor.checkpoint.loading import load
 from compressor.cli.main import app
-from compressor.data import SplitName
+from compressor.data.sources import load_data
+from compressor.data.splits import SplitName
 from compressor.errors import DataError
 from compressor.jobs.evaluate import chosen_split
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.sources import load_data
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 RESNET = SAMPLES / "fashion_resnet20.pt"

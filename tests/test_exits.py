@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Architecture, Checkpoint, load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data, Images, Preprocessing, SplitName
+from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
 from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.image_stream import timed_on_images
@@ -463,7 +463,7 @@ class TestCommand:
 
 
 def load_tiny(folder: Path) -> Any:
-    from compressor.sources import load_data
+    from compressor.data.sources import load_data
 
     return load_data(str(folder / "data.npz")).split(SplitName.TEST)
 

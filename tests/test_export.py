@@ -16,7 +16,7 @@ from onnx.defs import onnx_opset_version
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Architecture, Checkpoint
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.errors import ExportError
 from compressor.export import onnx as export
 from compressor.export.onnx import export_onnx, lineage_sha256

@@ -16,7 +16,7 @@ from compressor.checkpoint.architectures import Architecture, build
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
 from compressor.factors import Factors, Kind, spectrum
 from compressor.jobs.factorize import low_rank_from

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import compressor.pruning.speed.frontier
+from compressor.data.sources import load_data
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.jobs.prune import request_from
 from compressor.measuring.turns import Speedup
@@ -21,7 +22,6 @@ from compressor.pruning.request import Request
 from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier, share_of
 from compressor.pruning.speed.planner import Goal
 from compressor.report.frontiers import picture
-from compressor.sources import load_data
 from tests.command_line import make_inputs
 from tests.topologies import alive, checkpoint_of, plain
 

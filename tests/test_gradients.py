@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor import gradients
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data, Images, Preprocessing
+from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.gradients import check_gradients, right_gradients
 from compressor.groups import trace

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.masks import MaskScope, WeightMask, magnitude, maskable
 from compressor.training.loop import train

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, PlanError, RepairError
 from compressor.mask_criteria import MaskCriterion, mask_by
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import load
-from compressor.data import Data, Images
+from compressor.data.sources import load_data
+from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.jobs.inspect import inspect
 from compressor.outputs import outputs_of
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.sources import load_data
 from compressor.surgery import operate
 from tests.topologies import alive, checkpoint_of, plain
 

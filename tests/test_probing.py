@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, GroupError, RepairError
 from compressor.groups import trace
 from compressor.plan import CostBudget, Countable, Scope

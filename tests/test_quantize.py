@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Architecture, Checkpoint
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
 from compressor.export import int8 as quantize

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from compressor.data import Data, Images, subset
+from compressor.data.splits import Data, Images, subset
 from compressor.errors import DataError
 from compressor.studies.smaller import reduced
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import compressor
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.checkpoint.recipes import How
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, RepairError
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from compressor.cli.options import say_repeated
-from compressor.data import Data, SplitName
+from compressor.data.sources import load_data
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
-from compressor.sources import load_data
 
 
 def images_in(folder: Path, count: int, *, first: int = 0) -> None:

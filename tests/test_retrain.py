@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
-from compressor.data import Data, Images, Preprocessing
+from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import magnitude
 from compressor.outputs import class_scores

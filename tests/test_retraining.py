@@ -17,13 +17,13 @@ from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import How
 from compressor.cli import retrain as command_file
 from compressor.cli.main import app
+from compressor.data.sources import load_data
 from compressor.errors import ArtifactError, RetrainError
 from compressor.jobs import retrain as retraining
 from compressor.masks import apply_mask_, magnitude
 from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.sources import load_data
 from compressor.training.loop import Progress
 from compressor.training.ways import Wishes
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from compressor.data import Data, ImageSet, SplitName
+from compressor.data.image_files import pixels_of
+from compressor.data.sources import data_for, default_data, load_data
+from compressor.data.splits import Data, ImageSet, SplitName
 from compressor.errors import DataError
-from compressor.image_files import pixels_of
-from compressor.sources import data_for, default_data, load_data
 
 
 def save_image(path: Path, value: int, *, mode: str = "L", size: tuple[int, int] = (6, 5)) -> None:
@@ -407,7 +407,7 @@ class TestTorchvision:
 class TestFunction:
     def write(self, tmp_path: Path, body: str) -> str:
         (tmp_path / "mine.py").write_text(
-            "from __future__ import annotations\nimport torch\nfrom compressor.data import Data, Images\n"
+            "from __future__ import annotations\nimport torch\nfrom compressor.data.splits import Data, Images\n"
             "def images(n, start=0):\n"
             "    return [(torch.full((1, 4, 4), (start + i) / 255), i % 3) for i in range(n)]\n" + body
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor.data import Images
+from compressor.data.sources import SAMPLE_FILE, load_data
+from compressor.data.splits import Images
 from compressor.errors import StudyError
-from compressor.sources import SAMPLE_FILE, load_data
 from compressor.studies import papers as studies
 from compressor.studies.runner import in_order, run_study
 from compressor.studies.study import Scale

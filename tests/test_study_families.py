@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compressor.sources import SAMPLE_FILE, load_data
+from compressor.data.sources import SAMPLE_FILE, load_data
 from compressor.studies.papers import families
 from compressor.studies.runner import in_order, run_study
 from compressor.studies.study import Cell, Results, Scale, Verdict

@@ -15,7 +15,7 @@ import torch
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Shape, Start
 from compressor.cli.study import data_of
-from compressor.data import Data, Images, SplitName
+from compressor.data.splits import Data, Images, SplitName
 from compressor.masks import magnitude
 from compressor.planning.costs import Cost, count
 from compressor.studies.papers import rethinking

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compressor.cli.study import data_of
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.mask_criteria import MaskCriterion
 from compressor.studies import papers as studies
 from compressor.studies.papers import supermask

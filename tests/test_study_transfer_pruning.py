@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.data import Data, Images
-from compressor.sources import load_data
+from compressor.data.sources import load_data
+from compressor.data.splits import Data, Images
 from compressor.studies import papers as studies
 from compressor.studies.papers import transfer_pruning as study
 from compressor.studies.runner import Folder, in_order, run_study, told

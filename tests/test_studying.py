@@ -13,7 +13,7 @@ import torch
 
 import compressor.studies
 from compressor.checkpoint.artifacts import write_json
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import StudyError
 from compressor.report.document import Code, Strong
 from compressor.report.markdown import markdown

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data import Data, Images, Preprocessing, SplitName
+from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import PlanError
 from compressor.training.loop import train
 from compressor.training.lottery.initialisation import glorot_normal

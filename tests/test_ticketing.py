@@ -15,10 +15,10 @@ from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import Artifact, open_artifact
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.recipes import How
-from compressor.data import Data
+from compressor.data.sources import load_data
+from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.jobs import lottery as ticketing
-from compressor.sources import load_data
 from compressor.training.loop import Progress
 from compressor.training.retraining import starting_module
 from compressor.training.watch import state_of

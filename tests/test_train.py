@@ -24,7 +24,7 @@ from compressor.checkpoint.recipes import (
     how_named,
     recipe_from_json,
 )
-from compressor.data import Data, Images, Preprocessing
+from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.masks import apply_mask_, magnitude
 from compressor.outputs import class_scores

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from compressor.checkpoint.recipes import Step
-from compressor.data import Images
-from compressor.domains import Target, target_of
+from compressor.data.domains import Target, target_of
+from compressor.data.splits import Images
 from compressor.errors import PlanError
 from compressor.plan import plan_from_json
 from compressor.planning.costs import count

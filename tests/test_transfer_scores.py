@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data import Images
-from compressor.domains import Target, target_of
+from compressor.data.domains import Target, target_of
+from compressor.data.splits import Images
 from compressor.errors import CalibrationError, GroupError
 from compressor.groups import trace
 from compressor.pruning.transfer.scores import Pair, joint_gradients, pairs_of, transfer_scores

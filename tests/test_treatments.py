@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
-from compressor.data import Data, Images, Preprocessing
+from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import PlanError
 from compressor.masks import WeightMask
 from compressor.training.loop import train

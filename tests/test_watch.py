@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.checkpoint.recipes import Schedule, Shape, Step
-from compressor.data import SplitName
+from compressor.data.splits import SplitName
 from compressor.errors import RetrainError
 from compressor.training.loop import iterations_per_epoch
 from compressor.training.watch import StateAt, TuningLoss, state_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import compressor.training.events_in_training as subject
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import PlanError, RetrainError
 from compressor.groups import ChannelGroup, trace
 from compressor.held import ALL, slices_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Architecture, Checkpoint
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 
 INPUT = (1, 3, 12, 12)
 

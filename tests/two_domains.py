@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data import Data, Images, Preprocessing
-from compressor.domains import Shift, shifted_data
+from compressor.data.domains import Shift, shifted_data
+from compressor.data.splits import Data, Images, Preprocessing
 from compressor.training.loop import train
 
 SHIFT = Shift(inverted=True, noise=0.1)

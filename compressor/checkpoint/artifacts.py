@@ -28,7 +28,7 @@ from compressor.schema import check
 
 if TYPE_CHECKING:
     from compressor.checkpoint.loading import Architecture, Checkpoint
-    from compressor.data import Preprocessing
+    from compressor.data.splits import Preprocessing
     from compressor.input_spec import InputSpec
     from compressor.masks import WeightMask
 
@@ -269,7 +269,7 @@ def recipe_sha256(recipe: Mapping[str, Any]) -> str:
 
 
 def _preprocessing(recipe: Mapping[str, Any]) -> Preprocessing:
-    from compressor.data import Preprocessing
+    from compressor.data.splits import Preprocessing
 
     said = recipe["preprocessing"]
     return Preprocessing(

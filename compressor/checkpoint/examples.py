@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.checkpoint.fitting import FORWARD_ERRORS
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data, batches
+from compressor.data.splits import Data, batches
 from compressor.input_spec import InputSpec
 from compressor.lent import state_kept
 from compressor.outputs import outputs_of

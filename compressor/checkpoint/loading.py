@@ -21,7 +21,7 @@ from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import Recipe, recipe_from_json
 from compressor.checkpoint.unpickle import read_pickle
 from compressor.copies import copy_of
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.input_spec import InputSpec, spec_from_text
 from compressor.names import check_names, check_names_in

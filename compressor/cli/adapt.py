@@ -81,9 +81,9 @@ def command(
     """
     import torch
 
+    from compressor.data.sources import data_for, load_data
     from compressor.jobs import adapt as work
     from compressor.jobs.prune import default_folder
-    from compressor.sources import data_for, load_data
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -19,7 +19,7 @@ from compressor.cli.printing import talk as talk
 if TYPE_CHECKING:
     from compressor.checkpoint.artifacts import Artifact
     from compressor.checkpoint.loading import Checkpoint
-    from compressor.data import Data
+    from compressor.data.splits import Data
 
 
 class ExitCode(IntEnum):
@@ -109,7 +109,7 @@ def load_model(
 
     from compressor.checkpoint.artifacts import open_artifact
     from compressor.checkpoint.loading import architecture_arguments, load
-    from compressor.data import with_normalisation
+    from compressor.data.splits import with_normalisation
 
     if arch is None:
         refuse_silent(
@@ -172,8 +172,8 @@ def load_data_option(
     data: str | None, *, root: Path | None, download: bool, seed: int, checkpoint: Checkpoint
 ) -> Data | None:
     """The data that `--data` names, or what ships with a sample model; `None` where there is neither."""
+    from compressor.data.sources import data_for
     from compressor.errors import DataError
-    from compressor.sources import data_for
 
     if data is None:
         refuse_silent(

@@ -115,9 +115,9 @@ def command(
     import torch
 
     from compressor.checkpoint.recipes import how_named
+    from compressor.data.sources import data_for
     from compressor.jobs import lottery as ticketing
     from compressor.jobs import retrain as retraining
-    from compressor.sources import data_for
     from compressor.training.retraining import read_early_state
     from compressor.training.retraining import tensorboard as streaming
     from compressor.training.ways import wishes_from

@@ -79,7 +79,7 @@ def command(
 def data_of(source: str | None, *, root: Path | None, download: bool) -> Any:
     """The data that `--data` names, or the sample that ships with the sample models."""
     import sample_models
-    from compressor.sources import SAMPLE_FILE, load_data
+    from compressor.data.sources import SAMPLE_FILE, load_data
 
     where = source or str(Path(str(sample_models.__file__)).parent / SAMPLE_FILE)
     return load_data(where, root=root, download=download)

@@ -12,8 +12,8 @@ from typing import Any
 from compressor.checkpoint.artifacts import check_free, write_artifact
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data import Data, SplitName, augmentation_named
-from compressor.domains import Target, target_of
+from compressor.data.domains import Target, target_of
+from compressor.data.splits import Data, SplitName, augmentation_named
 from compressor.environment import environment
 from compressor.pruning.pipeline import Pruned
 from compressor.pruning.scoring import Say

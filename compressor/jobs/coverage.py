@@ -29,7 +29,7 @@ from compressor.checkpoint.artifacts import write_artifact
 from compressor.checkpoint.inputs import example_inputs
 from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
-from compressor.data import Preprocessing
+from compressor.data.splits import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
 from compressor.gradients import right_gradients

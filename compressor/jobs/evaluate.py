@@ -11,11 +11,11 @@ from torch import nn
 
 from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, add_results, open_artifact
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
+from compressor.data.classes import with_labels_of
+from compressor.data.sources import FORMS, default_data, load_data
+from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
-from compressor.labels import with_labels_of
 from compressor.measuring.accuracy import Accuracy, Agreement, OnnxNetwork, agreement, evaluate, load_onnx
-from compressor.sources import FORMS, default_data, load_data
 
 WHOLE = "all"
 

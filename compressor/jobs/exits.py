@@ -12,7 +12,7 @@ from torch import Tensor
 from compressor.checkpoint.artifacts import write_json
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data import Data, ImageSet, SplitName
+from compressor.data.splits import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
 from compressor.export.onnx import export_onnx

@@ -19,7 +19,7 @@ from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Start
 from compressor.checkpoint.sparse import SAVES_NO_TIME
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
 from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder

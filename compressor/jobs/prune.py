@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
 from compressor.mask_criteria import MaskCriterion, mask_criterion_named

@@ -16,12 +16,12 @@ import torch
 
 from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import UNLABELLED, Data, SplitName, batches, first
+from compressor.data.classes import with_labels_of
+from compressor.data.splits import UNLABELLED, Data, SplitName, batches, first
 from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
-from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate_onnx, load_onnx
 from compressor.measuring.machine import conditions

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.planning.costs import Cost, count
 from compressor.training.loop import Callback

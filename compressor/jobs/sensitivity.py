@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.groups import Traced, trace
 from compressor.planning.sensitivity import Curve

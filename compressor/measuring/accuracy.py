@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import forms
-from compressor.data import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
 from compressor.json_files import parsed
 from compressor.lent import evaluating

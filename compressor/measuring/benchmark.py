@@ -11,11 +11,11 @@ from torch import Tensor
 
 from compressor.checkpoint.architectures import PICKLE, PROGRAM
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import UNLABELLED, Data, SplitName
+from compressor.data.classes import with_labels_of
+from compressor.data.splits import UNLABELLED, Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.input_spec import random_like
-from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.masks import WeightMask
 from compressor.measuring.accuracy import agreement, evaluate

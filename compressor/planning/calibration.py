@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
+from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
 from compressor.errors import CalibrationError
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role

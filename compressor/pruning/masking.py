@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.copies import copy_of
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError
 from compressor.mask_criteria import MaskCriterion, mask_by
 from compressor.masks import WeightMask, apply_mask_, magnitude, maskable

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.plan import PruningPlan, Scores

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data, batches, first
+from compressor.data.splits import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup
 from compressor.plan import Scope, Scores

@@ -19,7 +19,7 @@ from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
 from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.held import said_otherwise, speaking

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.children import without_working_folder
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.environment import cores, environment
 from compressor.errors import StudyError
 from compressor.files import save_tensors, whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from compressor.data import Data, Images, ImageSet, Preprocessing, first
+from compressor.data.splits import Data, Images, ImageSet, Preprocessing, first
 from compressor.errors import DataError
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import StudyError, named
 from compressor.studies.interval import Interval
 

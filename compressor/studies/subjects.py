@@ -11,7 +11,7 @@ from torch import Tensor
 from compressor.checkpoint.architectures import Architecture, build
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data import Data, Images, Preprocessing, SplitName
+from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import StudyError
 from compressor.measuring.accuracy import evaluate
 

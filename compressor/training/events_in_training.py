@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compressor.checkpoint import forms
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, ImageSet, Preprocessing, SplitName
+from compressor.data.splits import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
 from compressor.files import whole, write_text
 from compressor.groups import ChannelGroup

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Step
 from compressor.copies import copy_of
-from compressor.data import (
+from compressor.data.splits import (
     EVALUATION_BATCH,
     UNLABELLED,
     Data,

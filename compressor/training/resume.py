@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Recipe
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.files import whole
 from compressor.schema import Form, Misfit, anything, check, count, listed, number, record, table

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import How, Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.masks import WeightMask, apply_mask_
 from compressor.recorded import RecordedProgram

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data import EVALUATION_BATCH, Images, ImageSet, Preprocessing, batches
+from compressor.data.splits import EVALUATION_BATCH, Images, ImageSet, Preprocessing, batches
 from compressor.errors import RetrainError
 from compressor.lent import evaluating
 from compressor.outputs import class_scores

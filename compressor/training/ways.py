@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step
-from compressor.data import augmentation_named
+from compressor.data.splits import augmentation_named
 from compressor.errors import RetrainError, unknown
 from compressor.planning.costs import Cost
 

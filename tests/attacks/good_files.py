@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.artifacts import RECIPE, write_artifact, write_json
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table
 from compressor.plan import ChannelBudget
 from compressor.pruning.masking import mask_weights

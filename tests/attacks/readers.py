@@ -12,12 +12,12 @@ import torch
 from compressor.checkpoint.artifacts import RECIPE, open_artifact, read_json, sealed, sha256_of
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.pt2 import read_exported
-from compressor.data import Data, Images, Preprocessing, SplitName
+from compressor.data.sources import load_data
+from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.pack.folder import bench_of_pack
 from compressor.measuring.tables.table import read_table
 from compressor.report import report
-from compressor.sources import load_data
 from compressor.studies.runner import Folder
 from compressor.training.resume import epochs_done, restore_
 from compressor.training.watch import StateAt

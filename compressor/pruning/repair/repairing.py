@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.errors import RepairError, named
 from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating

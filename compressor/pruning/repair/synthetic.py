@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data, Images
+from compressor.data.splits import Data, Images
 from compressor.errors import DataError
 
 NAME = "synthetic images"

@@ -23,10 +23,10 @@ from torch import nn
 from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import UNLABELLED, Data, ImageSet, SplitName
+from compressor.data.classes import with_labels_of
+from compressor.data.splits import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
-from compressor.labels import with_labels_of
 from compressor.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate
 from compressor.plan import LatencyBudget, Scope

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint.loading import Checkpoint
-from compressor.data import Data
+from compressor.data.splits import Data
 from compressor.environment import cores
 from compressor.errors import OutOfReach
 from compressor.export.onnx import export_onnx

@@ -17,8 +17,8 @@ from torch import nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data import Data
-from compressor.domains import Target
+from compressor.data.domains import Target
+from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
 from compressor.plan import CostBudget, Countable, Scope, Scores

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
-from compressor.data import Data, SplitName, batches, first
-from compressor.domains import Target
+from compressor.data.domains import Target
+from compressor.data.splits import Data, SplitName, batches, first
 from compressor.errors import CalibrationError, GroupError
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role

@@ -43,7 +43,7 @@ from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Step
 from compressor.checkpoint.sparse import onnx_sparse
 from compressor.copies import copy_of
-from compressor.data import Data, SplitName, batches, first
+from compressor.data.splits import Data, SplitName, batches, first
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
 from compressor.factors import Kind

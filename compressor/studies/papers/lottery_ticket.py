@@ -34,7 +34,7 @@ from torch import Tensor
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Step
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.masks import MaskScope, WeightMask
 from compressor.measuring.accuracy import evaluate
 from compressor.plan import ChannelBudget

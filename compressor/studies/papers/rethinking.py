@@ -38,7 +38,7 @@ from typing import Any
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step
 from compressor.copies import copy_of
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.masks import apply_mask_, magnitude
 from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.planning.costs import Cost, count, masked_macs

@@ -35,7 +35,7 @@ from torch import nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
 from compressor.groups import Traced, trace
 from compressor.held import said_otherwise

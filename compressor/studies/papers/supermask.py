@@ -29,7 +29,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.data import Data, Preprocessing, SplitName
+from compressor.data.splits import Data, Preprocessing, SplitName
 from compressor.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.masks import WeightMask, maskable
 from compressor.measuring.accuracy import evaluate

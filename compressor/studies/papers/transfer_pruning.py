@@ -33,8 +33,8 @@ from typing import Any
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data import Data, SplitName, first
-from compressor.domains import Shift, Target, parted, target_of
+from compressor.data.domains import Shift, Target, parted, target_of
+from compressor.data.splits import Data, SplitName, first
 from compressor.measuring.accuracy import evaluate
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting

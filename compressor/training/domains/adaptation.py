@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, Preprocessing, SplitName, augmentation_named
-from compressor.domains import Target
+from compressor.data.domains import Target
+from compressor.data.splits import Data, Preprocessing, SplitName, augmentation_named
 from compressor.errors import RetrainError
 from compressor.outputs import class_scores
 from compressor.training.domains.features import features_in, last_linear, layer_named, reading

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, Preprocessing
+from compressor.data.splits import Data, Preprocessing
 from compressor.errors import GroupError, RetrainError, unknown
 from compressor.lent import evaluating
 from compressor.outputs import class_scores

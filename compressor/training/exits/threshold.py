@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.data import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import DataError, PlanError
 from compressor.lent import evaluating
 from compressor.measuring.accuracy import Accuracy

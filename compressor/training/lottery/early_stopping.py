@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.masks import WeightMask
 from compressor.training.loop import train
 from compressor.training.lottery.tickets import Keeping

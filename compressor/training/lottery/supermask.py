@@ -19,7 +19,7 @@ from torch.func import functional_call
 from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
-from compressor.data import Data, ImageSet, Preprocessing
+from compressor.data.splits import Data, ImageSet, Preprocessing
 from compressor.masks import maskable
 from compressor.measuring.accuracy import Accuracy, evaluate
 from compressor.training.loop import train

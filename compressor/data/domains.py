@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.data import (
+from compressor.data.splits import (
     UNLABELLED,
     Augmentation,
     Data,

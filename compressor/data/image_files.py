@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.arrays import SPELLINGS
-from compressor.data import UNLABELLED, SplitName
+from compressor.data.arrays import SPELLINGS
+from compressor.data.splits import UNLABELLED, SplitName
 from compressor.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from compressor.arrays import SPELLINGS, splits_from_idx, splits_from_npz
-from compressor.data import TUNE_AT_MOST, TUNE_SHARE, Data, Images, ImageSet, SplitName, hold_out
+from compressor.data.arrays import SPELLINGS, splits_from_idx, splits_from_npz
+from compressor.data.classes import with_labels_of
+from compressor.data.image_files import ImageFiles, read_folder
+from compressor.data.repeats import without_repeats
+from compressor.data.splits import TUNE_AT_MOST, TUNE_SHARE, Data, Images, ImageSet, SplitName, hold_out
 from compressor.errors import DataError, unknown
-from compressor.image_files import ImageFiles, read_folder
-from compressor.labels import with_labels_of
-from compressor.repeats import without_repeats
 
 FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
 SAMPLE_FILE = "fashion_sample.npz"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from compressor.data import UNLABELLED, Data, Images, ImageSet
+from compressor.data.splits import UNLABELLED, Data, Images, ImageSet
 from compressor.errors import DataError
 
 

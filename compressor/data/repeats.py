@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from torch.utils.data import Subset
 
-from compressor.data import Images, ImageSet, SplitName, subset
+from compressor.data.image_files import ImageFiles, check_regular
+from compressor.data.splits import Images, ImageSet, SplitName, subset
 from compressor.errors import DataError
-from compressor.image_files import ImageFiles, check_regular
 
 ORDER = (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN)  # what stays before what goes
 T = TypeVar("T")

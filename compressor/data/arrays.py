@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.data import Images, SplitName
+from compressor.data.splits import Images, SplitName
 from compressor.errors import DataError
 
 Array = np.ndarray[Any, Any]

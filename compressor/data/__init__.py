@@ -1,0 +1,1 @@
+"""Images and labels from every form that people have, in disjoint splits."""
