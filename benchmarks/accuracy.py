@@ -22,9 +22,9 @@ from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import How
 from compressor.data.sources import load_data
 from compressor.data.splits import SplitName
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from compressor.training.loop import correct_in
 from compressor.training.retraining import retrain
 from compressor.training.ways import Wishes, recipe_for

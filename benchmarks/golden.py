@@ -26,10 +26,10 @@ from benchmarks.surgery import RATIOS, SAMPLES, TORCHVISION, network
 from compressor.data.sources import load_data
 from compressor.data.splits import Data
 from compressor.jobs.prune import request_from
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import Pruned
 from compressor.pruning.pipeline import prune as prune_checkpoint
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 
 FILE = Path(__file__).parent / "golden.json"
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "fashion_sample.npz"

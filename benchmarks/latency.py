@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks.provenance import provenance
 from compressor.checkpoint.loading import load
 from compressor.measuring.benchmark import bench
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 
 FOLDER = Path(__file__).parent / "latency"
 SAMPLES = Path(__file__).parent.parent / "sample_models"

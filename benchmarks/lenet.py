@@ -25,11 +25,11 @@ from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Preprocessing, SplitName
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.repair.synthetic import synthetic_data
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from compressor.training.loop import correct_in, train
 
 FILE = Path(__file__).parent / "lenet.json"

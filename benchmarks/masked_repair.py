@@ -27,10 +27,10 @@ from benchmarks.tables import accuracy
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, SplitName
-from compressor.masks import MaskScope
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import MaskRequest
+from compressor.surgery.masks import MaskScope
 from compressor.training.loop import correct_in
 
 FILE = Path(__file__).parent / "masked_repair.json"

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from benchmarks.operator_samples import Sample, Stream, core, samples
 from compressor.errors import GroupError, SurgeryError
 from compressor.groups import trace
-from compressor.plan import ChannelBudget, Scores, plan_pruning
-from compressor.proving import shrink_proved
 from compressor.rules.stated import stated_reason
+from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
+from compressor.surgery.proved import shrink_proved
 
 FILE = Path(__file__).parent.parent / "docs" / "operators.md"
 EXAMPLE = (torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)),)

@@ -37,12 +37,12 @@ from benchmarks.tables import accuracy
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Preprocessing, SplitName
-from compressor.plan import CostBudget, Countable, Scope
 from compressor.planning.calibration import calibration_batches
 from compressor.planning.costs import count
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, renormed
 from compressor.pruning.request import Request
+from compressor.surgery.plan import CostBudget, Countable, Scope
 from compressor.training.loop import correct_in
 
 FOLDER = Path(__file__).parent / "repair"

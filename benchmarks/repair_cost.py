@@ -29,11 +29,11 @@ from benchmarks import cifar
 from benchmarks.lines import Panel, Series, picture
 from benchmarks.provenance import provenance
 from compressor.checkpoint.loading import load
-from compressor.plan import CostBudget, Countable, Scope
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.repair.synthetic import synthetic_data
 from compressor.pruning.request import Request
+from compressor.surgery.plan import CostBudget, Countable, Scope
 
 FILE = Path(__file__).parent / "repair_cost.json"
 TABLE = Path(__file__).parent / "repair_cost.md"

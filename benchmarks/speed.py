@@ -39,11 +39,11 @@ from compressor.jobs.prune import request_from
 from compressor.measuring.accuracy import evaluate
 from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import speedup
-from compressor.plan import LatencyBudget
 from compressor.pruning.repair.repairing import calibration_batches, renormed
 from compressor.pruning.request import Request
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import Fast, prune_to_speed
+from compressor.surgery.plan import LatencyBudget
 
 FOLDER = Path(__file__).parent / "speed"
 SAMPLE_NAMES = ("resnet20", "vgg11", "mobilenet_v2")

@@ -21,10 +21,10 @@ from compressor.data.splits import Preprocessing
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace
 from compressor.jobs.coverage import enliven_
-from compressor.plan import ChannelBudget
-from compressor.proof import prove, reference_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
+from compressor.surgery.proof import prove, reference_of
 
 FOLDER = Path(__file__).parent / "surgery"
 RATIOS = (0.3, 0.5, 0.75)

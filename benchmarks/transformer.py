@@ -26,10 +26,10 @@ from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
 from compressor.data.sources import load_data
 from compressor.data.splits import SplitName
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from compressor.training.loop import correct_in
 from sample_models.train import train_to
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from compressor.errors import CompressError
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from tests.drawn import Drawn, Seeded, Spec, spec_by, without, without_second
 from tests.oracle import distinct_, judged
 from tests.reasons import internal_in

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.splits import Data, Images
-from compressor.plan import ChannelBudget, Scope
 from compressor.planning import elimination, moments
 from compressor.planning.affording import affords, covariance_bytes, fit_bytes, reserved, rows_within, too_large
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, affordable
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget, Scope
 from tests.topologies import INPUT, alive, checkpoint_of
 
 CHANNELS = 8

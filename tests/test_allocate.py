@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup, Member, Role, trace
-from compressor.plan import Countable, Scores
 from compressor.planning.allocation import Allocation, Share, allocate, orders_from, widths_to_probe
 from compressor.planning.costs import CostModel, count
 from compressor.planning.sensitivity import Curve
 from compressor.planning.widths import CountedCost, Sizes
-from compressor.rounding import multiple_of
-from compressor.shrink import shrink
+from compressor.surgery.plan import Countable, Scores
+from compressor.surgery.rounding import multiple_of
+from compressor.surgery.shrinking import shrink
 from tests.topologies import INPUT, Residual, alive
 
 

@@ -19,9 +19,9 @@ from compressor.data.splits import Preprocessing
 from compressor.errors import ArtifactError
 from compressor.jobs.prune import prune_to
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
+from compressor.surgery.plan import ChannelBudget
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from compressor.export.parity import Parity
 from compressor.groups import trace
 from compressor.input_spec import random_like
 from compressor.jobs.prune import prune_to
-from compressor.masks import apply_mask_, magnitude
 from compressor.measuring import candidates as candidates_module
 from compressor.measuring import peak_memory as memory
 from compressor.measuring.benchmark import bench, missed
@@ -40,10 +39,11 @@ from compressor.measuring.machine import Conditions
 from compressor.measuring.peak_memory import Load, peak_memory
 from compressor.measuring.runtimes import Memory, Prepared, Reads, Runtime
 from compressor.outputs import outputs_of, relative_difference
-from compressor.plan import ChannelBudget, PruningPlan
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results
+from compressor.surgery.masks import apply_mask_, magnitude
+from compressor.surgery.plan import ChannelBudget, PruningPlan
 from tests.topologies import alive, checkpoint_of, plain
 
 NAMES = [str(name) for name in CandidateName]

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from compressor.data.splits import Data, Images
 from compressor.groups import trace
-from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.planning.elimination import readings_of
 from compressor.planning.sensitivity import narrowed
 from compressor.planning.walk import calls, program_of, readers
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope
 from tests.topologies import INPUT, alive, checkpoint_of
 
 

@@ -19,9 +19,9 @@ from compressor.export.onnx import export_onnx
 from compressor.exported import exported
 from compressor.groups import trace
 from compressor.heads import WithHeads, head_layers
-from compressor.plan import PruningPlan
-from compressor.proving import shrink_proved
-from compressor.surgery import Surgery
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.proved import shrink_proved
+from compressor.surgery.surgery import Surgery
 from tests.test_export import checkpoint_of
 from tests.test_tracing import half, reasons
 from tests.topologies import alive
@@ -29,7 +29,7 @@ from tests.topologies import alive
 # torch's draft exporter leaves the file of its log open
 LEFT_OPEN = "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
 pytestmark = pytest.mark.filterwarnings(LEFT_OPEN)
-shrinking = sys.modules["compressor.shrink"]  # `compressor.shrink` is the function
+shrinking = sys.modules["compressor.surgery.shrinking"]  # `compressor.surgery.shrinking` is the function
 EXAMPLE = (torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(3)),)
 
 

@@ -11,7 +11,7 @@ import torch
 from compressor.checkpoint.loading import load
 from compressor.data.sources import load_data
 from compressor.data.splits import SplitName, first
-from compressor.masks import maskable
+from compressor.surgery.masks import maskable
 from compressor.training.loop import correct_in
 from tests.command_line import ARCH, done, refused
 

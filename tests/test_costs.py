@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from compressor.groups import trace
-from compressor.plan import ChannelBudget, Countable, Scores, plan_pruning
 from compressor.planning.costs import CostModel, count, layer_costs
-from compressor.shrink import shrink
+from compressor.surgery.plan import ChannelBudget, Countable, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
 from tests.topologies import INPUT, TOPOLOGIES, alive
 
 EXAMPLE = (torch.randn(INPUT),)

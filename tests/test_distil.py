@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from compressor.errors import RepairError
 from compressor.groups import trace
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, Scores, plan_pruning
 from compressor.planning.sensitivity import rise
 from compressor.planning.walk import aten, operator, program_of
 from compressor.pruning.repair import distillation as module_distil
 from compressor.pruning.repair.distillation import Distilled, distil
-from compressor.shrink import shrink
-from compressor.surgery import Surgery
+from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.surgery import Surgery
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain
 
 EXAMPLE = (torch.zeros(INPUT),)

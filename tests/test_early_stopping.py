@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images
-from compressor.masks import magnitude
+from compressor.surgery.masks import magnitude
 from compressor.training.lottery.early_stopping import train_watched
 from compressor.training.watch import state_of
 from tests.test_train import PREPROCESSING, same_bytes, small_data, small_network

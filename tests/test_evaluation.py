@@ -19,9 +19,9 @@ from compressor.data.sources import load_data
 from compressor.data.splits import SplitName
 from compressor.errors import DataError
 from compressor.jobs.evaluate import chosen_split
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 RESNET = SAMPLES / "fashion_resnet20.pt"

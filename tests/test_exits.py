@@ -24,8 +24,8 @@ from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.runtimes._onnxruntime import profiled
 from compressor.measuring.turns import speedup
-from compressor.mended import as_program
 from compressor.outputs import outputs_and_layers
+from compressor.surgery.mending import as_program
 from compressor.training.domains.features import layer_named
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits

@@ -10,11 +10,11 @@ from torch import nn
 
 from compressor.errors import RepairError
 from compressor.groups import trace
-from compressor.plan import PruningPlan
 from compressor.pruning.repair.batch_norm_means import compensated
 from compressor.pruning.repair.repairing import repair_blind
-from compressor.shrink import shrink
-from compressor.surgery import Surgery
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.surgery import Surgery
 
 INPUT = (torch.zeros(2, 3, 8, 8),)
 

@@ -17,10 +17,10 @@ from compressor.checkpoint.loading import load
 from compressor.checkpoint.pt2 import read_exported
 from compressor.errors import CheckpointError, InputError, UntrustedPickle
 from compressor.outputs import tensors_in
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.recorded import RecordedProgram
+from compressor.surgery.plan import ChannelBudget
 from tests.topologies import INPUT, Residual, alive
 
 

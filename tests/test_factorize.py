@@ -18,16 +18,16 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How
 from compressor.data.splits import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
-from compressor.factors import Factors, Kind, spectrum
 from compressor.jobs.factorize import low_rank_from
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, CostBudget, Countable
 from compressor.planning.costs import count
 from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.pruning.low_rank import Factorized, LowRank, factorize, prove_factors
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
+from compressor.surgery.factors import Factors, Kind, spectrum
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable
+from compressor.surgery.surgery import Surgery, operate, reshaped, surgery_from_json
 from compressor.training.retraining import starting_module
 
 MACS = Countable.MACS

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.errors import PlanError, SurgeryError
-from compressor.factors import (
+from compressor.surgery.factors import (
     Factors,
     Kind,
     cost_of_a_rank,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from compressor.errors import InternalError, SurgeryError
 from compressor.groups import trace
-from compressor.mended import _Mending
-from compressor.proof import prove, reference_of
-from compressor.proving import shrink_proved, unprovable
 from compressor.silence import _Silence
+from compressor.surgery.mending import _Mending
+from compressor.surgery.proof import prove, reference_of
+from compressor.surgery.proved import shrink_proved, unprovable
 from tests.test_tracing import EXAMPLE, half
 from tests.topologies import FusedAttention, alive, head
 

@@ -9,8 +9,8 @@ from torch import nn
 from compressor.copies import copy_of
 from compressor.groups import trace
 from compressor.outputs import outputs_of
-from compressor.plan import PruningPlan
-from compressor.proving import shrink_proved
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.proved import shrink_proved
 from tests.follows import FOLLOWED
 from tests.topologies import INPUT, alive
 

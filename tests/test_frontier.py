@@ -16,12 +16,12 @@ from compressor.data.sources import load_data
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.jobs.prune import request_from
 from compressor.measuring.turns import Speedup
-from compressor.plan import LatencyBudget, Scope
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier, share_of
 from compressor.pruning.speed.planner import Goal
 from compressor.report.frontiers import picture
+from compressor.surgery.plan import LatencyBudget, Scope
 from tests.command_line import make_inputs
 from tests.topologies import alive, checkpoint_of, plain
 

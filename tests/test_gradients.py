@@ -23,11 +23,11 @@ from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.gradients import check_gradients, right_gradients
 from compressor.groups import trace
-from compressor.plan import ChannelBudget, Scores, plan_pruning
 from compressor.planning.calibration import Needs, gather
 from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients
-from compressor.shrink import shrink
+from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.loop import train
 
@@ -95,7 +95,7 @@ def test_outputs_and_gradients_are_those_of_the_convolution_as_written(
 
 
 def test_a_program_of_operators_is_reached_too() -> None:
-    from compressor.mended import as_program
+    from compressor.surgery.mending import as_program
 
     layer = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Flatten(), nn.Linear(36, 2))
     images = torch.randn(2, 3, 6, 6)

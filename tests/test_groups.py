@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from compressor.errors import GroupError
 from compressor.groups import Role, Traced, trace, without
-from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
-from compressor.proving import shrink_proved
-from compressor.shrink import surgery_of
+from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.surgery.proved import shrink_proved
+from compressor.surgery.shrinking import surgery_of
 from tests.topologies import INPUT, TOPOLOGIES, Attention, Concatenated, Residual, alive, head, plain
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.groups import Role, Traced, trace
-from compressor.held import MADE, Holder, add_noise_, held_copy, said_otherwise, slices_of, speaking
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
-from compressor.plan import PruningPlan
-from compressor.shrink import shrink
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.zeroed import MADE, Holder, add_noise_, held_copy, said_otherwise, slices_of, speaking
 from tests.topologies import INPUT, Concatenated, Residual, alive, norm_after_activation, plain
 
 EXAMPLE = (torch.zeros(INPUT),)

@@ -20,10 +20,10 @@ from compressor.checkpoint.loading import load
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import CheckpointError
 from compressor.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.silence import silenced_outputs
+from compressor.surgery.plan import ChannelBudget
 from tests.attacks.test_edited_artifacts import edit, make_old
 from tests.topologies import checkpoint_of
 
@@ -370,7 +370,7 @@ def test_a_proof_sees_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.extend(args[3])
         return silenced_outputs(*args, **kwargs)
 
-    monkeypatch.setattr("compressor.proof.silenced_outputs", watched)
+    monkeypatch.setattr("compressor.surgery.proof.silenced_outputs", watched)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
     images = Images(torch.rand(20, 3, 8, 8), torch.zeros(20, dtype=torch.int64))

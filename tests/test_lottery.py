@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data
 from compressor.errors import PlanError
-from compressor.masks import MaskScope, WeightMask, magnitude, maskable
+from compressor.surgery.masks import MaskScope, WeightMask, magnitude, maskable
 from compressor.training.loop import train
 from compressor.training.lottery.tickets import (
     Keeping,

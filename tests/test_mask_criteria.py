@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.errors import PlanError
-from compressor.mask_criteria import (
+from compressor.surgery.mask_criteria import (
     MaskCriterion,
     mask_by,
     mask_criterion_named,
     score_weights,
     slower_at_the_output,
 )
-from compressor.masks import MaskScope, magnitude
+from compressor.surgery.masks import MaskScope, magnitude
 
 M = MaskCriterion
 INITIAL = torch.tensor([[0.5, -0.4], [0.1, -0.2]], dtype=torch.float64)

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, PlanError, RepairError
-from compressor.mask_criteria import MaskCriterion, mask_by
-from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.outputs import outputs_of, relative_difference
 from compressor.planning import moments
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.least_squares import reconstruct
 from compressor.pruning.repair.repairing import Repair, renormed, repair
 from compressor.pruning.request import MaskRequest
-from compressor.surgery import Surgery
+from compressor.surgery.mask_criteria import MaskCriterion, mask_by
+from compressor.surgery.masks import WeightMask, apply_mask_, magnitude, maskable
+from compressor.surgery.surgery import Surgery
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, checkpoint_of, head, plain
 
 BY_IMAGES = [r for r in Repair if r is not Repair.NONE]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.errors import PlanError
-from compressor.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude, magnitude_round, maskable
 from compressor.planning.costs import masked_macs
+from compressor.surgery.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude, magnitude_round, maskable
 
 
 def net(seed: int = 0) -> nn.Sequential:

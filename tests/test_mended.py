@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from compressor.errors import SurgeryError
 from compressor.groups import trace
 from compressor.input_spec import random_like
-from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference
-from compressor.plan import ChannelBudget, Scores, plan_pruning
 from compressor.recorded import RecordedProgram, program_from
-from compressor.shrink import shrink
-from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
+from compressor.surgery.mending import as_program
+from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.surgery import Surgery, operate, reshaped, surgery_from_json
 from tests.command_line import done
 from tests.topologies import INPUT, TOPOLOGIES, WAYS, FusedAttention, PaddedSkip, Residual, alive, head
 

@@ -14,12 +14,12 @@ from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, GroupError, SurgeryError
 from compressor.groups import trace, without
-from compressor.plan import ChannelBudget, PruningPlan
 from compressor.precision import in_types_
-from compressor.proof import TOLERANCE, Proof
-from compressor.proving import shrink_proved
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget, PruningPlan
+from compressor.surgery.proof import TOLERANCE, Proof
+from compressor.surgery.proved import shrink_proved
 from tests.test_shrink import random_plan
 
 
@@ -173,13 +173,13 @@ def test_a_wrong_network_is_refused_whatever_its_types(monkeypatch: pytest.Monke
     torch.manual_seed(0)
     module, x = CastByTensor().eval(), torch.randn(1, 8)
     traced = trace(module, (x,))
-    monkeypatch.setattr("compressor.proving.prove", lambda small, reference: _spoiled(small, reference))
+    monkeypatch.setattr("compressor.surgery.proved.prove", lambda small, reference: _spoiled(small, reference))
     with pytest.raises(SurgeryError, match="differs from the silenced dense one"):
         shrink_proved(module, traced, random_plan(traced.groups, 0.5), (x,))
 
 
 def _spoiled(small: nn.Module, reference: object) -> Proof:
-    from compressor.proof import prove
+    from compressor.surgery.proof import prove
 
     with torch.no_grad():
         small.get_parameter("c.weight").mul_(1.01)

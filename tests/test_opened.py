@@ -16,16 +16,16 @@ from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.errors import InputError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace
-from compressor.mended import mended
 from compressor.opened import opened
 from compressor.outputs import outputs_of, relative_difference
-from compressor.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
-from compressor.proof import random_like
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
 from compressor.recorded import RecordedProgram
-from compressor.shrink import forms, shrink
 from compressor.silence import silenced_outputs
+from compressor.surgery.mending import mended
+from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
+from compressor.surgery.proof import random_like
+from compressor.surgery.shrinking import forms, shrink
 from tests.topologies import alive, checkpoint_of
 
 HALF = Request(budget=ChannelBudget(ratio=0.5), align=1)
@@ -273,7 +273,7 @@ def test_a_program_that_is_wrong_elsewhere_is_made_for_the_examples_size_alone(m
         node["args"][1] = 256
         return recorded
 
-    monkeypatch.setattr(sys.modules["compressor.shrink"], "mended", tampered)
+    monkeypatch.setattr(sys.modules["compressor.surgery.shrinking"], "mended", tampered)
     *_, open_program, _ = forms(module, traced, plan, (x,))
     with pytest.raises(SurgeryError, match="differs"):
         open_program()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from compressor.errors import InternalError
 from compressor.groups import Traced, trace
-from compressor.plan import gone_labels
-from compressor.proving import shrink_proved
 from compressor.recorded import RecordedProgram
 from compressor.rules import RULES
 from compressor.silence import silenced_outputs
+from compressor.surgery.plan import gone_labels
+from compressor.surgery.proved import shrink_proved
 from compressor.tracing import _went
 from tests.test_tracing import half, reasons
 from tests.topologies import alive

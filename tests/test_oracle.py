@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from tests.cases import CASES, Inputs, floats
 from tests.oracle import EXACT, Verdict, distinct_, judged
 from tests.reasons import internal_in

@@ -17,9 +17,9 @@ from compressor.measuring.pack.folder import bench_of_pack, range_of, table_of_p
 from compressor.measuring.pack.script import inputs_of
 from compressor.measuring.runtimes import load
 from compressor.measuring.tables.networks import networks_of
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from tests.topologies import Residual, alive, checkpoint_of
 
 # what a target lacks is missing for the script too

@@ -15,10 +15,10 @@ from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.jobs.inspect import inspect
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.surgery import operate
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope
+from compressor.surgery.surgery import operate
 from tests.topologies import alive, checkpoint_of, plain
 
 HALF = ChannelBudget(ratio=0.5)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup, Member, Role
-from compressor.plan import (
+from compressor.surgery.plan import (
     ChannelBudget,
     CostBudget,
     Countable,
@@ -21,7 +21,7 @@ from compressor.plan import (
     plan_from_json,
     plan_pruning,
 )
-from compressor.rounding import kept, multiple_of
+from compressor.surgery.rounding import kept, multiple_of
 
 SHARED = [Scope.UNIFORM, Scope.GLOBAL, Scope.ISOMORPHIC]
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, GroupError, RepairError
 from compressor.groups import trace
-from compressor.plan import CostBudget, Countable, Scope
 from compressor.planning.calibration import calibration_split
 from compressor.planning.walk import program_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.probing import emptiable, fitted_and_probed
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
+from compressor.surgery.plan import CostBudget, Countable, Scope
 from tests.topologies import INPUT, Residual, alive, checkpoint_of, head
 
 

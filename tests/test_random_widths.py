@@ -14,13 +14,13 @@ from torch import nn
 
 from compressor.errors import PlanError
 from compressor.groups import trace
-from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 from compressor.planning.costs import CostModel, count
 from compressor.planning.random_widths import random_widths
 from compressor.planning.widths import ChannelCost, CountedCost, Sizes
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.rounding import multiple_of
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
+from compressor.surgery.rounding import multiple_of
 from sample_models.networks import resnet8, small_cnn
 from tests.command_line import ARCH, done
 from tests.topologies import INPUT, Concatenated, Residual, alive, checkpoint_of, depthwise, grouped

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of, relative_difference
-from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.planning import moments
 from compressor.planning.branches import residual_sum
 from compressor.planning.sensitivity import rise
 from compressor.planning.walk import program_of, readers
 from compressor.pruning.repair import least_squares as reconstruct
 from compressor.pruning.repair.least_squares import Reconstruction
-from compressor.shrink import shrink
-from compressor.surgery import Surgery
+from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.surgery import Surgery
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain
 
 EXAMPLE = (torch.zeros(INPUT),)

@@ -20,16 +20,16 @@ from compressor.errors import CalibrationError, RepairError
 from compressor.export.onnx import export_onnx
 from compressor.groups import trace
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, CostBudget, Countable, Scope, Scores, plan_pruning
 from compressor.planning.sensitivity import rise
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair import repairing as module_repair
 from compressor.pruning.repair.least_squares import LayerFit
 from compressor.pruning.repair.repairing import Repair, Repaired, affordable, emptied, renormed, repair, repair_named
 from compressor.pruning.request import Request
-from compressor.shrink import shrink
-from compressor.silent import Silent
-from compressor.surgery import Surgery, operate
+from compressor.surgery.constant import Silent
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.surgery import Surgery, operate
 from compressor.training.retraining import starting_module
 from tests.topologies import INPUT, Residual, alive, checkpoint_of, head, idle, plain
 

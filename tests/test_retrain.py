@@ -19,10 +19,10 @@ from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable
-from compressor.masks import magnitude
 from compressor.outputs import class_scores
 from compressor.planning.costs import Cost, count
-from compressor.surgery import Surgery, operate
+from compressor.surgery.masks import magnitude
+from compressor.surgery.surgery import Surgery, operate
 from compressor.training import ways as arms
 from compressor.training.loop import Progress
 from compressor.training.retraining import Wishes, recipe_for, retrain, starting_module, tensorboard

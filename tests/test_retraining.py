@@ -20,10 +20,10 @@ from compressor.cli.main import app
 from compressor.data.sources import load_data
 from compressor.errors import ArtifactError, RetrainError
 from compressor.jobs import retrain as retraining
-from compressor.masks import apply_mask_, magnitude
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.masks import apply_mask_, magnitude
+from compressor.surgery.plan import ChannelBudget
 from compressor.training.loop import Progress
 from compressor.training.ways import Wishes
 

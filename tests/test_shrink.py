@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor import proving
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, trace
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
-from compressor.proof import TOLERANCE, prove, reference_of
-from compressor.proving import shrink_proved
-from compressor.shrink import shrink, surgery_of
 from compressor.silence import silenced_outputs
-from compressor.surgery import Surgery, operate, surgery_from_json
+from compressor.surgery import proved as proving
+from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
+from compressor.surgery.proof import TOLERANCE, prove, reference_of
+from compressor.surgery.proved import shrink_proved
+from compressor.surgery.shrinking import shrink, surgery_of
+from compressor.surgery.surgery import Surgery, operate, surgery_from_json
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, head, plain
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)

@@ -10,8 +10,8 @@ from torch import nn
 
 from compressor.errors import SurgeryError
 from compressor.outputs import outputs_of
-from compressor.silent import Silent, can_be_silent, silent_from
-from compressor.surgery import Surgery, operate, reshaped, surgery_from_json
+from compressor.surgery.constant import Silent, can_be_silent, silent_from
+from compressor.surgery.surgery import Surgery, operate, reshaped, surgery_from_json
 from tests.topologies import INPUT, Residual, alive
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

@@ -17,9 +17,9 @@ from compressor.groups import trace
 from compressor.measuring.runtimes import load
 from compressor.measuring.tables.networks import networks_of
 from compressor.measuring.tables.skeletons import SHAPE, narrowed, owner_of, skeleton_of
-from compressor.plan import PruningPlan
 from compressor.planning.widths import Sizes
-from compressor.shrink import shrink
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.shrinking import shrink
 from tests.topologies import INPUT, Concatenated, Residual, alive, depthwise, flattened, grouped, plain, transposed
 
 EXAMPLE = (torch.zeros(INPUT),)

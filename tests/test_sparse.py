@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.sparse import FILE_NAME, Encoding, onnx_sparse, read_sparse, write_sparse
 from compressor.errors import ArtifactError, ExportError
-from compressor.masks import WeightMask, apply_mask_, magnitude
+from compressor.surgery.masks import WeightMask, apply_mask_, magnitude
 
 INTEGERS = {
     torch.float16: torch.int16,

@@ -23,10 +23,10 @@ from compressor.measuring.tables.networks import Networks
 from compressor.measuring.tables.skeletons import SHAPE
 from compressor.measuring.tables.table import LatencyTable, Whole
 from compressor.measuring.turns import Measurement
-from compressor.plan import LatencyBudget, Scope
 from compressor.pruning.request import Request
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import prune_to_speed
+from compressor.surgery.plan import LatencyBudget, Scope
 from tests.topologies import alive, checkpoint_of
 
 BASE_NS = 2_000

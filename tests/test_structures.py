@@ -15,11 +15,11 @@ from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.errors import CompressError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.outputs import outputs_of, tensors_in
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.recorded import RecordedProgram, program_from
 from compressor.structures import Fields, restored, taken_apart
+from compressor.surgery.plan import ChannelBudget
 from tests.topologies import alive, checkpoint_of
 
 INPUT = (1, 3, 12, 12)

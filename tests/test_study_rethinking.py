@@ -16,7 +16,6 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Shape, Start
 from compressor.cli.study import data_of
 from compressor.data.splits import Data, Images, SplitName
-from compressor.masks import magnitude
 from compressor.planning.costs import Cost, count
 from compressor.studies.papers import rethinking
 from compressor.studies.papers.rethinking import (
@@ -43,6 +42,7 @@ from compressor.studies.papers.rethinking import (
 from compressor.studies.runner import Folder, run_study, told
 from compressor.studies.study import Cell, Results, Scale, Verdict
 from compressor.studies.subjects import subject
+from compressor.surgery.masks import magnitude
 
 
 @functools.cache

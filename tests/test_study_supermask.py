@@ -11,12 +11,12 @@ import pytest
 
 from compressor.cli.study import data_of
 from compressor.data.splits import Data
-from compressor.mask_criteria import MaskCriterion
 from compressor.studies import papers as studies
 from compressor.studies.papers import supermask
 from compressor.studies.papers.supermask import TICKET, TRAINED, UNTRAINED, _named, cells, plots, verdict
 from compressor.studies.runner import Folder, run_study, told
 from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.surgery.mask_criteria import MaskCriterion
 from compressor.training.lottery.treatments import Kept, Pruned
 
 

@@ -10,9 +10,9 @@ import torch_pruning
 from torch import Tensor, nn
 
 from compressor.groups import Role, trace
-from compressor.plan import ChannelBudget, Scores, plan_pruning
-from compressor.rounding import kept
-from compressor.shrink import shrink
+from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
+from compressor.surgery.rounding import kept
+from compressor.surgery.shrinking import shrink
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
 
 EXAMPLE = torch.randn(INPUT, generator=torch.Generator().manual_seed(1))

@@ -14,11 +14,11 @@ from compressor.errors import GroupError
 from compressor.exported import Exported, exported
 from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
-from compressor.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
-from compressor.proving import shrink_proved
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.rules import rule_of
+from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
+from compressor.surgery.proved import shrink_proved
 from compressor.tracing import Tracer, ValuesNeeded
 from tests.brought import BROUGHT
 from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, checkpoint_of, head

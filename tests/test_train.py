@@ -26,8 +26,8 @@ from compressor.checkpoint.recipes import (
 )
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
-from compressor.masks import apply_mask_, magnitude
 from compressor.outputs import class_scores
+from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.training.loop import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
 
 PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)

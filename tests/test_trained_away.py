@@ -21,11 +21,11 @@ from compressor.errors import CompressError, GroupError, PlanError, RetrainError
 from compressor.input_spec import random_like
 from compressor.jobs.prune import partial_of
 from compressor.outputs import outputs_of
-from compressor.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import During, during_from, prune_while_training
-from compressor.surgery import operate
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
+from compressor.surgery.surgery import operate
 from compressor.training.events import EventSchedule
 from compressor.training.loop import correct_in
 from tests.command_line import ARCH, done, refused, run

@@ -12,10 +12,10 @@ from compressor.checkpoint.recipes import Step
 from compressor.data.domains import Target, target_of
 from compressor.data.splits import Images
 from compressor.errors import PlanError
-from compressor.plan import plan_from_json
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, Transferred, prune_while_adapting
-from compressor.surgery import operate
+from compressor.surgery.plan import plan_from_json
+from compressor.surgery.surgery import operate
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.loop import Progress
 from tests.two_domains import RECIPE, checkpoint, same_bytes, source_data, state_of, target_data, trained_network

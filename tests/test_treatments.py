@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import PlanError
-from compressor.masks import WeightMask
+from compressor.surgery.masks import WeightMask
 from compressor.training.loop import train
 from compressor.training.lottery.treatments import (
     Frozen,

@@ -16,7 +16,7 @@ from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images
 from compressor.errors import PlanError, RetrainError
 from compressor.groups import ChannelGroup, trace
-from compressor.held import ALL, slices_of
+from compressor.surgery.zeroed import ALL, slices_of
 from compressor.training.events import Departure, EventSchedule, targeted
 from compressor.training.events_in_training import (
     Effect,

@@ -14,11 +14,11 @@ from compressor.errors import RuntimeUnavailable
 from compressor.measuring.ceilings import Ceiling, Ceilings, ceilings
 from compressor.measuring.layer_times import why
 from compressor.measuring.runtimes import NodeTime, load
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
+from compressor.surgery.plan import ChannelBudget
 from tests.topologies import Residual, alive, checkpoint_of
 
 PEAKS = Ceilings(macs_per_ns=10.0, bytes_per_ns=5.0, launch_ns=100.0)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from compressor.groups import trace
-from compressor.plan import Countable, PruningPlan
 from compressor.planning.costs import CostModel, count
 from compressor.planning.widths import FEATURES, PRODUCT, ChannelCost, CountedCost, Layer, Sizes, WidthCost, features
-from compressor.shrink import shrink
+from compressor.surgery.plan import Countable, PruningPlan
+from compressor.surgery.shrinking import shrink
 from tests.topologies import INPUT, Concatenated, Residual, alive, depthwise, flattened, grouped
 
 NETWORKS = [Residual, Concatenated, depthwise, flattened, grouped]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from compressor.checkpoint.loading import Architecture, Checkpoint
     from compressor.data.splits import Preprocessing
     from compressor.input_spec import InputSpec
-    from compressor.masks import WeightMask
+    from compressor.surgery.masks import WeightMask
 
 SCHEMA = 2  # 1 had a hash of its files alone, not of the program and the numbers that the recipe itself holds
 FORMS = {1: forms.RECIPE_1, 2: forms.RECIPE_2}
@@ -189,7 +189,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.input_spec import TYPES, drawn_from
     from compressor.precision import in_precision_
     from compressor.recorded import program_from
-    from compressor.surgery import put_state_, reshaped, surgery_from_json
+    from compressor.surgery.surgery import put_state_, reshaped, surgery_from_json
 
     recipe = open_artifact(folder).recipe
     specs = _specs(recipe)
@@ -303,7 +303,7 @@ def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
 def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str, Any]:
     """What rebuilds the small network: plain values only."""
     from compressor.input_spec import specs_of
-    from compressor.surgery import Surgery
+    from compressor.surgery.surgery import Surgery
 
     architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
     return {

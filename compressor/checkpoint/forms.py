@@ -40,7 +40,7 @@ LONGEST_SIDE = 2**31 - 1
 
 def _kind(value: object, place: str) -> None:
     """A kind of factors, whose module imports torch: it is asked for when there is one to check."""
-    from compressor.factors import Kind
+    from compressor.surgery.factors import Kind
 
     one_of(*map(str, Kind))(value, place)
 

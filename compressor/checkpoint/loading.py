@@ -29,7 +29,7 @@ from compressor.precision import in_precision, in_precision_, types_in
 from compressor.recorded import RecordedProgram
 from compressor.regular import check_regular
 from compressor.soundness import broken_in
-from compressor.surgery import Surgery, put_state_
+from compressor.surgery.surgery import Surgery, put_state_
 from compressor.tensor_files import read_safetensors
 
 __all__ = [

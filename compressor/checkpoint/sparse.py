@@ -29,7 +29,7 @@ from torch import Tensor
 
 from compressor.errors import ArtifactError, ExportError, PlanError
 from compressor.files import whole
-from compressor.masks import WeightMask
+from compressor.surgery.masks import WeightMask
 
 FILE_NAME = "sparse.safetensors"
 SAVES_NO_TIME = "sparse storage saves disk, not time: a runtime makes the weights dense again when it loads them"

@@ -96,7 +96,7 @@ def show(found: dict[str, Any]) -> None:
     """What the network counts before and after, and every layer's rank, on stdout."""
     from rich.table import Table
 
-    from compressor.proof import in_words
+    from compressor.surgery.proof import in_words
 
     out = console()
     table = Table(box=None, pad_edge=False)

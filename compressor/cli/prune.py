@@ -216,8 +216,8 @@ def show(results: dict[str, Any]) -> None:
     """What was asked for and what came of it, as tables on stdout."""
     from rich.table import Table
 
-    from compressor.proof import in_words
     from compressor.report.wording import VACUOUS
+    from compressor.surgery.proof import in_words
 
     if "mask" in results:
         show_mask(results["mask"])

@@ -36,10 +36,10 @@ from compressor.gradients import right_gradients
 from compressor.groups import trace
 from compressor.leftovers import temporary
 from compressor.outputs import tensors_in
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say
+from compressor.surgery.plan import ChannelBudget
 
 DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 leaves 0.25 to 0.3 where all is coupled
 

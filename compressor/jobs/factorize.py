@@ -10,12 +10,12 @@ from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
 from compressor.checkpoint.loading import Checkpoint
 from compressor.environment import environment
 from compressor.errors import PlanError
-from compressor.factors import Kind, kind_named
 from compressor.names import file_name_from
-from compressor.plan import CostBudget, Countable
 from compressor.planning.ranks import EnergyBudget, RankBudget
 from compressor.pruning.low_rank import LowRank, factorize
-from compressor.rounding import AUTO_ALIGN
+from compressor.surgery.factors import Kind, kind_named
+from compressor.surgery.plan import CostBudget, Countable
+from compressor.surgery.rounding import AUTO_ALIGN
 
 Say = Callable[[str], None]
 

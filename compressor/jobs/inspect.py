@@ -10,8 +10,8 @@ import torch
 from compressor.checkpoint.loading import Checkpoint
 from compressor.groups import ChannelGroup, Traced, trace
 from compressor.input_spec import specs_of
-from compressor.plan import ChannelBudget, Countable, Scores, plan_pruning
 from compressor.planning.costs import Cost, CostModel
+from compressor.surgery.plan import ChannelBudget, Countable, Scores, plan_pruning
 
 RATIOS = (0.25, 0.5, 0.75)
 

@@ -16,11 +16,8 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
-from compressor.mask_criteria import MaskCriterion, mask_criterion_named
-from compressor.masks import MaskScope
 from compressor.measuring.tables.table import read_table
 from compressor.names import file_name_from
-from compressor.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 from compressor.planning import criteria
 from compressor.planning.calibration import Needs, calibration_split
 from compressor.pruning.masking import mask_weights
@@ -33,6 +30,9 @@ from compressor.pruning.speed.frontier import FIRST, fastest_within
 from compressor.pruning.speed.planner import Goal
 from compressor.pruning.speed.search import prune_to_speed
 from compressor.pruning.while_training import CRITERION, During, during_from, prune_while_training
+from compressor.surgery.mask_criteria import MaskCriterion, mask_criterion_named
+from compressor.surgery.masks import MaskScope
+from compressor.surgery.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
 
 __all__ = ["default_folder", "during_from", "goal_from", "needs_data", "partial_of", "prune_to", "request_from"]
 

@@ -17,7 +17,6 @@ from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.input_spec import random_like
 from compressor.leftovers import temporary
-from compressor.masks import WeightMask
 from compressor.measuring.accuracy import agreement, evaluate
 from compressor.measuring.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
 from compressor.measuring.machine import Conditions, conditions
@@ -25,6 +24,7 @@ from compressor.measuring.peak_memory import Load, peak_memory, unmeasurable
 from compressor.measuring.runtimes import Reads, Runtime, usable
 from compressor.measuring.setting import Row, Say, Setting, Timed, model_of, timed
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
+from compressor.surgery.masks import WeightMask
 
 SECONDS = 8.0  # for one runtime at one batch size
 BATCHES = (1, 64)

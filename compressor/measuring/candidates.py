@@ -21,9 +21,9 @@ from compressor.copies import copy_of
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.groups import ChannelGroup, Role, trace
-from compressor.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
-from compressor.plan import PruningPlan, gone_mask, plan_from_json
 from compressor.planning.costs import count, masked_macs
+from compressor.surgery.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
+from compressor.surgery.plan import PruningPlan, gone_mask, plan_from_json
 
 
 class CandidateName(StrEnum):

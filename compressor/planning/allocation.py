@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from compressor.errors import OutOfReach, PlanError
 from compressor.groups import ChannelGroup
-from compressor.plan import PruningPlan, Scores
 from compressor.planning.sensitivity import Curve
-from compressor.rounding import multiple_of
+from compressor.surgery.plan import PruningPlan, Scores
+from compressor.surgery.rounding import multiple_of
 
 PROBED = (0.75, 0.5, 0.25, 0.125)  # shares of a group's channels whose error is measured, rounded to the alignment
 AHEAD = (1, 2, 3, 4, 8)  # how many widths further a step may go

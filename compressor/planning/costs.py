@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from compressor.groups import ChannelGroup
 from compressor.lent import evaluating, plain_attention, without_values
-from compressor.masks import WeightMask
-from compressor.plan import Countable, PruningPlan
+from compressor.surgery.masks import WeightMask
+from compressor.surgery.plan import Countable, PruningPlan
 from compressor.tracing import ValuesNeeded
 
 

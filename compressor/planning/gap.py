@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compressor.plan import Budget, ChannelBudget, LatencyBudget
+from compressor.surgery.plan import Budget, ChannelBudget, LatencyBudget
 
 TOLERATED = 0.02  # of the dense network's channels, MACs or parameters
 NEARER = 0.005  # what another alignment must close for it to be worth a word

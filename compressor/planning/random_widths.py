@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
-from compressor.rounding import multiple_of
+from compressor.surgery.rounding import multiple_of
 
 NARROWEST = 0.125  # of a group's channels, where the widest keeps all, before the draw is scaled
 TOLERANCE = 0.01  # of the target: how far below it the cost of a draw that is taken at once may lie

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from compressor.copies import copy_of
 from compressor.errors import GroupError, OutOfReach, PlanError
-from compressor.factors import Kind, cost_of_a_rank, spectrum, why_not
 from compressor.lent import plain_attention
-from compressor.plan import CostBudget, Countable
 from compressor.recorded import RecordedProgram
+from compressor.surgery.factors import Kind, cost_of_a_rank, spectrum, why_not
+from compressor.surgery.plan import CostBudget, Countable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,10 @@ from compressor.copies import copy_of
 from compressor.errors import RepairError
 from compressor.exported import read_program
 from compressor.lent import quiet_exporter
-from compressor.mended import as_program
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 from compressor.recorded import RecordedProgram
 from compressor.structures import with_plain_outputs_
+from compressor.surgery.mending import as_program
 
 aten = torch.ops.aten
 CONVOLVING = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

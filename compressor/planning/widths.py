@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compressor.groups import ChannelGroup
-from compressor.plan import Countable
 from compressor.planning.costs import CostModel
+from compressor.surgery.plan import Countable
 
 Numbers = NDArray[np.float64]
 BLOCK = 16  # channels of a block with AVX-512; two blocks with AVX2

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from compressor.errors import PlanError, SurgeryError
 from compressor.groups import Traced
-from compressor.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.planning.calibration import Calibration
 from compressor.planning.costs import Cost, CostModel, count
 from compressor.planning.sensitivity import Curve
 from compressor.pruning.probing import allocated, drawn, probing_of
 from compressor.pruning.request import Request
-from compressor.shrink import shrink
+from compressor.surgery.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.surgery.shrinking import shrink
 
 Say = Callable[[str], None]
 

@@ -14,11 +14,11 @@ from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.copies import copy_of
 from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError
-from compressor.mask_criteria import MaskCriterion, mask_by
-from compressor.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.pruning.repair.repairing import Repair, Repaired, images_to_repair_with, repair
 from compressor.pruning.request import MaskRequest
-from compressor.surgery import Surgery
+from compressor.surgery.mask_criteria import MaskCriterion, mask_by
+from compressor.surgery.masks import WeightMask, apply_mask_, magnitude, maskable
+from compressor.surgery.surgery import Surgery
 
 Say = Callable[[str], None]
 

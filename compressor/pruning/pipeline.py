@@ -14,20 +14,20 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced, trace, without
-from compressor.plan import PruningPlan, Scores
 from compressor.planning.calibration import Needs, gather
 from compressor.planning.costs import Cost, LayerCost, count, layer_costs
 from compressor.planning.gap import Gap, gap_between
 from compressor.planning.sensitivity import Curve, writable
-from compressor.proof import Proof
-from compressor.proving import shrink_proved, unprovable
 from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level
 from compressor.pruning.repair.repairing import Repair, Repaired, emptied, repair, repair_blind
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.scoring import Say, calibration_images, score
 from compressor.recorded import RecordedProgram
 from compressor.sizes import takes_text
-from compressor.surgery import Surgery
+from compressor.surgery.plan import PruningPlan, Scores
+from compressor.surgery.proof import Proof
+from compressor.surgery.proved import shrink_proved, unprovable
+from compressor.surgery.surgery import Surgery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

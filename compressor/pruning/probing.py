@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from compressor.groups import ChannelGroup, Role
-from compressor.plan import ChannelBudget, CostBudget, PruningPlan, Scores
 from compressor.planning.allocation import Allocation, allocate, orders_from, plan_of_widths, widths_to_probe
 from compressor.planning.branches import residual_sum
 from compressor.planning.calibration import Calibration, Needs, gather
@@ -20,7 +19,8 @@ from compressor.planning.walk import Program, program_of, readers
 from compressor.planning.widths import ChannelCost, CountedCost, Sizes, WidthCost
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.silent import can_be_silent
+from compressor.surgery.constant import can_be_silent
+from compressor.surgery.plan import ChannelBudget, CostBudget, PruningPlan, Scores
 
 Say = Callable[[str], None]
 Batches = list[tuple[Tensor, ...]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compressor.errors import PlanError
-from compressor.mask_criteria import MaskCriterion
-from compressor.masks import MaskScope
-from compressor.plan import Budget, ChannelBudget, LatencyBudget, Scope
 from compressor.pruning.repair.repairing import Repair
+from compressor.surgery.mask_criteria import MaskCriterion
+from compressor.surgery.masks import MaskScope
+from compressor.surgery.plan import Budget, ChannelBudget, LatencyBudget, Scope
 
 CALIBRATION_IMAGES = 512
 MEMORY_BYTES = 4 * 2**30
@@ -24,7 +24,7 @@ class Request:
     budget: Budget
     criterion: str = "l1-norm"
     scope: Scope = Scope.UNIFORM
-    align: int | None = None  # None: as a runtime's blocks are, less where a group is narrow (`compressor.rounding`)
+    align: int | None = None  # None: as a runtime's blocks are, less where a group is narrow (`surgery.rounding`)
     min_channels: int = 1
     protect: tuple[str, ...] = ()
     heads: bool = True  # attention loses whole heads; else the same features of every head

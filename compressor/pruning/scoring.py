@@ -11,12 +11,12 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.groups import ChannelGroup
-from compressor.plan import Scope, Scores
 from compressor.planning import criteria
 from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
 from compressor.pruning.probing import fitted_and_probed
 from compressor.pruning.repair.repairing import Repair, images_to_repair_with
 from compressor.pruning.request import Request
+from compressor.surgery.plan import Scope, Scores
 
 Say = Callable[[str], None]
 OTHERWISE = "l1-norm"  # takes no data, and judges any group that a layer writes

@@ -22,14 +22,14 @@ from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
 from compressor.groups import ChannelGroup, LeftAlone, Traced
-from compressor.held import said_otherwise, speaking
-from compressor.plan import LatencyBudget, PruningPlan, Scope
 from compressor.planning.costs import count
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say, calibration_images, score
+from compressor.surgery.plan import LatencyBudget, PruningPlan, Scope
+from compressor.surgery.zeroed import said_otherwise, speaking
 from compressor.training.events import Departure, EventSchedule, mean_stability
 from compressor.training.events_in_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
 from compressor.training.loop import Callback

@@ -26,9 +26,9 @@ from compressor.data.splits import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
 from compressor.files import whole, write_text
 from compressor.groups import ChannelGroup
-from compressor.held import ALL, MADE, Holder, add_noise_, slices_of
 from compressor.json_files import read_json
 from compressor.schema import check
+from compressor.surgery.zeroed import ALL, MADE, Holder, add_noise_, slices_of
 from compressor.training.events import Departure, Event, event_from_json, targeted
 from compressor.training.loop import Callback, correct_in, iterations_per_epoch, train
 from compressor.training.resume import EpochRecord

@@ -15,9 +15,9 @@ from compressor.checkpoint.recipes import How, Recipe
 from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
-from compressor.masks import WeightMask, apply_mask_
 from compressor.recorded import RecordedProgram
-from compressor.surgery import put_state_
+from compressor.surgery.masks import WeightMask, apply_mask_
+from compressor.surgery.surgery import put_state_
 from compressor.training.loop import AfterStep, Callback, Progress, train
 from compressor.training.ways import SCRATCH, Wishes, recipe_for
 

@@ -18,11 +18,11 @@ from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images
 from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table
-from compressor.plan import ChannelBudget
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
 from compressor.studies.study import Cell
+from compressor.surgery.plan import ChannelBudget
 from compressor.training.resume import EpochRecord, Run, digest_of, save
 from compressor.training.watch import StateAt
 from tests.brought import WrittenOut

@@ -14,9 +14,9 @@ from compressor.checkpoint.architectures import Architecture, architecture_from_
 from compressor.checkpoint.artifacts import write_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import ArchitectureError, CompressError
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.surgery.plan import ChannelBudget
 from sample_models.networks import small_cnn
 
 FUNCTIONS = [

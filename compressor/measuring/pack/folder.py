@@ -23,7 +23,6 @@ from compressor.errors import ArtifactError
 from compressor.files import write_text
 from compressor.groups import trace
 from compressor.leftovers import PART, beside
-from compressor.masks import WeightMask
 from compressor.measuring.candidates import candidates_of, with_onnx
 from compressor.measuring.runtimes import NodeTime, load
 from compressor.measuring.setting import row_of
@@ -32,6 +31,7 @@ from compressor.measuring.tables.networks import by_operator, networks_of
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.schema import check
+from compressor.surgery.masks import WeightMask
 
 Say = Callable[[str], None]
 

@@ -22,9 +22,9 @@ from compressor.input_spec import random_like
 from compressor.leftovers import temporary
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of
-from compressor.plan import PruningPlan
 from compressor.planning.widths import Layer, Numbers, Sizes
-from compressor.shrink import shrink
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.shrinking import shrink
 
 
 class Networks:

@@ -18,7 +18,7 @@ from compressor.copies import copy_of
 from compressor.planning.branches import norm_behind
 from compressor.planning.moments import reader_of
 from compressor.planning.walk import NORMALISING, Program, Walk, aten, call, operator, readers, side_by_side
-from compressor.surgery import Surgery
+from compressor.surgery.surgery import Surgery
 
 POINTS = 64
 POINTWISE = {

@@ -24,7 +24,6 @@ from torch.nn import functional
 
 from compressor.copies import copy_of
 from compressor.gradients import right_gradients
-from compressor.masks import WeightMask
 from compressor.outputs import tensors_in
 from compressor.planning.branches import residual_sum
 from compressor.planning.sensitivity import rise
@@ -36,7 +35,8 @@ from compressor.planning.walk import (
     readers,
     side_by_side,
 )
-from compressor.surgery import Surgery
+from compressor.surgery.masks import WeightMask
+from compressor.surgery.surgery import Surgery
 
 Say = Callable[[str], None]
 STEPS, JUDGED_EVERY, PATIENCE = 900, 50, 8  # steps; between judgements; judgements in a row that found none better

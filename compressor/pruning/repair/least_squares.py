@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.copies import copy_of
-from compressor.masks import WeightMask
 from compressor.planning.affording import affords, rows_within
 from compressor.planning.branches import LAYOUTS, Branch, norm_behind, residual_sum
 from compressor.planning.mean_fit import Leftovers, fit_mean
@@ -38,7 +37,8 @@ from compressor.planning.moments import (
     wanted_rows,
 )
 from compressor.planning.walk import Program, Walk, call, calls, operator, readers, side_by_side
-from compressor.surgery import Surgery
+from compressor.surgery.masks import WeightMask
+from compressor.surgery.surgery import Surgery
 
 Say = Callable[[str], None]
 HELD_OUT = 4  # every so many batches, one judges the ridge

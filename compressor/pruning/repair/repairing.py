@@ -30,7 +30,6 @@ from compressor.data.splits import Data
 from compressor.errors import RepairError, named
 from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating
-from compressor.masks import Masker, WeightMask
 from compressor.outputs import outputs_of, relative_difference
 from compressor.planning.affording import reserved
 from compressor.planning.calibration import calibration_batches, calibration_split
@@ -40,7 +39,8 @@ from compressor.planning.walk import Walk, program_of, readers
 from compressor.pruning.repair.batch_norm_means import compensated
 from compressor.pruning.repair.distillation import STEPS, distil
 from compressor.pruning.repair.least_squares import LayerFit, reconstruct
-from compressor.surgery import Surgery, operate
+from compressor.surgery.masks import Masker, WeightMask
+from compressor.surgery.surgery import Surgery, operate
 
 Say = Callable[[str], None]
 HELD_OUT_SHARE = 8  # of the batches, one in so many judges

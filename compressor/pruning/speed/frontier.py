@@ -29,12 +29,12 @@ from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate
-from compressor.plan import LatencyBudget, Scope
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import Fast, prune_to_speed
 from compressor.schema import check
+from compressor.surgery.plan import LatencyBudget, Scope
 
 Say = Callable[[str], None]
 

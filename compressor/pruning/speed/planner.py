@@ -27,7 +27,6 @@ from compressor.measuring.tables.measured import table_for
 from compressor.measuring.tables.networks import Networks
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import Measurement, Speedup, speedup
-from compressor.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
 from compressor.planning.allocation import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.planning.sensitivity import Curve
 from compressor.planning.widths import START, WidthCost
@@ -35,6 +34,7 @@ from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.speed.aim import Aim
+from compressor.surgery.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
 
 Say = Callable[[str], None]
 

@@ -21,12 +21,12 @@ from compressor.data.domains import Target
 from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup
-from compressor.plan import CostBudget, Countable, Scope, Scores
 from compressor.planning.costs import count
 from compressor.pruning.pipeline import Judge, Pruned, prune
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.scores import CRITERION, check_comparable, pairs_of, transfer_scores
+from compressor.surgery.plan import CostBudget, Countable, Scope, Scores
 from compressor.training.domains.adaptation import Alignment, adapt
 from compressor.training.loop import Callback
 

@@ -34,8 +34,8 @@ from compressor.errors import CalibrationError, GroupError
 from compressor.gradients import right_gradients
 from compressor.groups import ChannelGroup, Member, Role
 from compressor.outputs import class_scores
-from compressor.plan import Scores
 from compressor.planning.calibration import over_channels, rows
+from compressor.surgery.plan import Scores
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.domains.features import features_in, layer_named, reading
 from compressor.training.domains.mmd import mmd

@@ -46,14 +46,11 @@ from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName, batches, first
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
-from compressor.factors import Kind
 from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
-from compressor.masks import apply_mask_, magnitude
 from compressor.measuring.accuracy import evaluate_onnx, load_onnx
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import Measurement, caveats_of, speedup
-from compressor.plan import CostBudget, Countable
 from compressor.planning.costs import count
 from compressor.planning.ranks import RankBudget
 from compressor.pruning.low_rank import LowRank, factorize
@@ -64,6 +61,9 @@ from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_d
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
 from compressor.studies.subjects import percent_correct, subject
+from compressor.surgery.factors import Kind
+from compressor.surgery.masks import apply_mask_, magnitude
+from compressor.surgery.plan import CostBudget, Countable
 from compressor.training.exits.onnx import export_exits
 from compressor.training.exits.threshold import alike
 from compressor.training.retraining import retrain

@@ -35,15 +35,15 @@ from torch import Tensor
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
-from compressor.masks import MaskScope, WeightMask
 from compressor.measuring.accuracy import evaluate
-from compressor.plan import ChannelBudget
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.studies.interval import mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
 from compressor.studies.subjects import subject
+from compressor.surgery.masks import MaskScope, WeightMask
+from compressor.surgery.plan import ChannelBudget
 from compressor.training.lottery.early_stopping import holding, train_watched
 from compressor.training.lottery.initialisation import glorot_normal
 from compressor.training.lottery.tickets import Rounds, rest_of, rewound, rounds_with_output, shuffled

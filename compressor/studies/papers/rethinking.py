@@ -39,8 +39,6 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step
 from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
-from compressor.masks import apply_mask_, magnitude
-from compressor.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.planning.costs import Cost, count, masked_macs
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
@@ -49,6 +47,8 @@ from compressor.studies.interval import difference, pooled_deviation
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import percent_correct, subject
+from compressor.surgery.masks import apply_mask_, magnitude
+from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope
 from compressor.training.loop import train
 from compressor.training.retraining import device_named, retrain, starting_module
 from compressor.training.ways import SCRATCH, Wishes, recipe_for

@@ -38,17 +38,17 @@ from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, St
 from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
 from compressor.groups import Traced, trace
-from compressor.held import said_otherwise
 from compressor.measuring.accuracy import evaluate
-from compressor.plan import ChannelBudget, PruningPlan
-from compressor.proving import shrink_proved
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import choosing
-from compressor.rounding import kept
 from compressor.studies.interval import correlation, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
 from compressor.studies.subjects import subject
+from compressor.surgery.plan import ChannelBudget, PruningPlan
+from compressor.surgery.proved import shrink_proved
+from compressor.surgery.rounding import kept
+from compressor.surgery.zeroed import said_otherwise
 from compressor.training.events import Departure, EventSchedule, mean_stability
 from compressor.training.events_in_training import (
     Effect,

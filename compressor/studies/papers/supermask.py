@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, Preprocessing, SplitName
-from compressor.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
-from compressor.masks import WeightMask, maskable
 from compressor.measuring.accuracy import evaluate
 from compressor.studies.interval import Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
 from compressor.studies.subjects import subject
+from compressor.surgery.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
+from compressor.surgery.masks import WeightMask, maskable
 from compressor.training.loop import train
 from compressor.training.lottery.initialisation import glorot_normal
 from compressor.training.lottery.supermask import Multiplied, learn_mask

@@ -12,7 +12,7 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
-from compressor.masks import WeightMask
+from compressor.surgery.masks import WeightMask
 from compressor.training.loop import train
 from compressor.training.lottery.tickets import Keeping
 from compressor.training.resume import EpochRecord

@@ -20,8 +20,8 @@ from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe
 from compressor.copies import copy_of
 from compressor.data.splits import Data, ImageSet, Preprocessing
-from compressor.masks import maskable
 from compressor.measuring.accuracy import Accuracy, evaluate
+from compressor.surgery.masks import maskable
 from compressor.training.loop import train
 from compressor.training.lottery.treatments import signed_constant
 from compressor.training.resume import EpochRecord

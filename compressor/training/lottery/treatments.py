@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.chance import generator
 from compressor.copies import copy_of
 from compressor.errors import PlanError
-from compressor.masks import WeightMask
+from compressor.surgery.masks import WeightMask
 
 
 class Kept(enum.StrEnum):

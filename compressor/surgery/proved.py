@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from compressor.errors import SurgeryError
 from compressor.groups import Traced
-from compressor.plan import PruningPlan
-from compressor.proof import Proof, Reference, differing, prove, reference_of
-from compressor.shrink import shrink
-from compressor.surgery import Surgery
+from compressor.surgery.plan import PruningPlan
+from compressor.surgery.proof import Proof, Reference, differing, prove, reference_of
+from compressor.surgery.shrinking import shrink
+from compressor.surgery.surgery import Surgery
 
 FLOAT64_FIRST = 100_000_000  # parameters; above it float64 takes much time and memory, and is for the last resort
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressError, InternalError, SurgeryError
 from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
-from compressor.mended import mended
 from compressor.opened import Opened, opened
-from compressor.plan import PruningPlan, gone_labels, gone_mask
-from compressor.proof import TOLERANCE, difference, differing, reference_of
 from compressor.recorded import RecordedProgram
-from compressor.surgery import Surgery, operate
+from compressor.surgery.mending import mended
+from compressor.surgery.plan import PruningPlan, gone_labels, gone_mask
+from compressor.surgery.proof import TOLERANCE, difference, differing, reference_of
+from compressor.surgery.surgery import Surgery, operate
 from compressor.tracing import Trace
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
@@ -67,7 +67,7 @@ def shrink(
     """A smaller copy of `module`, and the surgery that made it; the module stays as it was.
 
     The first of `forms` that `judge` does not refuse with a `SurgeryError`. Without one it is enough to say, in
-    float32, about what the dense network says with the removed channels silenced; `compressor.proving` judges by the
+    float32, about what the dense network says with the removed channels silenced; `surgery.proved` judges by the
     proof. Refused: a plan of which no form does.
     """
     judge = judge or _closeness(module, traced, plan, example_inputs)
@@ -103,8 +103,8 @@ def forms(
     """The ways to build the small network, the plainest first; each builds when it is called.
 
     The user's own class in the new shapes; the same with the integers mended that equal a narrowed width (`hidden_dim`,
-    say); the exported program with its numbers mended (`compressor.mended`), with every size open that can be
-    (`compressor.opened`), proved at another size too; the same for the example's size.
+    say); the exported program with its numbers mended (`surgery.mending`), with every size open that can be
+    (`opened`), proved at another size too; the same for the example's size.
     """
     plan.check(traced.groups)
     cut = surgery_of(module, traced.groups, plan)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from compressor.copies import copy_of
 from compressor.errors import SurgeryError
 from compressor.groups import ChannelGroup, Role, Traced
-from compressor.plan import PruningPlan, gone_mask
-from compressor.proof import prove, reference_of
-from compressor.shrink import shrink
+from compressor.surgery.plan import PruningPlan, gone_mask
+from compressor.surgery.proof import prove, reference_of
+from compressor.surgery.shrinking import shrink
 
 ALL = (Role.PRODUCES, Role.CARRIES, Role.CONSUMES, Role.NORMALISES)
 MADE = (Role.PRODUCES,)

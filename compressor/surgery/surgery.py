@@ -1,6 +1,6 @@
 """What was cut from a network: for every tensor the indices that stay, for every layer the numbers that change.
 
-And which layers became two thinner ones (`compressor.factors`).
+And which layers became two thinner ones (`surgery.factors`).
 
 A surgery turns any state of the dense network into one of the small network (rewinding needs an early one), composes
 with the next surgery (iterative pruning is a `for`), and makes an artifact loadable without the module's pickle.
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from compressor.copies import copy_of
 from compressor.errors import SurgeryError
-from compressor.factors import Factors, factorized, factors_from_json, pieces
 from compressor.recorded import program_from
-from compressor.silent import silent_from
+from compressor.surgery.constant import silent_from
+from compressor.surgery.factors import Factors, factorized, factors_from_json, pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,8 @@ class Surgery:
     """A cut, relative to the dense network.
 
     `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → what to set on it.
-    `program`: the whole small network as its exported program (`compressor.mended`), where attributes are not enough.
-    `emptied`: layers that made or read channels of which none is left; `compressor.silent` has what takes their place.
+    `program`: the whole small network as its exported program (`surgery.mending`), where attributes are not enough.
+    `emptied`: layers that made or read channels of which none is left; `surgery.constant` has what takes their place.
     `factors`: layer → the two that take its place, `layer.0` and `layer.1`, in the order in which that was done. What
     `slices` and `attributes` say of a layer precedes its factors, and what they say of the two follows.
     """

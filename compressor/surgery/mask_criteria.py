@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compressor.chance import generator
 from compressor.errors import PlanError, named
-from compressor.masks import MaskScope, WeightMask, mask_from_scores
+from compressor.surgery.masks import MaskScope, WeightMask, mask_from_scores
 
 OUTPUT_PER_ROUND, OTHERS_PER_ROUND = 0.1, 0.2  # of what is left (Frankle & Carbin 2019, fig. 2)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compressor.errors import PlanError
 from compressor.groups import ChannelGroup, Role
-from compressor.rounding import kept, met_in_all, multiple_of, rounded
+from compressor.surgery.rounding import kept, met_in_all, multiple_of, rounded
 
 
 class Scope(enum.StrEnum):

@@ -1,0 +1,1 @@
+"""What is taken out (channels, single weights, rank), and the proof that it was right."""
