@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.operator_samples import Sample, Stream, core, samples
+from compressor.channels.groups import trace
+from compressor.channels.rules.stated import stated_reason
 from compressor.errors import GroupError, SurgeryError
-from compressor.groups import trace
-from compressor.rules.stated import stated_reason
 from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
 from compressor.surgery.proved import shrink_proved
 

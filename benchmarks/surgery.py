@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.provenance import provenance
+from compressor.channels.groups import trace
 from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.data.splits import Preprocessing
 from compressor.export.onnx import export_onnx
-from compressor.groups import trace
 from compressor.jobs.coverage import enliven_
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request

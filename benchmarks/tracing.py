@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 from benchmarks.provenance import provenance
-from compressor.groups import trace
+from compressor.channels.groups import trace
 
 FILE = Path(__file__).parent / "tracing.json"
 TURNS = 9

@@ -24,7 +24,7 @@ _HOMES = {
     "Checkpoint": "checkpoint.loading",
     "load": "checkpoint.loading",
     "load_data": "data.sources",
-    "trace": "groups",
+    "trace": "channels.groups",
     "Request": "pruning.request",
     "prune": "pruning.pipeline",
     "ChannelBudget": "surgery.plan",

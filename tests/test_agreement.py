@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.agreement import check_agreement, traced_program
+from compressor.channels.agreement import check_agreement, traced_program
+from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.inputs import example_inputs
 from compressor.errors import GroupError
 from compressor.exported import Exported, exported
-from compressor.groups import trace
 from compressor.outputs import outputs_of
 from tests.follows import FOLLOWED, REFUSED, Base, Hooked
 from tests.topologies import INPUT, TOPOLOGIES, WAYS, alive

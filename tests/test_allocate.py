@@ -13,8 +13,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from compressor.channels.groups import ChannelGroup, Member, Role, trace
 from compressor.errors import PlanError
-from compressor.groups import ChannelGroup, Member, Role, trace
 from compressor.planning.allocation import Allocation, Share, allocate, orders_from, widths_to_probe
 from compressor.planning.costs import CostModel, count
 from compressor.planning.sensitivity import Curve

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from compressor.channels.groups import trace
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data.splits import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.export.parity import Parity
-from compressor.groups import trace
 from compressor.input_spec import random_like
 from compressor.jobs.prune import prune_to
 from compressor.measuring import candidates as candidates_module

@@ -13,11 +13,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from compressor.channels.groups import trace
 from compressor.chosen import choices_of, choosing
 from compressor.errors import GroupError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.exported import exported
-from compressor.groups import trace
 from compressor.heads import WithHeads, head_layers
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.proved import shrink_proved

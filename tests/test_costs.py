@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.groups import trace
+from compressor.channels.groups import trace
 from compressor.planning.costs import CostModel, count, layer_costs
 from compressor.surgery.plan import ChannelBudget, Countable, Scores, plan_pruning
 from compressor.surgery.shrinking import shrink

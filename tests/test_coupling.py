@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.coupling import Dim, Labels
+from compressor.channels.labels import Dim, Labels
 
 
 def ids(*numbers: int) -> Any:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.channels.groups import BATCH_NORMS, ChannelGroup, Member, Role, trace
 from compressor.errors import CalibrationError
-from compressor.groups import BATCH_NORMS, ChannelGroup, Member, Role, trace
 from compressor.planning import criteria
 from compressor.planning.calibration import Calibration, Needs, by_row, gather, rows
 from compressor.planning.criteria.expected_bn import rectified_mean

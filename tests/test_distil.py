@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import trace
 from compressor.errors import RepairError
-from compressor.groups import trace
 from compressor.outputs import outputs_of
 from compressor.planning.sensitivity import rise
 from compressor.planning.walk import aten, operator, program_of

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.channels.groups import ChannelGroup, Member, Role, trace
 from compressor.errors import CalibrationError
-from compressor.groups import ChannelGroup, Member, Role, trace
 from compressor.planning import criteria, elimination
 from compressor.planning.calibration import Calibration, Needs, gather
 from compressor.planning.elimination import Elimination, Reading, consumers, eliminate, features_of, readings_of

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.channels.groups import trace
 from compressor.errors import RepairError
-from compressor.groups import trace
 from compressor.pruning.repair.batch_norm_means import compensated
 from compressor.pruning.repair.repairing import repair_blind
 from compressor.surgery.plan import PruningPlan

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import trace
+from compressor.channels.silenced import _Silence
 from compressor.errors import InternalError, SurgeryError
-from compressor.groups import trace
-from compressor.silence import _Silence
 from compressor.surgery.mending import _Mending
 from compressor.surgery.proof import prove, reference_of
 from compressor.surgery.proved import shrink_proved, unprovable

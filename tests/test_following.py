@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.channels.groups import trace
 from compressor.copies import copy_of
-from compressor.groups import trace
 from compressor.outputs import outputs_of
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.proved import shrink_proved

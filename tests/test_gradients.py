@@ -18,11 +18,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor import gradients
+from compressor.channels.groups import trace
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.gradients import check_gradients, right_gradients
-from compressor.groups import trace
 from compressor.planning.calibration import Needs, gather
 from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import Role, Traced, trace, without
 from compressor.errors import GroupError
-from compressor.groups import Role, Traced, trace, without
 from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.surgery.proved import shrink_proved
 from compressor.surgery.shrinking import surgery_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.groups import Role, Traced, trace
+from compressor.channels.groups import Role, Traced, trace
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of
 from compressor.surgery.plan import PruningPlan

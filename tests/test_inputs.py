@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.silenced import silenced_outputs
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.artifacts import load_artifact, open_artifact, write_artifact
 from compressor.checkpoint.examples import with_examples_of
@@ -22,7 +23,6 @@ from compressor.errors import CheckpointError
 from compressor.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.silence import silenced_outputs
 from compressor.surgery.plan import ChannelBudget
 from tests.attacks.test_edited_artifacts import edit, make_old
 from tests.topologies import checkpoint_of

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import trace
 from compressor.errors import SurgeryError
-from compressor.groups import trace
 from compressor.input_spec import random_like
 from compressor.outputs import outputs_of, relative_difference
 from compressor.recorded import RecordedProgram, program_from

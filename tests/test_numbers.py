@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compressor.channels.groups import trace, without
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, GroupError, SurgeryError
-from compressor.groups import trace, without
 from compressor.precision import in_types_
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request

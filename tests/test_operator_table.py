@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.operator_samples import core
 from benchmarks.operators import BROKEN, FILE, FOLLOWED, KINDS, NO_DATA, STAYS, Verdict, verdicts
-from compressor.rules import rule_of
-from compressor.rules.operators import unknown
-from compressor.rules.stated import stated
+from compressor.channels.rules import rule_of
+from compressor.channels.rules.operators import unknown
+from compressor.channels.rules.stated import stated
 
 NAMES = [str(operator).removeprefix("aten.") for operator in core()]
 WRITTEN_FOR = re.search(r"^torch ([\d.]+):", FILE.read_text(encoding="utf-8"), re.MULTILINE)

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 from torch import Tensor, nn
 
+from compressor.channels.groups import Traced, trace
+from compressor.channels.rules import RULES
+from compressor.channels.silenced import silenced_outputs
+from compressor.channels.tracing import _went
 from compressor.errors import InternalError
-from compressor.groups import Traced, trace
 from compressor.recorded import RecordedProgram
-from compressor.rules import RULES
-from compressor.silence import silenced_outputs
 from compressor.surgery.plan import gone_labels
 from compressor.surgery.proved import shrink_proved
-from compressor.tracing import _went
 from tests.test_tracing import half, reasons
 from tests.topologies import alive
 
@@ -270,7 +270,7 @@ def test_positions_are_numbers_that_torch_has_a_kernel_for() -> None:
 
 
 def test_what_torch_runs_on_no_numbers_of_positions_stays_for_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.tracing.NUMBERS", ())
+    monkeypatch.setattr("compressor.channels.tracing.NUMBERS", ())
     module = nn.Sequential(Around(lambda x, y: x.flip(3) + y), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))
     assert reasons(trace(alive(module), EXAMPLE))["0.a"] == "torch cannot run `flip` on the numbers of its channels"
 

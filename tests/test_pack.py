@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from compressor.channels.groups import trace
 from compressor.errors import ArtifactError
-from compressor.groups import trace
 from compressor.measuring.pack.folder import bench_of_pack, range_of, table_of_pack, write_pack
 from compressor.measuring.pack.script import inputs_of
 from compressor.measuring.runtimes import load

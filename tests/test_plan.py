@@ -9,8 +9,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.errors import PlanError
-from compressor.groups import ChannelGroup, Member, Role
 from compressor.surgery.plan import (
     ChannelBudget,
     CostBudget,

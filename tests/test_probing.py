@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import trace
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, GroupError, RepairError
-from compressor.groups import trace
 from compressor.planning.calibration import calibration_split
 from compressor.planning.walk import program_of
 from compressor.pruning.pipeline import prune

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from compressor.channels.groups import trace
 from compressor.errors import PlanError
-from compressor.groups import trace
 from compressor.planning.costs import CostModel, count
 from compressor.planning.random_widths import random_widths
 from compressor.planning.widths import ChannelCost, CountedCost, Sizes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.groups import ChannelGroup, Role, trace
+from compressor.channels.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of, relative_difference
 from compressor.planning import moments
 from compressor.planning.branches import residual_sum

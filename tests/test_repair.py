@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import compressor
+from compressor.channels.groups import trace
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.checkpoint.recipes import How
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, RepairError
 from compressor.export.onnx import export_onnx
-from compressor.groups import trace
 from compressor.outputs import outputs_of
 from compressor.planning.sensitivity import rise
 from compressor.pruning.pipeline import Pruned, prune

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.groups import ChannelGroup, Role, trace
+from compressor.channels.groups import ChannelGroup, Role, trace
 from compressor.outputs import outputs_of
 from compressor.planning import sensitivity as module_sensitivity
 from compressor.planning.elimination import readings_of

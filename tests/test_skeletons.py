@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.channels.groups import trace
 from compressor.export.onnx import proto_of
-from compressor.groups import trace
 from compressor.measuring.runtimes import load
 from compressor.measuring.tables.networks import networks_of
 from compressor.measuring.tables.skeletons import SHAPE, narrowed, owner_of, skeleton_of

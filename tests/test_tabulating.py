@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import compressor.measuring.tables.measured
+from compressor.channels.groups import trace
 from compressor.errors import RuntimeUnavailable
-from compressor.groups import trace
 from compressor.measuring.runtimes import Runtime, load
 from compressor.measuring.tables.measured import (
     ALIGNED,

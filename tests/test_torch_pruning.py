@@ -9,7 +9,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from compressor.groups import Role, trace
+from compressor.channels.groups import Role, trace
 from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
 from compressor.surgery.rounding import kept
 from compressor.surgery.shrinking import shrink

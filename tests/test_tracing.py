@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import ChannelGroup, Role, Traced, trace
+from compressor.channels.rules import rule_of
+from compressor.channels.tracing import Tracer, ValuesNeeded
 from compressor.errors import GroupError
 from compressor.exported import Exported, exported
-from compressor.groups import ChannelGroup, Role, Traced, trace
 from compressor.outputs import tensors_in
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.rules import rule_of
 from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, plan_pruning
 from compressor.surgery.proved import shrink_proved
-from compressor.tracing import Tracer, ValuesNeeded
 from tests.brought import BROUGHT
 from tests.topologies import INPUT, WAYS, FusedAttention, Tied, alive, checkpoint_of, head
 
@@ -143,8 +143,8 @@ def told_by(monkeypatch: pytest.MonkeyPatch, module: nn.Module, *, values: bool 
             super().__init__(*args, **(options if values is None else options | {"values": values}))
             walks.append(self)
 
-    monkeypatch.setattr("compressor.groups.Tracer", Noted)
-    monkeypatch.setattr("compressor.groups.exported", cached_export)
+    monkeypatch.setattr("compressor.channels.groups.Tracer", Noted)
+    monkeypatch.setattr("compressor.channels.groups.exported", cached_export)
     found = told(trace(module, EXAMPLE))
     return found, walks[-1].values
 

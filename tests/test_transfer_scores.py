@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.channels.groups import trace
 from compressor.data.domains import Target, target_of
 from compressor.data.splits import Images
 from compressor.errors import CalibrationError, GroupError
-from compressor.groups import trace
 from compressor.pruning.transfer.scores import Pair, joint_gradients, pairs_of, transfer_scores
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.domains.mmd import mmd

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.groups import trace
+from compressor.channels.groups import trace
 from compressor.planning.costs import CostModel, count
 from compressor.planning.widths import FEATURES, PRODUCT, ChannelCost, CountedCost, Layer, Sizes, WidthCost, features
 from compressor.surgery.plan import Countable, PruningPlan

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compressor.channels.groups import CONVOLUTIONS, TRANSPOSED
 from compressor.errors import CheckpointError
-from compressor.groups import CONVOLUTIONS, TRANSPOSED
 from compressor.lent import state_kept, without_values
 from compressor.outputs import outputs_of
 

@@ -51,10 +51,10 @@ def command(
     With `--table FILE`, prune then plans for that machine. Example: `compress measure-table model.pt`,
     `compress measure-table model.pt --pack DIR --read measured.json`
     """
+    from compressor.channels.groups import trace
     from compressor.checkpoint.artifacts import read_json
     from compressor.environment import cores
     from compressor.errors import ArtifactError
-    from compressor.groups import trace
     from compressor.measuring.pack.folder import table_of_pack
     from compressor.measuring.runtimes import usable
     from compressor.measuring.tables.measured import measured_table, target_of

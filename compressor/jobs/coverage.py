@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture, architecture_from_user, build
 from compressor.checkpoint.artifacts import write_artifact
 from compressor.checkpoint.inputs import example_inputs
@@ -33,7 +34,6 @@ from compressor.data.splits import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
 from compressor.gradients import right_gradients
-from compressor.groups import trace
 from compressor.leftovers import temporary
 from compressor.outputs import tensors_in
 from compressor.pruning.pipeline import prune

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.channels.groups import Traced, trace
 from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.environment import environment
-from compressor.groups import Traced, trace
 from compressor.planning.sensitivity import Curve
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request

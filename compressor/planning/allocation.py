@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.channels.groups import ChannelGroup
 from compressor.errors import OutOfReach, PlanError
-from compressor.groups import ChannelGroup
 from compressor.planning.sensitivity import Curve
 from compressor.surgery.plan import PruningPlan, Scores
 from compressor.surgery.rounding import multiple_of

@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
 from compressor.errors import CalibrationError
 from compressor.gradients import right_gradients
-from compressor.groups import ChannelGroup, Member, Role
 from compressor.lent import evaluating
 from compressor.planning.elimination import Reading, readings_of
 from compressor.planning.walk import Program, Walk, calls, program_of

@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
+from compressor.channels.tracing import ValuesNeeded
 from compressor.lent import evaluating, plain_attention, without_values
 from compressor.surgery.masks import WeightMask
 from compressor.surgery.plan import Countable, PruningPlan
-from compressor.tracing import ValuesNeeded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

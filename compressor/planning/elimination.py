@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.errors import CalibrationError
-from compressor.groups import ChannelGroup, Member, Role
 from compressor.planning.affording import rows_within, too_large
 from compressor.planning.moments import (
     LEAST_ROWS,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.channels.groups import ChannelGroup
 from compressor.errors import PlanError
-from compressor.groups import ChannelGroup
 from compressor.surgery.rounding import multiple_of
 
 NARROWEST = 0.125  # of a group's channels, where the widest keeps all, before the draw is scaled

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.outputs import tensors_in
 from compressor.planning.branches import norm_behind
 from compressor.planning.elimination import RIDGE, Reading, consumers, features_of

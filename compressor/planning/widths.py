@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.planning.costs import CostModel
 from compressor.surgery.plan import Countable
 

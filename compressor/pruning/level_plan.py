@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.channels.groups import Traced
 from compressor.errors import PlanError, SurgeryError
-from compressor.groups import Traced
 from compressor.planning.calibration import Calibration
 from compressor.planning.costs import Cost, CostModel, count
 from compressor.planning.sensitivity import Curve

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.channels.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.errors import SurgeryError
-from compressor.groups import ChannelGroup, Role, Traced, trace, without
 from compressor.planning.calibration import Needs, gather
 from compressor.planning.costs import Cost, LayerCost, count, layer_costs
 from compressor.planning.gap import Gap, gap_between

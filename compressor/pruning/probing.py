@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from compressor.groups import ChannelGroup, Role
+from compressor.channels.groups import ChannelGroup, Role
 from compressor.planning.allocation import Allocation, allocate, orders_from, plan_of_widths, widths_to_probe
 from compressor.planning.branches import residual_sum
 from compressor.planning.calibration import Calibration, Needs, gather

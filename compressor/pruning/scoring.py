@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import ChannelGroup
 from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data, batches, first
 from compressor.errors import CalibrationError
-from compressor.groups import ChannelGroup
 from compressor.planning import criteria
 from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
 from compressor.pruning.probing import fitted_and_probed

@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compressor.channels.groups import ChannelGroup, LeftAlone, Traced
 from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
 from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
-from compressor.groups import ChannelGroup, LeftAlone, Traced
 from compressor.planning.costs import count
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.pipeline import Pruned, prune

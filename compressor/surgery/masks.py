@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import CONVOLUTIONS
 from compressor.errors import PlanError
-from compressor.groups import CONVOLUTIONS
 
 
 class MaskScope(enum.StrEnum):

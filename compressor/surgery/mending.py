@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.agreement import traced_program
-from compressor.coupling import Bools, Dim, Labels
+from compressor.channels.agreement import traced_program
+from compressor.channels.labels import Bools, Dim, Labels
+from compressor.channels.silenced import left
+from compressor.channels.tracing import Trace
 from compressor.errors import SurgeryError
 from compressor.exported import read_program
 from compressor.operations import name_of
 from compressor.recorded import RecordedProgram, name_from, numbers_from, plain_from, program_from
-from compressor.silence import left
-from compressor.tracing import Trace
 
 SIZED = {"view", "reshape", "_unsafe_view", "expand", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full",
          "empty", "new_empty", "unflatten", "rand", "randn", "broadcast_to", "expand_copy", "view_copy"}  # fmt: skip

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.channels.groups import ChannelGroup, Role
 from compressor.errors import PlanError
-from compressor.groups import ChannelGroup, Role
 from compressor.surgery.rounding import kept, met_in_all, multiple_of, rounded
 
 

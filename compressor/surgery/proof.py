@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.channels.groups import Traced
+from compressor.channels.silenced import said, silenced_outputs, whole_layers
+from compressor.channels.tracing import Trace
 from compressor.errors import InternalError, SurgeryError
-from compressor.groups import Traced
 from compressor.input_spec import random_like
 from compressor.outputs import relative_difference
 from compressor.precision import TypesSeen, copy_in_precision, in_precision, narrowest
-from compressor.silence import said, silenced_outputs, whole_layers
 from compressor.surgery.plan import PruningPlan, gone_labels
-from compressor.tracing import Trace
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 FLOOR = 1e-6  # what rounding to float32 once or twice amounts to

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import Traced
 from compressor.errors import SurgeryError
-from compressor.groups import Traced
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.proof import Proof, Reference, differing, prove, reference_of
 from compressor.surgery.shrinking import shrink

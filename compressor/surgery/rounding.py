@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 
 AUTO_ALIGN = 8  # onnxruntime's blocked convolutions: 8 channels with AVX2; also a multiple of a GPU's 8 halves
 STEPS = 4  # a group has at least: of a width of 16 a step is 4, below which onnxruntime leaves its blocked layout

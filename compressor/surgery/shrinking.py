@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
+from compressor.channels.open_sizes import Opened, opened
+from compressor.channels.tracing import Trace
 from compressor.errors import CompressError, InternalError, SurgeryError
-from compressor.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS, ChannelGroup, Traced
-from compressor.opened import Opened, opened
 from compressor.recorded import RecordedProgram
 from compressor.surgery.mending import mended
 from compressor.surgery.plan import PruningPlan, gone_labels, gone_mask
 from compressor.surgery.proof import TOLERANCE, difference, differing, reference_of
 from compressor.surgery.surgery import Surgery, operate
-from compressor.tracing import Trace
 
 CLOSE = 1e-3  # in float32, on the way; the proof is what counts
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from compressor.channels.groups import trace
 from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import ArtifactError
 from compressor.files import write_text
-from compressor.groups import trace
 from compressor.leftovers import PART, beside
 from compressor.measuring.candidates import candidates_of, with_onnx
 from compressor.measuring.runtimes import NodeTime, load

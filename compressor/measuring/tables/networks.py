@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import Traced
 from compressor.errors import ExportError, RuntimeUnavailable
-from compressor.groups import Traced
 from compressor.input_spec import random_like
 from compressor.leftovers import temporary
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime

@@ -18,7 +18,7 @@ from compressor.errors import CalibrationError, unknown
 if TYPE_CHECKING:  # naming the criteria, as `--help` does, must not import torch
     from torch import Tensor
 
-    from compressor.groups import ChannelGroup
+    from compressor.channels.groups import ChannelGroup
     from compressor.planning.calibration import Calibration, Needs
 
 

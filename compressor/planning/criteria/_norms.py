@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from compressor.channels.groups import BATCH_NORMS, ChannelGroup, Member, Role
 from compressor.errors import CalibrationError
-from compressor.groups import BATCH_NORMS, ChannelGroup, Member, Role
 from compressor.planning.calibration import Calibration, over_channels
 
 

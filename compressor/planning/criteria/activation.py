@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.planning.calibration import Calibration, Needs, required
 
 NEEDS = Needs.ACTIVATIONS

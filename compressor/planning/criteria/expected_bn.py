@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.planning.calibration import Calibration, Needs, rows
 from compressor.planning.criteria._norms import norm_scales
 

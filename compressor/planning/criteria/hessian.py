@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.planning.calibration import Calibration, Needs, over_channels, required, rows
 
 NEEDS = Needs.SQUARED_GRADIENTS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.planning.calibration import Calibration, Needs, by_row, over_channels, producers
 
 NEEDS = Needs.NOTHING

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compressor.channels.groups import ChannelGroup
 from compressor.errors import CalibrationError
-from compressor.groups import ChannelGroup
 from compressor.planning.calibration import Calibration, Needs, required
 from compressor.planning.elimination import eliminate
 

@@ -12,7 +12,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from compressor.groups import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.planning.calibration import Calibration, Needs
 
 NEEDS = Needs.NOTHING

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import BATCH_NORMS
 from compressor.checkpoint.loading import Checkpoint
 from compressor.copies import copy_of
 from compressor.data.splits import Data
 from compressor.errors import RepairError, named
-from compressor.groups import BATCH_NORMS
 from compressor.lent import evaluating
 from compressor.outputs import outputs_of, relative_difference
 from compressor.planning.affording import reserved

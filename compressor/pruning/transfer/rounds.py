@@ -15,12 +15,12 @@ from pathlib import Path
 
 from torch import nn
 
+from compressor.channels.groups import ChannelGroup
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.domains import Target
 from compressor.data.splits import Data
 from compressor.errors import PlanError
-from compressor.groups import ChannelGroup
 from compressor.planning.costs import count
 from compressor.pruning.pipeline import Judge, Pruned, prune
 from compressor.pruning.request import Request

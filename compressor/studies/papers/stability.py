@@ -33,11 +33,11 @@ from typing import Any
 
 from torch import nn
 
+from compressor.channels.groups import Traced, trace
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
-from compressor.groups import Traced, trace
 from compressor.measuring.accuracy import evaluate
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import choosing

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from compressor.coupling import Dim
+from compressor.channels.labels import Dim
+from compressor.channels.rules.operators import bound, new, raw, results
+from compressor.channels.tracing import NotFollowed, Rule, Tracer, Tracked
 from compressor.operations import name_of
-from compressor.rules.operators import bound, new, raw, results
-from compressor.tracing import NotFollowed, Rule, Tracer, Tracked
 
 CREATION = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn"}
 MOVES = {

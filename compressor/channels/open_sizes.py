@@ -22,16 +22,16 @@ import torch
 from torch import SymInt, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from compressor.channels.decomposition import take_apart_
+from compressor.channels.silenced import silenced_outputs
+from compressor.channels.tracing import Trace
 from compressor.chosen import StoppedAtValues
-from compressor.decomposed import take_apart_
 from compressor.exported import Exported, followed, held_of, read_program, twin_of
 from compressor.input_spec import random_like
 from compressor.lent import quiet_exporter
 from compressor.outputs import outputs_of, relative_difference, tensors_in
 from compressor.precision import in_precision
-from compressor.silence import silenced_outputs
 from compressor.sizes import is_met, size_of
-from compressor.tracing import Trace
 
 CLOSE = 1e-4  # in float32, as the proof's
 INVOLVED = 24  # steps of arithmetic in one size; Swin's windows make hundreds, and torch takes minutes over them

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.coupling import Dim
+from compressor.channels.labels import Dim
+from compressor.channels.rules.division import split_groups
+from compressor.channels.rules.operators import bound, new, results
+from compressor.channels.tracing import NotFollowed, Role, Rule, Tracer, Tracked
 from compressor.operations import name_of
-from compressor.rules.division import split_groups
-from compressor.rules.operators import bound, new, results
-from compressor.tracing import NotFollowed, Role, Rule, Tracer, Tracked
 
 
 def _convolution(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:

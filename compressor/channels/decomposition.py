@@ -16,12 +16,12 @@ from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from compressor.channels.rules import is_known
+from compressor.channels.rules.products import is_plain
 from compressor.exported import Exported
 from compressor.lent import quiet_exporter
 from compressor.operations import name_of
 from compressor.outputs import tensors_in
-from compressor.rules import is_known
-from compressor.rules.products import is_plain
 
 
 def take_apart_(graph: Exported) -> None:

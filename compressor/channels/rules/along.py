@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.coupling import Dim
+from compressor.channels.labels import Dim
+from compressor.channels.rules.operators import bound, new, results
+from compressor.channels.tracing import NotFollowed, Rule, Tracer, Tracked
 from compressor.operations import name_of
-from compressor.rules.operators import bound, new, results
-from compressor.tracing import NotFollowed, Rule, Tracer, Tracked
 
 ALONG = {
     "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "msort", "topk", "kthvalue", "median",

@@ -1,6 +1,6 @@
 """The channels that must leave together, as index maps into the tensors that hold them.
 
-They come from labels carried through the exported program (`compressor.tracing`). torch-pruning's dependency graph,
+They come from labels carried through the exported program (`channels.tracing`). torch-pruning's dependency graph,
 which was here before, is right on the convolutional networks of the tests and is still compared with there; it fails on
 half of timm's architectures (README, "Why our own groups"). What cannot shrink is left alone, with its reason.
 """
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.agreement import check_agreement
-from compressor.coupling import Ids
-from compressor.decomposed import take_apart_
+from compressor.channels.agreement import check_agreement
+from compressor.channels.decomposition import take_apart_
+from compressor.channels.labels import Ids
+from compressor.channels.rules import rule_of
+from compressor.channels.tracing import Patterns, Role, Trace, Tracer, ValuesNeeded
 from compressor.errors import GroupError
 from compressor.exported import Exported, exported
-from compressor.rules import rule_of
-from compressor.tracing import Patterns, Role, Trace, Tracer, ValuesNeeded
 
 __all__ = ["ChannelGroup", "LeftAlone", "Member", "Role", "Traced", "trace", "without"]
 

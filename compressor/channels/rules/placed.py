@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.coupling import Dim
+from compressor.channels.labels import Dim
+from compressor.channels.rules.operators import bound, new, raw
+from compressor.channels.tracing import NotFollowed, Rule, Tracer, Tracked
 from compressor.operations import name_of
-from compressor.rules.operators import bound, new, raw
-from compressor.tracing import NotFollowed, Rule, Tracer, Tracked
 
 GATHERING = {"gather", "scatter", "scatter_add", "scatter_reduce"}
 BY_INDEX = {"index_add", "index_copy", "index_reduce", "index_fill"}

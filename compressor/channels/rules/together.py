@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.channels.rules.along import over
+from compressor.channels.rules.operators import bound, new, results
+from compressor.channels.rules.pointwise import pointwise
+from compressor.channels.tracing import Rule, Tracer
 from compressor.operations import name_of
-from compressor.rules.along import over
-from compressor.rules.operators import bound, new, results
-from compressor.rules.pointwise import pointwise
-from compressor.tracing import Rule, Tracer
 
 REDUCTIONS = {
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm", "any", "all",

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.coupling import Dim
+from compressor.channels.labels import Dim
+from compressor.channels.tracing import NotFollowed, Tracer, Tracked
 from compressor.operations import name_of
-from compressor.tracing import NotFollowed, Tracer, Tracked
 
 
 def bound(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from compressor.rules.operators import bound, results
-from compressor.tracing import NotFollowed, Role, Rule, Tracer, Tracked
+from compressor.channels.rules.operators import bound, results
+from compressor.channels.tracing import NotFollowed, Role, Rule, Tracer, Tracked
 
 GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from compressor.coupling import Dim
-from compressor.tracing import Tracer, Tracked
+from compressor.channels.labels import Dim
+from compressor.channels.tracing import Tracer, Tracked
 
 
 def split_groups(t: Tracer, x: Tracked, dim: int, groups: int) -> tuple[Dim, Dim]:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from compressor.channels.labels import Bools, Dim, Labels
+from compressor.channels.tracing import Together, Trace
 from compressor.chosen import choosing
-from compressor.coupling import Bools, Dim, Labels
 from compressor.outputs import outputs_and_layers, outputs_of
 from compressor.precision import InPrecision, in_precision, same_precision
-from compressor.tracing import Together, Trace
 
 
 def silenced_outputs(

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from compressor.channels.rules.operators import results
+from compressor.channels.tracing import Rule, Tracer, Tracked
 from compressor.operations import name_of
-from compressor.rules.operators import results
-from compressor.tracing import Rule, Tracer, Tracked
 
 POINTWISE = {
     "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "hardswish", "to", "_to_copy", "contiguous",

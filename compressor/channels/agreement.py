@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.coupling import Labels
+from compressor.channels.labels import Labels
+from compressor.channels.silenced import said, silenced_outputs
+from compressor.channels.tracing import Trace
 from compressor.errors import GroupError
 from compressor.exported import Exported, exported
 from compressor.input_spec import random_like
 from compressor.lent import evaluating, plain_attention, state_kept
 from compressor.outputs import relative_difference
 from compressor.precision import copy_in_precision, in_precision, types_in
-from compressor.silence import said, silenced_outputs
-from compressor.tracing import Trace
 
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
 FRESH = 40_361  # a seed that no example is drawn by: the same values would show nothing

@@ -1,7 +1,7 @@
 """Labels carried through a network's operators: which positions of which tensors stand for the same channel.
 
 The network is exported (`torch.export`), and its operators are run one by one on the example inputs; beside every value
-goes what is known of each of its dimensions (`compressor.coupling`). `compressor.rules` says what an operator does to
+goes what is known of each of its dimensions (`channels.labels`). `channels.rules` says what an operator does to
 labels. What moves data is not described there: the operator itself is run on the labels.
 
 Of what is computed from the inputs only shapes are wanted, as a rule, and only those are computed (torch's `meta`
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from compressor.constants import constants_of
-from compressor.coupling import Dim, Ids, Labels
+from compressor.channels.constants import constants_of
+from compressor.channels.labels import Dim, Ids, Labels
 from compressor.errors import CompressError, InternalError
 from compressor.exported import Exported
 from compressor.precision import in_precision
@@ -96,10 +96,10 @@ class Trace:
     together: dict[fx.Node, list[Together]] = field(default_factory=dict)
     batched: list[Ids] = field(default_factory=list)  # labels along which products are batches: attention's heads
     bare: list[tuple[str, Dim]] = field(default_factory=list)  # norms without tensors, by module, with their channels
-    tables: frozenset[fx.Node] = frozenset()  # constants (`compressor.constants`): computed whole, and cut where read
+    tables: frozenset[fx.Node] = frozenset()  # constants (`channels.constants`): computed whole, and cut where read
     values: dict[fx.Node, Any] = field(default_factory=dict)  # node → labels by dimension, of each tensor it gave
     shapes: dict[fx.Node, Any] = field(default_factory=dict)
-    opened: Any = None  # the same with more sizes open, once somebody asked (`compressor.opened`)
+    opened: Any = None  # the same with more sizes open, once somebody asked (`channels.open_sizes`)
 
 
 Rule = Callable[["Tracer", Any, list[Any], dict[str, Any], Any], Any]

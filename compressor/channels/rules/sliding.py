@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor.coupling import Dim
-from compressor.rules.division import split_groups
-from compressor.rules.operators import bound, new
-from compressor.tracing import Rule, Tracer
+from compressor.channels.labels import Dim
+from compressor.channels.rules.division import split_groups
+from compressor.channels.rules.operators import bound, new
+from compressor.channels.tracing import Rule, Tracer
 
 
 def _unfolded(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""What each kind of operator does to labels (`compressor.tracing`).
+"""What each kind of operator does to labels (`channels.tracing`).
 
     along       a dimension is sorted, summed up or transformed: it stays, the others go on
     matrices    whole matrices are inverted or solved: they stay, the batches go on
@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 
-from compressor.operations import name_of
-from compressor.rules import (
+from compressor.channels.rules import (
     along,
     matrices,
     moving,
@@ -36,8 +35,9 @@ from compressor.rules import (
     stated,
     together,
 )  # fmt: skip
-from compressor.rules.operators import unknown
-from compressor.tracing import Rule
+from compressor.channels.rules.operators import unknown
+from compressor.channels.tracing import Rule
+from compressor.operations import name_of
 
 __all__ = ["is_known", "rule_of"]
 
