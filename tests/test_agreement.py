@@ -13,8 +13,8 @@ from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.inputs import example_inputs
 from compressor.errors import GroupError
-from compressor.exported import Exported, exported
-from compressor.outputs import outputs_of
+from compressor.graph.exported_program import Exported, exported
+from compressor.graph.outputs import outputs_of
 from tests.follows import FOLLOWED, REFUSED, Base, Hooked
 from tests.topologies import INPUT, TOPOLOGIES, WAYS, alive
 

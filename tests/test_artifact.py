@@ -17,8 +17,8 @@ from compressor.checkpoint.artifacts import add_results, load_artifact, open_art
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data.splits import Preprocessing
 from compressor.errors import ArtifactError
+from compressor.graph.outputs import outputs_of
 from compressor.jobs.prune import prune_to
-from compressor.outputs import outputs_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
 from compressor.surgery.plan import ChannelBudget

@@ -21,7 +21,8 @@ from compressor.checkpoint.loading import Checkpoint, load
 from compressor.data.splits import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.export.parity import Parity
-from compressor.input_spec import random_like
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.jobs.prune import prune_to
 from compressor.measuring import candidates as candidates_module
 from compressor.measuring import peak_memory as memory
@@ -38,7 +39,6 @@ from compressor.measuring.candidates import (
 from compressor.measuring.machine import Conditions
 from compressor.measuring.peak_memory import Load, peak_memory
 from compressor.measuring.runtimes import Memory, Prepared, Reads, Runtime
-from compressor.outputs import outputs_of, relative_difference
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
 from compressor.report.results import findings_from_results

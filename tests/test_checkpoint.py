@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.loading import load, read_skeleton, read_state, write_skeleton
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
-from compressor.soundness import broken_in
+from compressor.graph.finite import broken_in
 
 NET = """
 import torch
@@ -286,7 +286,7 @@ def test_bounds_may_be_infinite_and_statistics_may_not(workdir: Path, small_resn
 
 @pytest.mark.parametrize("at", [0, 3, 8])
 def test_a_weight_that_is_not_finite_is_found_wherever_it_stands(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.soundness.ELEMENTS_AT_ONCE", 4)
+    monkeypatch.setattr("compressor.graph.finite.ELEMENTS_AT_ONCE", 4)
     layer = nn.Linear(3, 3, bias=False)
     assert broken_in(layer) is None
     with torch.no_grad():

@@ -14,11 +14,11 @@ import torchvision
 from torch import Tensor, nn
 
 from compressor.channels.groups import trace
-from compressor.chosen import choices_of, choosing
 from compressor.errors import GroupError, SurgeryError
 from compressor.export.onnx import export_onnx
-from compressor.exported import exported
-from compressor.heads import WithHeads, head_layers
+from compressor.graph.choices import choices_of, choosing
+from compressor.graph.detector_heads import WithHeads, head_layers
+from compressor.graph.exported_program import exported
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.proved import shrink_proved
 from compressor.surgery.surgery import Surgery

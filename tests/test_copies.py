@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.copies import converted, copy_of
 from compressor.errors import GroupError
-from compressor.precision import copy_in_precision
+from compressor.graph.copies import converted, copy_of
+from compressor.graph.precision import copy_in_precision
 
 
 class Paths(nn.Module):

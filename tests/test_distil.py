@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import trace
 from compressor.errors import RepairError
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 from compressor.planning.sensitivity import rise
 from compressor.planning.walk import aten, operator, program_of
 from compressor.pruning.repair import distillation as module_distil

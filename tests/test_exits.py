@@ -20,11 +20,11 @@ from compressor.checkpoint.loading import Architecture, Checkpoint, load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
+from compressor.graph.outputs import outputs_and_layers
 from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.runtimes._onnxruntime import profiled
 from compressor.measuring.turns import speedup
-from compressor.outputs import outputs_and_layers
 from compressor.surgery.mending import as_program
 from compressor.training.domains.features import layer_named
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty, macs_of_exits, train_exits, with_exits

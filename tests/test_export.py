@@ -20,8 +20,8 @@ from compressor.data.splits import Preprocessing
 from compressor.errors import ExportError
 from compressor.export import onnx as export
 from compressor.export.onnx import export_onnx, lineage_sha256
+from compressor.graph.outputs import outputs_of
 from compressor.measuring.accuracy import load_onnx
-from compressor.outputs import outputs_of
 
 
 def checkpoint_of(

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.pt2 import read_exported
 from compressor.errors import CheckpointError, InputError, UntrustedPickle
-from compressor.outputs import tensors_in
+from compressor.graph.outputs import tensors_in
+from compressor.graph.recorded import RecordedProgram
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.recorded import RecordedProgram
 from compressor.surgery.plan import ChannelBudget
 from tests.topologies import INPUT, Residual, alive
 

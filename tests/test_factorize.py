@@ -18,8 +18,8 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How
 from compressor.data.splits import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
+from compressor.graph.outputs import outputs_of
 from compressor.jobs.factorize import low_rank_from
-from compressor.outputs import outputs_of
 from compressor.planning.costs import count
 from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.pruning.low_rank import Factorized, LowRank, factorize, prove_factors

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compressor.channels.groups import trace
-from compressor.copies import copy_of
-from compressor.outputs import outputs_of
+from compressor.graph.copies import copy_of
+from compressor.graph.outputs import outputs_of
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.proved import shrink_proved
 from tests.follows import FOLLOWED

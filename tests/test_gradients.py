@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor import gradients
 from compressor.channels.groups import trace
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
-from compressor.gradients import check_gradients, right_gradients
+from compressor.graph import gradients
+from compressor.graph.gradients import check_gradients, right_gradients
 from compressor.planning.calibration import Needs, gather
 from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients
@@ -114,7 +114,7 @@ CHILD = """
 import json, sys
 import torch
 from torch import nn
-from compressor.gradients import check_gradients, right_gradients
+from compressor.graph.gradients import check_gradients, right_gradients
 torch.set_num_threads(int(sys.argv[1]))
 worst = {}
 for width in map(int, sys.argv[2:]):
@@ -157,7 +157,7 @@ FUZZED = """
 import json, random, sys
 import torch
 from torch import nn
-from compressor.gradients import right_gradients
+from compressor.graph.gradients import right_gradients
 threads, seed, count = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
 draw, worst = random.Random(seed), {}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import Role, Traced, trace
-from compressor.input_spec import random_like
-from compressor.outputs import outputs_of
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.shrinking import shrink
 from compressor.surgery.zeroed import MADE, Holder, add_noise_, held_copy, said_otherwise, slices_of, speaking

@@ -20,7 +20,7 @@ from compressor.checkpoint.inputs import Examples, example_inputs
 from compressor.checkpoint.loading import load
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import CheckpointError
-from compressor.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
+from compressor.graph.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.surgery.plan import ChannelBudget

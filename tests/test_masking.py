@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, PlanError, RepairError
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.planning import moments
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.least_squares import reconstruct

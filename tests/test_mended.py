@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import trace
 from compressor.errors import SurgeryError
-from compressor.input_spec import random_like
-from compressor.outputs import outputs_of, relative_difference
-from compressor.recorded import RecordedProgram, program_from
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of, relative_difference
+from compressor.graph.recorded import RecordedProgram, program_from
 from compressor.surgery.mending import as_program
 from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning
 from compressor.surgery.shrinking import shrink

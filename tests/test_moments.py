@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 from compressor.planning import moments as module_moments
 from compressor.planning.mean_fit import Leftovers, fit_mean
 from compressor.planning.moments import (

@@ -14,7 +14,7 @@ from compressor.channels.groups import trace, without
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, GroupError, SurgeryError
-from compressor.precision import in_types_
+from compressor.graph.precision import in_types_
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.surgery.plan import ChannelBudget, PruningPlan

@@ -18,10 +18,10 @@ from compressor.channels.silenced import silenced_outputs
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.errors import InputError, SurgeryError
 from compressor.export.onnx import export_onnx
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.outputs import outputs_of, relative_difference
+from compressor.graph.recorded import RecordedProgram
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
-from compressor.recorded import RecordedProgram
 from compressor.surgery.mending import mended
 from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
 from compressor.surgery.proof import random_like

@@ -16,7 +16,7 @@ from compressor.channels.rules import RULES
 from compressor.channels.silenced import silenced_outputs
 from compressor.channels.tracing import _went
 from compressor.errors import InternalError
-from compressor.recorded import RecordedProgram
+from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.plan import gone_labels
 from compressor.surgery.proved import shrink_proved
 from tests.test_tracing import half, reasons

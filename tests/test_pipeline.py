@@ -13,8 +13,8 @@ from compressor.checkpoint.loading import load
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
+from compressor.graph.outputs import outputs_of
 from compressor.jobs.inspect import inspect
-from compressor.outputs import outputs_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope

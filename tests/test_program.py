@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.errors import RepairError
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 from compressor.planning.walk import READING, Walk, in_step, operator, program_of, readers, run
 from tests.topologies import INPUT, TOPOLOGIES, Residual, alive, plain
 

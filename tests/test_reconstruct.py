@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Role, trace
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.planning import moments
 from compressor.planning.branches import residual_sum
 from compressor.planning.sensitivity import rise

@@ -19,7 +19,7 @@ from compressor.checkpoint.recipes import How
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, RepairError
 from compressor.export.onnx import export_onnx
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 from compressor.planning.sensitivity import rise
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair import repairing as module_repair

@@ -19,7 +19,7 @@ from compressor.checkpoint.loading import Architecture, Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable
-from compressor.outputs import class_scores
+from compressor.graph.outputs import class_scores
 from compressor.planning.costs import Cost, count
 from compressor.surgery.masks import magnitude
 from compressor.surgery.surgery import Surgery, operate

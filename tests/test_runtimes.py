@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import CompressError, RuntimeUnavailable
+from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.measuring import runtimes
 from compressor.measuring.runtimes import Memory, NodeTime, Prepared, Reads, onnxruntime_cpu, onnxruntime_cuda
 from compressor.measuring.runtimes._onnxruntime import count_nodes, node_times, nodes_by_provider, open_session
 from compressor.measuring.runtimes._torch import torch_threads
-from compressor.outputs import outputs_of, relative_difference
 
 ALL = runtimes.names()
 HERE = [name for name in ALL if runtimes.load(name).unavailable() is None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.export.onnx import proto_of
 from compressor.export.parity import TOLERANCE, largest_difference
 from compressor.export.same_maxima import outputs_with, with_positions
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.outputs import outputs_of, relative_difference
 from tests.topologies import alive
 
 INPUT = (2, 3, 8, 8)

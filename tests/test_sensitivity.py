@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.channels.groups import ChannelGroup, Role, trace
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 from compressor.planning import sensitivity as module_sensitivity
 from compressor.planning.elimination import readings_of
 from compressor.planning.sensitivity import Curve, rise, sensitivity, writable

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from compressor.channels.groups import ChannelGroup, Role, trace
 from compressor.channels.silenced import silenced_outputs
 from compressor.errors import SurgeryError
-from compressor.input_spec import random_like
-from compressor.outputs import outputs_of
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of
 from compressor.surgery import proved as proving
 from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
 from compressor.surgery.proof import TOLERANCE, prove, reference_of

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compressor.errors import SurgeryError
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 from compressor.surgery.constant import Silent, can_be_silent, silent_from
 from compressor.surgery.surgery import Surgery, operate, reshaped, surgery_from_json
 from tests.topologies import INPUT, Residual, alive

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from compressor.errors import CompressError, InputError, SurgeryError
 from compressor.export.onnx import export_onnx
+from compressor.graph.recorded import program_from
+from compressor.graph.sizes import UnreadableError, check_taken, expression_from, takes_of, text_of, value_of
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
-from compressor.recorded import program_from
-from compressor.sizes import UnreadableError, check_taken, expression_from, takes_of, text_of, value_of
 from compressor.surgery.mending import as_program
 from compressor.surgery.plan import ChannelBudget
 from tests.topologies import alive, checkpoint_of

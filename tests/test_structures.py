@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
 from compressor.errors import CompressError, SurgeryError
 from compressor.export.onnx import export_onnx
-from compressor.outputs import outputs_of, tensors_in
+from compressor.graph.outputs import outputs_of, tensors_in
+from compressor.graph.recorded import RecordedProgram, program_from
+from compressor.graph.structures import Fields, restored, taken_apart
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.recorded import RecordedProgram, program_from
-from compressor.structures import Fields, restored, taken_apart
 from compressor.surgery.plan import ChannelBudget
 from tests.topologies import alive, checkpoint_of
 

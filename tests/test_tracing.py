@@ -14,8 +14,8 @@ from compressor.channels.groups import ChannelGroup, Role, Traced, trace
 from compressor.channels.rules import rule_of
 from compressor.channels.tracing import Tracer, ValuesNeeded
 from compressor.errors import GroupError
-from compressor.exported import Exported, exported
-from compressor.outputs import tensors_in
+from compressor.graph.exported_program import Exported, exported
+from compressor.graph.outputs import tensors_in
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, plan_pruning

@@ -26,7 +26,7 @@ from compressor.checkpoint.recipes import (
 )
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
-from compressor.outputs import class_scores
+from compressor.graph.outputs import class_scores
 from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.training.loop import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
 

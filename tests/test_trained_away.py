@@ -18,9 +18,9 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError
-from compressor.input_spec import random_like
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of
 from compressor.jobs.prune import partial_of
-from compressor.outputs import outputs_of
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import During, during_from, prune_while_training

@@ -19,11 +19,11 @@ from compressor.channels.labels import Labels
 from compressor.channels.silenced import said, silenced_outputs
 from compressor.channels.tracing import Trace
 from compressor.errors import GroupError
-from compressor.exported import Exported, exported
-from compressor.input_spec import random_like
-from compressor.lent import evaluating, plain_attention, state_kept
-from compressor.outputs import relative_difference
-from compressor.precision import copy_in_precision, in_precision, types_in
+from compressor.graph.exported_program import Exported, exported
+from compressor.graph.input_spec import random_like
+from compressor.graph.lent import evaluating, plain_attention, state_kept
+from compressor.graph.outputs import relative_difference
+from compressor.graph.precision import copy_in_precision, in_precision, types_in
 
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-6}
 FRESH = 40_361  # a seed that no example is drawn by: the same values would show nothing
@@ -38,7 +38,7 @@ BY_SELF = "let its `forward` take parameters and features from `self`, from its 
 
 
 def traced_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> Exported:
-    """The module's program (`compressor.exported`), which says what the module says; the module stays as it was.
+    """The module's program (`graph.exported_program`), which says what the module says; the module stays as it was.
 
     Refused: a network that cannot be exported, whose program says anything else beyond rounding, or whose parameters
     are constants of the program.

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from compressor.exported import Exported
-from compressor.outputs import tensors_in
+from compressor.graph.exported_program import Exported
+from compressor.graph.outputs import tensors_in
 
 # the same everywhere: a narrower one is made at once, by writing the smaller size
 UNIFORM = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn",

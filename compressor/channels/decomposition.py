@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 from compressor.channels.rules import is_known
 from compressor.channels.rules.products import is_plain
-from compressor.exported import Exported
-from compressor.lent import quiet_exporter
-from compressor.operations import name_of
-from compressor.outputs import tensors_in
+from compressor.graph.exported_program import Exported
+from compressor.graph.lent import quiet_exporter
+from compressor.graph.operators import name_of
+from compressor.graph.outputs import tensors_in
 
 
 def take_apart_(graph: Exported) -> None:

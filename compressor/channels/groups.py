@@ -22,7 +22,7 @@ from compressor.channels.labels import Ids
 from compressor.channels.rules import rule_of
 from compressor.channels.tracing import Patterns, Role, Trace, Tracer, ValuesNeeded
 from compressor.errors import GroupError
-from compressor.exported import Exported, exported
+from compressor.graph.exported_program import Exported, exported
 
 __all__ = ["ChannelGroup", "LeftAlone", "Member", "Role", "Traced", "trace", "without"]
 

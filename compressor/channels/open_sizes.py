@@ -25,13 +25,13 @@ from torch.overrides import TorchFunctionMode
 from compressor.channels.decomposition import take_apart_
 from compressor.channels.silenced import silenced_outputs
 from compressor.channels.tracing import Trace
-from compressor.chosen import StoppedAtValues
-from compressor.exported import Exported, followed, held_of, read_program, twin_of
-from compressor.input_spec import random_like
-from compressor.lent import quiet_exporter
-from compressor.outputs import outputs_of, relative_difference, tensors_in
-from compressor.precision import in_precision
-from compressor.sizes import is_met, size_of
+from compressor.graph.choices import StoppedAtValues
+from compressor.graph.exported_program import Exported, followed, held_of, read_program, twin_of
+from compressor.graph.input_spec import random_like
+from compressor.graph.lent import quiet_exporter
+from compressor.graph.outputs import outputs_of, relative_difference, tensors_in
+from compressor.graph.precision import in_precision
+from compressor.graph.sizes import is_met, size_of
 
 CLOSE = 1e-4  # in float32, as the proof's
 INVOLVED = 24  # steps of arithmetic in one size; Swin's windows make hundreds, and torch takes minutes over them

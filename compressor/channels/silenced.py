@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from compressor.channels.labels import Bools, Dim, Labels
 from compressor.channels.tracing import Together, Trace
-from compressor.chosen import choosing
-from compressor.outputs import outputs_and_layers, outputs_of
-from compressor.precision import InPrecision, in_precision, same_precision
+from compressor.graph.choices import choosing
+from compressor.graph.outputs import outputs_and_layers, outputs_of
+from compressor.graph.precision import InPrecision, in_precision, same_precision
 
 
 def silenced_outputs(

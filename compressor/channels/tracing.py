@@ -29,8 +29,8 @@ from torch.utils import _pytree as pytree
 from compressor.channels.constants import constants_of
 from compressor.channels.labels import Dim, Ids, Labels
 from compressor.errors import CompressError, InternalError
-from compressor.exported import Exported
-from compressor.precision import in_precision
+from compressor.graph.exported_program import Exported
+from compressor.graph.precision import in_precision
 
 NUMBERS = (torch.int32, torch.float64)  # float64 has every whole number below 2^53
 PART_OF_A_TABLE = "a table is computed from it"

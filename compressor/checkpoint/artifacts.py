@@ -29,7 +29,7 @@ from compressor.schema import check
 if TYPE_CHECKING:
     from compressor.checkpoint.loading import Architecture, Checkpoint
     from compressor.data.splits import Preprocessing
-    from compressor.input_spec import InputSpec
+    from compressor.graph.input_spec import InputSpec
     from compressor.surgery.masks import WeightMask
 
 SCHEMA = 2  # 1 had a hash of its files alone, not of the program and the numbers that the recipe itself holds
@@ -186,9 +186,9 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.checkpoint.architectures import build, check_harmless
     from compressor.checkpoint.loading import Checkpoint, read_skeleton
     from compressor.checkpoint.recipes import recipe_from_json
-    from compressor.input_spec import TYPES, drawn_from
-    from compressor.precision import in_precision_
-    from compressor.recorded import program_from
+    from compressor.graph.input_spec import TYPES, drawn_from
+    from compressor.graph.precision import in_precision_
+    from compressor.graph.recorded import program_from
     from compressor.surgery.surgery import put_state_, reshaped, surgery_from_json
 
     recipe = open_artifact(folder).recipe
@@ -289,7 +289,7 @@ def _architecture(plain: Mapping[str, Any]) -> Architecture:
 
 def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     """What the network reads; recipes of earlier versions have shapes and types alone, and their integers are zeros."""
-    from compressor.input_spec import TYPES, InputSpec, spec_from_json
+    from compressor.graph.input_spec import TYPES, InputSpec, spec_from_json
 
     if "inputs" in recipe:
         return tuple(map(spec_from_json, recipe["inputs"]))
@@ -302,7 +302,7 @@ def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
 
 def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str, Any]:
     """What rebuilds the small network: plain values only."""
-    from compressor.input_spec import specs_of
+    from compressor.graph.input_spec import specs_of
     from compressor.surgery.surgery import Surgery
 
     architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
@@ -383,7 +383,7 @@ def write_artifact(
     from safetensors import SafetensorError
 
     from compressor.checkpoint.sparse import write_sparse
-    from compressor.precision import rounded, type_of
+    from compressor.graph.precision import rounded, type_of
 
     check_free(folder, force=force)
     # safetensors has no type for complex numbers in double precision
@@ -462,8 +462,8 @@ def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> N
     """Load the folder in a fresh process and compare its outputs, bit by bit up to rounding."""
     from safetensors.torch import save_file
 
-    from compressor.lent import single_threaded
-    from compressor.outputs import outputs_of
+    from compressor.graph.lent import single_threaded
+    from compressor.graph.outputs import outputs_of
 
     with temporary("probe") as scratch:
         probe = scratch / "probe.safetensors"
@@ -492,7 +492,7 @@ def read_back(folder: str, probe: str, trust: str = "") -> None:
     import torch
     from safetensors.torch import load_file
 
-    from compressor.outputs import outputs_of, relative_difference
+    from compressor.graph.outputs import outputs_of, relative_difference
 
     tensors = load_file(probe)
     inputs = [tensors[f"input{i}"] for i in range(len(tensors)) if f"input{i}" in tensors]

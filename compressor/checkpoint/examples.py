@@ -11,9 +11,9 @@ from torch import Tensor
 from compressor.checkpoint.fitting import FORWARD_ERRORS
 from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data, batches
-from compressor.input_spec import InputSpec
-from compressor.lent import state_kept
-from compressor.outputs import outputs_of
+from compressor.graph.input_spec import InputSpec
+from compressor.graph.lent import state_kept
+from compressor.graph.outputs import outputs_of
 
 LOOKED_AT = 16  # images, whose numbers are the range that further inputs are drawn from
 

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.channels.groups import CONVOLUTIONS, TRANSPOSED
 from compressor.errors import CheckpointError
-from compressor.lent import state_kept, without_values
-from compressor.outputs import outputs_of
+from compressor.graph.lent import state_kept, without_values
+from compressor.graph.outputs import outputs_of
 
 SIZES = (28, 32, 64, 96, 128, 160, 224, 256, 299, 384, 512)
 SECONDS = 8.0  # of processor time, for all shapes that are tried: what else the machine does decides nothing

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.fitting import FORWARD_ERRORS, first_layer, fitting
 from compressor.errors import CheckpointError
-from compressor.input_spec import InputSpec, drawn_from, spec_from_text, specs_of
-from compressor.lent import state_kept
-from compressor.outputs import outputs_of
-from compressor.tables import Lookup, Lookups
+from compressor.graph.input_spec import InputSpec, drawn_from, spec_from_text, specs_of
+from compressor.graph.lent import state_kept
+from compressor.graph.lookups import Lookup, Lookups
+from compressor.graph.outputs import outputs_of
 
 SAY_IT = "say what it reads: `--input 1x3x224x224`"
 

@@ -20,15 +20,15 @@ from compressor.checkpoint.metadata import known_in
 from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import Recipe, recipe_from_json
 from compressor.checkpoint.unpickle import read_pickle
-from compressor.copies import copy_of
 from compressor.data.splits import Preprocessing
 from compressor.errors import CheckpointError
-from compressor.input_spec import InputSpec, spec_from_text
+from compressor.graph.copies import copy_of
+from compressor.graph.finite import broken_in
+from compressor.graph.input_spec import InputSpec, spec_from_text
+from compressor.graph.precision import in_precision, in_precision_, types_in
+from compressor.graph.recorded import RecordedProgram
 from compressor.names import check_names, check_names_in
-from compressor.precision import in_precision, in_precision_, types_in
-from compressor.recorded import RecordedProgram
 from compressor.regular import check_regular
-from compressor.soundness import broken_in
 from compressor.surgery.surgery import Surgery, put_state_
 from compressor.tensor_files import read_safetensors
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.errors import CheckpointError
+from compressor.graph.operators import operation
+from compressor.graph.recorded import PLAIN
 from compressor.names import printable
-from compressor.operations import operation
-from compressor.recorded import PLAIN
 
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64",
           9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16",
@@ -69,7 +69,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadProgram:
-    """What the JSON says: steps and results for `compressor.recorded`, the tensors they read, the inputs they take."""
+    """What the JSON says: steps and results for `graph.recorded`, the tensors they read, the inputs they take."""
 
     nodes: tuple[Plain, ...]
     outputs: tuple[str, ...]
@@ -79,7 +79,7 @@ class ReadProgram:
 
     @property
     def takes(self) -> Plain:
-        """Which sizes of inputs the program takes, as `compressor.sizes` has it."""
+        """Which sizes of inputs the program takes, as `graph.sizes` has it."""
         named = [taken.name for taken in self.inputs]
         good = len(set(named)) == len(named) and all(name.isidentifier() and name.isascii() for name in named)
         names = named if good else [f"input_{number}" for number in range(len(named))]

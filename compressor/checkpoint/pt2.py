@@ -32,9 +32,9 @@ from compressor.checkpoint.program_json import (
 )
 from compressor.checkpoint.unpickle import read_pickle_bytes
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
+from compressor.graph.outputs import outputs_of, tensors_in
+from compressor.graph.recorded import RecordedProgram, program_from
 from compressor.names import check_names, printable
-from compressor.outputs import outputs_of, tensors_in
-from compressor.recorded import RecordedProgram, program_from
 from compressor.regular import check_regular
 from compressor.surgery.mending import program_of_file
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compressor.copies import copy_of
 from compressor.errors import ExportError
 from compressor.export.attention import translations
 from compressor.export.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
-from compressor.exported import hangs_on_data
 from compressor.files import whole
-from compressor.heads import WithHeads, head_layers
-from compressor.input_spec import random_like
-from compressor.lent import lengths_left_open, quiet_exporter
-from compressor.structures import with_plain_outputs_
+from compressor.graph.copies import copy_of
+from compressor.graph.detector_heads import WithHeads, head_layers
+from compressor.graph.exported_program import hangs_on_data
+from compressor.graph.input_spec import random_like
+from compressor.graph.lent import lengths_left_open, quiet_exporter
+from compressor.graph.structures import with_plain_outputs_
 
 if TYPE_CHECKING:
     from compressor.checkpoint.loading import Checkpoint
@@ -37,7 +37,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
 
     Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. Of a
-    network that chooses by values what it gives (a detector), what it chooses from is compared (`compressor.heads`);
+    network that chooses by values what it gives (a detector), what it chooses from is compared (`graph.detector_heads`);
     one that unpools is compared with the file's own maxima, where by rounding it chose others.
     The file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused:
     an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.

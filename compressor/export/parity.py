@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from compressor.export.same_maxima import outputs_with, with_positions
-from compressor.input_spec import random_like
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of, relative_difference
 
 BATCHES = 3  # of each size
 TOLERANCE = 1e-3

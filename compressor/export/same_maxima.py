@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compressor.outputs import outputs_of
+from compressor.graph.outputs import outputs_of
 
 POOLING = {f"max_pool{dims}d_with_indices" for dims in (1, 2, 3)}
 

@@ -29,13 +29,13 @@ from compressor.checkpoint.architectures import Architecture, architecture_from_
 from compressor.checkpoint.artifacts import write_artifact
 from compressor.checkpoint.inputs import example_inputs
 from compressor.checkpoint.loading import Checkpoint
-from compressor.copies import copy_of
 from compressor.data.splits import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
-from compressor.gradients import right_gradients
+from compressor.graph.copies import copy_of
+from compressor.graph.gradients import right_gradients
+from compressor.graph.outputs import tensors_in
 from compressor.leftovers import temporary
-from compressor.outputs import tensors_in
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from compressor.checkpoint import forms
 from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
+from compressor.graph.lent import evaluating
+from compressor.graph.outputs import class_scores
 from compressor.json_files import parsed
-from compressor.lent import evaluating
-from compressor.outputs import class_scores
 from compressor.schema import check
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations

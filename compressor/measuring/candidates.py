@@ -18,9 +18,9 @@ from torch import nn
 
 from compressor.channels.groups import ChannelGroup, Role, trace
 from compressor.checkpoint.loading import Checkpoint
-from compressor.copies import copy_of
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
+from compressor.graph.copies import copy_of
 from compressor.planning.costs import count, masked_macs
 from compressor.surgery.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
 from compressor.surgery.plan import PruningPlan, gone_mask, plan_from_json

@@ -17,7 +17,7 @@ from torch import nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import RuntimeUnavailable
-from compressor.input_spec import random_like
+from compressor.graph.input_spec import random_like
 from compressor.leftovers import temporary
 from compressor.measuring.ceilings import Ceilings, ceilings
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime

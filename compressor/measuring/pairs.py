@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compressor.input_spec import random_like
+from compressor.graph.input_spec import random_like
 from compressor.measuring.runtimes import usable
 from compressor.measuring.turns import Measurement, pace, take_turns
 

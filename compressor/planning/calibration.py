@@ -37,11 +37,11 @@ from torch.nn import functional
 from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, batches, first
 from compressor.errors import CalibrationError
-from compressor.gradients import right_gradients
-from compressor.lent import evaluating
+from compressor.graph.finite import broken_in
+from compressor.graph.gradients import right_gradients
+from compressor.graph.lent import evaluating
 from compressor.planning.elimination import Reading, readings_of
 from compressor.planning.walk import Program, Walk, calls, program_of
-from compressor.soundness import broken_in
 
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.tracing import ValuesNeeded
-from compressor.lent import evaluating, plain_attention, without_values
+from compressor.graph.lent import evaluating, plain_attention, without_values
 from compressor.surgery.masks import WeightMask
 from compressor.surgery.plan import Countable, PruningPlan
 

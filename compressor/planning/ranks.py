@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.copies import copy_of
 from compressor.errors import GroupError, OutOfReach, PlanError
-from compressor.lent import plain_attention
-from compressor.recorded import RecordedProgram
+from compressor.graph.copies import copy_of
+from compressor.graph.lent import plain_attention
+from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.factors import Kind, cost_of_a_rank, spectrum, why_not
 from compressor.surgery.plan import CostBudget, Countable
 

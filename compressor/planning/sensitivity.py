@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from compressor.channels.groups import ChannelGroup
-from compressor.outputs import tensors_in
+from compressor.graph.outputs import tensors_in
 from compressor.planning.branches import norm_behind
 from compressor.planning.elimination import RIDGE, Reading, consumers, features_of
 from compressor.planning.moments import Covariances, solve

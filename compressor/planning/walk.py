@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.copies import copy_of
 from compressor.errors import RepairError
-from compressor.exported import read_program
-from compressor.lent import quiet_exporter
-from compressor.outputs import outputs_of, relative_difference, tensors_in
-from compressor.recorded import RecordedProgram
-from compressor.structures import with_plain_outputs_
+from compressor.graph.copies import copy_of
+from compressor.graph.exported_program import read_program
+from compressor.graph.lent import quiet_exporter
+from compressor.graph.outputs import outputs_of, relative_difference, tensors_in
+from compressor.graph.recorded import RecordedProgram
+from compressor.graph.structures import with_plain_outputs_
 from compressor.surgery.mending import as_program
 
 aten = torch.ops.aten

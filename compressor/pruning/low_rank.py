@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import PlanError, SurgeryError
-from compressor.input_spec import random_like
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of, relative_difference
+from compressor.graph.precision import copy_in_precision, in_precision
 from compressor.planning.costs import Cost, count
 from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
-from compressor.precision import copy_in_precision, in_precision
 from compressor.surgery.factors import Factors, Kind, product
 from compressor.surgery.plan import CostBudget, Countable
 from compressor.surgery.proof import Proof

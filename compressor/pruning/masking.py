@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.sparse import SAVES_NO_TIME
-from compressor.copies import copy_of
 from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError
+from compressor.graph.copies import copy_of
 from compressor.pruning.repair.repairing import Repair, Repaired, images_to_repair_with, repair
 from compressor.pruning.request import MaskRequest
 from compressor.surgery.mask_criteria import MaskCriterion, mask_by

@@ -14,6 +14,8 @@ from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.errors import SurgeryError
+from compressor.graph.recorded import RecordedProgram
+from compressor.graph.sizes import takes_text
 from compressor.planning.calibration import Needs, gather
 from compressor.planning.costs import Cost, LayerCost, count, layer_costs
 from compressor.planning.gap import Gap, gap_between
@@ -22,8 +24,6 @@ from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer
 from compressor.pruning.repair.repairing import Repair, Repaired, emptied, repair, repair_blind
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.scoring import Say, calibration_images, score
-from compressor.recorded import RecordedProgram
-from compressor.sizes import takes_text
 from compressor.surgery.plan import PruningPlan, Scores
 from compressor.surgery.proof import Proof
 from compressor.surgery.proved import shrink_proved, unprovable

@@ -19,9 +19,9 @@ from compressor.channels.groups import ChannelGroup, LeftAlone, Traced
 from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
-from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
+from compressor.graph.copies import copy_of
 from compressor.planning.costs import count
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.pipeline import Pruned, prune

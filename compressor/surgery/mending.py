@@ -2,7 +2,7 @@
 
 `mended` takes the dense network's program and puts the small widths where the dense ones stood: in views, splits,
 slices, paddings, norms, groups, and the scale of an attention whose heads became narrower. What comes back is a
-recorded program (`compressor.recorded`).
+recorded program (`graph.recorded`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from compressor.channels.labels import Bools, Dim, Labels
 from compressor.channels.silenced import left
 from compressor.channels.tracing import Trace
 from compressor.errors import SurgeryError
-from compressor.exported import read_program
-from compressor.operations import name_of
-from compressor.recorded import RecordedProgram, name_from, numbers_from, plain_from, program_from
+from compressor.graph.exported_program import read_program
+from compressor.graph.operators import name_of
+from compressor.graph.recorded import RecordedProgram, name_from, numbers_from, plain_from, program_from
 
 SIZED = {"view", "reshape", "_unsafe_view", "expand", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full",
          "empty", "new_empty", "unflatten", "rand", "randn", "broadcast_to", "expand_copy", "view_copy"}  # fmt: skip

@@ -19,9 +19,9 @@ from compressor.channels.groups import Traced
 from compressor.channels.silenced import said, silenced_outputs, whole_layers
 from compressor.channels.tracing import Trace
 from compressor.errors import InternalError, SurgeryError
-from compressor.input_spec import random_like
-from compressor.outputs import relative_difference
-from compressor.precision import TypesSeen, copy_in_precision, in_precision, narrowest
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import relative_difference
+from compressor.graph.precision import TypesSeen, copy_in_precision, in_precision, narrowest
 from compressor.surgery.plan import PruningPlan, gone_labels
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

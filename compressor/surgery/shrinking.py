@@ -14,7 +14,7 @@ from compressor.channels.groups import BATCH_NORMS, CONVOLUTIONS, INSTANCE_NORMS
 from compressor.channels.open_sizes import Opened, opened
 from compressor.channels.tracing import Trace
 from compressor.errors import CompressError, InternalError, SurgeryError
-from compressor.recorded import RecordedProgram
+from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.mending import mended
 from compressor.surgery.plan import PruningPlan, gone_labels, gone_mask
 from compressor.surgery.proof import TOLERANCE, difference, differing, reference_of

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.copies import copy_of
 from compressor.errors import SurgeryError
-from compressor.recorded import program_from
+from compressor.graph.copies import copy_of
+from compressor.graph.recorded import program_from
 from compressor.surgery.constant import silent_from
 from compressor.surgery.factors import Factors, factorized, factors_from_json, pieces
 

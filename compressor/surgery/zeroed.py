@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Role, Traced
-from compressor.copies import copy_of
 from compressor.errors import SurgeryError
+from compressor.graph.copies import copy_of
 from compressor.surgery.plan import PruningPlan, gone_mask
 from compressor.surgery.proof import prove, reference_of
 from compressor.surgery.shrinking import shrink

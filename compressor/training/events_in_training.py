@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from compressor.channels.groups import ChannelGroup
 from compressor.checkpoint import forms
 from compressor.checkpoint.recipes import Recipe
-from compressor.copies import copy_of
 from compressor.data.splits import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
 from compressor.files import whole, write_text
+from compressor.graph.copies import copy_of
 from compressor.json_files import read_json
 from compressor.schema import check
 from compressor.surgery.zeroed import ALL, MADE, Holder, add_noise_, slices_of

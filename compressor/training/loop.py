@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Step
-from compressor.copies import copy_of
 from compressor.data.splits import (
     EVALUATION_BATCH,
     UNLABELLED,
@@ -30,8 +29,9 @@ from compressor.data.splits import (
     batches,
 )
 from compressor.errors import RetrainError
-from compressor.gradients import EXAMPLES, check_gradients, right_gradients
-from compressor.outputs import class_scores
+from compressor.graph.copies import copy_of
+from compressor.graph.gradients import EXAMPLES, check_gradients, right_gradients
+from compressor.graph.outputs import class_scores
 from compressor.training.bn_penalty import scale_norm, scales_of
 from compressor.training.resume import EpochRecord, Run, digest_of, restore_, save, write
 
@@ -109,7 +109,7 @@ def train(
     keeps the state after every epoch, and a run that finds one there goes on from it; `snapshot` names an early step
     and the file that keeps the weights it had then. Refused: unlabelled data, labels that the network has no output
     for, a network without trainable parameters (with `bn_l1`: batch norm scales), a loss that is not finite, the state
-    of another run, a processor that computes wrong gradients (`compressor.gradients`).
+    of another run, a processor that computes wrong gradients (`graph.gradients`).
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import How, Recipe
-from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError, RuntimeUnavailable
-from compressor.recorded import RecordedProgram
+from compressor.graph.copies import copy_of
+from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.masks import WeightMask, apply_mask_
 from compressor.surgery.surgery import put_state_
 from compressor.training.loop import AfterStep, Callback, Progress, train

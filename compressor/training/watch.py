@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from compressor.data.splits import EVALUATION_BATCH, Images, ImageSet, Preprocessing, batches
 from compressor.errors import RetrainError
-from compressor.lent import evaluating
-from compressor.outputs import class_scores
+from compressor.graph.lent import evaluating
+from compressor.graph.outputs import class_scores
 from compressor.training.resume import kept_in, tensors, write
 
 State = dict[str, Tensor]

@@ -246,7 +246,7 @@ class TestTheForm:
 def test_a_program_with_an_infinite_constant_is_written_and_read(workdir: Path) -> None:
     import torch
 
-    from compressor.recorded import numbers_from, tensor_from
+    from compressor.graph.recorded import numbers_from, tensor_from
 
     for tensor in (
         torch.tensor([[1.0, -torch.inf], [torch.nan, 0.0]]),

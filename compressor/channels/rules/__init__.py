@@ -37,7 +37,7 @@ from compressor.channels.rules import (
 )  # fmt: skip
 from compressor.channels.rules.operators import unknown
 from compressor.channels.tracing import Rule
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 __all__ = ["is_known", "rule_of"]
 

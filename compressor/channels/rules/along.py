@@ -9,7 +9,7 @@ from torch import Tensor
 from compressor.channels.labels import Dim
 from compressor.channels.rules.operators import bound, new, results
 from compressor.channels.tracing import NotFollowed, Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 ALONG = {
     "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "msort", "topk", "kthvalue", "median",

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.channels.rules.operators import results
 from compressor.channels.tracing import Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 MATRICES = {
     "inverse", "linalg_inv", "linalg_inv_ex", "linalg_pinv", "pinverse", "det", "linalg_det", "logdet",

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from compressor.channels.labels import Dim
 from compressor.channels.rules.operators import bound, new, raw, results
 from compressor.channels.tracing import NotFollowed, Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 CREATION = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "rand", "randn"}
 MOVES = {

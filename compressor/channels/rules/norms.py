@@ -11,7 +11,7 @@ from compressor.channels.labels import Dim
 from compressor.channels.rules.division import split_groups
 from compressor.channels.rules.operators import bound, results
 from compressor.channels.tracing import Role, Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 BATCH = ("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
          "_batch_norm_no_update", "_batch_norm_with_update", "_native_batch_norm_legit_functional",

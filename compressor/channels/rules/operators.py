@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.channels.labels import Dim
 from compressor.channels.tracing import NotFollowed, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 
 def bound(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from compressor.channels.labels import Dim
 from compressor.channels.rules.operators import bound, new, raw
 from compressor.channels.tracing import NotFollowed, Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 GATHERING = {"gather", "scatter", "scatter_add", "scatter_reduce"}
 BY_INDEX = {"index_add", "index_copy", "index_reduce", "index_fill"}

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from compressor.channels.rules.operators import results
 from compressor.channels.tracing import Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 POINTWISE = {
     "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "hardswish", "to", "_to_copy", "contiguous",

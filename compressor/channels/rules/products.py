@@ -13,7 +13,7 @@ from compressor.channels.labels import Dim
 from compressor.channels.rules.division import split_groups
 from compressor.channels.rules.operators import bound, new, results
 from compressor.channels.tracing import NotFollowed, Role, Rule, Tracer, Tracked
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 
 def _convolution(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressor.channels.tracing import NotFollowed, Rule, Tracer
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 BY_VALUES = "which positions `{}` gives, and how many, hangs on values"
 GRADIENTS = "`{}` computes a gradient, which is no part of a network that only runs"

@@ -10,7 +10,7 @@ from compressor.channels.rules.along import over
 from compressor.channels.rules.operators import bound, new, results
 from compressor.channels.rules.pointwise import pointwise
 from compressor.channels.tracing import Rule, Tracer
-from compressor.operations import name_of
+from compressor.graph.operators import name_of
 
 REDUCTIONS = {
     "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "norm", "linalg_vector_norm", "any", "all",

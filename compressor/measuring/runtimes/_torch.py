@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.copies import copy_of
+from compressor.graph.copies import copy_of
+from compressor.graph.outputs import tensors_in
 from compressor.measuring.runtimes import NodeTime
-from compressor.outputs import tensors_in
 
 
 @contextmanager

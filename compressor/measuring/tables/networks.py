@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import Traced
 from compressor.errors import ExportError, RuntimeUnavailable
-from compressor.input_spec import random_like
+from compressor.graph.input_spec import random_like
 from compressor.leftovers import temporary
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of

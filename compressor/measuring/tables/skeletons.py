@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from compressor.copies import copy_of
 from compressor.export.onnx import proto_of
 from compressor.export.parity import BatchIsFixedError
+from compressor.graph.copies import copy_of
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SUFFIXES = ("_kernel_time", "_nchwc")

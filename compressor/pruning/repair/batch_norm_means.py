@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.copies import copy_of
+from compressor.graph.copies import copy_of
 from compressor.planning.branches import norm_behind
 from compressor.planning.moments import reader_of
 from compressor.planning.walk import NORMALISING, Program, Walk, aten, call, operator, readers, side_by_side

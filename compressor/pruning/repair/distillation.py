@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.copies import copy_of
-from compressor.gradients import right_gradients
-from compressor.outputs import tensors_in
+from compressor.graph.copies import copy_of
+from compressor.graph.gradients import right_gradients
+from compressor.graph.outputs import tensors_in
 from compressor.planning.branches import residual_sum
 from compressor.planning.sensitivity import rise
 from compressor.planning.walk import (

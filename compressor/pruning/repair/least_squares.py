@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.copies import copy_of
+from compressor.graph.copies import copy_of
 from compressor.planning.affording import affords, rows_within
 from compressor.planning.branches import LAYOUTS, Branch, norm_behind, residual_sum
 from compressor.planning.mean_fit import Leftovers, fit_mean

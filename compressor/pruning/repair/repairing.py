@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import BATCH_NORMS
 from compressor.checkpoint.loading import Checkpoint
-from compressor.copies import copy_of
 from compressor.data.splits import Data
 from compressor.errors import RepairError, named
-from compressor.lent import evaluating
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.copies import copy_of
+from compressor.graph.lent import evaluating
+from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.planning.affording import reserved
 from compressor.planning.calibration import calibration_batches, calibration_split
 from compressor.planning.moments import reader_of

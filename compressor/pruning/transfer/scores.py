@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.checkpoint.loading import Checkpoint
-from compressor.copies import copy_of
 from compressor.data.domains import Target
 from compressor.data.splits import Data, SplitName, batches, first
 from compressor.errors import CalibrationError, GroupError
-from compressor.gradients import right_gradients
-from compressor.outputs import class_scores
+from compressor.graph.copies import copy_of
+from compressor.graph.gradients import right_gradients
+from compressor.graph.outputs import class_scores
 from compressor.planning.calibration import over_channels, rows
 from compressor.surgery.plan import Scores
 from compressor.training.domains.adaptation import Alignment

@@ -42,10 +42,10 @@ from torch import Tensor
 from compressor.checkpoint.loading import Checkpoint, load
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Step
 from compressor.checkpoint.sparse import onnx_sparse
-from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName, batches, first
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
+from compressor.graph.copies import copy_of
 from compressor.jobs.exits import ExitRequest, chosen_exits
 from compressor.leftovers import temporary
 from compressor.measuring.accuracy import evaluate_onnx, load_onnx

@@ -37,8 +37,8 @@ from typing import Any
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step
-from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
+from compressor.graph.copies import copy_of
 from compressor.planning.costs import Cost, count, masked_macs
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.copies import copy_of
 from compressor.data.domains import Target
 from compressor.data.splits import Data, Preprocessing, SplitName, augmentation_named
 from compressor.errors import RetrainError
-from compressor.outputs import class_scores
+from compressor.graph.copies import copy_of
+from compressor.graph.outputs import class_scores
 from compressor.training.domains.features import features_in, last_linear, layer_named, reading
 from compressor.training.domains.mmd import Kernels, mmd
 from compressor.training.loop import Callback, classification_loss, train

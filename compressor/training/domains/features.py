@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from compressor.errors import GroupError, unknown
-from compressor.lent import last_to_run
-from compressor.recorded import check_has_layers
+from compressor.graph.lent import last_to_run
+from compressor.graph.recorded import check_has_layers
 
 
 @contextlib.contextmanager

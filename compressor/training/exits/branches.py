@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Recipe
-from compressor.copies import copy_of
 from compressor.data.splits import Data, Preprocessing
 from compressor.errors import GroupError, RetrainError, unknown
-from compressor.lent import evaluating
-from compressor.outputs import class_scores
+from compressor.graph.copies import copy_of
+from compressor.graph.lent import evaluating
+from compressor.graph.outputs import class_scores
+from compressor.graph.recorded import check_has_layers
 from compressor.planning.costs import count
-from compressor.recorded import check_has_layers
 from compressor.training.loop import Callback, Trained, classification_loss, train
 
 # Places per side that a branch sees of an image, and features in all. On the sample ResNet-20, three epochs on the

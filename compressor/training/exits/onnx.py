@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
-from compressor.copies import copy_of
 from compressor.errors import ExportError
 from compressor.export.onnx import metadata_of, proto_of, strip_
 from compressor.export.parity import BATCHES, TOLERANCE, Parity, first_cause
 from compressor.files import whole
-from compressor.input_spec import random_like
-from compressor.outputs import outputs_of, relative_difference
+from compressor.graph.copies import copy_of
+from compressor.graph.input_spec import random_like
+from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 
 OUTPUT, TAKEN = "output", "exit"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import DataError, PlanError
-from compressor.lent import evaluating
+from compressor.graph.lent import evaluating
 from compressor.measuring.accuracy import Accuracy
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 

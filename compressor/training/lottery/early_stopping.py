@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.copies import copy_of
 from compressor.data.splits import Data, SplitName
+from compressor.graph.copies import copy_of
 from compressor.surgery.masks import WeightMask
 from compressor.training.loop import train
 from compressor.training.lottery.tickets import Keeping

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.chance import generator
-from compressor.copies import copy_of
+from compressor.graph.copies import copy_of
 
 
 def glorot_normal(module: nn.Module, *, seed: int) -> nn.Module:

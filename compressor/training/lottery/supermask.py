@@ -18,8 +18,8 @@ from torch.func import functional_call
 
 from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe
-from compressor.copies import copy_of
 from compressor.data.splits import Data, ImageSet, Preprocessing
+from compressor.graph.copies import copy_of
 from compressor.measuring.accuracy import Accuracy, evaluate
 from compressor.surgery.masks import maskable
 from compressor.training.loop import train

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from compressor.chance import generator
 from compressor.checkpoint.recipes import How, Recipe, Step
-from compressor.copies import copy_of
 from compressor.errors import PlanError, RetrainError
-from compressor.lent import last_to_run
+from compressor.graph.copies import copy_of
+from compressor.graph.lent import last_to_run
 from compressor.surgery.masks import Masker, MaskScope, WeightMask, apply_mask_, magnitude_round, maskable
 from compressor.surgery.surgery import put_state_
 from compressor.training.loop import iterations_per_epoch

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.chance import generator
-from compressor.copies import copy_of
 from compressor.errors import PlanError
+from compressor.graph.copies import copy_of
 from compressor.surgery.masks import WeightMask
 
 

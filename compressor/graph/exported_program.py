@@ -14,15 +14,15 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
-from compressor.chosen import Choice, Forced, Stopped, StoppedAtValues, choices_of
-from compressor.copies import same_storage
 from compressor.errors import GroupError
-from compressor.inlining import inline_
-from compressor.lent import lengths_left_open, quiet_exporter
-from compressor.outputs import tensors_in
-from compressor.precision import copy_in_precision, in_precision
-from compressor.sizes import is_met, size_of, takes_of
-from compressor.structures import taken_apart, with_plain_outputs_
+from compressor.graph.choices import Choice, Forced, Stopped, StoppedAtValues, choices_of
+from compressor.graph.copies import same_storage
+from compressor.graph.inlining import inline_
+from compressor.graph.lent import lengths_left_open, quiet_exporter
+from compressor.graph.outputs import tensors_in
+from compressor.graph.precision import copy_in_precision, in_precision
+from compressor.graph.sizes import is_met, size_of, takes_of
+from compressor.graph.structures import taken_apart, with_plain_outputs_
 
 
 @dataclass(slots=True, eq=False)
@@ -37,8 +37,8 @@ class Exported:
     open: bool  # whether it takes batches of any size
     choices: tuple[Choice, ...] = ()  # made by values on the example, as detectors do; the graph has them fixed
     held: dict[str, Tensor] = field(default_factory=dict)  # every name in the module; a tied tensor has several
-    takes: dict[str, Any] | None = None  # which sizes of its inputs it is for (`compressor.sizes`), where that is known
-    returns: dict[str, Any] | None = None  # what is around its `outputs` (`compressor.structures`)
+    takes: dict[str, Any] | None = None  # which sizes of its inputs it is for (`graph.sizes`), where that is known
+    returns: dict[str, Any] | None = None  # what is around its `outputs` (`graph.structures`)
 
     def users(self, placeholder: str) -> list[fx.Node]:
         """The operators that take what stands behind a placeholder."""
@@ -172,7 +172,7 @@ def _untraceable(error: Exception) -> GroupError:
 def read_program(found: Any, held: Mapping[str, Tensor]) -> Exported:
     """An exported program's graph, with the tensors `held` behind the names of its parameters and buffers.
 
-    Graphs within it are put where they are called (`compressor.inlining`).
+    Graphs within it are put where they are called (`graph.inlining`).
     """
     inline_(found.graph_module)
     signature = found.graph_signature

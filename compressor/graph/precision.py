@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.copies import converted, copy_of
+from compressor.graph.copies import converted, copy_of
 
 NARROW = (torch.float16, torch.bfloat16, torch.float32)  # what code says when it means "the usual precision"
 

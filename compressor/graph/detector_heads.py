@@ -1,7 +1,7 @@
 """What a network that chooses by values, as detectors do, chooses from: its *head tensors*.
 
 They are outputs of layers that no other layer reads before the first choice is made. Where two networks cannot be made
-to choose alike (`compressor.chosen`), as a network and its ONNX file, these are what can be compared.
+to choose alike (`graph.choices`), as a network and its ONNX file, these are what can be compared.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.copies import copy_of
-from compressor.outputs import tensors_in
+from compressor.graph.copies import copy_of
+from compressor.graph.outputs import tensors_in
 
 CHOOSING = {"aten::topk", "aten::sort", "aten::nonzero", "aten::masked_select", "aten::_unique2", "torchvision::nms"}
 

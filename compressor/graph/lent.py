@@ -14,8 +14,8 @@ import torch
 import torch.fx.config
 from torch import Tensor, nn
 
-from compressor.copies import converted
-from compressor.shape_kernels import quantisation_by_shapes
+from compressor.graph.copies import converted
+from compressor.graph.shape_kernels import quantisation_by_shapes
 
 
 @contextlib.contextmanager

@@ -138,5 +138,5 @@ def know_fields() -> None:
         Fields,
         lambda fields: (list(fields.values()), list(fields)),
         lambda values, names: Fields(zip(names, values, strict=True)),
-        serialized_type_name="compressor.structures.Fields",
+        serialized_type_name="compressor.graph.structures.Fields",
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from compressor.heads import with_parameters
+from compressor.graph.detector_heads import with_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from compressor.errors import RetrainError
-from compressor.lent import evaluating
+from compressor.graph.lent import evaluating
 
 FEWEST = 16  # input channels from which a pointwise convolution keeps its stride: oneDNN's widest block
 WORST = 1e-3  # relative; float32 against float64 differs by about 1e-6
