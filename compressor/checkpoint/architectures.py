@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.errors import ArchitectureError, unknown
-from compressor.names import printable
+from compressor.files.names import printable
 
 PROGRAM = "program"  # the file is the program: there is no class behind it
 PICKLE = "pickle"  # the module itself was pickled: an artifact keeps its skeleton

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from compressor.checkpoint import forms
 from compressor.children import python_code
 from compressor.errors import ArtifactError, CheckpointError
-from compressor.files import exchanged, save_tensors
-from compressor.json_files import read_json as read_json
-from compressor.json_files import write_json as write_json
-from compressor.leftovers import OLD, PART, beside, sweep, temporary
-from compressor.schema import check
+from compressor.files.atomic import exchanged, save_tensors
+from compressor.files.json_files import read_json as read_json
+from compressor.files.json_files import write_json as write_json
+from compressor.files.leftovers import OLD, PART, beside, sweep, temporary
+from compressor.files.schema import check
 
 if TYPE_CHECKING:
     from compressor.checkpoint.loading import Architecture, Checkpoint

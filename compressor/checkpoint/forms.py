@@ -1,4 +1,4 @@
-"""The forms of every JSON file that is read, field by field: `compressor.schema` checks, here stands what.
+"""The forms of every JSON file that is read, field by field: `files.schema` checks, here stands what.
 
 A field that a writer adds is added here too: one that no form knows is refused, for what nobody reads nobody checked.
 """
@@ -9,7 +9,7 @@ import math
 import re
 
 from compressor.checkpoint.recipes import How, Optimiser, Shape, Start
-from compressor.schema import (
+from compressor.files.schema import (
     Form,
     Misfit,
     also,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.archives import names_in
 from compressor.checkpoint import architectures
 from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture, architecture_arguments
 from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
@@ -22,15 +21,16 @@ from compressor.checkpoint.recipes import Recipe, recipe_from_json
 from compressor.checkpoint.unpickle import read_pickle
 from compressor.data.splits import Preprocessing
 from compressor.errors import CheckpointError
+from compressor.files.archives import names_in
+from compressor.files.names import check_names, check_names_in
+from compressor.files.regular import check_regular
+from compressor.files.tensor_files import read_safetensors
 from compressor.graph.copies import copy_of
 from compressor.graph.finite import broken_in
 from compressor.graph.input_spec import InputSpec, spec_from_text
 from compressor.graph.precision import in_precision, in_precision_, types_in
 from compressor.graph.recorded import RecordedProgram
-from compressor.names import check_names, check_names_in
-from compressor.regular import check_regular
 from compressor.surgery.surgery import Surgery, put_state_
-from compressor.tensor_files import read_safetensors
 
 __all__ = [
     "Architecture",

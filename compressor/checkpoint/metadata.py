@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor.checkpoint import forms
 from compressor.errors import CheckpointError
-from compressor.schema import between, check, count, listed, number, optional, record
+from compressor.files.schema import between, check, count, listed, number, optional, record
 
 POSITIVE = between(0, float("inf"), open_low=True)
 NORMALISATION = record({}, may={"mean": optional(listed(number)), "std": optional(listed(POSITIVE))}, others=True)

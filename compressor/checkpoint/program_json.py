@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressor.errors import CheckpointError
+from compressor.files.names import printable
 from compressor.graph.operators import operation
 from compressor.graph.recorded import PLAIN
-from compressor.names import printable
 
 DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64",
           9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16",

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.archives import DAMAGED, Archive, open_archive
 from compressor.checkpoint.program_json import (
     DTYPES,
     STRIDED,
@@ -32,10 +31,11 @@ from compressor.checkpoint.program_json import (
 )
 from compressor.checkpoint.unpickle import read_pickle_bytes
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
+from compressor.files.archives import DAMAGED, Archive, open_archive
+from compressor.files.names import check_names, printable
+from compressor.files.regular import check_regular
 from compressor.graph.outputs import outputs_of, tensors_in
 from compressor.graph.recorded import RecordedProgram, program_from
-from compressor.names import check_names, printable
-from compressor.regular import check_regular
 from compressor.surgery.mending import program_of_file
 
 MODEL = re.compile(r"models/([\w-]+)\.json", re.ASCII)

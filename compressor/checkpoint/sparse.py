@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ArtifactError, ExportError, PlanError
-from compressor.files import whole
+from compressor.files.atomic import whole
 from compressor.surgery.masks import WeightMask
 
 FILE_NAME = "sparse.safetensors"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import CheckpointError
-from compressor.names import PART, is_name, printable
+from compressor.files.names import PART, is_name, printable
 
 PACKAGES = (
     "torch.nn.modules.",

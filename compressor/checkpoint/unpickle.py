@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch._weights_only_unpickler import get_globals_in_pkl
 
-from compressor.archives import open_archive
 from compressor.checkpoint.standins import built, check_tree, layer_class, standin_for
 from compressor.errors import CheckpointError, UntrustedPickle
-from compressor.names import check_names_in, printable
-from compressor.regular import check_regular
+from compressor.files.archives import open_archive
+from compressor.files.names import check_names_in, printable
+from compressor.files.regular import check_regular
 
 ZIP = b"PK\x03\x04"
 PARTS_OF_OLD = 5  # pickles, one behind the other, in a file of torch's first format

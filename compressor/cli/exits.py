@@ -32,7 +32,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
-from compressor.names import file_name_from
+from compressor.files.names import file_name_from
 
 
 def command(

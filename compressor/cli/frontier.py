@@ -28,7 +28,7 @@ from compressor.cli.options import (
     share,
     status,
 )
-from compressor.names import file_name_from
+from compressor.files.names import file_name_from
 
 
 def command(

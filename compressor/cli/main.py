@@ -22,7 +22,7 @@ import compressor.cli
 from compressor.cli.options import ExitCode, command_line, talk
 from compressor.cli.printing import take_any_text, writing_stdout
 from compressor.errors import CompressError, OutputError, UntrustedPickle
-from compressor.leftovers import sweep, sweep_temp
+from compressor.files.leftovers import sweep, sweep_temp
 from compressor.stopping import Terminated, end_at_once, stop_when_asked, was_asked
 
 NOT_COMMANDS = {"main", "options", "printing"}

@@ -23,7 +23,7 @@ from compressor.cli.options import (
     status,
     strong,
 )
-from compressor.names import file_name_from
+from compressor.files.names import file_name_from
 
 
 def command(

@@ -26,7 +26,7 @@ from compressor.cli.options import (
     print_json,
     status,
 )
-from compressor.names import file_name_from
+from compressor.files.names import file_name_from
 
 
 def command(

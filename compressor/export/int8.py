@@ -21,9 +21,9 @@ from torch import Tensor
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
 from compressor.export.parity import first_cause
-from compressor.files import whole
+from compressor.files.atomic import whole
+from compressor.files.leftovers import temporary
 from compressor.graph.lent import quiet_exporter
-from compressor.leftovers import temporary
 
 WEIGHTED = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}  # which inputs a weight may be
 NOTES = ("onnx.infer", "onnx.quant.pre_process")  # onnxruntime's notes to itself

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compressor.errors import ExportError
 from compressor.export.attention import translations
 from compressor.export.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
-from compressor.files import whole
+from compressor.files.atomic import whole
 from compressor.graph.copies import copy_of
 from compressor.graph.detector_heads import WithHeads, head_layers
 from compressor.graph.exported_program import hangs_on_data

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from compressor.errors import SurgeryError
-from compressor.names import printable
+from compressor.files.names import printable
 
 LIBRARIES = ("aten", "torchvision", "prims")
 TYPES = re.compile(r"(Tensor|number|int|bool|float|complex|str|Device|Generator)")

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import GroupError, SurgeryError
+from compressor.files.names import PART, printable
 from compressor.graph.operators import computes, name_of, operation
 from compressor.graph.sizes import check_record, check_taken, in_order
 from compressor.graph.structures import restored
-from compressor.names import PART, printable
 
 PLAIN = {"getitem": operator.getitem, "mul": operator.mul, "add": operator.add, "sub": operator.sub,
          "floordiv": operator.floordiv, "mod": operator.mod, "neg": operator.neg, "truediv": operator.truediv,

@@ -32,10 +32,10 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
+from compressor.files.leftovers import temporary
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import right_gradients
 from compressor.graph.outputs import tensors_in
-from compressor.leftovers import temporary
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say

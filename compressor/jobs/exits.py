@@ -16,8 +16,8 @@ from compressor.data.splits import Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
 from compressor.export.onnx import export_onnx
-from compressor.files import save_tensors, whole
-from compressor.leftovers import temporary
+from compressor.files.atomic import save_tensors, whole
+from compressor.files.leftovers import temporary
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import caveats_of, speedup
 from compressor.planning.costs import count

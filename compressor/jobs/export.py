@@ -10,7 +10,7 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.sparse import SAVES_NO_TIME, onnx_sparse
 from compressor.errors import ExportError
 from compressor.export.onnx import export_onnx
-from compressor.names import file_name_from
+from compressor.files.names import file_name_from
 
 
 def export_to(

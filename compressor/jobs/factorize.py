@@ -10,7 +10,7 @@ from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
 from compressor.checkpoint.loading import Checkpoint
 from compressor.environment import environment
 from compressor.errors import PlanError
-from compressor.names import file_name_from
+from compressor.files.names import file_name_from
 from compressor.planning.ranks import EnergyBudget, RankBudget
 from compressor.pruning.low_rank import LowRank, factorize
 from compressor.surgery.factors import Kind, kind_named

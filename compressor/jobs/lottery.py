@@ -22,10 +22,10 @@ from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
+from compressor.files.names import file_name_from
+from compressor.files.schema import anything, listed, optional, record, table
 from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder
-from compressor.names import file_name_from
 from compressor.planning.costs import count
-from compressor.schema import anything, listed, optional, record, table
 from compressor.surgery.masks import MaskScope, WeightMask
 from compressor.training.loop import Callback, iterations_per_epoch
 from compressor.training.lottery.tickets import Round, Rounds, find_ticket, rest_of, rounds_with_output

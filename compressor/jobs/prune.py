@@ -16,8 +16,8 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
+from compressor.files.names import file_name_from
 from compressor.measuring.tables.table import read_table
-from compressor.names import file_name_from
 from compressor.planning import criteria
 from compressor.planning.calibration import Needs, calibration_split
 from compressor.pruning.masking import mask_weights

@@ -22,13 +22,13 @@ from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
+from compressor.files.leftovers import temporary
+from compressor.files.names import file_name_from
 from compressor.graph.outputs import outputs_of
-from compressor.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate_onnx, load_onnx
 from compressor.measuring.machine import conditions
 from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
-from compressor.names import file_name_from
 from compressor.planning.calibration import calibration_split
 
 Say = Callable[[str], None]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from compressor.checkpoint import forms
 from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import CheckpointError, DataError
+from compressor.files.json_files import parsed
+from compressor.files.schema import check
 from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
-from compressor.json_files import parsed
-from compressor.schema import check
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile

@@ -15,8 +15,8 @@ from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
+from compressor.files.leftovers import temporary
 from compressor.graph.input_spec import random_like
-from compressor.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate
 from compressor.measuring.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
 from compressor.measuring.machine import Conditions, conditions

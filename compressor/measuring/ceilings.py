@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.leftovers import temporary
+from compressor.files.leftovers import temporary
 from compressor.measuring.runtimes import Reads, Runtime
 
 SIDE = 768  # of the matrices that are multiplied

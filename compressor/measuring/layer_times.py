@@ -17,8 +17,8 @@ from torch import nn
 
 from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import RuntimeUnavailable
+from compressor.files.leftovers import temporary
 from compressor.graph.input_spec import random_like
-from compressor.leftovers import temporary
 from compressor.measuring.ceilings import Ceilings, ceilings
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.networks import owned

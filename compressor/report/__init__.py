@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import ArtifactError
-from compressor.files import whole, write_text
+from compressor.files.atomic import whole, write_text
 from compressor.report.changes import (
     factorized_section,
     left_alone_section,

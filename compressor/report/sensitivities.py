@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ArtifactError
-from compressor.files import whole, write_text
+from compressor.files.atomic import whole, write_text
 from compressor.report.drawing import drawing, line, text
 from compressor.report.markup import Markup, tag
 from compressor.report.wording import plain

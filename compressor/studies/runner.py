@@ -27,9 +27,9 @@ from compressor.children import without_working_folder
 from compressor.data.splits import Data
 from compressor.environment import cores, environment
 from compressor.errors import StudyError
-from compressor.files import save_tensors, whole
-from compressor.leftovers import sweep
-from compressor.schema import check
+from compressor.files.atomic import save_tensors, whole
+from compressor.files.leftovers import sweep
+from compressor.files.schema import check
 from compressor.studies import papers as studies
 from compressor.studies.study import Cell, Results, Scale
 

@@ -24,10 +24,10 @@ from compressor.checkpoint import forms
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, ImageSet, Preprocessing, SplitName
 from compressor.errors import PlanError, RetrainError
-from compressor.files import whole, write_text
+from compressor.files.atomic import whole, write_text
+from compressor.files.json_files import read_json
+from compressor.files.schema import check
 from compressor.graph.copies import copy_of
-from compressor.json_files import read_json
-from compressor.schema import check
 from compressor.surgery.zeroed import ALL, MADE, Holder, add_noise_, slices_of
 from compressor.training.events import Departure, Event, event_from_json, targeted
 from compressor.training.loop import Callback, correct_in, iterations_per_epoch, train

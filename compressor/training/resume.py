@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data
 from compressor.errors import RetrainError
-from compressor.files import whole
-from compressor.schema import Form, Misfit, anything, check, count, listed, number, record, table
+from compressor.files.atomic import whole
+from compressor.files.schema import Form, Misfit, anything, check, count, listed, number, record, table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 
 from compressor.checkpoint.artifacts import load_artifact, open_artifact, recipe_sha256, sealed, sha256_of
 from compressor.errors import ArtifactError, CompressError
-from compressor.files import save_tensors
+from compressor.files.atomic import save_tensors
 from tests.attacks import good_files
 from tests.command_line import done, run
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from compressor.checkpoint.loading import Checkpoint
+from compressor.files.names import file_name_from, is_name, printable
 from compressor.jobs import export as exporting
 from compressor.jobs import factorize as factorizing
 from compressor.jobs import lottery as ticketing
 from compressor.jobs import prune as pruning
 from compressor.jobs import quantize as quantizing
-from compressor.names import file_name_from, is_name, printable
 from tests.topologies import Residual, alive, checkpoint_of
 
 NAMES = {

@@ -19,7 +19,7 @@ from compressor.checkpoint import artifacts
 from compressor.checkpoint.artifacts import put_in_place
 from compressor.cli.options import ExitCode
 from compressor.errors import ArtifactError
-from compressor.leftovers import PART, beside, owner, sweep, sweep_temp, temporary
+from compressor.files.leftovers import PART, beside, owner, sweep, sweep_temp, temporary
 from compressor.stopping import Terminated, stop_when_asked
 from tests.command_line import ARCH, done, interrupted, refused, run, snapshot
 
@@ -28,7 +28,7 @@ DAY = 24 * 3600
 
 def dead_owner() -> str:
     """The name of a process that was here and has ended."""
-    code = "from compressor.leftovers import owner; print(owner())"
+    code = "from compressor.files.leftovers import owner; print(owner())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -139,7 +139,7 @@ class TestReplacing:
         code = f"""
 import os, shutil, sys
 from pathlib import Path
-from compressor import leftovers
+from compressor.files import leftovers
 from compressor.checkpoint import artifacts as artifact
 artifact.exchanged = lambda *_: False
 place = Path("a.compressed"); part = leftovers.beside(place, "part")
@@ -276,7 +276,7 @@ import os, sys
 from pathlib import Path
 from compressor.checkpoint import artifacts as artifact
 artifact._read_back = lambda *_, **__: (Path(os.environ["TMPDIR"]), os.kill(os.getpid(), 9))
-from compressor.leftovers import temporary
+from compressor.files.leftovers import temporary
 from compressor.cli.main import app
 with temporary("bench"): app(sys.argv[1:])
 """

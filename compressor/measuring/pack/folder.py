@@ -21,8 +21,9 @@ from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import ArtifactError
-from compressor.files import write_text
-from compressor.leftovers import PART, beside
+from compressor.files.atomic import write_text
+from compressor.files.leftovers import PART, beside
+from compressor.files.schema import check
 from compressor.measuring.candidates import candidates_of, with_onnx
 from compressor.measuring.runtimes import NodeTime, load
 from compressor.measuring.setting import row_of
@@ -30,7 +31,6 @@ from compressor.measuring.tables.measured import Drawn, drawn_of, drawn_widths, 
 from compressor.measuring.tables.networks import by_operator, networks_of
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import CONFIDENCE, Measurement, caveats_of, speedup
-from compressor.schema import check
 from compressor.surgery.masks import WeightMask
 
 Say = Callable[[str], None]

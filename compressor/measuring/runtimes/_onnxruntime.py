@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import RuntimeUnavailable
-from compressor.leftovers import temporary
+from compressor.files.leftovers import temporary
 from compressor.measuring.runtimes import NodeTime
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import Traced
 from compressor.errors import ExportError, RuntimeUnavailable
+from compressor.files.leftovers import temporary
 from compressor.graph.input_spec import random_like
-from compressor.leftovers import temporary
 from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.skeletons import Operator, Skeleton, narrowed, owner_of, skeleton_of
 from compressor.planning.widths import Layer, Numbers, Sizes

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.errors import ArtifactError
+from compressor.files.schema import check
 from compressor.planning.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
-from compressor.schema import check
 
 SCHEMA = 2
 ENOUGH = 8  # samples of an operator: fewer say little about six prices

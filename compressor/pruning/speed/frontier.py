@@ -27,13 +27,13 @@ from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
-from compressor.leftovers import temporary
+from compressor.files.leftovers import temporary
+from compressor.files.schema import check
 from compressor.measuring.accuracy import agreement, evaluate
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import Fast, prune_to_speed
-from compressor.schema import check
 from compressor.surgery.plan import LatencyBudget, Scope
 
 Say = Callable[[str], None]

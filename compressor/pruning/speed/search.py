@@ -17,7 +17,7 @@ from compressor.data.splits import Data
 from compressor.environment import cores
 from compressor.errors import OutOfReach
 from compressor.export.onnx import export_onnx
-from compressor.leftovers import temporary
+from compressor.files.leftovers import temporary
 from compressor.measuring.machine import Conditions, conditions
 from compressor.measuring.runtimes import Reads, usable
 from compressor.measuring.tables.measured import target_of

@@ -45,9 +45,9 @@ from compressor.checkpoint.sparse import onnx_sparse
 from compressor.data.splits import Data, SplitName, batches, first
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
+from compressor.files.leftovers import temporary
 from compressor.graph.copies import copy_of
 from compressor.jobs.exits import ExitRequest, chosen_exits
-from compressor.leftovers import temporary
 from compressor.measuring.accuracy import evaluate_onnx, load_onnx
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import Measurement, caveats_of, speedup

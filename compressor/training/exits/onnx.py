@@ -21,7 +21,7 @@ from compressor.checkpoint.loading import Checkpoint
 from compressor.errors import ExportError
 from compressor.export.onnx import metadata_of, proto_of, strip_
 from compressor.export.parity import BATCHES, TOLERANCE, Parity, first_cause
-from compressor.files import whole
+from compressor.files.atomic import whole
 from compressor.graph.copies import copy_of
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of, relative_difference

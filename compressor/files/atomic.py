@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.leftovers import PART, beside
+from compressor.files.leftovers import PART, beside
 
 EXCHANGE = 2  # of renameat2(2) on Linux and of renamex_np(2) on macOS: swap both names
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ArtifactError, CompressError
-from compressor.files import whole, write_text
+from compressor.files.atomic import whole, write_text
 
 DEEPEST = 64  # as nested as our own files never are
 DIGITS = 20  # of a whole number; 2**64 has as many

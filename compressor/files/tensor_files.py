@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from compressor.errors import CheckpointError
-from compressor.names import printable
-from compressor.regular import check_regular
+from compressor.files.names import printable
+from compressor.files.regular import check_regular
 
 LONGEST_TABLE = 100_000_000  # bytes: the format's own bound
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import CheckpointError
-from compressor.names import printable
-from compressor.regular import check_regular
+from compressor.files.names import printable
+from compressor.files.regular import check_regular
 
 DAMAGED = "fetch or copy it again: the file was changed since it was written, or is cut short"
 

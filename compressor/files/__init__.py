@@ -1,0 +1,1 @@
+"""Files and folders of every kind: whole or not at all, strictly read, with names that are safe."""
