@@ -8,20 +8,40 @@
 
     small = prune(load("model.pt"), Request(budget=ChannelBudget(ratio=0.5))).checkpoint.module
 
-Everything below is imported when it is first asked for: `import compressor` costs nothing. Where a module and its
-function share a name (`retrain`, say), the package's attribute is the function; `from compressor.training.retraining import ...`
-reads the module.
+Everything below is imported when it is first asked for: `import compressor` costs nothing.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compressor.channels.groups import trace as trace
+    from compressor.checkpoint.artifacts import write_artifact as write_artifact
+    from compressor.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from compressor.checkpoint.loading import load as load
+    from compressor.data.sources import load_data as load_data
+    from compressor.errors import CompressError as CompressError
+    from compressor.export.onnx import export_onnx as export_onnx
+    from compressor.measuring.accuracy import evaluate as evaluate
+    from compressor.measuring.benchmark import bench as bench
+    from compressor.pruning.pipeline import prune as prune
+    from compressor.pruning.repair.repairing import Repair as Repair
+    from compressor.pruning.request import Request as Request
+    from compressor.pruning.speed.planner import Goal as Goal
+    from compressor.pruning.speed.search import prune_to_speed as prune_to_speed
+    from compressor.surgery.plan import ChannelBudget as ChannelBudget
+    from compressor.surgery.plan import CostBudget as CostBudget
+    from compressor.surgery.plan import LatencyBudget as LatencyBudget
+    from compressor.surgery.plan import Scope as Scope
+    from compressor.surgery.proof import prove as prove
+    from compressor.surgery.proof import reference_of as reference_of
+    from compressor.surgery.shrinking import shrink as shrink
+    from compressor.training.retraining import retrain as retrain
 
 _HOMES = {
-    "Checkpoint": "checkpoint.loading",
+    "Checkpoint": "checkpoint.checkpoint",
     "load": "checkpoint.loading",
     "load_data": "data.sources",
     "trace": "channels.groups",
@@ -46,24 +66,13 @@ _HOMES = {
 }
 __all__ = tuple(_HOMES)
 
+if not TYPE_CHECKING:  # with it every misspelt name would have a type
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module `compressor` has no attribute `{name}`")
-    return getattr(importlib.import_module(f"compressor.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module `compressor` has no attribute `{name}`")
+        return getattr(importlib.import_module(f"compressor.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """The package itself: importing a module must not hide the function of the same name behind it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Schedule, Shape, Step
 from compressor.data.domains import Target, target_of
 from compressor.data.splits import Images, Preprocessing

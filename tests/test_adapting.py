@@ -13,7 +13,8 @@ import torch
 
 from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import open_artifact
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.data.splits import Data, Images
 from compressor.errors import ArtifactError, DataError, GroupError, PlanError, RetrainError
 from compressor.jobs import adapt as adapting

@@ -14,7 +14,8 @@ import torch
 
 from compressor.checkpoint import artifacts
 from compressor.checkpoint.artifacts import add_results, load_artifact, open_artifact, write_artifact
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.data.splits import Preprocessing
 from compressor.errors import ArtifactError
 from compressor.graph.outputs import outputs_of

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from compressor.channels.groups import trace
 from compressor.checkpoint.artifacts import open_artifact
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.data.splits import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.export.parity import Parity

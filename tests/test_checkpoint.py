@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture
-from compressor.checkpoint.loading import load, read_skeleton, read_state, write_skeleton
+from compressor.checkpoint.loading import load
+from compressor.checkpoint.pickled_structure import read_skeleton, write_skeleton
+from compressor.checkpoint.reading import read_state
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
 from compressor.graph.finite import broken_in
 

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Architecture, Checkpoint, load
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError

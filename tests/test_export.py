@@ -15,7 +15,8 @@ import torchvision
 from onnx.defs import onnx_opset_version
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Preprocessing
 from compressor.errors import ExportError
 from compressor.export import onnx as export

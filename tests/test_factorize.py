@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture, build
 from compressor.checkpoint.artifacts import load_artifact, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How
 from compressor.data.splits import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError

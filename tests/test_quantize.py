@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Preprocessing
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError

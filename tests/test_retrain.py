@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError, RuntimeUnavailable

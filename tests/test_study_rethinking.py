@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Shape, Start
 from compressor.cli.study import data_of
 from compressor.data.splits import Data, Images, SplitName

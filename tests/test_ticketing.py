@@ -13,7 +13,8 @@ import torch
 
 from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import Artifact, open_artifact
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import How
 from compressor.data.sources import load_data
 from compressor.data.splits import Data

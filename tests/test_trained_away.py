@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.artifacts import open_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import compressor.measuring.layer_times
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.cli.prune import show_latency
 from compressor.errors import RuntimeUnavailable
 from compressor.measuring.ceilings import Ceiling, Ceilings, ceilings

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Preprocessing
 
 INPUT = (1, 3, 12, 12)

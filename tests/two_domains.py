@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Shift, shifted_data
 from compressor.data.splits import Data, Images, Preprocessing

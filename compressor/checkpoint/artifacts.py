@@ -27,7 +27,8 @@ from compressor.files.leftovers import OLD, PART, beside, sweep, temporary
 from compressor.files.schema import check
 
 if TYPE_CHECKING:
-    from compressor.checkpoint.loading import Architecture, Checkpoint
+    from compressor.checkpoint.architectures import Architecture
+    from compressor.checkpoint.checkpoint import Checkpoint
     from compressor.data.splits import Preprocessing
     from compressor.graph.input_spec import InputSpec
     from compressor.surgery.masks import WeightMask
@@ -95,7 +96,7 @@ class Artifact:
     def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
         """The network that it was made from; refused where that file is gone or is another one by now."""
         from compressor.checkpoint.architectures import check_harmless
-        from compressor.checkpoint.loading import load
+        from compressor.checkpoint.reading import load_file, with_inputs
 
         source = self.recipe["source"]
         found = Path(source["path"]) if path is None else path
@@ -106,13 +107,11 @@ class Artifact:
         if arch is not None:  # a file that the recipe names is run only where the user has named it before
             check_harmless(_architecture(architecture))
         inputs = _specs(self.recipe)
-        dense = load(
-            found,
-            arch=arch,
-            arch_arguments=tuple((k, v) for k, v in architecture["arguments"]),
-            inputs=inputs,
-            trust_pickle=trust_pickle,
-        )
+        if found.is_dir():
+            dense = with_inputs(load_artifact(found, trust_pickle=trust_pickle), inputs)
+        else:
+            arguments = tuple((k, v) for k, v in architecture["arguments"])
+            dense = load_file(found, arch=arch, arch_arguments=arguments, inputs=inputs, trust_pickle=trust_pickle)
         if dense.sha256 != source["sha256"]:
             raise ArtifactError(
                 f"{found} is not the network that {self.folder.name} was made from: its sha256 differs",
@@ -184,7 +183,8 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     import torch
 
     from compressor.checkpoint.architectures import build, check_harmless
-    from compressor.checkpoint.loading import Checkpoint, read_skeleton
+    from compressor.checkpoint.checkpoint import Checkpoint
+    from compressor.checkpoint.pickled_structure import read_skeleton
     from compressor.checkpoint.recipes import recipe_from_json
     from compressor.graph.input_spec import TYPES, drawn_from
     from compressor.graph.precision import in_precision_
@@ -281,7 +281,7 @@ def _preprocessing(recipe: Mapping[str, Any]) -> Preprocessing:
 
 
 def _architecture(plain: Mapping[str, Any]) -> Architecture:
-    from compressor.checkpoint.loading import Architecture
+    from compressor.checkpoint.architectures import Architecture
 
     arguments = tuple((k, v) for k, v in plain["arguments"])
     return Architecture(ref=plain["ref"], arguments=arguments, sha256=plain["sha256"])
@@ -450,7 +450,7 @@ def put_in_place(part: Path, place: Path) -> None:
 
 
 def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
-    from compressor.checkpoint.loading import write_skeleton
+    from compressor.checkpoint.pickled_structure import write_skeleton
 
     try:
         write_skeleton(checkpoint.module, file)

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.fitting import FORWARD_ERRORS
-from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data, batches
 from compressor.graph.input_spec import InputSpec
 from compressor.graph.lent import state_kept

@@ -18,7 +18,7 @@ from compressor.cli.printing import talk as talk
 
 if TYPE_CHECKING:
     from compressor.checkpoint.artifacts import Artifact
-    from compressor.checkpoint.loading import Checkpoint
+    from compressor.checkpoint.checkpoint import Checkpoint
     from compressor.data.splits import Data
 
 
@@ -107,8 +107,9 @@ def load_model(
     """
     from dataclasses import replace
 
+    from compressor.checkpoint.architectures import architecture_arguments
     from compressor.checkpoint.artifacts import open_artifact
-    from compressor.checkpoint.loading import architecture_arguments, load
+    from compressor.checkpoint.loading import load
     from compressor.data.splits import with_normalisation
 
     if arch is None:

@@ -140,7 +140,7 @@ def command(
     `compress prune model.pt --ratio 0.5 --while-training --epochs 6 --every 1 --data DIR`,
     `compress prune model.pt --sparsity 0.9 --mask-criterion magnitude-increase --initial early.pt`
     """
-    from compressor.checkpoint.loading import read_state
+    from compressor.checkpoint.reading import read_state
     from compressor.jobs.prune import default_folder, during_from, goal_from, needs_data, prune_to, request_from
 
     request = request_from(

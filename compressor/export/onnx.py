@@ -24,7 +24,7 @@ from compressor.graph.lent import lengths_left_open, quiet_exporter
 from compressor.graph.structures import with_plain_outputs_
 
 if TYPE_CHECKING:
-    from compressor.checkpoint.loading import Checkpoint
+    from compressor.checkpoint.checkpoint import Checkpoint
 
 __all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of", "proto_of", "strip_"]
 
@@ -37,7 +37,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
     """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
 
     Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. Of a
-    network that chooses by values what it gives (a detector), what it chooses from is compared (`graph.detector_heads`);
+    network that chooses by values, as a detector does, what it chooses from is compared (`graph.detector_heads`);
     one that unpools is compared with the file's own maxima, where by rounding it chose others.
     The file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused:
     an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint.artifacts import check_free, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Target, target_of
 from compressor.data.splits import Data, SplitName, augmentation_named

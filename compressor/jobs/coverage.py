@@ -27,8 +27,8 @@ from torch import nn
 from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture, architecture_from_user, build
 from compressor.checkpoint.artifacts import write_artifact
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.inputs import example_inputs
-from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx

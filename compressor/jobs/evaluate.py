@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, add_results, open_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.sources import FORMS, default_data, load_data
 from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from compressor.checkpoint.artifacts import write_json
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, ImageSet, SplitName
 from compressor.environment import environment

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint.artifacts import Artifact, add_results
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.sparse import SAVES_NO_TIME, onnx_sparse
 from compressor.errors import ExportError
 from compressor.export.onnx import export_onnx

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.environment import environment
 from compressor.errors import PlanError
 from compressor.files.names import file_name_from

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from compressor.channels.groups import ChannelGroup, Traced, trace
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.graph.input_spec import specs_of
 from compressor.planning.costs import Cost, CostModel
 from compressor.surgery.plan import ChannelBudget, Countable, Scores, plan_pruning

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Start
 from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.data.splits import Data, SplitName

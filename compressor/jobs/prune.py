@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named

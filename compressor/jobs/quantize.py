@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, SplitName, batches, first
 from compressor.environment import environment

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
 from compressor.data.splits import Data
 from compressor.errors import RetrainError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.channels.groups import Traced, trace
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.planning.sensitivity import Curve

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.checkpoint.architectures import PICKLE, PROGRAM
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, SplitName
 from compressor.environment import environment

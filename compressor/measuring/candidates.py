@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from compressor.channels.groups import ChannelGroup, Role, trace
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.graph.copies import copy_of

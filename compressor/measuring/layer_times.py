@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import RuntimeUnavailable
 from compressor.files.leftovers import temporary
 from compressor.graph.input_spec import random_like

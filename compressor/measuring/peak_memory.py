@@ -69,8 +69,7 @@ def serve() -> None:
     """The server: a request as JSON on stdin, bytes on stdout."""
     request = json.load(sys.stdin)
     if request["architecture"] is not None:
-        from compressor.checkpoint.architectures import build
-        from compressor.checkpoint.loading import Architecture
+        from compressor.checkpoint.architectures import Architecture, build
 
         plain = request["architecture"]
         arguments = tuple((key, value) for key, value in plain["arguments"])

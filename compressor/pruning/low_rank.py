@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import PlanError, SurgeryError
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of, relative_difference

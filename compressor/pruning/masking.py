@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Role, Traced, trace, without
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.examples import with_examples_of
-from compressor.checkpoint.loading import Checkpoint
 from compressor.data.splits import Data
 from compressor.errors import SurgeryError
 from compressor.graph.recorded import RecordedProgram

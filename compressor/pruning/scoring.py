@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.planning import criteria

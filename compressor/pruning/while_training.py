@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, LeftAlone, Traced
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.examples import with_examples_of
-from compressor.checkpoint.loading import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
 from compressor.data.splits import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError

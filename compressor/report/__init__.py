@@ -21,9 +21,9 @@ from compressor.report.document import Code, Document, Section, Text
 from compressor.report.findings import Findings
 from compressor.report.headline import result_section
 from compressor.report.integers import int8_section
-from compressor.report.markdown import markdown
+from compressor.report.markdown import markdown as markdown_of
 from compressor.report.missing import Commands
-from compressor.report.page import page
+from compressor.report.page import page as page_of
 from compressor.report.provenance import (
     environment_section,
     glossary_section,
@@ -61,8 +61,8 @@ def report(
     written = Report(html=folder / "report.html", markdown=folder / "report.md", results=folder / "results.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(written.html, page(document))
-        _write(written.markdown, markdown(document))
+        _write(written.html, page_of(document))
+        _write(written.markdown, markdown_of(document))
         if not _holds(written.results, results):
             _write(written.results, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.checkpoint.architectures import Architecture, build
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import StudyError

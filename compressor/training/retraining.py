@@ -22,7 +22,7 @@ from compressor.training.loop import AfterStep, Callback, Progress, train
 from compressor.training.ways import SCRATCH, Wishes, recipe_for
 
 if TYPE_CHECKING:
-    from compressor.checkpoint.loading import Checkpoint
+    from compressor.checkpoint.checkpoint import Checkpoint
 
 __all__ = ["Wishes", "read_early_state", "recipe_for", "retrain", "starting_module", "tensorboard"]
 
@@ -178,7 +178,7 @@ def device_named(name: str) -> torch.device:
 
 def read_early_state(file: Path) -> dict[str, Tensor]:
     """The weights in an early checkpoint, under the usual keys and prefixes; nothing but tensors is unpickled."""
-    from compressor.checkpoint.loading import read_state
+    from compressor.checkpoint.reading import read_state
 
     return read_state(file)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.artifacts import RECIPE, write_artifact, write_json
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images
 from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table

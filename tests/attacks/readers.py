@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from compressor.checkpoint.artifacts import RECIPE, open_artifact, read_json, sealed, sha256_of
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.checkpoint.pt2 import read_exported
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Images, Preprocessing, SplitName

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.files.names import file_name_from, is_name, printable
 from compressor.jobs import export as exporting
 from compressor.jobs import factorize as factorizing

@@ -20,7 +20,9 @@ import torch
 import torchvision
 from torch import nn
 
-from compressor.checkpoint.loading import load, read_skeleton, read_state, write_skeleton
+from compressor.checkpoint.loading import load
+from compressor.checkpoint.pickled_structure import read_skeleton, write_skeleton
+from compressor.checkpoint.reading import read_state
 from compressor.checkpoint.standins import layer_class
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
 from tests.topologies import alive

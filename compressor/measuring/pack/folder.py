@@ -19,7 +19,7 @@ from torch import Tensor
 from compressor.channels.groups import trace
 from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import ArtifactError
 from compressor.files.atomic import write_text
 from compressor.files.leftovers import PART, beside

@@ -1,7 +1,8 @@
 """One network at any widths, as a runtime takes it, and whose time each of its operators' is.
 
-For a runtime that reads ONNX a narrow network is the dense one's graph with other shapes (`measuring.tables.skeletons`);
-where its views hold widths, an export of its own. For one that reads modules it is a shrunk module.
+For a runtime that reads ONNX a narrow network is the dense one's graph with other shapes
+(`measuring.tables.skeletons`); where its views hold widths, an export of its own. For one that reads modules it is a
+shrunk module.
 """
 
 from __future__ import annotations

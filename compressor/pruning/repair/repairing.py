@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import BATCH_NORMS
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
 from compressor.errors import RepairError, named
 from compressor.graph.copies import copy_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data, Images
 from compressor.errors import DataError
 

@@ -1,8 +1,8 @@
 """Accuracy against measured latency: the whole curve, and the fastest network that loses little enough.
 
-Each point is a network that was pruned to a speed (`pruning.speed.search`), repaired as asked, exported, timed against the
-dense one in turns, and judged on the tuning split: accuracy where there are labels, agreement with the dense network
-where there are none. The test split is not looked at, for points are chosen from this curve.
+Each point is a network that was pruned to a speed (`pruning.speed.search`), repaired as asked, exported, timed against
+the dense one in turns, and judged on the tuning split: accuracy where there are labels, agreement with the
+dense network where there are none. The test split is not looked at, for points are chosen from this curve.
 
 A finished point is a file of its own, so that an interrupted run goes on where it stopped.
 """
@@ -22,7 +22,7 @@ from torch import nn
 
 from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment

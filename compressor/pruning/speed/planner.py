@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import OutOfReach, PlanError
 from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.runtimes import Runtime

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from compressor.channels.groups import ChannelGroup
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.domains import Target
 from compressor.data.splits import Data

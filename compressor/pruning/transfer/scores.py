@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Member, Role
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.domains import Target
 from compressor.data.splits import Data, SplitName, batches, first
 from compressor.errors import CalibrationError, GroupError

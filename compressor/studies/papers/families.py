@@ -39,7 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Step
 from compressor.checkpoint.sparse import onnx_sparse
 from compressor.data.splits import Data, SplitName, batches, first

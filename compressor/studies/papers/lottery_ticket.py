@@ -32,7 +32,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
 from compressor.measuring.accuracy import evaluate

@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
 from compressor.graph.copies import copy_of

@@ -34,7 +34,7 @@ from typing import Any
 from torch import nn
 
 from compressor.channels.groups import Traced, trace
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError, SurgeryError

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Shift, Target, parted, target_of
 from compressor.data.splits import Data, SplitName, first

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.domains import Target
 from compressor.data.splits import Data, Preprocessing, SplitName, augmentation_named

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import ExportError
 from compressor.export.onnx import metadata_of, proto_of, strip_
 from compressor.export.parity import BATCHES, TOLERANCE, Parity, first_cause

@@ -30,7 +30,7 @@ from compressor.training.loop import iterations_per_epoch
 from compressor.training.retraining import starting_module
 
 if TYPE_CHECKING:
-    from compressor.checkpoint.loading import Checkpoint
+    from compressor.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

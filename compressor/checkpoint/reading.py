@@ -1,0 +1,321 @@
+"""A checkpoint out of a file, in all the forms that people have: a module, a state in any wrapping, a program."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.checkpoint import architectures
+from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
+from compressor.checkpoint.metadata import known_in
+from compressor.checkpoint.pt2 import read_exported
+from compressor.checkpoint.recipes import recipe_from_json
+from compressor.checkpoint.unpickle import read_pickle
+from compressor.data.splits import Preprocessing
+from compressor.errors import CheckpointError
+from compressor.files.archives import names_in
+from compressor.files.names import check_names, check_names_in
+from compressor.files.regular import check_regular
+from compressor.files.tensor_files import read_safetensors
+from compressor.graph.finite import broken_in
+from compressor.graph.input_spec import InputSpec, spec_from_text
+from compressor.graph.precision import in_precision, in_precision_, types_in
+from compressor.graph.recorded import RecordedProgram
+from compressor.surgery.surgery import put_state_
+
+STATE_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "ema",
+    "state_dict_ema",
+    "model_ema",
+    "network",
+    "weights",
+)
+WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's: never a network's own
+OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")  # a training class's name for its network, or its own
+FOREIGN = {
+    ".onnx": "an ONNX file",
+    ".tflite": "a TensorFlow Lite file",
+    ".h5": "a Keras file",
+    ".pb": "a TensorFlow graph",
+    ".engine": "a TensorRT engine",
+}
+
+
+def load_file(
+    path: Path,
+    *,
+    arch: str | None = None,
+    arch_arguments: tuple[tuple[str, object], ...] = (),
+    inputs: Sequence[str | InputSpec] = (),
+    trust_pickle: bool = False,
+) -> Checkpoint:
+    """The network in the file `path`: a pickled module, a state in any of the usual wrappings, an exported program.
+
+    `arch` says how the module is built, where the file does not. `inputs` say what it reads, as text
+    (`ids=1x12:int64<50`) or as values. A network in half or double precision is computed with in float32. Refused: what
+    is not there, broken or foreign; a pickle that could run code; weights that do not fit or are not finite; a shape
+    that the network does not run on.
+    """
+    _refuse_foreign(path)
+    stored: tuple[Tensor, ...] = ()
+    if path.suffix.lower() == ".pt2":
+        found, stored = read_exported(path, trust_pickle=trust_pickle)
+    else:
+        found = _read(path, trust_pickle=trust_pickle)
+    meta = known_in(found, path) if isinstance(found, Mapping) else {}
+    if isinstance(found, nn.Module) and arch is None:
+        module = _plain(found)
+        architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
+    else:
+        architecture, state = _architecture(_state_of(found, path), arch, arch_arguments, meta, path)
+        module = architectures.build(architecture)
+        _fill(module, state, architecture)
+    check_names_in(module, where=str(path))
+    module.eval()
+    _refuse_broken_weights(module)
+    types = types_in(module)
+    if types:
+        in_precision_(module, torch.float32)
+        stored = tuple(in_precision(t, torch.float32) for t in stored)
+    examples = _examples(module, inputs, stored, meta, architecture, types)
+    training = meta.get("training")
+    return Checkpoint(
+        module=module,
+        example_inputs=examples.tensors,
+        architecture=architecture,
+        preprocessing=_preprocessing(meta, architecture, examples.tensors),
+        classes=tuple(map(str, meta["classes"])) if isinstance(meta.get("classes"), (list, tuple)) else None,
+        name=path.stem,
+        path=str(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        training=recipe_from_json(dict(training)) if isinstance(training, Mapping) else None,
+        input_specs=examples.specs,
+        types=types,
+    )
+
+
+def with_inputs(checkpoint: Checkpoint, inputs: Sequence[str | InputSpec]) -> Checkpoint:
+    """An artifact's network with examples of the `inputs` that the user gave; as it is where there are none."""
+    if not inputs:
+        return checkpoint
+    specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
+    names = tuple(spec.name for spec in checkpoint.input_specs if spec.name is not None)
+    found = examples_of(
+        checkpoint.module,
+        specs,
+        hint="it reads another shape, type or range: `compress inspect` shows what it read",
+        names=names,
+    )
+    known, first = checkpoint.preprocessing, found.tensors[0]
+    if first.ndim == 4:
+        known = replace(known, size=(int(first.shape[2]), int(first.shape[3])), channels=int(first.shape[1]))
+    return replace(checkpoint, example_inputs=found.tensors, input_specs=found.specs, preprocessing=known)
+
+
+def _examples(
+    module: nn.Module,
+    inputs: Sequence[str | InputSpec],
+    stored: tuple[Tensor, ...],
+    meta: Mapping[str, Any],
+    architecture: Architecture,
+    types: Mapping[str, torch.dtype],
+) -> Examples:
+    if stored and not inputs:
+        return examples_from(module, stored)
+    shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
+    try:
+        return example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
+    except CheckpointError as error:
+        kinds = sorted({str(dtype).removeprefix("torch.") for dtype in types.values()})
+        if not kinds or not any(word in str(error) for word in ("type", "dtype")):
+            raise
+        raise CheckpointError(
+            f"a network in {' and '.join(kinds)} is computed with in float32, and this one does not run so: {error}",
+            hint="its own code may cast to a fixed type: cast to that of a weight, `x.to(self.layer.weight.dtype)`",
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint file, under the usual keys and prefixes; nothing that could run code is unpickled."""
+    _refuse_foreign(path)
+    return _state_of(_read(path, trust_pickle=False), path)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"{path} is not there", hint="check the path; an artifact is a folder `NAME.compressed`")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder", hint="give the checkpoint file inside it")
+    check_regular(path, refusal=CheckpointError)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty", hint="the copy or download may have failed: fetch it again")
+    kind = FOREIGN.get(path.suffix.lower())
+    if kind is None and head.startswith(b"\x89HDF"):
+        kind = FOREIGN[".h5"]
+    listed = names_in(path) if head.startswith(b"PK\x03\x04") and path.suffix.lower() != ".pt2" else []
+    if any(name.startswith("code/") or name == "constants.pkl" for name in listed):
+        kind = "a TorchScript program"
+    if kind is not None:
+        raise CheckpointError(
+            f"{path} is {kind}, not a checkpoint", hint="give the training checkpoint that it was made from"
+        )
+
+
+def _read(path: Path, *, trust_pickle: bool) -> Any:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_pickle(path, trust_pickle=trust_pickle, only=frozenset(STATE_KEYS))
+
+
+def _state_of(found: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, out of their wrapping and without the prefixes that wrappers add."""
+    for _ in range(3):
+        if isinstance(found, nn.Module):
+            found = _plain(found).state_dict()
+        if isinstance(found, Mapping) and not _is_state(found):
+            key = next((k for k in STATE_KEYS if isinstance(found.get(k), (Mapping, nn.Module))), None)
+            if key is not None:
+                found = found[key]
+    if not isinstance(found, Mapping) or not _is_state(found):
+        keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, Mapping) else type(found).__name__
+        raise CheckpointError(
+            f"{path} holds no weights that can be found: {keys}", hint=f"looked under: {', '.join(STATE_KEYS)}"
+        )
+    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    check_names(state, where=str(path))
+    for name, tensor in state.items():
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="give the float checkpoint")
+    while any(all(k.startswith(wrapper) for k in state) for wrapper in WRAPPERS):
+        state = {k.partition(".")[2]: v for k, v in state.items()}
+    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", k): v for k, v in state.items() if k != "n_averaged"}
+
+
+def _unowned(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state as it is, then without each name that all of it may stand under."""
+    yield state
+    for owner in OWNERS:
+        if all(k.startswith(owner) for k in state):
+            yield from _unowned({k.removeprefix(owner): v for k, v in state.items()})
+
+
+def _is_state(found: Mapping[Any, Any]) -> bool:
+    tensors = [v for v in found.values() if isinstance(v, Tensor)]
+    return bool(tensors) and all(isinstance(v, (Tensor, int, float, str, type(None))) for v in found.values())
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module inside `DataParallel` and compiled wrappers."""
+    seen: list[nn.Module] = []
+    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
+        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+        seen.append(module)
+        if not isinstance(inner, nn.Module) or any(inner is one for one in seen):
+            raise CheckpointError(
+                f"a `{type(module).__name__}` in the file wraps no network", hint="save the network alone"
+            )
+        module = inner
+    return module
+
+
+def _architecture(
+    state: dict[str, Tensor],
+    arch: str | None,
+    arguments: tuple[tuple[str, object], ...],
+    meta: Mapping[str, Any],
+    path: Path,
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """How the network is built, and the state under the names that it has there."""
+    if arch is not None or isinstance(meta.get("architecture"), str):
+        if arch is not None:
+            named = architectures.architecture_from_user(arch, arguments)
+        else:
+            named = Architecture(ref=meta["architecture"])
+            architectures.check_harmless(named)
+        own = architectures.names_of(named)
+        fitting = next((s for s in _unowned(state) if s.keys() & own), state)
+        return architectures.with_classes(named, fitting), fitting
+    for candidate in _unowned(state):
+        found = architectures.recognise(candidate)
+        if found is not None:
+            return found, candidate
+    raise CheckpointError(
+        f"{path} holds {len(state)} tensors (`{next(iter(state))}` …), but not how the network is built",
+        hint="say it: `--arch net.py:Net`, `--arch torchvision:resnet18` or `--arch package.module:make`",
+    )
+
+
+def _architecture_of(module: nn.Module) -> Architecture:
+    """What builds a module that came whole: torchvision's reference where it is exactly that network."""
+    found = architectures.recognise(module.state_dict())
+    if found is None:
+        return Architecture(ref=PICKLE)
+    same = [type(m) for m in architectures.build(found).modules()] == [type(m) for m in nn.Module.modules(module)]
+    return found if same else Architecture(ref=PICKLE)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """Load strictly, and say which names and shapes disagree where they do."""
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    differing = [
+        f"{k} (file {'x'.join(map(str, state[k].shape))}, network {'x'.join(map(str, own[k].shape))})"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{' …' * (len(names) > 4)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            f"the weights are not those of `{architecture.ref}`: {'; '.join(parts)}",
+            hint="check `--arch` and its `--arch-arg`s against the training code",
+        )
+    put_state_(module, {**{k: v for k, v in own.items() if k not in state}, **state})
+
+
+def _refuse_broken_weights(module: nn.Module) -> None:
+    held = [*module.named_parameters(), *module.named_buffers()]
+    name = next((name for name, tensor in held if tensor.is_meta), None)
+    if name is not None:
+        raise CheckpointError(f"`{name}` has a shape and no values", hint="save the network from the device it is on")
+    name = broken_in(module)
+    if name is not None:
+        raise CheckpointError(
+            f"`{name}` holds values that are not finite", hint="use an earlier checkpoint of the training"
+        )
+
+
+def _preprocessing(meta: Mapping[str, Any], architecture: Architecture, inputs: tuple[Tensor, ...]) -> Preprocessing:
+    first = inputs[0]
+    image = first.ndim == 4
+    stored = meta.get("preprocessing")
+    known: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+    imagenet = architecture.ref.startswith(("torchvision:", "timm:")) and image and first.shape[1] == 3
+    return Preprocessing(
+        mean=tuple(known.get("mean", (0.485, 0.456, 0.406) if imagenet else ())),  # of ImageNet, torchvision's own
+        std=tuple(known.get("std", (0.229, 0.224, 0.225) if imagenet else ())),
+        size=(int(first.shape[2]), int(first.shape[3])) if image else None,
+        channels=int(first.shape[1]) if image else None,
+    )
