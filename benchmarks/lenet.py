@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from benchmarks.provenance import provenance
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Preprocessing, SplitName

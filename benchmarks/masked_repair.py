@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, SplitName
 from compressor.pruning.masking import mask_weights

@@ -34,7 +34,8 @@ from torch import nn
 from benchmarks import cifar
 from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
-from compressor.checkpoint.loading import Checkpoint, load
+from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.loading import load
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Preprocessing, SplitName
 from compressor.planning.calibration import calibration_batches

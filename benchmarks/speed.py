@@ -30,7 +30,7 @@ from benchmarks.repair import SAMPLES
 from benchmarks.tables import accuracy
 from compressor import load, load_data
 from compressor.checkpoint.architectures import Architecture
-from compressor.checkpoint.loading import Checkpoint
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data, SplitName
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx

@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.provenance import provenance
 from compressor.channels.groups import trace
-from compressor.checkpoint.loading import Architecture, Checkpoint
+from compressor.checkpoint.architectures import Architecture
+from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Preprocessing
 from compressor.export.onnx import export_onnx
 from compressor.jobs.coverage import enliven_

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.command_line")
+pytest.register_assert_rewrite("tests.support.command_line")

@@ -12,8 +12,8 @@ import torch
 
 import sample_models
 from compressor.environment import cores
-from tests.command_line import ARCH, done, make_inputs
-from tests.thorough import leave_out
+from tests.support.command_line import ARCH, done, make_inputs
+from tests.support.thorough import leave_out
 
 MOST_WORKERS = 4  # each is a process with torch in it
 

@@ -26,10 +26,10 @@ from compressor.studies.study import Cell
 from compressor.surgery.plan import ChannelBudget
 from compressor.training.resume import EpochRecord, Run, digest_of, save
 from compressor.training.watch import StateAt
-from tests.brought import WrittenOut
-from tests.command_line import ARCH, make_inputs
-from tests.test_report import setting
-from tests.topologies import alive, checkpoint_of
+from tests.report.test_report import setting
+from tests.support.brought import WrittenOut
+from tests.support.command_line import ARCH, make_inputs
+from tests.support.topologies import alive, checkpoint_of
 
 IMAGE = (1, 1, 8, 8)
 

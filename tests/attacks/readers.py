@@ -24,7 +24,7 @@ from compressor.training.resume import epochs_done, restore_
 from compressor.training.watch import StateAt
 from tests.attacks import good_files as good
 from tests.attacks.mutations import Form
-from tests.command_line import ARCH
+from tests.support.command_line import ARCH
 
 
 @dataclass(frozen=True, kw_only=True)

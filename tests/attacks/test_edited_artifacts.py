@@ -15,7 +15,7 @@ from compressor.checkpoint.artifacts import load_artifact, open_artifact, recipe
 from compressor.errors import ArtifactError, CompressError
 from compressor.files.atomic import save_tensors
 from tests.attacks import good_files
-from tests.command_line import done, run
+from tests.support.command_line import done, run
 
 Edit = Callable[[dict[str, Any]], object]
 KINDS = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.pt2 import read_exported
 from compressor.errors import CheckpointError, CompressError
 from compressor.graph.operators import operation
-from tests.topologies import alive
+from tests.support.topologies import alive
 
 MODEL, WEIGHTS, CONSTANTS = "models/model.json", "data/weights/model_weights_config.json", "data/constants"
 Members = dict[str, bytes]

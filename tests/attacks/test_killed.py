@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from compressor.checkpoint.artifacts import open_artifact
-from tests.command_line import ARCH, make_inputs
+from tests.support.command_line import ARCH, make_inputs
 
 COMMANDS: Mapping[str, Sequence[str]] = {
     "prune": ("prune", "tiny.pt", *ARCH, "--ratio", "0.25", "--align", "1", "--out", "tiny.compressed", "--force"),

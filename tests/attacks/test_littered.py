@@ -21,7 +21,7 @@ from compressor.cli.options import ExitCode
 from compressor.errors import ArtifactError
 from compressor.files.leftovers import PART, beside, owner, sweep, sweep_temp, temporary
 from compressor.stopping import Terminated, stop_when_asked
-from tests.command_line import ARCH, done, interrupted, refused, run, snapshot
+from tests.support.command_line import ARCH, done, interrupted, refused, run, snapshot
 
 DAY = 24 * 3600
 

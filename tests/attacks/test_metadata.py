@@ -10,7 +10,7 @@ import torch
 
 from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, CompressError
-from tests.command_line import ARCH
+from tests.support.command_line import ARCH
 
 KEYS = ("preprocessing", "training", "classes", "input", "architecture")
 VALUES: list[Any] = [

@@ -25,7 +25,7 @@ from compressor.checkpoint.pickled_structure import read_skeleton, write_skeleto
 from compressor.checkpoint.reading import read_state
 from compressor.checkpoint.standins import layer_class
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
-from tests.topologies import alive
+from tests.support.topologies import alive
 
 INPUT = ("1x1x8x8",)
 

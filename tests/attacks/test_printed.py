@@ -13,7 +13,7 @@ import pytest
 
 import compressor
 from compressor.cli.main import main
-from tests.command_line import ARCH, done, run
+from tests.support.command_line import ARCH, done, run
 
 COMPRESS = str(Path(sys.executable).parent / "compress")
 

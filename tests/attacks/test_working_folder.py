@@ -10,7 +10,7 @@ import pytest
 
 import compressor
 from compressor.children import python_code, python_module, without_working_folder
-from tests.command_line import ARCH, done
+from tests.support.command_line import ARCH, done
 
 BAIT = "open('RAN', 'w').close()\nraise ImportError('the wrong one')\n"
 BAITED = ("torch", "safetensors", "random", "compressor", "json", "numpy", "runpy", "socket", "multiprocessing")
