@@ -30,7 +30,7 @@ from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.repair.synthetic import synthetic_data
 from compressor.pruning.request import Request
-from compressor.surgery.plan import ChannelBudget
+from compressor.surgery.plan import ChannelBudget, Scope
 from compressor.training.loop import correct_in, train
 
 FILE = Path(__file__).parent / "lenet.json"
@@ -84,6 +84,7 @@ def measure(data: Data, *, seed: int) -> list[dict[str, Any]]:
             request = Request(
                 budget=ChannelBudget(ratio=ratio),
                 criterion=criterion,
+                scope=Scope.UNIFORM,
                 repair=how,
                 align=1,
                 seed=seed,

@@ -164,7 +164,9 @@ def _refuse_foreign(path: Path) -> None:
         with path.open("rb") as stream:
             head = stream.read(16)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror or error}", hint="check that it is yours to read, and not in use"
+        ) from error
     if not head:
         raise CheckpointError(f"{path} is empty", hint="the copy or download may have failed: fetch it again")
     kind = FOREIGN.get(path.suffix.lower())

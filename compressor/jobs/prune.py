@@ -24,12 +24,12 @@ from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, repair_named
 from compressor.pruning.repair.synthetic import synthetic_data
-from compressor.pruning.request import CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
+from compressor.pruning.request import AUTO, CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
 from compressor.pruning.scoring import Say
 from compressor.pruning.speed.frontier import FIRST, fastest_within
 from compressor.pruning.speed.planner import Goal
 from compressor.pruning.speed.search import prune_to_speed
-from compressor.pruning.while_training import CRITERION, During, during_from, prune_while_training
+from compressor.pruning.while_training import During, during_from, prune_while_training
 from compressor.surgery.mask_criteria import MaskCriterion, mask_criterion_named
 from compressor.surgery.masks import MaskScope
 from compressor.surgery.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
@@ -66,30 +66,18 @@ def request_from(
 ) -> Request | MaskRequest:
     """The request that a command line's plain values make; refused where they are not one budget, or name nothing.
 
-    What is `auto` depends on whether there is data: with it `obs` judges channels, least squares repairs what is left
-    (of channels or of single weights), and a budget of MACs, parameters or latency is shared by measurement; without it
-    `l1-norm` judges, uniformly (a latency: by the scores of all groups), and nothing is repaired. Channels that leave
-    `while_training` are judged by `l2-norm`, uniformly, and nothing is left to repair.
+    What is `auto` is resolved (`Request.resolved`), by whether there will be data.
     """
     budget = _budget(
         ratio=ratio, macs=macs, params=params, sparsity=sparsity, speedup=speedup,
         latency_ms=None if latency is None else milliseconds(latency), max_drop=max_drop,
     )  # fmt: skip
-    if while_training:
-        criterion = CRITERION if criterion == "auto" else criterion
-        scope, repair = (value if value != "auto" else usual for value, usual in ((scope, "uniform"), (repair, "none")))
-        if isinstance(budget, (float, LatencyBudget)):
-            raise PlanError(
-                "channels leave while a network trains, by a share of them or of its cost",
-                hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",
-            )
-    if scope == "auto":
-        scope = Scope.GLOBAL if isinstance(budget, LatencyBudget) else Scope.UNIFORM
-        if data_given and isinstance(budget, (CostBudget, LatencyBudget)):
-            scope = Scope.MEASURED
+    if while_training and isinstance(budget, (float, LatencyBudget)):
+        raise PlanError(
+            "channels leave while a network trains, by a share of them or of its cost",
+            hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",
+        )
     shared = named(Scope, scope, one="scope", many="scopes", refusal=PlanError)
-    if repair == "auto":
-        repair = Repair.LEAST_SQUARES if data_given else Repair.NONE
     if not memory_gb > 0:
         raise PlanError(f"a memory budget must be positive: {memory_gb:g}", hint="in GB: `--memory 4`")
     memory_bytes = round(memory_gb * 2**30)
@@ -98,7 +86,7 @@ def request_from(
             {
                 "--criterion": criterion != "auto", "--align": align != "auto", "--min-channels": min_channels != 1,
                 "--head-features": not heads, "--levels": levels != 1, "--largest": largest,
-                f"--scope {shared}": shared not in (Scope.UNIFORM, Scope.GLOBAL),
+                f"--scope {shared}": shared not in (Scope.AUTO, Scope.UNIFORM, Scope.GLOBAL),
             }
         )  # fmt: skip
         return MaskRequest(
@@ -110,15 +98,14 @@ def request_from(
             images=calibration,
             repair=repair_named(repair),
             memory_bytes=memory_bytes,
-        )
+        ).resolved(has_data=data_given)
     if mask_criterion != MaskCriterion.LARGE_FINAL:
         raise PlanError(
             "`--mask-criterion` judges single weights, and this budget is one of channels",
             hint="channels are judged by `--criterion`; single weights go by `--sparsity 0.9`",
         )
-    if criterion == "auto":
-        criterion = "obs" if data_given else "l1-norm"
-    criteria.load(criterion)
+    if criterion != AUTO:
+        criteria.load(criterion)
     if align != "auto" and not (align.isdecimal() and int(align) > 0):
         raise PlanError(f"an alignment is a positive number or `auto`, not `{align}`", hint="for example `--align 8`")
     return Request(
@@ -135,7 +122,7 @@ def request_from(
         images=calibration,
         repair=repair_named(repair),
         memory_bytes=memory_bytes,
-    )
+    ).resolved(has_data=data_given, while_training=while_training)
 
 
 def _check_masking(of_channels: Mapping[str, bool]) -> None:
@@ -250,6 +237,10 @@ def prune_to(
         check_free(folder, force=force)
     results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}
     mask = None
+    if isinstance(request, MaskRequest):
+        request = request.resolved(has_data=data is not None)
+    else:
+        request = request.resolved(has_data=data is not None, while_training=during is not None)
     if initial is not None and not isinstance(request, MaskRequest):
         raise PlanError(
             "`--initial` is for single weights, and this budget is one of channels",

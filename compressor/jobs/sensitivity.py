@@ -54,6 +54,7 @@ def measure_curves(
     """
     say = say or (lambda _: None)
     say("tracing the channel groups")
+    request = request.resolved(has_data=True)
     traced = trace(checkpoint.module, checkpoint.example_inputs, protect=request.protect, heads=request.heads)
     say(f"scoring by {request.criterion}")
     images = calibration_images(checkpoint, request, data, say=say)

@@ -56,6 +56,7 @@ def mask_weights(
     without images.
     """
     say = say or (lambda _: None)
+    request = request.resolved(has_data=data is not None)
     module = copy_of(checkpoint.module)
     mask = _chosen(module, request, initial)
     apply_mask_(module, mask)

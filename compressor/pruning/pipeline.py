@@ -141,6 +141,7 @@ def prune(
     The network is traced and proved on the first image of `data`, where there is any. Refused: nothing prunable, a
     budget that cannot be met or removes nothing, a criterion without the data it needs.
     """
+    request = request.resolved(has_data=data is not None)
     checkpoint = with_examples_of(checkpoint, data)
     job = _Job(
         checkpoint=checkpoint,

@@ -37,7 +37,6 @@ from compressor.training.retraining import device_named
 from compressor.training.ways import Wishes, recipe_for
 
 EPOCHS = 6
-CRITERION = "l2-norm"  # of Bartoldson et al. 2020 and of soft filter pruning
 SHARE_WITH_EVENTS = 0.85  # of the epochs, of a run that says no more: the paper's 275 of 325
 STILL_SPEAKING = "held silent while the network trains, its channels are still counted, as by a layer norm"
 
@@ -126,6 +125,7 @@ def prune_while_training(
     Groups whose channels cannot be cut, or cannot be held silent, are left alone with their reason. Refused: what
     `prune` and `train` refuse, no data, a request of more than a share of channels, MACs or parameters.
     """
+    request = request.resolved(has_data=data is not None, while_training=True)
     _check(request)
     if data is None:
         raise RetrainError("pruning while training takes images with labels", hint="give them: `--data DIR`")
@@ -176,6 +176,7 @@ def choosing(
     say: Say | None = None,
 ) -> Choose:
     """Scores by the request's criterion on the network as it is at an event; chance is drawn anew at each."""
+    request = request.resolved(has_data=data is not None, while_training=True)
     images = calibration_images(checkpoint, request, data, say=say or (lambda _: None))
 
     def choose(module: nn.Module, epoch: int) -> Mapping[str, Tensor]:

@@ -24,6 +24,7 @@ from compressor.surgery.rounding import kept, met_in_all, multiple_of, rounded
 class Scope(enum.StrEnum):
     """How a ratio is shared among the groups."""
 
+    AUTO = "auto"  # as the budget and the data suggest: `pruning.request`
     UNIFORM = "uniform"
     GLOBAL = "global"
     ISOMORPHIC = "isomorphic"
@@ -229,6 +230,8 @@ class _Ranking:
 
     def at(self, ratio: float) -> PruningPlan:
         """The plan at a pruning ratio, shared by the scope."""
+        if self.scope is Scope.AUTO:
+            raise PlanError("a scope that is `auto` shares nothing yet", hint="`Request.resolved` chooses one")
         if self.scope is Scope.MEASURED:
             raise PlanError(
                 "measured widths do not come from scores", hint="`compressor.planning.allocation` takes the curves"

@@ -15,8 +15,10 @@ PACKAGE = Path(compressor.__file__).parent
 REFUSALS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, CompressError)}
 # files whose errors come from what a user gives, and not from a network that does not come out right
 FILES = (
-    "architectures", "arrays", "artifact", "bench", "data", "evaluate", "image_files", "json_files", "latency_table",
-    "pack", "recipe", "repeats", "resume", "sources", "sparse", "studying", "train", "while_training",
+    "checkpoint/architectures", "checkpoint/artifacts", "checkpoint/loading", "checkpoint/reading",
+    "checkpoint/recipes", "checkpoint/sparse", "data/arrays", "data/image_files", "data/repeats", "data/sources",
+    "data/splits", "files/json_files", "measuring/accuracy", "measuring/benchmark", "measuring/pack/folder",
+    "measuring/tables/table", "studies/runner", "training/events_in_training", "training/loop", "training/resume",
     *(f"cli/{file.stem}" for file in sorted((PACKAGE / "cli").glob("*.py"))),
 )  # fmt: skip
 

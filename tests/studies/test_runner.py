@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import compressor.studies
+import compressor.studies.papers
 from compressor.checkpoint.artifacts import write_json
 from compressor.data.splits import Data, Images
 from compressor.errors import StudyError
@@ -73,7 +73,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = types.SimpleNamespace(
         TITLE="Made up", __doc__="One.\n\nTwo.", cells=cells, run=run, verdict=verdict, plots=plots
     )
-    monkeypatch.setattr(compressor.studies, "load", lambda _: made)
+    monkeypatch.setattr(compressor.studies.papers, "load", lambda _: made)
     RAN.clear()
     return made
 

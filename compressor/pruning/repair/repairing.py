@@ -49,6 +49,7 @@ HELD_OUT_SHARE = 8  # of the batches, one in so many judges
 class Repair(enum.StrEnum):
     """How a small network is repaired before any retraining."""
 
+    AUTO = "auto"  # as the data suggest: `pruning.request`
     NONE = "none"
     MEAN = "mean"
     BATCH_NORM = "batch-norm"

@@ -111,6 +111,7 @@ def frontier(
     A speed that an arm cannot reach is a point with its reason.
     """
     say = say or (lambda _: None)
+    request = request.resolved(has_data=True)
     say("judging the dense network")
     judge = Judge(checkpoint, data)
     points: list[dict[str, Any]] = []

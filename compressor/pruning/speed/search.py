@@ -97,6 +97,7 @@ def prune_to_speed(
     the dense one; a runtime that is not here.
     """
     say = say or (lambda _: None)
+    request = request.resolved(has_data=data is not None)
     (runtime,) = usable((goal.runtime,))
     threads = goal.threads or cores()
     here = target_of(runtime, batch=goal.batch, threads=threads)

@@ -23,6 +23,7 @@ from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.planning.costs import count
 from compressor.pruning.pipeline import Judge, Pruned, prune
+from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.scores import CRITERION, check_comparable, pairs_of, transfer_scores
@@ -143,6 +144,7 @@ def _request(pruning: TransferPruning, *, stays: float) -> Request:
         protect=pruning.protect,
         images=pruning.images,
         seed=pruning.between.seed,
+        repair=Repair.NONE,  # training goes on
     )
 
 

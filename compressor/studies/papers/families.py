@@ -64,7 +64,7 @@ from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, R
 from compressor.studies.subjects import percent_correct, subject
 from compressor.surgery.factors import Kind
 from compressor.surgery.masks import apply_mask_, magnitude
-from compressor.surgery.plan import CostBudget, Countable
+from compressor.surgery.plan import CostBudget, Countable, Scope
 from compressor.training.exits.onnx import export_exits
 from compressor.training.exits.threshold import alike
 from compressor.training.retraining import retrain
@@ -209,7 +209,9 @@ def _trained(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace) ->
         if cell.arm in LOW_RANK:
             start = factorize(dense, LowRank(budget=budget, how=(LOW_RANK[cell.arm],))).checkpoint
         else:
-            request = Request(budget=budget, criterion="obs", repair=Repair.LEAST_SQUARES, seed=cell.seed)
+            request = Request(
+                budget=budget, criterion="obs", scope=Scope.UNIFORM, repair=Repair.LEAST_SQUARES, seed=cell.seed
+            )
             start = prune(dense, request, data=data).checkpoint
     temperature = float(value["temperature"] or 0) if "temperature" in value else None
     recipe = recipe_for(

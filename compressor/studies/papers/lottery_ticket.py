@@ -255,7 +255,9 @@ def _rounds(cell: Cell, checkpoint: Checkpoint) -> Rounds:
 def _structured(cell: Cell, fresh: Checkpoint, trained: Mapping[str, Tensor]) -> Checkpoint:
     """The dense network without its channels of least l1-norm, with its first weights or others."""
     dense = dataclasses.replace(fresh, module=holding(fresh.module, trained))
-    small = prune(dense, Request(budget=ChannelBudget(ratio=float(cell.values["ratio"] or 0)))).checkpoint
+    small = prune(
+        dense, Request(budget=ChannelBudget(ratio=float(cell.values["ratio"] or 0)), criterion="l1-norm")
+    ).checkpoint
     if cell.arm == SMALL_EARLY:
         module = starting_module(small, How.REWIND_WEIGHTS, early_state=state_of(fresh.module))
     else:

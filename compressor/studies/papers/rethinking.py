@@ -223,7 +223,11 @@ def pruned_by(source: str, dense: Checkpoint, ratio: float, *, data: Data, seed:
     if source == UNIFORM:
         return uniform
     budget = CostBudget(counted=Countable.MACS, stays=uniform.small_cost.macs / uniform.dense_cost.macs)
-    return prune(dense, Request(budget=budget, align=1, seed=seed, **CHOOSERS[source]), data=data)
+    return prune(
+        dense,
+        Request(**{"budget": budget, "align": 1, "seed": seed, "repair": Repair.NONE, **CHOOSERS[source]}),
+        data=data,
+    )
 
 
 def widths_of(pruned: Pruned) -> dict[str, int]:
