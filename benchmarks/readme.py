@@ -1,4 +1,4 @@
-"""Fill the README's tables from the raw results: `python -m benchmarks.readme`.
+"""Fill the tables of the README and the docs from the raw results: `python -m benchmarks.readme`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; the text around it is written by hand.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import accuracy, coverage, repair, speed, transformer, verdicts
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
 
 
 def table_in(page: Path) -> str:
@@ -46,8 +46,9 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Write the README anew."""
-    README.write_text(filled(README.read_text()))
+    """Write the pages anew."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 They come from labels carried through the exported program (`channels.tracing`). torch-pruning's dependency graph,
 which was here before, is right on the convolutional networks of the tests and is still compared with there; it fails on
-half of timm's architectures (README, "Why our own groups"). What cannot shrink is left alone, with its reason.
+half of timm's architectures (docs/explanation/groups-and-surgery.md). What cannot shrink is left alone, with its
+reason.
 """
 
 from __future__ import annotations

@@ -16,6 +16,11 @@ from compressor.cli.main import app, commands
 
 ROOT = Path(compressor.__file__).parent.parent
 README = ROOT / "README.md"
+PAGES = [
+    README,
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / f"{n}.md" for n in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
+]
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
 
@@ -50,12 +55,13 @@ def mistakes(words: list[str]) -> list[str]:
 
 
 def in_readme() -> list[list[str]]:
-    return [words for line in fenced(README.read_text()) if (words := words_of(line)) is not None]
+    lines = [line for page in PAGES for line in fenced(page.read_text())]
+    return [words for line in lines if (words := words_of(line)) is not None]
 
 
 def in_backticks() -> list[list[str]]:
     """Every `compress …` in backticks: in docstrings, hints, the README and the other pages."""
-    files = [*ROOT.glob("compressor/**/*.py"), *ROOT.glob("sample_models/*.py"), *ROOT.glob("*.md")]
+    files = [*ROOT.glob("compressor/**/*.py"), *ROOT.glob("sample_models/*.py"), *PAGES]
     found: list[list[str]] = []
     for file in files:
         text = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.DOTALL | re.MULTILINE)
@@ -140,8 +146,54 @@ def test_the_order_of_help_is_the_order_of_work() -> None:
 
 def test_the_tables_are_what_the_raw_results_say() -> None:
     """`python -m benchmarks.readme` would change nothing."""
+    from benchmarks.readme import PAGES as FILLED
     from benchmarks.readme import filled
 
-    text = README.read_text()
-    assert len(re.findall(r"<!-- table: \w+ -->", text)) == len(re.findall("<!-- /table -->", text)) >= 5
-    assert filled(text) == text
+    texts = [page.read_text() for page in FILLED]
+    whole = "\n".join(texts)
+    assert len(re.findall(r"<!-- table: \w+ -->", whole)) == len(re.findall("<!-- /table -->", whole)) >= 5
+    assert [filled(text) for text in texts] == texts
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links within the repository that lead nowhere: to no file, or to no heading of it."""
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.M)):
+        path, _, anchor = target.partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        file = page if not path else (page.parent / path)
+        headings = (
+            re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M) if file.suffix == ".md" and file.is_file() else []
+        )
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        if not file.exists() or (anchor and anchor not in anchors):
+            dead.append(target)
+    return dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n[there](page.md#a-page) [gone](gone.md) [no heading](page.md#b) [else](https://x.org)")
+    assert dead_links(page) == ["gone.md", "page.md#b"]
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    seen, left = set(), [README]
+    while left:
+        page = left.pop().resolve()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        links = re.findall(r"\]\(([^)\s#]+)", page.read_text())
+        left += [page.parent / link for link in links if not link.startswith("http")]
+    assert {page.resolve() for page in PAGES} <= seen | {(ROOT / "docs" / "index.md").resolve()}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
