@@ -92,7 +92,7 @@ def request_from(
         return MaskRequest(
             sparsity=budget,
             criterion=mask_criterion_named(mask_criterion),
-            scope=MaskScope.UNIFORM if shared is Scope.UNIFORM else MaskScope.GLOBAL,
+            scope=MaskScope.GLOBAL if shared is Scope.GLOBAL else MaskScope.UNIFORM,
             protect=tuple(protect),
             seed=seed,
             images=calibration,

@@ -86,7 +86,7 @@ class MaskRequest:
 
     sparsity: float
     criterion: MaskCriterion = MaskCriterion.LARGE_FINAL
-    scope: MaskScope = MaskScope.GLOBAL
+    scope: MaskScope = MaskScope.UNIFORM
     protect: tuple[str, ...] = ()
     seed: int = 0
     images: int = CALIBRATION_IMAGES

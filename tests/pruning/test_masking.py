@@ -21,11 +21,11 @@ from compressor.pruning.repair.least_squares import reconstruct
 from compressor.pruning.repair.repairing import Repair, renormed, repair
 from compressor.pruning.request import MaskRequest
 from compressor.surgery.mask_criteria import MaskCriterion, mask_by
-from compressor.surgery.masks import WeightMask, apply_mask_, magnitude, maskable
+from compressor.surgery.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
 from compressor.surgery.surgery import Surgery
 from tests.support.topologies import INPUT, TOPOLOGIES, Residual, alive, checkpoint_of, head, plain
 
-BY_IMAGES = [r for r in Repair if r is not Repair.NONE]
+BY_IMAGES = [r for r in Repair if r not in (Repair.NONE, Repair.AUTO)]
 
 
 def batches(*, count: int = 8, size: int = 4, shape: tuple[int, ...] = INPUT[1:]) -> list[tuple[Tensor, ...]]:
@@ -242,7 +242,7 @@ def test_a_masked_checkpoint_is_repaired_from_a_few_images_and_says_so() -> None
 
 def test_without_a_repair_only_zeros_are_made() -> None:
     checkpoint = checkpoint_of(alive(plain()))
-    found = mask_weights(checkpoint, MaskRequest(sparsity=0.6))
+    found = mask_weights(checkpoint, MaskRequest(sparsity=0.6, scope=MaskScope.GLOBAL))
     assert found.repair_to_json() is None
     assert same_state(found.checkpoint.module, masked(checkpoint.module, 0.6)[0])
     assert [step["step"] for step in found.checkpoint.lineage] == ["mask"]
@@ -274,7 +274,7 @@ def test_no_images_are_refused() -> None:
 @pytest.mark.parametrize("criterion", [c for c in MaskCriterion if c is not MaskCriterion.LARGE_FINAL])
 def test_a_masked_checkpoint_is_masked_by_its_criterion_and_says_so(criterion: MaskCriterion) -> None:
     checkpoint, initial = checkpoint_of(alive(plain())), plain().state_dict()
-    request = MaskRequest(sparsity=0.6, criterion=criterion, protect=("3",), seed=4)
+    request = MaskRequest(sparsity=0.6, criterion=criterion, scope=MaskScope.GLOBAL, protect=("3",), seed=4)
     found = mask_weights(checkpoint, request, initial=initial if criterion.looks_back else None)
     expected = mask_by(
         criterion, initial=initial, final=maskable(checkpoint.module, protect=("3",)), sparsity=0.6, scope="global",

@@ -94,7 +94,7 @@ def test_a_test_split_alone_is_refused_with_a_way_on() -> None:
     assert refusal.value.hint
 
 
-@pytest.mark.parametrize("how", list(Repair))
+@pytest.mark.parametrize("how", [r for r in Repair if r is not Repair.AUTO])
 def test_the_network_that_is_pruned_measured_and_repaired_stays_as_it_was(how: Repair) -> None:
     net = alive(Residual())
     net.train()

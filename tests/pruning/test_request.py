@@ -46,7 +46,7 @@ def test_while_training_too(asked: dict[str, Any], budget: Budget) -> None:
 @pytest.mark.parametrize("has_data", [False, True])
 def test_single_weights_too(has_data: bool) -> None:
     said = request_from(sparsity=0.5, data_given=has_data)
-    assert said == MaskRequest(sparsity=0.5, scope=said.scope).resolved(has_data=has_data)  # type: ignore[arg-type]
+    assert said == MaskRequest(sparsity=0.5).resolved(has_data=has_data)
     assert said.repair is (Repair.LEAST_SQUARES if has_data else Repair.NONE)
 
 

@@ -125,8 +125,10 @@ def repair(
     is not fitted on, and judges: a repair whose output there is further from the dense network's than the network's was
     before it is not kept. No covariance is made that `memory_bytes` has no room for (`affording`).
 
-    Refused: no images, networks that cannot be followed where that is needed, a network that its mask does not fit.
+    Refused: `auto`, no images, networks that cannot be followed where that is needed, a mask that does not fit.
     """
+    if how is Repair.AUTO:
+        raise RepairError("a repair that is `auto` is none yet", hint="`Request.resolved` chooses one")
     if not batches:
         raise RepairError("no images to repair with", hint="give at least a few: `--data DIR`")
     if mask is not None:

@@ -91,7 +91,7 @@ def test_a_network_without_batch_norms_is_refused_with_another_repair() -> None:
 # Every repair
 
 
-@pytest.mark.parametrize("how", [r for r in Repair if r is not Repair.NONE])
+@pytest.mark.parametrize("how", [r for r in Repair if r not in (Repair.NONE, Repair.AUTO)])
 def test_every_repair_brings_the_output_nearer_and_leaves_the_callers_networks(how: Repair) -> None:
     net = alive(normed())
     renormed_net = renormed(net, batches())  # statistics that fit the images, as a trained network's do
@@ -117,10 +117,17 @@ def test_every_repair_brings_the_output_nearer_and_leaves_the_callers_networks(h
     assert bool(plain_values["distilled"]) == (how is Repair.DISTILL)
 
 
+def test_a_repair_that_nobody_resolved_is_refused() -> None:
+    net = alive(normed())
+    small, surgery = cut(net, 0.3)
+    with pytest.raises(RepairError, match="auto"):
+        repair(net, small, surgery, batches(), how=Repair.AUTO)
+
+
 def test_stronger_repairs_are_not_worse_than_weaker_ones() -> None:
     net = renormed(alive(normed()), batches())
     small, surgery = cut(net, 0.3)
-    found = {h: repair(net, small, surgery, batches(), how=h, steps=1).after for h in Repair}
+    found = {h: repair(net, small, surgery, batches(), how=h, steps=1).after for h in Repair if h is not Repair.AUTO}
     assert found[Repair.LEAST_SQUARES] < found[Repair.MEAN] < found[Repair.NONE]
     assert found[Repair.DISTILL] <= found[Repair.LEAST_SQUARES] * 1.001
 
