@@ -64,10 +64,7 @@ def load_file(
 ) -> Checkpoint:
     """The network in the file `path`: a pickled module, a state in any of the usual wrappings, an exported program.
 
-    `arch` says how the module is built, where the file does not. `inputs` say what it reads, as text
-    (`ids=1x12:int64<50`) or as values. A network in half or double precision is computed with in float32. Refused: what
-    is not there, broken or foreign; a pickle that could run code; weights that do not fit or are not finite; a shape
-    that the network does not run on.
+    The arguments, and what is refused, are those of `checkpoint.loading.load`.
     """
     _refuse_foreign(path)
     stored: tuple[Tensor, ...] = ()

@@ -21,7 +21,7 @@ COLOURS = ("#1c5fa8", "#b3541e", "#5f7a2e", "#7a4f9a")
 
 
 def picture(found: Mapping[str, Any]) -> str:
-    """A whole SVG file that shows what `frontier.frontier` gave."""
+    """A whole SVG file that shows what `pruning.speed.frontier.frontier` gave."""
     points = [p for p in found["points"] if p.get("speedup") and p.get("quality")]
     dense = found["dense"]
     share = _share(dense)

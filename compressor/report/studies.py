@@ -38,7 +38,7 @@ text { fill: #1b1c1e; } .title { font-size: 15px; font-weight: 600; } .quiet { f
 
 
 def document(found: Mapping[str, Any]) -> Document:
-    """The page of what `studying.told` gave."""
+    """The page of what `studies.runner.told` gave."""
     data = found["data"]
     sizes = ", ".join(f"{n:,} to {name}" for name, n in data["sizes"].items())
     about: list[Block] = [Paragraph(text=spans(part)) for part in str(found["about"]).split("\n\n")]

@@ -104,7 +104,7 @@ def forms(
 
     The user's own class in the new shapes; the same with the integers mended that equal a narrowed width (`hidden_dim`,
     say); the exported program with its numbers mended (`surgery.mending`), with every size open that can be
-    (`opened`), proved at another size too; the same for the example's size.
+    (`channels.open_sizes`), proved at another size too; the same for the example's size.
     """
     plan.check(traced.groups)
     cut = surgery_of(module, traced.groups, plan)

@@ -1,6 +1,6 @@
 """What is looked at while a network trains, from outside of the loop: its weights at a step, its loss on the way.
 
-Both are for `after_step` of `train.train`, which calls them with the network that is trained, once before
+Both are for `after_step` of `training.loop.train`, which calls them with the network that is trained, once before
 the first step and then after every one. A step is one update by the optimiser, counted from 0 before the first.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,36 @@ def test_public_names_have_types_and_those_are_what_is_imported() -> None:
     assert sorted(map(str, typed)) == sorted(compressor.__all__)
     for name, value in typed.items():
         assert getattr(compressor, str(name)) is value
+
+
+PACKAGES = {folder.name for folder in FOLDERS if folder.parent == ROOT}
+
+
+def modules_named(text: str) -> set[str]:
+    """What prose in backticks names by package and module: `planning.walk`, say."""
+    named = re.findall(r"`((?:\w+\.)+\w+)`", text)
+    return {n for n in named if n.partition(".")[0] in PACKAGES and not n.endswith((".html", ".md"))}
+
+
+def is_there(name: str) -> bool:
+    """Whether a module has that name, or one has what it ends with."""
+    file = ROOT.joinpath(*name.split("."))
+    if file.with_suffix(".py").is_file() or (file / "__init__.py").is_file():
+        return True
+    home, _, leaf = name.rpartition(".")
+    module = ROOT.joinpath(*home.split(".")).with_suffix(".py")
+    return module.is_file() and re.search(rf"^(?:def|class) {leaf}\b|^{leaf}\b", module.read_text(), re.M) is not None
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: f.name)
+def test_a_module_that_prose_names_is_there(folder: Path) -> None:
+    named = {(file.name, name) for file in folder.glob("*.py") for name in modules_named(file.read_text())}
+    assert {(file, name) for file, name in named if not is_there(name)} == set()
+
+
+def test_one_that_is_not_there_is_seen() -> None:
+    assert modules_named("see `planning.walk`, `planning.gone` and `x.y`") == {"planning.walk", "planning.gone"}
+    assert is_there("planning.walk")
+    assert is_there("planning.walk.program_of")
+    assert not is_there("planning.gone")
+    assert not is_there("planning.walk.gone")

@@ -2,8 +2,8 @@
 
 A table belongs to a target: hardware, runtime and its version, batch and threads. Under each operator's key (what it
 does, but for its widths) stand samples: what it read, what it wrote, how long it took, within whole networks at drawn
-widths (`tabulating`). Between them a non-negative sum of products of the widths
-(`widths.features`) is fitted, with relative errors. The operators' sum is no call's time: starting each
+widths (`measuring.tables.measured`). Between them a non-negative sum of products of the widths
+(`planning.widths.features`) is fitted, with relative errors. The operators' sum is no call's time: starting each
 costs something too. So factors for
 starts and for the rest are fitted to whole networks, which also say how well it predicts.
 

@@ -45,7 +45,7 @@ RATE, WARMUP = 1e-3, 20  # Adam's; 1e-4 to 3e-4 were too slow, 3e-3 undid the st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """The small network that followed best, and its held-out error (`sensitivity.rise`) as it went.
+    """The small network that followed best, and its held-out error (`planning.sensitivity.rise`) as it went.
 
     `errors[0]` is the start's, then one every `JUDGED_EVERY` steps; `best` is the position of the one returned.
     """
@@ -74,7 +74,7 @@ def distil(
 
     Every batch has the same number of images. The parameters named in `frozen` stay, and the weights
     that `mask` removed stay zero. Refused: networks that cannot be
-    followed (`program`).
+    followed (`planning.walk`).
     """
     say = say or (lambda _: None)
     size = len(batches[0][0])

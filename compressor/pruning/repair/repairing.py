@@ -4,13 +4,13 @@ No labels are used. From the cheapest to the strongest:
 
     mean            what the removed channels gave on average goes into the biases of their readers
     batch-norm      the batch norms' statistics are taken again from the small network
-    least-squares   every layer behind the cut is fitted to the dense network's (`reconstruct`)
-    distill         then all weights together follow the dense network (`distil`)
+    least-squares   every layer behind the cut is fitted to the dense network's (`pruning.repair.least_squares`)
+    distill         then all weights together follow the dense network (`pruning.repair.distillation`)
 
 The same for channels that left and for single weights that a mask made zero, which stay zero.
 
-Without images, `mean` takes the expected values from the batch norms (`expected`), and the others take
-synthetic images (`synthetic`).
+Without images, `mean` takes the expected values from the batch norms (`pruning.repair.batch_norm_means`), and the
+others take synthetic images (`pruning.repair.synthetic`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def repair_named(name: str) -> Repair:
 class Repaired:
     """A repaired copy of the small network, how it was made, and how far its output is from the dense network's.
 
-    `before` and `after` are `sensitivity.rise` on `judged` images; `images` were looked at in all.
+    `before` and `after` are `planning.sensitivity.rise` on `judged` images; `images` were looked at in all.
     """
 
     module: nn.Module
@@ -123,7 +123,7 @@ def repair(
     `batches` are inputs `[images, ...]`, every batch of one size; `silent` names the weights of layers that read
     nothing any more; what `mask` removed, which is zero in `small`, stays zero. An eighth of the batches (one at least)
     is not fitted on, and judges: a repair whose output there is further from the dense network's than the network's was
-    before it is not kept. No covariance is made that `memory_bytes` has no room for (`affording`).
+    before it is not kept. No covariance is made that `memory_bytes` has no room for (`planning.affording`).
 
     Refused: `auto`, no images, networks that cannot be followed where that is needed, a mask that does not fit.
     """
@@ -262,7 +262,7 @@ def images_to_repair_with(
 def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memory_bytes: int) -> int:
     """How many of `images` can be held at once: two networks' live values, within `memory_bytes`; at least one batch.
 
-    The largest fit that the network's layers may need (`affording`) is set aside first.
+    The largest fit that the network's layers may need (`planning.affording`) is set aside first.
     Every value that some later operator still reads is counted, batch by batch, as the walk holds them.
     """
     size = len(batch[0])

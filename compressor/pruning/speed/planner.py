@@ -1,11 +1,11 @@
 """A plan for a speed: widths chosen by a latency table, tried on the clock without their weights, and chosen again.
 
-    table      what each operator takes at what widths on the target (`tabulating`), measured or known
-    allocate   the widths whose predicted latency meets the budget at the least loss (`allocate`)
+    table      what each operator takes at what widths on the target (`measuring.tables.measured`), measured or known
+    allocate   the widths whose predicted latency meets the budget at the least loss (`planning.allocation`)
     measure    the network at those widths, as the runtime runs it, against the dense one in turns
     correct    where the clock says otherwise than the table did, aim further or nearer (`pruning.speed.aim`), and again
 
-The trials cost no export: they run a graph without weights (`skeletons`).
+The trials cost no export: they run a graph without weights (`measuring.tables.skeletons`).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def shuffled(mask: WeightMask, *, seed: int) -> WeightMask:
 
 
 class Keeping:
-    """For `after_step` of `train.train`: what `mask` has removed stays zero in every forward pass."""
+    """For `after_step` of `training.loop.train`: what `mask` has removed stays zero in every forward pass."""
 
     def __init__(self, mask: WeightMask) -> None:
         self.mask = mask
