@@ -15,8 +15,6 @@ The model is lent: each preparation has weights and inputs of its own. Optional 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from compressor.errors import RuntimeUnavailable, unknown
+from compressor.errors import RuntimeUnavailable
+from compressor.plugins import help_of, plugin_named, plugin_names
 
 if TYPE_CHECKING:  # naming the runtimes, as `--help` does, must not import torch
     from torch import Tensor, nn
@@ -130,17 +129,17 @@ class Runtime:
 
 def names() -> tuple[str, ...]:
     """The names of all runtimes, sorted, whether or not they can be used here; nothing of theirs is imported."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"))
+    return plugin_names(__path__)
 
 
 def load(name: str) -> Runtime:
     """The runtime called `name`; refused where there is none."""
-    if name not in names():
-        raise RuntimeUnavailable(f"there is no runtime called `{name}`", hint=unknown("runtimes", name, names()))
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    module = plugin_named(
+        name, package=__name__, names=names(), one="runtime", many="runtimes", refusal=RuntimeUnavailable
+    )
     return Runtime(
         name=name,
-        help=(module.__doc__ or "").strip().splitlines()[0],
+        help=help_of(module),
         reads=module.READS,
         memory=module.MEMORY,
         held=module.HELD,

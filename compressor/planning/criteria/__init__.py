@@ -8,12 +8,11 @@ across groups as they are in `COMPARABLE`, and has
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from compressor.errors import CalibrationError, unknown
+from compressor.errors import CalibrationError
+from compressor.plugins import help_of, plugin_named, plugin_names
 
 if TYPE_CHECKING:  # naming the criteria, as `--help` does, must not import torch
     from torch import Tensor
@@ -43,17 +42,17 @@ class Criterion:
 
 def names() -> tuple[str, ...]:
     """The names of all criteria, sorted; nothing of theirs is imported."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"))
+    return plugin_names(__path__)
 
 
 def load(name: str) -> Criterion:
     """The criterion called `name`; refused where there is none."""
-    if name not in names():
-        raise CalibrationError(f"there is no criterion called `{name}`", hint=unknown("criteria", name, names()))
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    module = plugin_named(
+        name, package=__name__, names=names(), one="criterion", many="criteria", refusal=CalibrationError
+    )
     return Criterion(
         name=name,
-        help=(module.__doc__ or "").strip().splitlines()[0],
+        help=help_of(module),
         needs=module.NEEDS,
         comparable=module.COMPARABLE,
         score=module.score,

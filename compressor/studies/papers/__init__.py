@@ -12,12 +12,11 @@ claims, and what it runs is the library's:
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from compressor.errors import StudyError, unknown
+from compressor.errors import StudyError
+from compressor.plugins import plugin_named, plugin_names
 
 if TYPE_CHECKING:  # naming the studies, as `--help` does, must not import torch
     from compressor.studies.study import Study
@@ -25,14 +24,13 @@ if TYPE_CHECKING:  # naming the studies, as `--help` does, must not import torch
 
 def names() -> tuple[str, ...]:
     """The names of all studies, sorted; nothing of theirs is imported."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name[0] != "_"))
+    return plugin_names(__path__)
 
 
 def load(name: str) -> Study:
     """The study called `name`; refused where there is none."""
-    if name not in names():
-        raise StudyError(f"there is no study called `{name}`", hint=unknown("studies", name, names()))
-    return cast("Study", importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
+    module = plugin_named(name, package=__name__, names=names(), one="study", many="studies", refusal=StudyError)
+    return cast("Study", module)
 
 
 def help_of(name: str) -> str:
