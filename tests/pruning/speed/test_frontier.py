@@ -93,6 +93,15 @@ def test_finished_points_are_not_made_again(pruner: Pruner, tmp_path: Path) -> N
     assert len(pruner.asked) == 8  # another seed is another point
 
 
+def test_the_librarys_request_makes_the_commands_points(pruner: Pruner, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(alive(plain()))
+    said = frontier(checkpoint, request(), GOAL, DATA, tmp_path, speedups=(1.5,))
+    by_library = Request(budget=LatencyBudget(speedup=2))
+    again = frontier(checkpoint, by_library, GOAL, DATA, tmp_path, speedups=(1.5,))
+    assert len(pruner.asked) == 3  # the points of the first are those of the second
+    assert again["points"] == said["points"]
+
+
 def test_a_speed_that_cannot_be_reached_is_a_point_with_its_reason(pruner: Pruner, tmp_path: Path) -> None:
     pruner.fastest = 1.7
     found = frontier(checkpoint_of(alive(plain())), request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0))

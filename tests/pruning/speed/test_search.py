@@ -308,6 +308,15 @@ def test_without_images_latency_is_shared_by_all_groups_scores_and_with_them_by_
     assert request_from(speedup=2, data_given=True).scope is Scope.MEASURED  # type: ignore[union-attr]
 
 
+@pytest.mark.usefixtures("clock")
+def test_the_librarys_request_gives_the_commands_network() -> None:
+    said, goal = asked(2.0)
+    by_command = prune_to_speed(net(), said, goal).pruned
+    by_library = prune_to_speed(net(), Request(budget=LatencyBudget(speedup=2.0)), goal).pruned
+    assert by_library.request == by_command.request
+    assert by_library.levels[0].plan == by_command.levels[0].plan
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
