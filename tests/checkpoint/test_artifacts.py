@@ -167,6 +167,18 @@ def test_the_dense_network_is_found_again_and_checked(workdir: Path, samples: Pa
         open_artifact(folder).dense(workdir / "gone.pt")
 
 
+def test_an_artifact_made_of_an_artifact_finds_the_network_that_it_was_made_of(
+    workdir: Path, small: Checkpoint
+) -> None:
+    first = write(workdir / "a.compressed", small, verify=False).folder
+    prune_to(workdir / "b.compressed", load(first), Request(budget=ChannelBudget(ratio=0.25)))
+    dense = open_artifact(workdir / "b.compressed").dense()
+    assert dense.path == str(first)
+    ours, theirs = dense.module.state_dict(), small.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_masked_artifact_is_stored_sparse_and_comes_back(workdir: Path, samples: Path) -> None:
     dense = load(samples / "fashion_mobilenet_v2.pt")
     results = prune_to(workdir / "m.compressed", dense, MaskRequest(sparsity=0.9))

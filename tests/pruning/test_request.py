@@ -9,7 +9,8 @@ import pytest
 from compressor import Request, prune
 from compressor.data.splits import Data
 from compressor.errors import PlanError
-from compressor.jobs.prune import needs_data, request_from
+from compressor.jobs.prune import needs_data, prune_to, request_from
+from compressor.jobs.sensitivity import measure_curves
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import MaskRequest
@@ -78,6 +79,24 @@ def test_the_documented_call_gives_the_commands_network(
     assert [level.plan for level in by_library.levels] == [level.plan for level in by_command.levels]
     assert same_state(by_library.checkpoint.module, by_command.checkpoint.module)
     assert (by_library.repair_to_json() is None) is (images is None)
+
+
+@pytest.mark.parametrize("images", [data(64), None], ids=["data", "no data"])
+def test_the_job_takes_the_librarys_request_as_the_commands(images: Data | None) -> None:
+    dense = checkpoint_of(alive(Residual()))
+    said = request_from(macs=0.5, data_given=images is not None)
+    by_command = prune_to(None, dense, said, data=images)
+    by_library = prune_to(None, dense, Request(budget=BUDGETS[1][1]), data=images)
+    parts = ("prune", "repair", "lineage")
+    assert [by_library.get(part) for part in parts] == [by_command.get(part) for part in parts]
+
+
+def test_curves_are_those_of_the_command() -> None:
+    dense = checkpoint_of(alive(Residual()))
+    said = request_from(macs=0.5, data_given=True)
+    assert isinstance(said, Request)
+    by_command = measure_curves(dense, said, data(64)).to_json()
+    assert measure_curves(dense, Request(budget=BUDGETS[1][1]), data(64)).to_json() == by_command
 
 
 def test_a_mask_is_repaired_where_there_is_data() -> None:
