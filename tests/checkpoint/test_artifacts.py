@@ -167,9 +167,7 @@ def test_the_dense_network_is_found_again_and_checked(workdir: Path, samples: Pa
         open_artifact(folder).dense(workdir / "gone.pt")
 
 
-def test_an_artifact_made_of_an_artifact_finds_the_network_that_it_was_made_of(
-    workdir: Path, small: Checkpoint
-) -> None:
+def test_an_artifact_made_of_an_artifact_finds_what_it_was_made_of(workdir: Path, small: Checkpoint) -> None:
     first = write(workdir / "a.compressed", small, verify=False).folder
     prune_to(workdir / "b.compressed", load(first), Request(budget=ChannelBudget(ratio=0.25)))
     dense = open_artifact(workdir / "b.compressed").dense()

@@ -242,6 +242,8 @@ class TestArtifact:
         assert "Net" in done("inspect", "tiny.compressed").stdout
         monkeypatch.setenv("COMPRESS_STATE_DIR", str(pruned / "state" / "of somebody else"))
         refused("inspect", "tiny.compressed", says="would run that code", hints="--arch")
+        assert "Net" in done("inspect", "tiny.compressed", *ARCH[:2]).stdout
+        assert "Net" in done("inspect", "tiny.compressed").stdout
 
     @pytest.mark.usefixtures("pruned")
     def test_code_that_changed_is_trusted_no_more(self, made: Path) -> None:
