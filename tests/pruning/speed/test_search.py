@@ -27,6 +27,7 @@ from compressor.pruning.request import Request
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import prune_to_speed
 from compressor.surgery.plan import LatencyBudget, Scope
+from tests.pruning.test_masking import data
 from tests.support.topologies import alive, checkpoint_of
 
 BASE_NS = 2_000
@@ -309,10 +310,13 @@ def test_without_images_latency_is_shared_by_all_groups_scores_and_with_them_by_
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_librarys_request_gives_the_commands_network() -> None:
-    said, goal = asked(2.0)
-    by_command = prune_to_speed(net(), said, goal).pruned
-    by_library = prune_to_speed(net(), Request(budget=LatencyBudget(speedup=2.0)), goal).pruned
+@pytest.mark.parametrize("with_data", [False, True])
+def test_the_librarys_request_gives_the_commands_network(with_data: bool) -> None:
+    made = net()
+    images = data(64) if with_data else None
+    said, goal = asked(2.0, data_given=with_data)
+    by_command = prune_to_speed(made, said, goal, data=images).pruned
+    by_library = prune_to_speed(made, Request(budget=LatencyBudget(speedup=2.0)), goal, data=images).pruned
     assert by_library.request == by_command.request
     assert by_library.levels[0].plan == by_command.levels[0].plan
 
