@@ -1,0 +1,30 @@
+"""The site's navigation is docs/index.md, and every page stands in it; `.ci/run` builds the site itself."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import compressor
+
+ROOT = Path(compressor.__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def toctrees(text: str) -> str:
+    of: Callable[[str], str] = runpy.run_path(str(DOCS / "conf.py"))["toctrees"]
+    return of(text)
+
+
+def test_headings_are_captions_and_lists_are_pages() -> None:
+    text = "# Index\n\n## How to\n\n- [A](how-to/a.md): a\n- [B](../B.md), and [C](c.md)\n\n## Why\n\n- [D](d.md)\n"
+    first, second = toctrees(text).split("```\n\n")
+    assert first == "```{toctree}\n:hidden:\n:caption: How to\n\n/docs/how-to/a\n/B\n"
+    assert second == "```{toctree}\n:hidden:\n:caption: Why\n\n/docs/d\n```\n"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = {f"/{page.relative_to(ROOT).with_suffix('')}" for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"))}
+    listed = [line for line in toctrees((DOCS / "index.md").read_text()).splitlines() if line.startswith("/")]
+    assert sorted([*listed, "/docs/index"]) == sorted(pages)
