@@ -9,7 +9,7 @@ CompressError
 ├── PlanError              a budget, ratio or width that cannot be met
 │   └── OutOfReach         even the cheapest widths do not meet the budget
 ├── SurgeryError           the small network does not agree with the silenced dense one
-├── InputError             an input of a size or name that a network, kept as its program, was not made for
+├── InputError             an input of a size or name that a network, stored as its program, does not take
 ├── CalibrationError       a criterion or a repair lacks the data it needs
 ├── RepairError            the small network cannot be followed, or not beside the dense one
 ├── RetrainError           training cannot start, or its loss is no longer finite
@@ -76,7 +76,7 @@ class SurgeryError(CompressError):
 
 
 class InputError(CompressError, ValueError):
-    """An input has a size or a name that a network, kept as its exported program, was not made for."""
+    """An input has a size or a name that a network, stored as its exported program, does not take."""
 
 
 class CalibrationError(CompressError):

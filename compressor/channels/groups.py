@@ -342,9 +342,9 @@ def _unreached(ground: Trace) -> tuple[LeftAlone, ...]:
     exported = ground.exported
     reading = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
     reached = {id(tensor) for placeholder, (_, tensor) in exported.tensors.items() if placeholder in reading}
-    idle = {name for name, tensor in exported.held.items() if isinstance(tensor, nn.Parameter) and tensor.numel()}
-    active = {name for name in idle if id(exported.held[name]) in reached}
-    found = dict.fromkeys(_largest(name, active) for name in exported.held if name in idle - active)
+    idle = {name for name, tensor in exported.named.items() if isinstance(tensor, nn.Parameter) and tensor.numel()}
+    active = {name for name in idle if id(exported.named[name]) in reached}
+    found = dict.fromkeys(_largest(name, active) for name in exported.named if name in idle - active)
     return tuple(LeftAlone(layer=part, reason=UNREACHED) for part in found)
 
 

@@ -26,7 +26,7 @@ from compressor.channels.decomposition import take_apart_
 from compressor.channels.silenced import silenced_outputs
 from compressor.channels.tracing import Trace
 from compressor.graph.choices import StoppedAtValues
-from compressor.graph.exported_program import Exported, followed, held_of, read_program, twin_of
+from compressor.graph.exported_program import Exported, followed, named_tensors, read_program, twin_of
 from compressor.graph.input_spec import random_like
 from compressor.graph.lent import quiet_exporter
 from compressor.graph.outputs import outputs_of, relative_difference, tensors_in
@@ -196,7 +196,7 @@ def _exported(twin: nn.Module, inputs: Sequence[Tensor], open_batch: bool, axes:
     )
     try:
         with quiet_exporter(), torch.no_grad(), StoppedAtValues(), _NotInvolved():
-            found = read_program(torch.export.export(twin, tuple(inputs), dynamic_shapes=shapes), held_of(twin))
+            found = read_program(torch.export.export(twin, tuple(inputs), dynamic_shapes=shapes), named_tensors(twin))
             take_apart_(found)
             return found
     except _TooInvolvedError:

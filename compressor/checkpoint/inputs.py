@@ -171,11 +171,11 @@ def _settled(module: nn.Module, specs: tuple[InputSpec, ...]) -> tuple[tuple[Inp
         except FORWARD_ERRORS as error:
             outcome = error
         known = tuple(
-            _read(spec, [lookup for lookup in seen.found if lookup.input == number])
+            _read(spec, [lookup for lookup in seen.lookups if lookup.input == number])
             for number, spec in enumerate(specs)
         )
         if known == specs:
-            few = tuple(_fewer(spec, seen.found, number) for number, spec in enumerate(specs))
+            few = tuple(_fewer(spec, seen.lookups, number) for number, spec in enumerate(specs))
             if not isinstance(outcome, IndexError) or few == specs:
                 return known, outcome
             known = few  # numbers that are shifted before they are looked up

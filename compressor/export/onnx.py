@@ -18,7 +18,7 @@ from compressor.export.parity import BATCHES, TOLERANCE, BatchIsFixedError, Pari
 from compressor.files.atomic import whole
 from compressor.graph.copies import copy_of
 from compressor.graph.detector_heads import WithHeads, head_layers
-from compressor.graph.exported_program import hangs_on_data
+from compressor.graph.exported_program import is_data_dependent
 from compressor.graph.input_spec import random_like
 from compressor.graph.lent import lengths_left_open, quiet_exporter
 from compressor.graph.structures import with_plain_outputs_
@@ -54,7 +54,7 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
             try:
                 parity = _written(checkpoint, module, examples, part, opset=opset, sizes=BATCH_SIZES)
             except BatchIsFixedError as reason:
-                heads = head_layers(module, examples) if hangs_on_data(reason.__cause__ or reason) else {}
+                heads = head_layers(module, examples) if is_data_dependent(reason.__cause__ or reason) else {}
                 parity = _written(
                     checkpoint, module, examples, part, opset=opset, sizes=(1,), heads=heads,
                     note=f"it chooses by values what it gives: compared is what it chooses from, of {', '.join(heads)}"

@@ -1,1 +1,1 @@
-"""The network as `torch.export` writes it, and how it is copied, lent and run step by step."""
+"""The network as a `torch.export` graph: how it is exported, copied, used for a while and run operator by operator."""

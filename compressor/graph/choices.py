@@ -1,8 +1,9 @@
-"""Networks that choose by values what they give, as detectors do: their choices, noted and made beforehand.
+"""Data-dependent networks such as detectors: record which boxes, indices or values they pick, and replay the same
+picks.
 
-A detector sorts, thresholds and suppresses. Two that agree up to rounding may still give their detections in another
-order, or one more at a threshold. So two of them are compared with the same choices made beforehand (`choices_of`,
-`choosing`), which also gives a graph that hangs on no values (`Forced`).
+A detector sorts, thresholds and suppresses. Two networks that agree up to rounding may still return their detections in
+another order, or one more at a threshold. So both are compared under the same recorded choices (`choices_of`,
+`choosing`). The replay also yields a graph that does not depend on values (`Forced`).
 """
 
 from __future__ import annotations
@@ -24,23 +25,27 @@ from compressor.graph.detector_heads import with_parameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What one call chose: positions (int64 tensors, as the call nests them), or plain values that code branches on.
+    """What one call chose: positions (int64 tensors, nested as the call returns them), or plain values that code
+    branches on.
 
-    `late` says that no layer runs after it.
+    `late`: no layer with parameters runs after this choice.
     """
 
     call: str
-    made: Any
+    value: Any
     late: bool = False
 
     @property
     def decides(self) -> bool:
-        """Whether it may decide which layers run: code has seen the value, and layers are still to come."""
+        """True if the choice may decide which layers run: code has read the value, and layers are still to come."""
         return self.call in VALUES and not self.late
 
 
 def choices_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Choice]:
-    """Every choice by values in a forward pass, in order: of the second one, for in the first a network may prepare."""
+    """Return every data-dependent choice of a forward pass, in order.
+
+    The second pass is the recorded one, because a network may prepare itself in its first.
+    """
     mode, chosen_before = _Choices(None), 0
 
     def note(*_: Any) -> None:
@@ -60,7 +65,10 @@ def choices_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Choice]:
 
 
 def choosing(choices: Sequence[Choice]) -> _Choices:
-    """While it lasts, every choice by values is the one in `choices`; an `IndexError` where there is none."""
+    """Return a context in which every data-dependent call returns the next of `choices`.
+
+    Raises `IndexError` when there are more calls than choices, or when another function is called.
+    """
     return _Choices(choices)
 
 
@@ -71,12 +79,12 @@ READ = {"__getitem__", "masked_select"}
 INDEXING = {*READ, "__setitem__"}
 
 
-class Stopped(Exception):  # no error: another way is taken
-    """A shape in a network's code is data-dependent."""
+class Stopped(Exception):  # not an error of the user: `exported` catches it and records the choices instead
+    """A shape in the network's code is data-dependent."""
 
 
 class StoppedAtValues(TorchFunctionMode):
-    """While it lasts, `Stopped` where the shape of what code asks for hangs on values: sooner than exporters say so."""
+    """While active, raises `Stopped` where code asks for a data-dependent shape: earlier than exporters complain."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -87,21 +95,21 @@ class StoppedAtValues(TorchFunctionMode):
 
 
 class _Choices(TorchFunctionMode):
-    """Notes choices, or makes those that are given."""
+    """Records choices; with `choices` to replay, returns those instead."""
 
-    def __init__(self, given: Sequence[Choice] | None) -> None:
+    def __init__(self, replayed: Sequence[Choice] | None) -> None:
         super().__init__()
-        self.given, self.choices = given, list[Choice]()
+        self.replayed, self.choices = replayed, list[Choice]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in INDEXING and any(_hangs_on_values(index) for index in _indices(args)):
+        if name in INDEXING and any(_depends_on_values(index) for index in _indices(args)):
             chosen = self._next(name, lambda: tuple(_positions(index) for index in _indices(args)))
             index = tuple(
-                slice(*given) if isinstance(before, slice) else one
-                for before, given in zip(_indices(args), chosen, strict=True)
-                for one in (given if isinstance(given, tuple) and not isinstance(before, slice) else (given,))
+                slice(*picked) if isinstance(before, slice) else one
+                for before, picked in zip(_indices(args), chosen, strict=True)
+                for one in (picked if isinstance(picked, tuple) and not isinstance(before, slice) else (picked,))
             )
             if name == "__setitem__":
                 return func(args[0], index, args[2])
@@ -119,20 +127,22 @@ class _Choices(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _next(self, name: str, make: Callable[[], Any]) -> Any:
+        """Record the choice that `make` computes, or return the recorded one with this number."""
         number = len(self.choices)
-        choice = Choice(call=name, made=make()) if self.given is None else self.given[number]
+        choice = Choice(call=name, value=make()) if self.replayed is None else self.replayed[number]
         if choice.call != name:
             raise IndexError(f"it calls `{name}` where `{choice.call}` was called")
         self.choices.append(choice)
-        return choice.made
+        return choice.value
 
 
 def _indices(args: Sequence[Any]) -> tuple[Any, ...]:
+    """The indices of a `tensor[...]` call, always as a tuple."""
     return args[1] if isinstance(args[1], tuple) else (args[1],)
 
 
-def _hangs_on_values(index: Any) -> bool:
-    """Whether an index is a mask, or has numbers that were computed."""
+def _depends_on_values(index: Any) -> bool:
+    """True if the index is a mask, or if a number in it was computed."""
     if isinstance(index, slice):
         return any(isinstance(bound, Tensor) for bound in (index.start, index.stop, index.step))
     return _is_mask(index) or (isinstance(index, Tensor) and index.ndim == 0)
@@ -143,19 +153,19 @@ def _is_mask(index: Any) -> bool:
 
 
 def _positions(index: Any) -> Any:
-    """An index that hangs on values as the positions that it names: of a slice its bounds; any other as it is."""
+    """The positions that a data-dependent index selects, or the bounds of a slice; any other index unchanged."""
     if isinstance(index, slice):
         bounds = (index.start, index.stop, index.step)
         return tuple(int(bound) if isinstance(bound, Tensor) else bound for bound in bounds)
-    if not _hangs_on_values(index):
+    if not _depends_on_values(index):
         return index
     return index.nonzero(as_tuple=True) if _is_mask(index) else int(index)
 
 
 class Forced(nn.Module):
-    """A network that makes the given choices: its graph hangs on no values.
+    """A network that replays the recorded choices, so that its graph does not depend on values.
 
-    It holds their tensors as buffers, as an exporter needs them.
+    The chosen tensors are buffers, because an exporter needs them there.
     """
 
     def __init__(self, module: nn.Module, choices: Sequence[Choice]) -> None:
@@ -163,7 +173,7 @@ class Forced(nn.Module):
         self.module = module
         self.plan: list[tuple[str, Any]] = []
         for number, choice in enumerate(choices):
-            leaves, spec = pytree.tree_flatten(choice.made)
+            leaves, spec = pytree.tree_flatten(choice.value)
             for k, leaf in enumerate(leaves):
                 if isinstance(leaf, Tensor):
                     self.register_buffer(f"choice_{number}_{k}", leaf)
@@ -171,11 +181,11 @@ class Forced(nn.Module):
             self.plan.append((choice.call, (leaves, spec)))
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the network gives."""
+        """Return the network's output under the recorded choices."""
         choices = []
         for number, (call, (leaves, spec)) in enumerate(self.plan):
             there = [getattr(self, f"choice_{number}_{k}", leaf) for k, leaf in enumerate(leaves)]
-            choices.append(Choice(call=call, made=pytree.tree_unflatten(there, spec)))
+            choices.append(Choice(call=call, value=pytree.tree_unflatten(there, spec)))
         with choosing(choices), _own_builtins():
             return self.module(*inputs)
 
@@ -185,7 +195,11 @@ MAX, MIN = max, min
 
 @contextlib.contextmanager
 def _own_builtins() -> Iterator[None]:
-    """Python's `max` and `min`, which an exporter replaces: of two tensors they choose by value, and it does not."""
+    """While active, `max` and `min` are Python's own: an exporter replaces them, and its versions do not compare two
+    tensors.
+
+    Python's versions choose one of two tensors by value.
+    """
     replaced = builtins.max, builtins.min
     builtins.max, builtins.min = MAX, MIN
     try:

@@ -1,7 +1,8 @@
-"""What a network that chooses by values, as detectors do, chooses from: its *head tensors*.
+"""The *head tensors* of a data-dependent network such as a detector: the outputs of layers that its choices are based
+on.
 
-They are outputs of layers that no other layer reads before the first choice is made. Where two networks cannot be made
-to choose alike (`graph.choices`), as a network and its ONNX file, these are what can be compared.
+No other layer reads them before the first choice. Where two networks cannot replay the same choices (`graph.choices`),
+for example a network and its ONNX file, these tensors are compared instead.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CHOOSING = {"aten::topk", "aten::sort", "aten::nonzero", "aten::masked_select", 
 
 
 class _UntilItChooses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Notes whether an operator has run whose result's order or length hangs on values."""
+    """Notes whether an operator has run that orders by values or has an output of data-dependent length."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
@@ -35,53 +36,54 @@ class _UntilItChooses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCall:
-    """One call of a layer that holds parameters; `early` says that the network had chosen nothing by then."""
+    """One call of a layer with parameters; `early`: the network had chosen nothing before it."""
 
     layer: str
     early: bool
-    made_by: Any  # autograd's name for its output
+    grad_fn: Any  # the autograd function of its output
 
 
 def layer_calls(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[LayerCall], bool]:
-    """Every call of a layer with parameters of its own, in the order of a forward pass; and whether it chose anything.
+    """Return every call of a layer with parameters of its own, in execution order, and whether the network chose
+    anything.
 
-    The module stays as it was.
+    The module stays unchanged.
     """
     twin = copy_of(module).eval().requires_grad_(True)
     calls: list[LayerCall] = []
     choice = _UntilItChooses()
 
     def note(name: str, output: Any) -> None:
-        made_by = output.grad_fn if isinstance(output, Tensor) else None
-        calls.append(LayerCall(layer=name, early=not choice.chose, made_by=made_by))
+        grad_fn = output.grad_fn if isinstance(output, Tensor) else None
+        calls.append(LayerCall(layer=name, early=not choice.chose, grad_fn=grad_fn))
 
     for name, layer in with_parameters(twin):
         layer.register_forward_hook(lambda _, __, output, name=name: note(name, output))
     with torch.enable_grad(), warnings.catch_warnings(), choice:
-        warnings.simplefilter("ignore")  # a decision by a value that has a gradient
+        warnings.simplefilter("ignore")  # code that branches on a value with a gradient warns
         twin(*inputs)
     return calls, choice.chose
 
 
 def with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers inside that hold parameters of their own, by name."""
+    """Return the submodules that have parameters of their own, by name."""
     return [(n, layer) for n, layer in module.named_modules() if n and any(True for _ in layer.parameters(False))]
 
 
 def _unread(calls: Sequence[LayerCall]) -> list[LayerCall]:
-    """The calls whose output none of the others reads."""
+    """Return the calls whose output no other call reads."""
     read: set[Any] = set()
-    behind = [f for call in calls if call.made_by is not None for f, _ in call.made_by.next_functions]
+    behind = [f for call in calls if call.grad_fn is not None for f, _ in call.grad_fn.next_functions]
     while behind:
         function = behind.pop()
         if function is not None and function not in read:
             read.add(function)
             behind += [f for f, _ in function.next_functions]
-    return [call for call in calls if call.made_by is not None and call.made_by not in read]
+    return [call for call in calls if call.grad_fn is not None and call.grad_fn not in read]
 
 
 def head_layers(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
-    """The layers of head tensors, and how many each gives, in order; none where the network makes no choice."""
+    """Return the layers of head tensors and how many each outputs, in order; empty if the network chooses nothing."""
     calls, chooses = layer_calls(module, inputs)
     heads: dict[str, int] = {}
     for call in _unread([c for c in calls if c.early]) if chooses else ():
@@ -90,18 +92,18 @@ def head_layers(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, int]:
 
 
 class WithHeads(nn.Module):
-    """A network that gives its outputs, and then its head tensors."""
+    """A network that returns its outputs, followed by its head tensors."""
 
     def __init__(self, module: nn.Module, heads: dict[str, int]) -> None:
         super().__init__()
         self.module, self.heads = module, heads
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
-        """Every tensor of the output, then every head tensor, in the order of `heads`."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.heads}
+        """Return every tensor of the output, then every head tensor, in the order of `heads`."""
+        captured: dict[str, list[Tensor]] = {name: [] for name in self.heads}
         hooks = [
             self.module.get_submodule(name).register_forward_hook(
-                lambda _, __, output, name=name: found[name].append(output.clone())
+                lambda _, __, output, name=name: captured[name].append(output.clone())
             )
             for name in self.heads
         ]
@@ -110,4 +112,4 @@ class WithHeads(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return outputs + [t for name, count in self.heads.items() for t in found[name][:count]]
+        return outputs + [t for name, count in self.heads.items() for t in captured[name][:count]]

@@ -1,6 +1,6 @@
-"""Steps that an exported program keeps in a graph of their own, put where they are called.
+"""Inline the nested graphs of an exported program where they are called.
 
-`torch.export` does so for what runs under `torch.no_grad()` or `torch.autocast(…, enabled=False)`.
+`torch.export` nests what runs under `torch.no_grad()` or `torch.autocast(…, enabled=False)`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ WRAPPED = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # operator
 
 
 def inline_(module: fx.GraphModule) -> None:
-    """Put the steps of every graph that the module's graph calls in its own, in place.
+    """Copy the steps of every graph that the module's graph calls into that graph, in place.
 
-    Refused: steps that run in a lower precision, which the labels of channels would not follow exactly.
+    Refused: steps that run in a lower precision, because channel labels could not follow them exactly.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -32,15 +32,15 @@ def inline_(module: fx.GraphModule) -> None:
             )
         inner = getattr(module, node.args[wrapped].target)
         inline_(inner)
-        given = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        inputs = [n for n in inner.graph.nodes if n.op == "placeholder"]
         with graph.inserting_before(node):
-            made: Any = graph.graph_copy(inner.graph, dict(zip(given, node.args[wrapped + 1 :], strict=True)))
+            copies: Any = graph.graph_copy(inner.graph, dict(zip(inputs, node.args[wrapped + 1 :], strict=True)))
         for user in list(node.users):
             if user.target is not operator.getitem:
-                raise GroupError(f"`{node.target}` gives more than its outputs", hint="please report it")
-            user.replace_all_uses_with(made[user.args[1]])
+                raise GroupError(f"`{node.target}` returns more than its outputs", hint="please report it")
+            user.replace_all_uses_with(copies[user.args[1]])
             graph.erase_node(user)
-        held = node.args[wrapped]
+        nested = node.args[wrapped]
         graph.erase_node(node)
-        if not held.users:
-            graph.erase_node(held)
+        if not nested.users:
+            graph.erase_node(nested)

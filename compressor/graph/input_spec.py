@@ -1,6 +1,7 @@
-"""What one input of a network looks like: its name, shape, type and range; and random tensors that look like it.
+"""The description of one input of a network: its name, shape, type and range; and random tensors that fit it.
 
-In text, as `--input` takes it: `1x3x224x224`, `ids=1x12`, `ids=1x12:int64<30522`, `pixel_values=1x3x32x32:float32<1`.
+As text, in the form that `--input` reads: `1x3x224x224`, `ids=1x12`, `ids=1x12:int64<30522`,
+`pixel_values=1x3x32x32:float32<1`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ EXAMPLE = "write it as `--input 1x3x224x224`, or with name, type and range: `--i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """One input. `dtype`, `low` and `below` are `None` where the network is to say what it reads.
+    """One input. `dtype`, `low` and `below` are `None` where the network itself decides what it reads.
 
     Its numbers lie in [`low`, `below`); those of a real input without a range are normal.
     """
@@ -51,10 +52,10 @@ class InputSpec:
         bounds = [bound for bound in (self.low, self.below) if bound is not None]
         if not all(map(math.isfinite, bounds)):
             raise CheckpointError("the range of an input is not finite", hint="for example `--input '1x12:int64<50'`")
-        low, high = _held_by(self.dtype)
+        low, high = _limits(self.dtype)
         if any(not low <= bound <= high for bound in bounds):
             raise CheckpointError(
-                f"{_name(self.dtype)} holds numbers from {low:g} to {high:g} alone"
+                f"{_name(self.dtype)} holds only numbers from {low:g} to {high:g}"
                 if self.dtype
                 else "the range of an input is too large",
                 hint="give a smaller bound: `<50`",
@@ -65,14 +66,14 @@ class InputSpec:
 
     @property
     def shown(self) -> str:
-        """The spec as `--input` takes it."""
+        """The spec in the form that `--input` reads."""
         name = "" if self.name is None else f"{self.name}="
         dtype = "" if self.dtype is None else f":{_name(self.dtype)}"
         below = "" if self.below is None or self.dtype is torch.bool else f"<{self.below:.9g}"
         return f"{name}{'x'.join(map(str, self.shape))}{dtype}{below}"
 
     def drawn(self, generator: torch.Generator) -> Tensor:
-        """A random tensor of this kind; real and normal where neither type nor range is known."""
+        """Return a random tensor of this kind; real and normal where neither type nor range is set."""
         dtype = self.dtype or torch.float32
         if dtype.is_floating_point or dtype.is_complex:
             if self.below is None:
@@ -83,7 +84,7 @@ class InputSpec:
         return torch.randint(low, below, self.shape, generator=generator).to(dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `spec_from_json` is the way back."""
+        """Return plain values; `spec_from_json` reads them back."""
         return {
             "name": self.name, "shape": list(self.shape), "dtype": None if self.dtype is None else _name(self.dtype),
             "low": self.low, "below": self.below,
@@ -91,7 +92,7 @@ class InputSpec:
 
 
 def spec_from_json(plain: Mapping[str, Any]) -> InputSpec:
-    """The spec that `InputSpec.to_json` wrote; refused: anything else."""
+    """Return the spec that `InputSpec.to_json` wrote. Refused: anything else."""
     try:
         kind = plain["dtype"]
         return InputSpec(
@@ -106,7 +107,7 @@ def spec_from_json(plain: Mapping[str, Any]) -> InputSpec:
 
 
 def spec_from_text(text: str) -> InputSpec:
-    """What `--input` says: `[NAME=]SHAPE[:TYPE][<BOUND]`. Refused: anything else, with what is wrong with it."""
+    """Return the spec of an `--input` text: `[NAME=]SHAPE[:TYPE][<BOUND]`. Refused: anything else, with the reason."""
     rest, bounded, bound = text.replace("×", "x").partition("<")
     rest, typed, kind = rest.partition(":")
     before, named, shape = rest.rpartition("=")
@@ -125,6 +126,7 @@ def spec_from_text(text: str) -> InputSpec:
 
 
 def _bound(text: str, bound: str, dtype: torch.dtype | None) -> float:
+    """The upper bound in the text. Refused: a bound that is not a positive number of the type."""
     try:
         value = float(bound)
     except ValueError:
@@ -139,7 +141,7 @@ def _bound(text: str, bound: str, dtype: torch.dtype | None) -> float:
 
 
 def specs_of(example_inputs: Sequence[Tensor]) -> tuple[InputSpec, ...]:
-    """What inputs like the examples look like: their shapes and types, and the range of integers."""
+    """Return the specs of the examples: their shapes and types, and the ranges of integers."""
     return tuple(map(_spec_of, example_inputs))
 
 
@@ -147,23 +149,24 @@ def _spec_of(example: Tensor) -> InputSpec:
     shape = tuple(example.shape)
     if not _is_whole(example.dtype) or not example.numel():
         return InputSpec(shape=shape, dtype=example.dtype)
-    least, most = _held_by(example.dtype)
+    least, most = _limits(example.dtype)
     low, below = max(int(least), int(example.min())), min(int(most), int(example.max()) + 1)
     return InputSpec(shape=shape, dtype=example.dtype, low=min(low, below - 1), below=below)
 
 
 def drawn_from(specs: Sequence[InputSpec], *, seed: int = 0) -> tuple[Tensor, ...]:
-    """A random tensor for each spec."""
+    """Return a random tensor for each spec."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(spec.drawn(generator) for spec in specs)
 
 
 def random_like(example_inputs: Sequence[Tensor], *, batch: int = 2, seed: int = 0) -> list[Tensor]:
-    """Random tensors of the examples' shapes and kinds with another batch size, each value within the examples' range.
+    """Return random tensors with the examples' shapes and types but another batch size, each within the example's
+    range.
 
-    A real number lies between two of the example's, and an integer between its least and its largest: tokens stay below
-    the vocabulary's size, images where images lie, and a mask of ones is one of ones. Real zeros alone say nothing:
-    they become normal numbers.
+    A real number lies between two of the example's; an integer between its least and its largest. So tokens stay below
+    the vocabulary's size, images stay in their range, and a mask of ones stays one of ones. A real example that is all
+    zeros has no range: its numbers become normal.
     """
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -175,6 +178,7 @@ def random_like(example_inputs: Sequence[Tensor], *, batch: int = 2, seed: int =
 
 
 def _like(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A random tensor of this shape, within the range of the example."""
     values = example.detach().cpu().flatten()
     if not values.numel():
         return torch.empty(tuple(shape), dtype=example.dtype)
@@ -186,7 +190,7 @@ def _like(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> 
     if len(values) == 1:
         values = torch.cat([values, torch.zeros_like(values)])
     first, second = (values[torch.randint(len(values), tuple(shape), generator=generator)] for _ in range(2))
-    if not torch.isfinite(values).all():  # a mask of zeros and minus infinities
+    if not torch.isfinite(values).all():  # for example a mask of zeros and minus infinities
         return first
     share = torch.rand(tuple(shape), generator=generator)
     return (share * first + (1 - share) * second).to(example.dtype)
@@ -196,8 +200,8 @@ def _is_whole(dtype: torch.dtype | None) -> bool:
     return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
 
 
-def _held_by(dtype: torch.dtype | None) -> tuple[float, float]:
-    """The least and the largest bound of a range that a type has; the upper one is beyond what it holds by one."""
+def _limits(dtype: torch.dtype | None) -> tuple[float, float]:
+    """The least and the largest bound of a range in this type; the upper bound is one above the largest value."""
     if dtype is torch.bool:
         return 0, 2
     if dtype is None or dtype in (torch.int64, torch.float64, torch.complex128):
@@ -208,7 +212,7 @@ def _held_by(dtype: torch.dtype | None) -> tuple[float, float]:
 
 
 def _drawable(dtype: torch.dtype) -> torch.dtype:
-    """The type that normal numbers are drawn in: not all have generators."""
+    """The type in which normal numbers are drawn: not every type has a generator."""
     return torch.complex64 if dtype.is_complex else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""A caller's module, or torch itself, used in another state for a while and given back as it was."""
+"""Use a caller's module, or torch itself, in another state for a while, and restore its state afterwards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from compressor.graph.shape_kernels import quantisation_by_shapes
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode; every submodule has its own mode back at the end."""
-    modes = [(layer, layer.training) for layer in nn.Module.modules(module)]  # a class may have its own `modules`
+    """Put the module in eval mode; restore the mode of every submodule at the end."""
+    modes = [
+        (layer, layer.training) for layer in nn.Module.modules(module)
+    ]  # a class may define a `modules` of its own
     module.eval()
     try:
         yield
@@ -32,7 +34,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def state_kept(module: nn.Module) -> Iterator[None]:
-    """What forward passes write into buffers, attributes, and lists and dicts in attributes is undone at the end."""
+    """Undo at the end what forward passes write: into buffers, attributes, and lists and dicts in attributes."""
     layers = list(nn.Module.modules(module))
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     attributes = [(layer, dict(vars(layer))) for layer in layers]
@@ -44,9 +46,9 @@ def state_kept(module: nn.Module) -> Iterator[None]:
         for layer, had in attributes:
             vars(layer).clear()
             vars(layer).update(had)
-        for value, held in contents:
+        for value, content in contents:
             value.clear()
-            value.update(held) if isinstance(value, dict) else value.extend(held)
+            value.update(content) if isinstance(value, dict) else value.extend(content)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
@@ -54,12 +56,12 @@ def state_kept(module: nn.Module) -> Iterator[None]:
 
 
 def without_values(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose tensors have shapes and no values (torch's `meta` device): it takes no memory."""
+    """Return a copy in eval mode whose tensors have shapes but no values (torch's `meta` device) and take no memory."""
     return converted(module, lambda tensor: tensor.to("meta"), trainable=False).to("meta").eval()
 
 
 def last_to_run(module: nn.Module, layers: Iterable[str], example_inputs: Sequence[Tensor]) -> str | None:
-    """Which of the named layers runs last in a forward pass; `None` where none does."""
+    """Return the name of the layer that runs last in a forward pass, of those named; `None` if none of them runs."""
     ran: list[str] = []
     hooks = [module.get_submodule(n).register_forward_pre_hook(lambda *_, name=n: ran.append(name)) for n in layers]
     try:
@@ -73,7 +75,7 @@ def last_to_run(module: nn.Module, layers: Iterable[str], example_inputs: Sequen
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` without its fused kernel, which hides its projections from whoever looks inside."""
+    """Run `nn.MultiheadAttention` without its fused kernel, which hides its projections from tracing."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -84,7 +86,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """One thread, so that sums are taken in the same order wherever the same is computed."""
+    """Use one thread, so that equal computations add in the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,9 +97,9 @@ def single_threaded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lengths_left_open() -> Iterator[None]:
-    """`len(x)` of a tensor is its first size, as exporters know it, and not the number of images in the example.
+    """Let `len(x)` of a tensor be its symbolic first size, and not the example's number of images, while exporting.
 
-    Python makes a number of whatever `__len__` returns, so that nothing but another `len` leaves it open.
+    Python converts what `__len__` returns to a number, so only a replaced `len` can stay symbolic.
     """
     plain = builtins.len
 
@@ -113,9 +115,10 @@ def lengths_left_open() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporters of torch without progress, warnings, logs and printed graphs; attention takes its plain path.
+    """Run torch's exporters without progress, warnings, logs and printed graphs; attention takes its plain path.
 
-    Nor do they note who called each operator: that takes an eighth of their time, and nobody reads it.
+    The exporters also do not record the stack trace of each operator: it takes an eighth of their time, and nothing
+    reads it.
     """
     before = logging.root.manager.disable
     config: Any = torch.fx.config

@@ -1,6 +1,6 @@
-"""Which tables of a network its inputs are looked up in, and so which inputs are token numbers, and of how many tokens.
+"""Which lookup tables a network's inputs index: these inputs are token numbers, and the tables' rows bound them.
 
-An embedding's weights are such a table, and whatever the network indexes, gathers from or encodes as one-hot vectors.
+A lookup table is an embedding's weight, or any tensor that the network indexes, gathers from or encodes as one-hot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """An input that is looked up in a table of `rows`; row `padding` stands for no token."""
+    """One lookup of an input in a table of `rows`; row `padding` stands for no token."""
 
     input: int
     rows: int
@@ -26,18 +26,18 @@ class Lookup:
 
 
 class Lookups(TorchFunctionMode):
-    """What is looked up while it is active: `found`. An input counts as it is, viewed, and as integers made from it.
+    """While active, collects every table lookup by an input in `lookups`.
 
-    So does a real number computed from it where that is what is looked up: the network will not have it, and the input
-    was to be of integers.
+    The index may be the input itself, a view of it, or integers computed from it. A real number computed from the input
+    counts too: the network then rejects it as an index, because the input should have been of integers.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.found: list[Lookup] = []
+        self.lookups: list[Lookup] = []
         self._source: dict[int, int] = {}  # storage → input
-        self._computed: dict[int, int] = {}  # likewise, of real numbers computed from it alone
-        self._held: list[Tensor] = []  # for as long as this lives no storage is another's
+        self._computed: dict[int, int] = {}  # the same, of real numbers computed from one input alone
+        self._alive: list[Tensor] = []  # keeps the tensors, so that no storage is reused
         for number, tensor in enumerate(inputs):
             self._note(tensor, number)
 
@@ -50,7 +50,7 @@ class Lookups(TorchFunctionMode):
             if number is None and isinstance(index, Tensor) and index.is_floating_point():
                 number = self._computed.get(_place(index))
             if number is not None:
-                self.found.append(Lookup(number, rows, padding))
+                self.lookups.append(Lookup(number, rows, padding))
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             for value in pytree.tree_leaves((args, kwargs)):
@@ -58,7 +58,7 @@ class Lookups(TorchFunctionMode):
         return result
 
     def _follow(self, value: Any, result: Tensor) -> None:
-        """Note what was made of a value that comes from an input."""
+        """Note a result that was computed from a value which comes from an input."""
         number = self._number(value)
         if number is not None and _is_integer(result) and result.numel() >= value.numel():
             self._note(result, number)
@@ -66,20 +66,21 @@ class Lookups(TorchFunctionMode):
             number = number if number is not None else self._computed.get(_place(value))
             if number is not None and _place(result) not in self._source:
                 self._computed.setdefault(_place(result), number)
-                self._held.append(result)
+                self._alive.append(result)
 
     def _note(self, tensor: Tensor, number: int) -> None:
         self._source.setdefault(_place(tensor), number)
-        self._held.append(tensor)
+        self._alive.append(tensor)
 
     def _number(self, value: Any) -> int | None:
         return self._source.get(_place(value)) if isinstance(value, Tensor) else None
 
 
 def _place(tensor: Tensor) -> int:
+    """The address of a tensor's storage, which identifies it."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # some kinds of tensors have no storage
+    except (NotImplementedError, RuntimeError):  # for example a sparse tensor has no storage
         return id(tensor)
 
 
@@ -88,23 +89,23 @@ def _is_integer(tensor: Tensor) -> bool:
 
 
 def _looked_up(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, int, Any]]:
-    """Index, number of rows and padding row of each look-up that a call is."""
+    """The lookups that a call does: index, number of rows and padding row of each."""
     name = getattr(func, "__name__", "")
-    given = dict(enumerate(args))
+    arguments = dict(enumerate(args))
     if func is functional.embedding:
-        table: Any = given.get(1, kwargs.get("weight"))
-        return [(given.get(0, kwargs.get("input")), len(table), given.get(2, kwargs.get("padding_idx")))]
+        table: Any = arguments.get(1, kwargs.get("weight"))
+        return [(arguments.get(0, kwargs.get("input")), len(table), arguments.get(2, kwargs.get("padding_idx")))]
     if func is functional.embedding_bag:
-        table = given.get(1, kwargs.get("weight"))
-        return [(given.get(0, kwargs.get("input")), len(table), None)]
+        table = arguments.get(1, kwargs.get("weight"))
+        return [(arguments.get(0, kwargs.get("input")), len(table), None)]
     if func is torch.embedding or name in ("embedding.default", "embedding"):
-        return [(given[1], len(given[0]), given.get(2))] if {0, 1} <= given.keys() else []
+        return [(arguments[1], len(arguments[0]), arguments.get(2))] if {0, 1} <= arguments.keys() else []
     if name == "one_hot":
-        count = given.get(1, kwargs.get("num_classes", -1))
-        return [(given.get(0, kwargs.get("tensor")), count, None)] if isinstance(count, int) and count > 0 else []
+        count = arguments.get(1, kwargs.get("num_classes", -1))
+        return [(arguments.get(0, kwargs.get("tensor")), count, None)] if isinstance(count, int) and count > 0 else []
     if name in ("index_select", "gather"):
-        table, dim = given.get(0, kwargs.get("input")), given.get(1, kwargs.get("dim"))
-        return [(given.get(2, kwargs.get("index")), table.shape[dim], None)] if isinstance(dim, int) else []
+        table, dim = arguments.get(0, kwargs.get("input")), arguments.get(1, kwargs.get("dim"))
+        return [(arguments.get(2, kwargs.get("index")), table.shape[dim], None)] if isinstance(dim, int) else []
     if name == "__getitem__":
         table, where = args
         parts = where if isinstance(where, tuple) else (where,)

@@ -1,11 +1,12 @@
-"""What an operator is called, and which ones a program out of a file may call.
+"""The names of operators, and the operators that a program in a file may call.
 
-The list is of operations, not of packages. An operator passes by its own schema, and by its name:
+The list is of operations, not of packages. An operator is allowed by its own schema and name:
 
 - it is registered with torch's dispatcher under `aten`, `prims` or `torchvision` (TorchScript's own operators are not);
 - its arguments are tensors, numbers, text, types and lists of them (no storage, no packed object, no file name);
-- it gives a value, and does not write into an argument `out`;
-- its name is a public one, of no kind in `REFUSED`, or one of the internal ones in `INTERNAL`, which programs hold.
+- it returns a value, and does not write into an argument `out`;
+- its name is public and matches nothing in `REFUSED`, or it is one of the internal ones in `INTERNAL`, which occur in
+  programs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from compressor.files.names import printable
 
 LIBRARIES = ("aten", "torchvision", "prims")
 TYPES = re.compile(r"(Tensor|number|int|bool|float|complex|str|Device|Generator)")
-# Kinds that take memory as it comes: they change a tensor's storage, read packed or nested objects out of plain
-# tensors, skip the checks of indices, or serve training alone.
+# Kinds that trust raw memory: they change a tensor's storage, read packed or nested objects out of plain tensors, or
+# skip the checks of indices; and kinds that only training uses.
 REFUSED = re.compile(
     r"from_file|set_?|set_data|data|shallow_copy_data_|get_gradients|resize.*|record_stream|backward|.*_backward|.*_backward_.*|requires_grad_|retain_grad|"
     r"rename_?|segment_reduce|sparse_.*|nested_.*|hspmm|smm|sspaddmm|to_sparse.*|to_mkldnn.*|to_padded_tensor|"
@@ -47,9 +48,9 @@ INTERNAL = frozenset(_INTERNAL.split())
 
 
 def name_of(target: Any) -> str:
-    """An operator's name without its overload; one that writes in place counts as the one that does not.
+    """Return an operator's name without its overload; an in-place operator has the name of the plain one.
 
-    One of another library than torch's and torchvision's has that library's name before its own.
+    An operator of a library other than torch and torchvision has that library's name in front.
     """
     library, _, rest = str(target).partition(".")
     name = rest.split(".")[0] if library in ("aten", "torchvision") else ".".join(str(target).split(".")[:2])
@@ -59,7 +60,7 @@ def name_of(target: Any) -> str:
 
 @functools.cache
 def _registered(library: str) -> frozenset[str]:
-    """Every operator that torch knows, with those of torchvision where one of its own is asked for."""
+    """Every operator registered with torch; torchvision's too if `library` is torchvision."""
     if library == "torchvision":
         import torchvision  # noqa: F401  # the import registers its operators, and takes seconds
 
@@ -67,7 +68,7 @@ def _registered(library: str) -> frozenset[str]:
 
 
 def operation(name: str) -> Any:
-    """The operator called `name`, as in `aten.add.Tensor`. Refused: what is none of those that a file may name."""
+    """Return the operator called `name`, such as `aten.add.Tensor`. Refused: one that a file may not name."""
     shown = printable(name)
     library, _, rest = name.partition(".")
     kind, _, overload = rest.partition(".")
@@ -81,15 +82,15 @@ def operation(name: str) -> Any:
     registered = f"{library}::{kind}" + (f".{overload}" if overload != "default" else "")
     if registered not in _registered(library):
         raise SurgeryError(f"this torch has no operator `{shown}`", hint="update torch")
-    found = getattr(getattr(getattr(torch.ops, library), kind), overload)
-    if not computes(found):
+    operator = getattr(getattr(getattr(torch.ops, library), kind), overload)
+    if not computes(operator):
         raise SurgeryError(f"a program names `{shown}`, which a file may not: it does more than compute tensors")
-    return found
+    return operator
 
 
 @functools.cache
 def computes(operator: Any) -> bool:
-    """Whether an operator computes values from values, and nothing else."""
+    """True if an operator only computes values from values."""
     if not isinstance(operator, torch._ops.OpOverload):
         return False
     schema = operator._schema
@@ -99,8 +100,8 @@ def computes(operator: Any) -> bool:
     if not schema.returns and not kind.startswith("sym_constrain_range"):
         return False
     for argument in schema.arguments:
-        said = re.sub(r"Optional\[|List\[|\]", "", str(argument.type))
-        if not TYPES.fullmatch(said) or argument.name == "filename":
+        kind_of_argument = re.sub(r"Optional\[|List\[|\]", "", str(argument.type))
+        if not TYPES.fullmatch(kind_of_argument) or argument.name == "filename":
             return False
         if argument.kwarg_only and argument.alias_info is not None and argument.alias_info.is_write:
             return False

@@ -1,4 +1,4 @@
-"""A network's outputs, what its layers give on the way, and how far two sets of tensors lie apart."""
+"""A network's outputs, the outputs of its layers, and the difference between two sets of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressor.errors import RetrainError
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, dicts and dataclasses, in order."""
+    """Yield every tensor in nested tuples, lists, dicts and dataclasses, in order."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, dict):
@@ -29,7 +29,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Every tensor of the module's output, in order, without gradients."""
+    """Return every tensor of the module's output, in order, without gradients."""
     with torch.no_grad():
         return list(tensors_in(module(*inputs)))
 
@@ -37,24 +37,24 @@ def outputs_of(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 def outputs_and_layers(
     module: nn.Module, inputs: Sequence[Tensor], layers: Collection[str]
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """The outputs, and what each of the `layers` gives, call by call, in one forward pass."""
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    """Return the outputs, and the outputs of each of `layers` for every call, from one forward pass."""
+    captured: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = []
     try:
         for name in layers:
-            hook = lambda _, __, output, name=name: found[name].append(output)  # noqa: E731  # a name each
+            hook = lambda _, __, output, name=name: captured[name].append(output)  # noqa: E731  # binds `name`
             hooks.append(module.get_submodule(name).register_forward_hook(hook))
         outputs = outputs_of(module, inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    return outputs, found
+    return outputs, captured
 
 
 def relative_difference(answer: Tensor, reference: Tensor) -> float:
-    """The largest |answer - reference| over the largest |reference|; infinite where either is not finite.
+    """Return max |answer - reference| / max |reference|; infinite where either tensor is not finite.
 
-    Tensors that hold nothing do not differ.
+    Two empty tensors of the same shape have difference 0.
     """
     if not answer.numel() and answer.shape == reference.shape:
         return 0.0
@@ -66,7 +66,9 @@ def relative_difference(answer: Tensor, reference: Tensor) -> float:
 
 
 def class_scores(output: object) -> Tensor:
-    """The first tensor of a network's output: `[batch, classes]` (some networks return auxiliary ones behind it)."""
+    """Return the first tensor of a network's output: `[batch, classes]` (some networks return auxiliary ones behind
+    it).
+    """
     while not isinstance(output, Tensor):
         if isinstance(output, dict) and output:
             output = next(iter(output.values()))

@@ -1,4 +1,4 @@
-"""The types that a network's numbers have: a tensor or a whole network in another precision, complex numbers included.
+"""The number types of a network: convert a tensor or a whole network to another precision, complex numbers included.
 
 `Tensor.to(torch.float64)` drops the imaginary part of a complex tensor, and so does `nn.Module.to`. Here a complex
 tensor becomes the complex type of the same precision, and integers stay.
@@ -18,29 +18,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.graph.copies import converted, copy_of
 
-NARROW = (torch.float16, torch.bfloat16, torch.float32)  # what code says when it means "the usual precision"
+NARROW = (torch.float16, torch.bfloat16, torch.float32)  # the types that code names for "the usual precision"
 
 
 def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor with real and complex numbers in the precision of `dtype`; one of integers as it is."""
+    """Return the tensor with real and complex numbers in the precision of `dtype`; integers stay unchanged."""
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def in_precision_(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module itself, its parameters and buffers in the precision of `dtype`."""
+    """Convert the module itself: its parameters and buffers get the precision of `dtype`."""
     module._apply(lambda tensor: in_precision(tensor, dtype))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return module
 
 
 def copy_in_precision(module: nn.Module, dtype: torch.dtype, *, trainable: bool = True) -> nn.Module:
-    """A copy of the module in the precision of `dtype`, by whichever path it reaches its parameters and buffers."""
+    """Return a copy in the precision of `dtype`, whatever path the module takes to its parameters and buffers."""
     return in_precision_(converted(module, lambda tensor: in_precision(tensor, dtype), trainable=trainable), dtype)
 
 
 def types_in(module: nn.Module) -> dict[str, torch.dtype]:
-    """The type of every tensor of the module that computes in other types than float32, by name."""
+    """Return the type of each tensor that is real or complex but not float32 or complex64, by name."""
     usual = (torch.float32, torch.complex64)
     return {
         name: tensor.dtype
@@ -50,13 +50,13 @@ def types_in(module: nn.Module) -> dict[str, torch.dtype]:
 
 
 def type_of(name: str, tensor: Tensor, types: Mapping[str, torch.dtype]) -> torch.dtype:
-    """The type that a tensor came in: by its name in `types`, or by that of the layer that became two thinner ones."""
+    """Return a tensor's original type: by its name in `types`, or by the layer that was split into two thinner ones."""
     whole = re.sub(r"\.[01]\.(weight|bias)$", r".\1", name)
     return types.get(name) or types.get(whole) or tensor.dtype
 
 
 def rounded(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
-    """A copy of the module in its own types, whose numbers are ones that the `types` given by name can hold."""
+    """Return a copy of the module in its own types, with every number rounded to the `types` given by name."""
     twin = copy_of(module)
     with torch.no_grad():
         for name, tensor in twin.state_dict(keep_vars=True).items():
@@ -65,20 +65,23 @@ def rounded(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
 
 
 def in_types_(module: nn.Module, types: Mapping[str, torch.dtype]) -> nn.Module:
-    """The module itself, its tensors in the `types` given by name: those that `Checkpoint.types` says they came in."""
+    """Convert the module itself: its tensors get the `types` given by name.
+
+    These are `Checkpoint.types`, the types in which the tensors were stored.
+    """
     kinds = {id(t): type_of(name, t, types) for name, t in module.state_dict(keep_vars=True).items()}
     module._apply(lambda tensor: tensor.to(kinds.get(id(tensor), tensor.dtype)))  # type: ignore[no-untyped-call]  # as above
     return module
 
 
 def narrowest(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
-    """The least precise of some types, a complex one by its parts; `None` of none, integers do not count."""
+    """Return the least precise of some types, a complex one by its parts; `None` if none is real or complex."""
     real = {dtype.to_real() for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
     return max(real, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 class InPrecision(TorchFunctionMode):
-    """A precision written into a network's code is the one that it runs in, as it is in its program."""
+    """While active, a type named in the network's code means `dtype`, as it does in the network's exported program."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -97,7 +100,7 @@ class InPrecision(TorchFunctionMode):
 
 
 def same_precision(value: Any, dtype: torch.dtype) -> Any:
-    """What a type that is written into code stands for in a network that runs in `dtype`; other values as they are."""
+    """Return what a type named in code stands for in a network that runs in `dtype`; other values unchanged."""
     if not isinstance(value, torch.dtype):
         return value
     if value in NARROW:
@@ -106,7 +109,7 @@ def same_precision(value: Any, dtype: torch.dtype) -> Any:
 
 
 class TypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """The types of real and complex numbers that are computed while it is active: `seen`."""
+    """While active, collects the types of the real and complex tensors that are computed, in `seen`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above

@@ -1,6 +1,6 @@
-"""What torch does not know of its own operators: the shapes that fake quantisation gives, without values.
+"""Shape kernels that torch lacks for its own operators: the output shapes of fake quantisation, without values.
 
-Without them a network that was trained to be quantised cannot be exported, nor traced by shapes.
+Without them, a network trained for quantisation can neither be exported nor be traced by shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ LEARNT = ("_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_learnabl
 
 @contextlib.contextmanager
 def quantisation_by_shapes() -> Iterator[None]:
-    """Fake quantisation runs without values for a while, as pointwise as it is; a torch that can is left alone."""
+    """While active, fake quantisation also runs on tensors without values; a torch that has these kernels stays
+    unchanged.
+    """
     with torch.library._scoped_library("aten", "IMPL") as library:
         for names, kernel in ((WITH_MASK, _rounded_with_mask), (LEARNT, _rounded)):
             for name in names:

@@ -1,8 +1,8 @@
-"""Which sizes of its inputs a program takes, as plain values, and the refusal of all others.
+"""Which input sizes a program accepts, as plain values, and the refusal of all others.
 
-Sizes that the network's code left open when it was exported are open in the program, within what the code asked of them
-on the way (`if h > 32`, say): torch writes those down as guards, and each becomes an expression of a fixed grammar. The
-other sizes are in the program as numbers, so that it would compute something wrong at others, or break.
+Sizes that the network's code left open during export are open in the program, within the conditions of the code (for
+example `if h > 32`). torch records such conditions as guards, and each becomes an expression of a fixed grammar. All
+other sizes are constants in the program, which at another size would fail or compute something wrong.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import SymInt, Tensor
 
 from compressor.errors import InputError, SurgeryError
 
-MANY = 3  # conditions in a text
-MORE_THAN_ONE = 2  # torch takes a size that it leaves open for two or more, and may write that down nowhere
+MANY = 3  # a text names at most so many conditions
+MORE_THAN_ONE = 2  # torch assumes that an open size is two or more, and may record that nowhere
 
 OPERATORS: Mapping[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda *v: math.prod(v), "neg": lambda a: -a,
@@ -37,17 +37,17 @@ BY_SYNTAX = {
 BY_NAME = {"sym_max": "max", "sym_min": "min", "Max": "max", "Min": "min", "max": "max", "min": "min"}
 
 
-INDEXED = 2**31 - 1  # torch 2.9 notes that a tensor's numbers can be counted in 32 bits: no limit of the network's
+INDEXED = 2**31 - 1  # torch 2.9 records that a tensor's elements can be counted in 32 bits: not the network's limit
 
 
 class UnreadableError(Exception):
-    """A guard that is of no form known here."""
+    """A guard that has no form known here."""
 
 
 def expression_from(text: str, names: Sequence[str]) -> Any:
-    """A guard of torch's as plain values: an int, `["size", input, dimension]` or `[operator, part, …]`.
+    """Return a torch guard as plain values: an int, `["size", input, dimension]` or `[operator, part, …]`.
 
-    `names` are the inputs', in order. `UnreadableError` where it holds anything else.
+    `names` are the inputs', in order. Raises `UnreadableError` for any other content.
     """
     try:
         return _read(ast.parse(text, mode="eval").body, names)
@@ -56,6 +56,7 @@ def expression_from(text: str, names: Sequence[str]) -> Any:
 
 
 def _read(node: ast.AST, names: Sequence[str]) -> Any:
+    """The expression of one node of the guard's syntax tree."""
     match node:
         case ast.Constant(value=int(value)):
             return int(value)
@@ -86,7 +87,7 @@ def _read(node: ast.AST, names: Sequence[str]) -> Any:
 
 
 def _input(source: ast.AST, names: Sequence[str]) -> str:
-    """The input that `L['x']`, or `L['x'][0]` for what is in a list, stands for."""
+    """The name of the input that `L['x']`, or `L['x'][0]` for an item of a list, stands for."""
     keys: list[str] = []
     while isinstance(source, ast.Subscript) and isinstance(source.slice, ast.Constant):
         keys.insert(0, str(source.slice.value))
@@ -97,18 +98,18 @@ def _input(source: ast.AST, names: Sequence[str]) -> str:
     return name
 
 
-def takes_of(found: Any) -> dict[str, Any]:
-    """Which inputs an exported program takes: their names, their sizes (`None` where open), and conditions on those.
+def takes_of(program: Any) -> dict[str, Any]:
+    """Return the inputs that an exported program takes: names, sizes (`None` where open), and conditions on the sizes.
 
-    `unread` counts the conditions that are of no form known here.
+    `unread` counts the conditions that have no form known here.
     """
-    user = set(found.graph_signature.user_inputs)
-    nodes = [n for n in found.graph.nodes if n.op == "placeholder" and n.name in user]
+    user = set(program.graph_signature.user_inputs)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
     values = [n.meta.get("val") for n in nodes]
     names = [n.name for n in nodes]
     shapes = [[size_of(d) for d in v.shape] if isinstance(v, Tensor) else None for v in values]
-    conditions, unread = _ranges(found, values), 0
-    for text in getattr(found, "_guards_code", None) or ():
+    conditions, unread = _ranges(program, values), 0
+    for text in getattr(program, "_guards_code", None) or ():
         try:
             conditions.append(expression_from(text, names))
         except UnreadableError:
@@ -121,9 +122,9 @@ def takes_of(found: Any) -> dict[str, Any]:
 
 
 def size_of(dimension: Any) -> int | None:
-    """How long a dimension of an exported program's value is; `None` where that is open.
+    """Return the size of a dimension of an exported program's value; `None` where it is open.
 
-    One that was open at first, and that the code then asked for as a number, is that number since.
+    A size that the code read as a number while it was open is that number from then on.
     """
     if not isinstance(dimension, SymInt):
         return int(dimension)
@@ -131,21 +132,21 @@ def size_of(dimension: Any) -> int | None:
     return int(expression) if expression.is_number else None
 
 
-def _ranges(found: Any, values: Sequence[Any]) -> list[Any]:
-    """What an exported program says of open sizes by themselves: at least so many, at most so many."""
+def _ranges(program: Any, values: Sequence[Any]) -> list[Any]:
+    """The bounds that an exported program puts on single open sizes: at least so many, at most so many."""
     conditions: list[Any] = []
     for number, value in enumerate(values):
         for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
-            known = found.range_constraints.get(size.node.expr) if isinstance(size, SymInt) else None
-            if known is not None and known.lower > MORE_THAN_ONE:
-                conditions.append(["ge", ["size", number, dim], int(known.lower)])
-            if known is not None and known.upper < 2**31:
-                conditions.append(["le", ["size", number, dim], int(known.upper)])
+            bounds = program.range_constraints.get(size.node.expr) if isinstance(size, SymInt) else None
+            if bounds is not None and bounds.lower > MORE_THAN_ONE:
+                conditions.append(["ge", ["size", number, dim], int(bounds.lower)])
+            if bounds is not None and bounds.upper < 2**31:
+                conditions.append(["le", ["size", number, dim], int(bounds.upper)])
     return conditions
 
 
 def value_of(expression: Any, sizes: Sequence[Sequence[Any]]) -> Any:
-    """What an expression comes to for inputs of these sizes. Refused: what is no expression."""
+    """Evaluate an expression for inputs of these sizes. Refused: anything that is not an expression."""
     if isinstance(expression, int):
         return expression
     match expression:
@@ -155,12 +156,12 @@ def value_of(expression: Any, sizes: Sequence[Sequence[Any]]) -> Any:
             try:
                 return OPERATORS[name](*(value_of(part, sizes) for part in parts))
             except TypeError as error:
-                raise SurgeryError(f"a program records a condition that is none: {error}") from error
+                raise SurgeryError(f"a program records a condition that cannot be evaluated: {error}") from error
     raise SurgeryError(f"a program records a condition that is none: `{str(expression)[:60]}`")
 
 
 def is_met(condition: Any, sizes: Sequence[Sequence[Any]]) -> bool:
-    """Whether a condition holds for inputs of these sizes; one that divides by zero does not. Refused as there."""
+    """True if a condition holds for inputs of these sizes; false if it divides by zero. Refused: as in `value_of`."""
     try:
         return bool(value_of(condition, sizes))
     except ZeroDivisionError:
@@ -168,7 +169,7 @@ def is_met(condition: Any, sizes: Sequence[Sequence[Any]]) -> bool:
 
 
 def text_of(expression: Any, names: Sequence[str]) -> str:
-    """An expression as a reader of Python would write it."""
+    """Return an expression as Python text."""
     if isinstance(expression, int):
         return str(expression)
     name, *parts = expression
@@ -181,7 +182,7 @@ def text_of(expression: Any, names: Sequence[str]) -> str:
 
 
 def sizes_in(expression: Any) -> set[tuple[int, int]]:
-    """Which sizes an expression reads: pairs of input and dimension."""
+    """Return the sizes that an expression reads: pairs of input and dimension."""
     if isinstance(expression, int):
         return set()
     name, *parts = expression
@@ -189,12 +190,12 @@ def sizes_in(expression: Any) -> set[tuple[int, int]]:
 
 
 def shape_text(shape: Sequence[int | None] | None) -> str:
-    """A shape as a reader of `--input` knows it; `any` where a size is open."""
+    """Return a shape as a user of `--input` writes it; `any` where a size is open."""
     return "any shape" if shape is None else " x ".join("any" if n is None else str(n) for n in shape)
 
 
 def takes_text(takes: Mapping[str, Any]) -> str:
-    """Which inputs a program takes, for a reader: `x: any x 3 x 224 x 224`."""
+    """Return the inputs that a program takes, for a reader: `x: any x 3 x 224 x 224`."""
     names = [entry["name"] for entry in takes["inputs"]]
     shapes = [f"{entry['name']}: {shape_text(entry['shape'])}" for entry in takes["inputs"]]
     conditions = [text_of(condition, names).removeprefix("(").removesuffix(")") for condition in takes["holds"]]
@@ -203,61 +204,63 @@ def takes_text(takes: Mapping[str, Any]) -> str:
 
 
 def in_order(takes: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Inputs in the order of the program's, of which some may come by name. Refused: a name that it does not know.
+    """Return the inputs in the program's order; some may be passed by name. Refused: a name that the program does not
+    have.
 
-    An argument that was left out when the program was written is left out of it; its `None` is taken for that.
+    An argument that was omitted when the program was written does not exist in it; `None` for such an argument is
+    accepted.
     """
     names = [entry["name"] for entry in takes["inputs"]]
-    given = list(args)
-    while given and len(given) > len(names) and given[-1] is None:
-        given.pop()
-    left = {name: value for name, value in kwargs.items() if name in names[len(given) :]}
-    strange = [name for name, value in kwargs.items() if name not in left and value is not None]
+    values = list(args)
+    while values and len(values) > len(names) and values[-1] is None:
+        values.pop()
+    by_name = {name: value for name, value in kwargs.items() if name in names[len(values) :]}
+    strange = [name for name, value in kwargs.items() if name not in by_name and value is not None]
     if strange:
         raise InputError(
-            f"the network is kept as its program, which has no input `{strange[0]}`; it takes {', '.join(names)}",
-            hint="what was left out when it was pruned is left out of the program",
+            f"the network is stored as its program, which has no input `{strange[0]}`; it takes {', '.join(names)}",
+            hint="an input that was omitted when the network was pruned does not exist in the program",
         )
-    return (*given, *(left[name] for name in names[len(given) :] if name in left))
+    return (*values, *(by_name[name] for name in names[len(values) :] if name in by_name))
 
 
-def check_taken(takes: Mapping[str, Any], given: Sequence[Any]) -> None:
-    """Refused: inputs of another number or size than a program takes, by name. `takes` is from a record of it."""
+def check_inputs(takes: Mapping[str, Any], values: Sequence[Any]) -> None:
+    """Refused: inputs whose number or sizes the program does not take. `takes` is the record of `takes_of`."""
     inputs, names = takes["inputs"], [entry["name"] for entry in takes["inputs"]]
-    if len(given) != len(inputs):
+    if len(values) != len(inputs):
         raise InputError(
-            f"the network is kept as its program, which takes {len(inputs)} inputs ({', '.join(names)}): "
-            f"{len(given)} were given"
+            f"the network is stored as its program, which takes {len(inputs)} inputs ({', '.join(names)}), "
+            f"not {len(values)}"
         )
-    for entry, tensor in zip(inputs, given, strict=True):
+    for entry, tensor in zip(inputs, values, strict=True):
         if entry["shape"] is not None and isinstance(tensor, Tensor):
             _check_shape(entry["name"], entry["shape"], tensor.shape)
-    sizes = [tensor.shape if isinstance(tensor, Tensor) else () for tensor in given]
+    sizes = [tensor.shape if isinstance(tensor, Tensor) else () for tensor in values]
     for condition in takes["holds"]:
         if not is_met(condition, sizes):
             shapes = " and ".join(f"`{n}` of {_times(s)}" for n, s in zip(names, sizes, strict=True))
             raise InputError(
-                f"the network is kept as its program, which is not one for {shapes}: "
-                f"it holds where {text_of(condition, names)}",
+                f"the network is stored as its program, which does not accept {shapes}: "
+                f"it requires {text_of(condition, names)}",
                 hint=OTHERWISE,
             )
 
 
 OTHERWISE = (
-    "give inputs of the size that it was pruned with, or prune the dense network again with `--input` of this one"
+    "use inputs of the size that it was pruned with, or prune the dense network again with this size as `--input`"
 )
 
 
-def _check_shape(name: str, made_for: Sequence[int | None], shape: Sequence[int]) -> None:
-    if len(shape) != len(made_for):
+def _check_shape(name: str, expected: Sequence[int | None], shape: Sequence[int]) -> None:
+    if len(shape) != len(expected):
         raise InputError(
-            f"input `{name}` has {len(shape)} dimensions; the program takes {shape_text(made_for)}", hint=OTHERWISE
+            f"input `{name}` has {len(shape)} dimensions; the program takes {shape_text(expected)}", hint=OTHERWISE
         )
-    for dim, (wanted, size) in enumerate(zip(made_for, shape, strict=True)):
+    for dim, (wanted, size) in enumerate(zip(expected, shape, strict=True)):
         if wanted is not None and size != wanted:
             raise InputError(
-                f"input `{name}` is {_times(shape)}: its dimension {dim} is {size}, and the network, kept as its "
-                f"program, was made for {wanted} (it takes {shape_text(made_for)})",
+                f"input `{name}` is {_times(shape)}: its dimension {dim} is {size}, but the network, stored as its "
+                f"program, needs {wanted} (it takes {shape_text(expected)})",
                 hint=OTHERWISE,
             )
 
@@ -267,12 +270,12 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def check_record(takes: Any, *, inputs: int) -> None:
-    """Refused: what no program of ours, with so many inputs, records of them."""
+    """Refused: a record of inputs that no program with so many inputs has."""
     match takes:
         case {"inputs": list(entries), "holds": list(conditions)} if len(entries) == inputs:
             pass
         case _:
-            raise SurgeryError("a program does not say which inputs it takes")
+            raise SurgeryError("a program does not record which inputs it takes")
     for entry in entries:
         match entry:
             case {"name": str(name), "shape": None} if re.fullmatch(r"\w+", name):

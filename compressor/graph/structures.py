@@ -1,7 +1,8 @@
-"""The structure of a network's output as plain values: what is around its tensors, and what is none.
+"""The structure of a network's output as plain values: the containers around its tensors, and its plain values.
 
-A record names no class, for a class from a file would be code from a file. Dicts, lists and tuples come back as such,
-and a named tuple as one of the same fields. A dataclass, or a dict of a class of its own, comes back as `Fields`.
+A record names no class, because a class from a file would be code from a file. Dicts, lists and tuples are restored as
+such, and a named tuple as one with the same fields. A dataclass, or a dict of a class of its own, is restored as
+`Fields`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Fields(dict[str, Any]):
             raise AttributeError(f"the output has no field `{name}`; it has {', '.join(self)}") from None
 
 
-def taken_apart(output: Any) -> tuple[dict[str, Any], list[Any]]:
-    """The structure of an output as JSON has it, and its tensors in order. Refused: what is of no kind known here."""
+def structure_of(output: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Return the structure of an output as JSON has it, and its tensors in order. Refused: kinds not listed here."""
     leaves: list[Any] = []
     return _plain(output, leaves), leaves
 
@@ -68,7 +69,7 @@ def _fields_of(value: Any) -> Fields:
 
 
 def restored(plain: Any, leaves: Sequence[Any]) -> Any:
-    """The output whose structure `taken_apart` wrote down, with these tensors. Refused: a record of no structure."""
+    """Return the output whose structure `structure_of` recorded, with these tensors. Refused: any other record."""
     match plain:
         case {"output": int(number)} if 0 <= number < len(leaves):
             return leaves[number]
@@ -86,38 +87,45 @@ def restored(plain: Any, leaves: Sequence[Any]) -> Any:
             know_fields()
             return Fields(_pairs(pairs, leaves, (str,)))
         case {"named": list(pairs)}:
-            found = _pairs(pairs, leaves, (str,))
-            return _named(tuple(found))(*found.values())
+            fields = _pairs(pairs, leaves, (str,))
+            return _named(tuple(fields))(*fields.values())
     raise SurgeryError(f"a program records an output of no known structure: `{str(plain)[:60]}`")
 
 
 def _pairs(pairs: Sequence[Any], leaves: Sequence[Any], kinds: tuple[type, ...]) -> dict[Any, Any]:
-    found = {}
+    """The restored items of a dict, whose keys must be of the `kinds`."""
+    items = {}
     for pair in pairs:
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], kinds)):
             raise SurgeryError(f"a program records an output of no known structure: `{str(pair)[:60]}`")
-        found[pair[0]] = restored(pair[1], leaves)
-    return found
+        items[pair[0]] = restored(pair[1], leaves)
+    return items
 
 
 @cache
 def _named(names: tuple[str, ...]) -> Any:
-    if not all(re.fullmatch(r"[A-Za-z]\w*", name, flags=re.ASCII) for name in names):  # Python makes code of them
+    """The named tuple class with these fields."""
+    if not all(
+        re.fullmatch(r"[A-Za-z]\w*", name, flags=re.ASCII) for name in names
+    ):  # `namedtuple` evaluates them as code
         raise SurgeryError("a program's output has a field whose name is none")
     try:
-        return collections.namedtuple("Output", names)  # the names are known at run time alone
+        return collections.namedtuple("Output", names)  # the names are known only at run time
     except ValueError as error:  # a keyword
         raise SurgeryError(f"a program's output has a field whose name is none: {error}") from error
 
 
 def with_plain_outputs_(module: nn.Module) -> nn.Module:
-    """Let the module, a copy, return `Fields` for every dataclass, which `torch.export` would not take; returns it."""
+    """Let the module, a copy, return `Fields` for every dataclass, which `torch.export` does not accept; return the
+    module.
+    """
     know_fields()
     module.register_forward_hook(lambda _, __, output: _as_fields(output))
     return module
 
 
 def _as_fields(value: Any) -> Any:
+    """The value with `Fields` for every dataclass and every dict of a class of its own."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return Fields({k: _as_fields(v) for k, v in _fields_of(value).items()})
     if isinstance(value, Mapping) and type(value) not in (dict, collections.OrderedDict, collections.defaultdict):
@@ -133,7 +141,7 @@ def _as_fields(value: Any) -> Any:
 
 @cache
 def know_fields() -> None:
-    """Tell torch's exporters how `Fields` are taken apart; once is enough."""
+    """Register `Fields` with torch's pytree, so that the exporters can flatten it; once is enough."""
     pytree.register_pytree_node(
         Fields,
         lambda fields: (list(fields.values()), list(fields)),

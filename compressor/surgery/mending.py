@@ -92,7 +92,7 @@ class _Mending:
                     }
                 )
         tied: dict[str, str] = {}
-        for name, tensor in graph.held.items():
+        for name, tensor in graph.named.items():
             first = graph.names_of(tensor)[0]
             if name != first and {name, first} <= self.state.keys():
                 tied[name] = first

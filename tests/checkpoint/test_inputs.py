@@ -113,8 +113,8 @@ def test_an_input_is_written_with_name_type_and_range(text: str) -> None:
         ("1x3<nan", "no upper bound"), ("1x3<inf", "no upper bound"), ("1x3<0", "no upper bound"),
         ("1x3<-2", "no upper bound"), ("1x3<", "no upper bound"), ("1x3:int64<2.5", "no upper bound of int64"),
         ("1x3:bool<2", "no upper bound of bool"), ("1x1x99999999x99999999", "holds 1e+16 numbers"),
-        ("1x3:uint8<300", "uint8 holds numbers from 0 to 256"), ("1x3:int64<1e30", "int64 holds numbers"),
-        ("1x3<1e30", "too large"), ("1x3:float16<1e6", "float16 holds numbers"), ("9" * 400, "is not a shape"),
+        ("1x3:uint8<300", "uint8 holds only numbers from 0 to 256"), ("1x3:int64<1e30", "int64 holds only numbers"),
+        ("1x3<1e30", "too large"), ("1x3:float16<1e6", "float16 holds only numbers"), ("9" * 400, "is not a shape"),
         ("1x3<1e400", "no upper bound"),
     ],
 )  # fmt: skip

@@ -184,7 +184,7 @@ def test_the_onnx_file_of_a_detector_gives_its_detections(tmp_path: Path) -> Non
 
 
 def test_a_network_that_runs_other_layers_for_other_inputs_is_refused() -> None:
-    with pytest.raises(GroupError, match="which layers run may hang on the data"):
+    with pytest.raises(GroupError, match="which layers run may depend on the data"):
         trace(Branching(), EXAMPLE)
 
 
@@ -223,7 +223,7 @@ def test_slices_levels_and_anchors_that_hang_on_values_are_proved() -> None:
 
 
 def test_an_index_that_was_computed_is_a_choice() -> None:
-    assert any(choice.call == "__getitem__" and choice.made[0] == 0 for choice in choices_of(pasting(), EXAMPLE))
+    assert any(choice.call == "__getitem__" and choice.value[0] == 0 for choice in choices_of(pasting(), EXAMPLE))
 
 
 def test_what_is_written_into_positions_meets_what_was_there() -> None:

@@ -1,4 +1,4 @@
-"""A network that is kept as a program takes the sizes that it was made for, and says so."""
+"""A network that is stored as a program takes the sizes that it was exported for, and refuses others by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.errors import CompressError, InputError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.graph.recorded import program_from
-from compressor.graph.sizes import UnreadableError, check_taken, expression_from, takes_of, text_of, value_of
+from compressor.graph.sizes import UnreadableError, check_inputs, expression_from, takes_of, text_of, value_of
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
 from compressor.surgery.mending import as_program
@@ -91,9 +91,7 @@ def test_another_size_is_refused_by_name(workdir: Any) -> None:
     small = found.checkpoint.module
     for module in (small, copy.deepcopy(small).double().float(), program_from(small.recorded, small.state_dict())):
         assert module(torch.zeros(2, 3, 12, 12)).shape == (2, 5)
-        with pytest.raises(
-            InputError, match=r"`x` is 1 x 3 x 12 x 16: its dimension 3 is 16, .* made for 12"
-        ) as refusal:
+        with pytest.raises(InputError, match=r"`x` is 1 x 3 x 12 x 16: its dimension 3 is 16, .* needs 12") as refusal:
             module(torch.zeros(1, 3, 12, 16))
         assert "--input" in str(refusal.value.hint)
         with pytest.raises(InputError, match="`x` has 3 dimensions"):
@@ -108,7 +106,7 @@ def test_another_size_is_refused_by_name(workdir: Any) -> None:
 
 def test_a_number_of_images_that_the_code_fixed_is_refused_by_name() -> None:
     found = pruned(Counted(as_a_number), (1, 3, 12, 12))
-    with pytest.raises(InputError, match=r"dimension 0 is 4, .* made for 1"):
+    with pytest.raises(InputError, match=r"dimension 0 is 4, .* needs 1"):
         found.checkpoint.module(torch.zeros(4, 3, 12, 12))
 
 
@@ -197,7 +195,7 @@ def record(shape: Any = (None, 3), holds: Any = ()) -> dict[str, Any]:
 def test_a_condition_is_checked_and_named() -> None:
     program = program_from(record(holds=[["gt", ["size", 0, 0], 2]]), {})
     assert program(torch.ones(3, 3)).shape == (3, 3)
-    with pytest.raises(InputError, match=r"`x` of 2 x 3: it holds where \(x.shape\[0\] > 2\)"):
+    with pytest.raises(InputError, match=r"`x` of 2 x 3: it requires \(x.shape\[0\] > 2\)"):
         program(torch.ones(2, 3))
 
 
@@ -222,6 +220,6 @@ def test_a_record_of_before_there_was_one_still_runs() -> None:
 
 
 def test_sizes_that_are_not_known_are_not_checked() -> None:
-    check_taken({"inputs": [{"name": "x", "shape": None}], "holds": []}, [torch.ones(2)])
+    check_inputs({"inputs": [{"name": "x", "shape": None}], "holds": []}, [torch.ones(2)])
     with pytest.raises(SurgeryError):
         value_of(["size", 0, 3], [(1, 2)])

@@ -16,7 +16,7 @@ from compressor.errors import CompressError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.graph.outputs import outputs_of, tensors_in
 from compressor.graph.recorded import RecordedProgram, program_from
-from compressor.graph.structures import Fields, restored, taken_apart
+from compressor.graph.structures import Fields, restored, structure_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.surgery.plan import ChannelBudget
@@ -153,7 +153,7 @@ def test_the_network_is_left_as_it_was() -> None:
      Both(torch.zeros(1), 3), {1: {True: 2, None: [3]}}, Fields(a=torch.ones(1), b=Fields(c=2))],
 )  # fmt: skip
 def test_a_structure_survives_json(value: Any) -> None:
-    plain, leaves = taken_apart(value)
+    plain, leaves = structure_of(value)
     again = restored(json.loads(json.dumps(plain, allow_nan=False)), leaves)
     assert shaped(again) == shaped(value)
     assert type(again).__name__ in (type(value).__name__, "Output")
@@ -162,7 +162,7 @@ def test_a_structure_survives_json(value: Any) -> None:
 
 def test_what_cannot_be_written_down_is_refused() -> None:
     with pytest.raises(SurgeryError, match="set"):
-        taken_apart({"a": {1, 2}})
+        structure_of({"a": {1, 2}})
 
 
 def nested(depth: int) -> dict[str, Any]:
