@@ -1,4 +1,4 @@
-"""From a checkpoint to a small network: trace, score, plan, shrink, prove, repair."""
+"""Prune a checkpoint into a small network: trace, score, plan, shrink, prove, repair."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from compressor.surgery.surgery import Surgery
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One round of pruning: what left, relative to the network before it, and the proof that it was right."""
+    """One round of pruning: the plan, relative to the network before the round, and the proof of its surgery."""
 
     plan: PruningPlan
     proof: Proof
     channels: tuple[int, int]  # before, after
-    curves: tuple[Curve, ...] = ()  # where widths were allocated by measurement
-    emptied: tuple[str, ...] = ()  # groups of which nothing stays
+    curves: tuple[Curve, ...] = ()  # of the measured widths; empty for other scopes
+    emptied: tuple[str, ...] = ()  # roots of the groups that lost all their channels
     repaired: Repaired | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """The small network, and what was asked, done and left alone on the way to it."""
+    """The small network with its request, its costs, its levels and the dense network's channel groups."""
 
     checkpoint: Checkpoint
     request: Request
@@ -54,7 +54,7 @@ class Pruned:
     small_layers: tuple[LayerCost, ...]
     levels: tuple[Level, ...]
     traced: Traced  # of the dense network
-    gap: Gap | None = None  # between asked and achieved, where that is too far
+    gap: Gap | None = None  # between requested and achieved budget, if it is too large
 
     @property
     def proof(self) -> Proof:
@@ -63,12 +63,12 @@ class Pruned:
 
     @property
     def kept_as(self) -> str:
-        """What the small network is: of the dense network's own `class`, or its exported `program`, mended."""
+        """`class`: the small network has the dense network's class; `program`: it is the mended exported program."""
         return "program" if isinstance(self.checkpoint.module, RecordedProgram) else "class"
 
     @property
     def takes(self) -> str | None:
-        """Which sizes of inputs a small network that is kept as a program takes; `None` where its class decides."""
+        """The input sizes that a small network kept as a program accepts; `None` where its class decides."""
         module = self.checkpoint.module
         takes = module.recorded.get("takes") if isinstance(module, RecordedProgram) else None
         return None if takes is None else takes_text(takes)
@@ -76,7 +76,7 @@ class Pruned:
     def to_json(self) -> dict[str, Any]:
         """The `prune` section of an artifact's results."""
         after = {layer.weight: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
-        gone = (0, 0, 0)  # a layer that is left with its bias alone
+        gone = (0, 0, 0)  # a layer of which only the bias remains
         return {
             "requested": budget_to_json(self.request.budget),
             "achieved": {
@@ -116,8 +116,8 @@ class Pruned:
 
     def repair_to_json(self) -> dict[str, Any] | None:
         """The `repair` section of an artifact's results: the last level's repair; `None` where nothing was repaired."""
-        found = self.levels[-1].repaired
-        return None if found is None else found.to_json()
+        repaired = self.levels[-1].repaired
+        return None if repaired is None else repaired.to_json()
 
 
 Judge = Callable[[nn.Module, Sequence[ChannelGroup]], Scores]
@@ -132,13 +132,14 @@ def prune(
     planner: Planner | None = None,
     judge: Judge | None = None,
 ) -> Pruned:
-    """The small network that `request` asks for, proved; the checkpoint stays as it was.
+    """Return the small network that `request` asks for, with its proof; the checkpoint is not modified.
 
-    With `planner` that one makes the plan, as a budget of latency takes (`pruning.speed.search`). With `judge` that one
-    gives the scores, and `request.criterion` is its name in records alone (`pruning.transfer.rounds`).
+    A `planner` makes the plan in place of the request's scope; a budget of latency needs one (`pruning.speed.search`).
+    A `judge` scores the channels in place of the criterion; `request.criterion` is then its name in records
+    (`pruning.transfer.rounds`).
 
-    Groups whose removal cannot be proved are left alone with their reason, and the plan is made again without them.
-    The network is traced and proved on the first image of `data`, where there is any. Refused: nothing prunable, a
+    If the removal from a group cannot be proved, the group is left alone with the reason, and the level is planned
+    again without it. With `data`, the network is traced and proved on its first image. Refused: nothing prunable, a
     budget that cannot be met or removes nothing, a criterion without the data it needs.
     """
     request = request.resolved(has_data=data is not None)
@@ -165,7 +166,7 @@ def prune(
             traced = _only(again, {g.root for g in dense_traced.groups})
         cut = _cut(job, module, traced, dense_traced, number)
         if number == 1:
-            dense_traced = cut.traced  # what could not be proved is left alone from now on
+            dense_traced = cut.traced  # later levels leave the unprovable groups alone too
         planned = cut.planned
         emptied_groups = [g for g in cut.traced.groups if g.root in planned.emptied]
         silent |= {m.tensor for g in emptied_groups for m in g.members if m.role is Role.CONSUMES}
@@ -183,14 +184,14 @@ def prune(
                 repaired=repaired,
             )
         )
-    module, taken_out = _without_empty_branches(job, module, dense_traced, levels)
+    module, branches_removed = _without_empty_branches(job, module, dense_traced, levels)
     already = checkpoint.surgery or Surgery()
     small_cost = count(module, inputs)
     return Pruned(
         checkpoint=dataclasses.replace(
             checkpoint,
             module=module,
-            surgery=already.then(surgery).then(taken_out),
+            surgery=already.then(surgery).then(branches_removed),
             lineage=(*checkpoint.lineage, *_lineage(request, levels)),
         ),
         request=request,
@@ -205,17 +206,17 @@ def prune(
 
 
 def _silence(_: str) -> None:
-    """Says nothing."""
+    """Ignore progress messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What stays the same through all levels of a run."""
+    """The values that all levels of a run share."""
 
     checkpoint: Checkpoint
     request: Request
     data: Data | None
-    images: list[tuple[Tensor, ...]]  # for second moments, measuring and repair; empty where nothing looks at them
+    images: list[tuple[Tensor, ...]]  # for second moments, measuring and repair; empty if none of these needs them
     dense_cost: Cost
     say: Say
     planner: Planner | None
@@ -224,7 +225,7 @@ class _Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """One level's small network before any repair, and how it came about."""
+    """One level's small network before repair, with its surgery, proof, groups, scores and plan."""
 
     module: nn.Module
     surgery: Surgery
@@ -236,7 +237,7 @@ class _Cut:
 
 
 def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, level: int) -> _Cut:
-    """Plan, shrink and prove; where a group cannot be proved, again without it."""
+    """Plan, shrink and prove; repeat without the groups that cannot be proved."""
     inputs = job.checkpoint.example_inputs
     while True:
         scored = _scored(job, module, traced, level)
@@ -264,7 +265,7 @@ def _cut(job: _Job, module: nn.Module, traced: Traced, dense_traced: Traced, lev
 
 
 def _scored(job: _Job, module: nn.Module, traced: Traced, level: int) -> Scored:
-    """The network with what the level's plan is made of."""
+    """Return the network with its groups, scores and calibration, from which the level is planned."""
     request = job.request
     job.say(f"scoring by {request.criterion}" + (f", level {level} of {request.levels}" * (request.levels > 1)))
     if job.judge is not None:
@@ -278,7 +279,7 @@ def _scored(job: _Job, module: nn.Module, traced: Traced, level: int) -> Scored:
 
 
 def _gap(job: _Job, cut: _Cut, levels: Sequence[Level], small: Cost) -> Gap | None:
-    """How far the network is from what was asked, where that is too far, and how far it would be with `--align 1`."""
+    """Return the gap between requested and achieved budget, with the gap at `--align 1`; `None` if it is small."""
     request, dense = job.request, job.dense_cost
     shares = {
         "channels": levels[-1].channels[1] / levels[0].channels[0],
@@ -292,7 +293,7 @@ def _gap(job: _Job, cut: _Cut, levels: Sequence[Level], small: Cost) -> Gap | No
 
 
 def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[str], *, last: bool) -> Repaired | None:
-    """The level's repair, against the dense network; distillation waits for the last level."""
+    """Repair the level's network against the dense one; `distill` applies to the last level, least squares before."""
     how = job.request.repair
     if how is Repair.NONE:
         return None
@@ -310,9 +311,9 @@ def _repaired(job: _Job, small: nn.Module, surgery: Surgery, silent: frozenset[s
 def _without_empty_branches(
     job: _Job, module: nn.Module, dense_traced: Traced, levels: Sequence[Level]
 ) -> tuple[nn.Module, Surgery]:
-    """The network without what reads nothing any more, and the surgery that took it out."""
+    """Remove the branches that read no channel any more; return the network and the surgery."""
     gone = {root for level in levels for root in level.emptied}
-    if not gone or isinstance(module, RecordedProgram):  # a program keeps an empty branch, its weights zero
+    if not gone or isinstance(module, RecordedProgram):  # a program keeps an empty branch, with zero weights
         return module, Surgery()
     job.say("taking out the empty branches")
     members = [m for g in dense_traced.groups if g.root in gone for m in g.members]
@@ -321,7 +322,7 @@ def _without_empty_branches(
 
 
 def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object]]:
-    """What was done, as plain values: a step for the pruning, and one for the last level's repair."""
+    """Return the lineage in plain values: a step for the pruning and, if there is one, for the last level's repair."""
     entries: list[dict[str, object]] = [
         {
             "step": "prune",
@@ -342,5 +343,5 @@ def _lineage(request: Request, levels: Sequence[Level]) -> list[dict[str, object
 
 
 def _only(traced: Traced, roots: set[str]) -> Traced:
-    """The groups with those roots: what an earlier level left alone stays alone."""
+    """Return `traced` with the groups of these roots only: groups that an earlier level left alone stay alone."""
     return dataclasses.replace(traced, groups=tuple(g for g in traced.groups if g.root in roots))

@@ -1,4 +1,4 @@
-"""What is asked of a pruning run, as one value; what is left `auto` is resolved here, for library and command line."""
+"""The request for a pruning run, as one value; library and command line resolve its `auto` fields here."""
 
 from __future__ import annotations
 
@@ -19,47 +19,46 @@ WHILE_TRAINING = "l2-norm"  # of Bartoldson et al. 2020 and of soft filter pruni
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of a pruning run; a criterion, scope or repair that is `auto` depends on whether there is data.
+    """The budget of a pruning run and the way to meet it; `auto` fields depend on whether there is data.
 
-    With data `obs` judges channels, least squares repairs what is left, and a budget of MACs, parameters or latency is
-    shared by measurement. Without data `l1-norm` judges, uniformly (a latency: by the scores of all groups), and
-    nothing is repaired. Channels that leave while the network trains are judged by `l2-norm`, uniformly, and nothing is
-    left to repair.
+    `auto` with data: criterion `obs`, repair by least squares; a budget of MACs, parameters or latency has the scope
+    `measured`, a budget of channels `uniform`. `auto` without data: criterion `l1-norm`, scope `uniform` (for a
+    latency: `global`), no repair. `auto` for pruning while training: criterion `l2-norm`, scope `uniform`, no repair.
     """
 
     budget: Budget
     criterion: str = AUTO
     scope: Scope = Scope.AUTO
-    align: int | None = None  # None: as a runtime's blocks are, less where a group is narrow (`surgery.rounding`)
+    align: int | None = None  # None: the block size of runtimes, smaller for narrow groups (`surgery.rounding`)
     min_channels: int = 1
     protect: tuple[str, ...] = ()
-    heads: bool = True  # attention loses whole heads; else the same features of every head
+    heads: bool = True  # True: attention loses whole heads; False: the same features of every head
     levels: int = 1
     largest: bool = False
     seed: int = 0
     images: int = CALIBRATION_IMAGES
     repair: Repair = Repair.AUTO
-    memory_bytes: int = MEMORY_BYTES  # for what repair holds of both networks at once
+    memory_bytes: int = MEMORY_BYTES  # limit for the tensors of both networks that repair keeps at once
 
     def __post_init__(self) -> None:
         _check_images(self.images)
         if isinstance(self.budget, LatencyBudget) and self.levels > 1:
-            raise PlanError("a latency is met in one level", hint="leave `--levels` out, or give `--macs`")
+            raise PlanError("a budget of latency takes one level", hint="omit `--levels`, or use `--macs`")
         if self.scope is Scope.RANDOM and (isinstance(self.budget, LatencyBudget) or self.levels > 1):
             raise PlanError(
-                "random widths are drawn once, at a share of channels, MACs or parameters",
-                hint="`--scope random --macs 0.5`, and another draw with `--seed 1`",
+                "the scope `random` takes one level and a budget of channels, MACs or parameters",
+                hint="for example `--scope random --macs 0.5`; `--seed 1` draws other widths",
             )
         if self.levels < 1:
-            raise PlanError(f"{self.levels} levels", hint="one-shot is `--levels 1`")
+            raise PlanError(f"the number of levels is {self.levels}", hint="one-shot pruning is `--levels 1`")
         if self.levels > MOST_LEVELS:
             raise PlanError(
-                f"{self.levels:,} levels",
-                hint=f"more than {MOST_LEVELS} remove no channel in most of them: `--levels 5`",
+                f"the number of levels is {self.levels:,}",
+                hint=f"at most {MOST_LEVELS}: with more, most levels remove no channel; for example `--levels 5`",
             )
 
     def resolved(self, *, has_data: bool, while_training: bool = False) -> Request:
-        """The request with nothing left `auto`; what is resolved already stays as it is."""
+        """Return the request with every `auto` field resolved; other fields stay as they are."""
         if while_training:
             criterion, scope, repair = WHILE_TRAINING, Scope.UNIFORM, Repair.NONE
         else:
@@ -76,7 +75,7 @@ class Request:
 
     @property
     def alignment(self) -> int | str:
-        """What widths are multiples of, for records: a number, or `auto`."""
+        """The number that widths are multiples of, for records: an integer, or `auto`."""
         return "auto" if self.align is None else self.align
 
 
@@ -97,18 +96,18 @@ class MaskRequest:
         _check_images(self.images)
 
     def resolved(self, *, has_data: bool) -> MaskRequest:
-        """The request with its repair resolved: least squares where there is data."""
+        """Return the request with its repair resolved: least squares with data, none without."""
         usual = Repair.LEAST_SQUARES if has_data else Repair.NONE
         return replace(self, repair=usual if self.repair is Repair.AUTO else self.repair)
 
 
 def _check_images(images: int) -> None:
     if images < 1:
-        raise PlanError(f"{images} calibration images", hint="for example `--calibration 512`")
+        raise PlanError(f"the number of calibration images is {images}", hint="for example `--calibration 512`")
 
 
 def budget_to_json(budget: Budget) -> dict[str, float]:
-    """What was asked for, under the name of its option."""
+    """Return the requested value under the name of its command-line option."""
     if isinstance(budget, ChannelBudget):
         return {"ratio": budget.ratio}
     if isinstance(budget, LatencyBudget):

@@ -1,7 +1,7 @@
-"""The one training loop: a module, data and a recipe in; the trained module and its history out.
+"""The one training loop: takes a module, data and a recipe; returns the trained module and its history.
 
-Epoch `e` draws its order, augmentation and dropout from `(seed, e)` alone, so that a run resumed after an interruption
-gives the bytes of one that was not (on a CPU).
+The order, augmentation and dropout of epoch `e` depend on `(seed, e)` alone. A resumed run therefore ends with the same
+bytes as a run without interruption (on a CPU).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from compressor.training.resume import EpochRecord, Run, digest_of, restore_, sa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a callback sees after every iteration."""
+    """The argument of every callback, after each iteration."""
 
     epoch: int
     epochs: int
@@ -63,20 +63,20 @@ BeforeEpoch = Callable[[nn.Module, int], object]
 
 
 class Objective(Protocol):
-    """A loss in place of the cross entropy; `identity` says which one in plain values, for a run that is resumed."""
+    """A loss that replaces the cross entropy; `identity` names it in plain values, to check a resumed run."""
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """Plain values that are equal for equal losses."""
+        """Plain values: equal losses have equal values."""
         ...
 
     def __call__(self, module: nn.Module, inputs: Tensor, labels: Tensor, /, *, step: int, steps: int) -> Tensor:
-        """The loss of a batch at step `step` of `steps`, a scalar."""
+        """Return the loss of a batch at step `step` of `steps`, a scalar."""
         ...
 
 
 def correct_in(module: nn.Module, images: ImageSet, *, preprocessing: Preprocessing) -> int:
-    """How many of the images the module classifies as labelled; it must be in eval mode."""
+    """Return how many of the images the module classifies as labelled; the module must be in eval mode."""
     device = next(module.parameters()).device
     right = 0
     with torch.inference_mode():
@@ -99,17 +99,20 @@ def train(
     state_file: Path | None = None,
     snapshot: tuple[Step, Path] | None = None,
 ) -> Trained:
-    """Train a copy of `module`; with `teacher`, half of the loss is the distance to its softened scores.
+    """Train a copy of `module` and return it with its history.
 
-    With `objective` that is the whole loss, and there is no teacher. The recipe's `bn_l1` times the batch norms'
-    absolute scales comes on top of either.
+    The loss is the cross entropy. With `teacher`, half of it is the distance to the teacher's softened scores. An
+    `objective` replaces the whole loss and excludes a teacher. In each case the loss also contains the recipe's `bn_l1`
+    times the absolute scales of the batch norms.
 
-    Each of `after_step` is called with the training copy after every step of the optimiser, and once before the first:
-    a mask survives so; each of `before_epoch` with it and the number of the epoch that is about to begin. `state_file`
-    keeps the state after every epoch, and a run that finds one there goes on from it; `snapshot` names an early step
-    and the file that keeps the weights it had then. Refused: unlabelled data, labels that the network has no output
-    for, a network without trainable parameters (with `bn_l1`: batch norm scales), a loss that is not finite, the state
-    of another run, a processor that computes wrong gradients (`graph.gradients`).
+    Each function of `after_step` is called with the training copy before the first step and after every step of the
+    optimiser; it can restore a mask, for example. Each function of `before_epoch` is called with the training copy and
+    the number of the next epoch. The state is written to `state_file` after every epoch; if the file exists at the
+    start, the run continues from it. `snapshot` is an early step and the file to write the weights of that step to.
+
+    Refused: unlabelled data, labels without a matching network output, a network without trainable parameters (with
+    `bn_l1`: without batch norm scales), a loss that is not finite, the state of another run, a processor that computes
+    wrong gradients (`graph.gradients`).
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune)
@@ -164,6 +167,7 @@ def train(
 
 
 def _check(module: nn.Module, data: Data, images: ImageSet, tune: ImageSet) -> None:
+    """Raise where there are no labels to train on, or no parameter to train."""
     if images[0][1] == UNLABELLED or tune[0][1] == UNLABELLED:
         raise RetrainError(f"{data.name} has no labels to train on", hint="give a folder of class folders, or an .npz")
     if not any(p.requires_grad for p in module.parameters()):
@@ -189,7 +193,7 @@ def _epoch(
     callbacks: tuple[Callback, ...],
     after_step: tuple[AfterStep, ...],
 ) -> tuple[float, list[float], Progress]:
-    """Train for one epoch, in place: the last rate, every loss, and what the callbacks see once it is evaluated."""
+    """Train for one epoch, in place; return the last rate, the loss of every step, and the last step's progress."""
     device = next(module.parameters()).device
     amp = recipe.mixed_precision and device.type == "cuda"
     size = preprocessing.size or (int(images[0][0].shape[-2]), int(images[0][0].shape[-1]))
@@ -246,13 +250,13 @@ def _epoch(
 
 
 def iterations_per_epoch(images: int, batch_size: int) -> int:
-    """Steps in an epoch; a last batch of one image is left out, for a batch norm learns nothing from it."""
+    """Return the number of steps in an epoch; a last batch of one image is skipped, as a batch norm has no variance."""
     full, rest = divmod(images, batch_size)
     return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
 
 
 def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; weight decay leaves vectors (norms, biases) alone."""
+    """Return the recipe's optimiser; weight decay does not apply to vectors (norms, biases)."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -265,7 +269,7 @@ def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def classification_loss(scores: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross entropy of scores `[batch, classes]`; refused: labels that the network has no output for."""
+    """Return the mean cross entropy of scores `[batch, classes]`; refused: labels without a matching output."""
     low, high = int(labels.min()), int(labels.max())
     if scores.ndim != 2 or low < 0 or high >= scores.shape[1]:
         raise RetrainError(
@@ -276,6 +280,7 @@ def classification_loss(scores: Tensor, labels: Tensor, *, label_smoothing: floa
 
 
 def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
+    """Return the cross entropy; with a teacher, the mean of it and of `T² · KL(teacher ‖ student)` at temperature T."""
     scores = class_scores(module(inputs))
     loss = classification_loss(scores, labels, label_smoothing=recipe.label_smoothing)
     if teacher is None:

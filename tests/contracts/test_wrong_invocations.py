@@ -124,7 +124,7 @@ TOGETHER = [
     (("prune", *DENSE, "--ratio", "0.5", "--tolerance", "0.1"), "`--tolerance` says nothing"),
     (("prune", *DENSE, "--ratio", "0.5", "--calibration", "9"), "`--calibration` says nothing"),
     (("prune", *DENSE, "--ratio", "0.5", "--download"), ""),
-    (("prune", *DENSE, "--ratio", "0.5", "--levels", "1000000"), "1,000,000 levels"),
+    (("prune", *DENSE, "--ratio", "0.5", "--levels", "1000000"), "levels is 1,000,000"),
     (("prune", "tiny.pt", "--arch-arg", "width=3", "--ratio", "0.5"), "`--arch-arg` says nothing without `--arch`"),
     (
         ("prune", *SMALL, "--arch", "net.py:Net", "--arch-arg", "width=3", "--ratio", "0.5"),

@@ -264,7 +264,7 @@ def test_a_repair_without_images_is_refused(how: Repair) -> None:
 
 
 def test_no_images_are_refused() -> None:
-    with pytest.raises(PlanError, match="0 calibration images"):
+    with pytest.raises(PlanError, match="calibration images is 0"):
         MaskRequest(sparsity=0.5, images=0)
 
 
