@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 import platform
 import shlex
 import subprocess
@@ -101,10 +100,14 @@ def _fields(cpuinfo: Path) -> dict[str, str] | None:
 
 
 def cores() -> int:
-    """How many cores this process may use; a container or `taskset` may allow it fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use; a container's CPU set or `taskset` may allow it fewer than there are.
+
+    A container's quota of processor time is not among them: it slows all cores, and takes none away.
+    """
+    import psutil  # `--help` does not need it
+
+    allowed = getattr(psutil.Process(), "cpu_affinity", None)  # macOS binds no process to cores
+    return (psutil.cpu_count() if allowed is None else len(allowed())) or 1
 
 
 def commit(folder: Path | None = None) -> str | None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -17,6 +19,22 @@ def test_it_is_plain_values_and_names_what_computes() -> None:
     assert found["threads"] == torch.get_num_threads()
     assert found["cores"] == cores() >= 1
     assert set(found) >= {"python", "onnxruntime", "cpu", "platform", "device", "commit", "command"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_cores_are_those_that_the_process_may_use() -> None:
+    code = (
+        "import os; from compressor.environment import cores\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "print(cores())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_a_system_that_binds_no_process_has_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "Process", object)
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 12)
+    assert cores() == 12
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

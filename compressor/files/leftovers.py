@@ -105,7 +105,10 @@ def _exists(pid: int) -> bool:
 
 
 def _start(pid: int) -> int | None:
-    """When the process began, in ticks since the boot; `None` where the system does not say."""
+    """When the process began, in ticks since the boot; `None` where the system does not say.
+
+    psutil gives the hour instead, which moves when somebody sets the clock: a process would seem to be another.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

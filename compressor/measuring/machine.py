@@ -10,9 +10,17 @@ from pathlib import Path
 
 from compressor.environment import cores
 
-STAT = Path("/proc/stat")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 PAUSE_S = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticks:
+    """Seconds that the processors have spent since the start, all added up: busy ones, and busy and idle ones."""
+
+    busy: float
+    total: float
+    processors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,32 +46,40 @@ class Conditions:
         }
 
 
+def ticks() -> Ticks | None:
+    """What the system counts for all processes together; `None` where the system does not say."""
+    import psutil  # 30 ms, which `--help` does not need
+
+    try:
+        processors = psutil.cpu_times(percpu=True)  # one by one: `psutil.cpu_count` may leave out those not for us
+    except (OSError, psutil.Error):
+        return None
+    # a guest's seconds are among `user` and `nice` already; only Linux knows guests and waiting for a disk
+    total = sum(sum(p) - getattr(p, "guest", 0.0) - getattr(p, "guest_nice", 0.0) for p in processors)
+    idle = sum(p.idle + getattr(p, "iowait", 0.0) for p in processors)
+    return Ticks(busy=total - idle, total=total, processors=len(processors))
+
+
 def conditions(
-    *, sleep: Callable[[float], None] = time.sleep, stat: Path = STAT, governor: Path = GOVERNOR
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    ticks: Callable[[], Ticks | None] = ticks,
+    governor: Path = GOVERNOR,
 ) -> Conditions:
     """What others take of the machine: looked at for a moment in which this process does nothing."""
-    before = _ticks(stat)
+    before = ticks()
     sleep(PAUSE_S)
-    after = _ticks(stat)
+    after = ticks()
     busy = None
-    if before is not None and after is not None and after[1] > before[1]:
-        busy = after[2] * (after[0] - before[0]) / (after[1] - before[1])
+    if before is not None and after is not None and after.total > before.total:
+        busy = after.processors * (after.busy - before.busy) / (after.total - before.total)
     return Conditions(
         cores=cores(),
         busy_cores=busy,
+        # not psutil's: Windows has no load average, and psutil's own count is zero for the first five seconds
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         governor=_text(governor),
     )
-
-
-def _ticks(stat: Path) -> tuple[int, int, int] | None:
-    """Busy and all ticks of all processors since the start, and how many processors; `None` where nobody says."""
-    lines = (_text(stat) or "").splitlines()
-    if not lines or not lines[0].startswith("cpu "):
-        return None
-    ticks = [int(field) for field in lines[0].split()[1:9]]  # user nice system idle iowait irq softirq steal
-    idle = ticks[3] + ticks[4]
-    return sum(ticks) - idle, sum(ticks), sum(line.startswith("cpu") for line in lines[1:])
 
 
 def _text(file: Path) -> str | None:

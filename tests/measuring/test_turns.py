@@ -5,14 +5,18 @@ import gc
 import math
 import random
 import statistics
+import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.measuring.machine import Conditions, conditions
+from compressor.environment import cores
+from compressor.measuring.machine import Conditions, Ticks, conditions, ticks
 from compressor.measuring.turns import (
     CONFIDENCE,
     MIN_BLOCKS,
@@ -373,22 +377,58 @@ class TestCaveats:
 
 class TestConditions:
     def test_busy_cores_are_what_others_took_while_we_slept(self, tmp_path: Path) -> None:
-        stat = tmp_path / "stat"
-        stat.write_text("cpu 100 0 50 1000 10 0 0 5\ncpu0 0\ncpu1 0\nintr 1\n")
-
-        def sleep(seconds: float) -> None:
-            del seconds  # 80 ticks on two processors: 30 + 10 + 5 busy, 35 idle
-            stat.write_text("cpu 130 0 60 1030 15 0 0 10\ncpu0 0\ncpu1 0\nintr 1\n")
-
-        found = conditions(sleep=sleep, stat=stat, governor=tmp_path / "none")
+        seen = iter((Ticks(busy=1.55, total=11.65, processors=2), Ticks(busy=2.0, total=12.45, processors=2)))
+        found = conditions(sleep=lambda _: None, ticks=lambda: next(seen), governor=tmp_path / "none")
         assert found.busy_cores == pytest.approx(2 * 45 / 80)
         assert found.governor is None
 
     def test_a_system_that_does_not_say_is_not_guessed(self, tmp_path: Path) -> None:
-        found = conditions(sleep=lambda _: None, stat=tmp_path / "none", governor=tmp_path / "none")
+        found = conditions(sleep=lambda _: None, ticks=lambda: None, governor=tmp_path / "none")
         assert found.busy_cores is None
 
     def test_the_governor_is_read(self, tmp_path: Path) -> None:
         (tmp_path / "governor").write_text("powersave\n")
-        found = conditions(sleep=lambda _: None, stat=tmp_path / "none", governor=tmp_path / "governor")
+        found = conditions(sleep=lambda _: None, ticks=lambda: None, governor=tmp_path / "governor")
         assert found.governor == "powersave"
+
+
+class TestTicks:
+    @pytest.mark.parametrize(
+        ("system", "seconds", "busy", "total"),
+        [
+            # a guest's seconds are user's already, and waiting for a disk is no work
+            (
+                "Linux",
+                {"user": 8, "nice": 2, "idle": 80, "iowait": 7, "steal": 3, "guest": 4, "guest_nice": 1},
+                13,
+                100,
+            ),
+            ("macOS", {"user": 8, "nice": 2, "system": 10, "idle": 80}, 20, 100),
+            ("Windows", {"user": 8, "system": 10, "idle": 80, "interrupt": 1, "dpc": 1}, 20, 100),
+        ],
+    )
+    def test_every_systems_seconds_are_busy_or_idle(
+        self, monkeypatch: pytest.MonkeyPatch, system: str, seconds: dict[str, float], busy: float, total: float
+    ) -> None:
+        one = namedtuple(system, seconds)(**seconds)
+        monkeypatch.setattr(psutil, "cpu_times", lambda *, percpu: [one] * 4 if percpu else None)
+        assert ticks() == Ticks(busy=4 * busy, total=4 * total, processors=4)
+
+    def test_a_system_that_refuses_does_not_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(*, percpu: bool) -> None:
+            del percpu
+            raise PermissionError
+
+        monkeypatch.setattr(psutil, "cpu_times", refused)
+        assert ticks() is None
+
+    def test_this_systems_seconds_pass(self) -> None:
+        before, spent = ticks(), time.process_time()
+        assert before is not None
+        while time.process_time() < spent + 0.05:
+            pass
+        after = ticks()
+        assert after is not None
+        assert after.processors == before.processors >= cores()
+        assert after.busy >= before.busy + 0.03
+        assert after.total - after.busy >= before.total - before.busy
