@@ -1,4 +1,4 @@
-"""Fill the tables of the README and the docs from the raw results: `python -m benchmarks.readme`.
+"""Fill the tables of the README and the docs from the raw results and the code: `python -m benchmarks.readme`.
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; the text around it is written by hand.
 """
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import accuracy, coverage, repair, speed, transformer, verdicts
+from benchmarks import accuracy, coverage, reference, repair, speed, transformer, verdicts
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed.speedup_table,
     "speedaccuracy": speed.accuracy_table,
     "studies": verdicts.table,
+    "commands": reference.command_line,
 }
 
 

@@ -24,11 +24,11 @@ root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**.md"]
 exclude_patterns = ["docs/_build", ".*", "build", "dist", "tests", "benchmarks", "compressor", "sample_models"]
 nitpicky = True
+smartquotes = False  # it would make one dash of the two of an option
 html_theme = "furo"
 html_title = "compress"
 html_copy_source = False
 myst_heading_anchors = 4  # GitHub's names for headings, so that links to them work in both
-myst_enable_extensions = ["dollarmath"]
 
 
 def toctrees(text: str) -> str:

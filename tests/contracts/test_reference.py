@@ -1,0 +1,54 @@
+"""The reference is complete: each command with each of its options, under the panel that `--help` shows it in."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import pytest
+import typer
+
+from benchmarks.reference import command_line, escaped, panels, usage
+from compressor.cli.main import app
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
+SECTIONS = {section.partition("\n")[0]: section for section in command_line().split("## compress ")[1:]}
+
+
+def test_every_command_has_a_section_in_the_order_of_help() -> None:
+    assert list(SECTIONS) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_one_row(name: str) -> None:
+    rows = [re.findall(r"`([^`]+)`", row.split(" | ")[0]) for row in re.findall(r"^\| `.*$", SECTIONS[name], re.M)]
+    listed = [word.split()[0] for row in rows for word in row]
+    declared = [n for p in COMMANDS[name].params for n in (*p.opts, *p.secondary_opts)]
+    assert sorted(listed) == sorted(n if n.startswith("-") else n.upper() for n in declared)
+
+
+def test_panels_values_and_defaults_are_shown() -> None:
+    def command(
+        model: Annotated[str, typer.Argument(help="The network.")],
+        ratio: Annotated[float, typer.Option(help="A *share*.", rich_help_panel="Budget: one")] = 0.5,
+        seed: Annotated[int, typer.Option(help="A seed.")] = 0,
+        names: Annotated[list[str] | None, typer.Option("--name", help="a|b")] = None,
+        go: Annotated[bool, typer.Option("--go/--stay", help="Go on.")] = False,
+    ) -> None:
+        del model, ratio, seed, names, go
+
+    one = typer.Typer(add_completion=False)
+    one.command("cut")(command)
+    parameters = [p for p in typer.main.get_command(one).params if p.name != "help"]
+    head = "| option | default | meaning |\n| --- | --- | --- |\n"
+    plain, budget = panels("cut", command, parameters)
+    assert plain == (
+        head + "| `MODEL` (required) |  | The network. |\n| `--seed N` | `0` | A seed. |\n"
+        "| `--name TEXT` (repeatable) |  | a\\|b |\n| `--go`, `--stay` |  | Go on. |"
+    )
+    assert budget == "### `cut`: budget: one\n\n" + head + "| `--ratio NUMBER` | `0.5` | A \\*share\\*. |"
+    assert usage("cut", parameters) == "compress cut MODEL [OPTIONS]"
+
+
+def test_code_stays_code_in_a_cell() -> None:
+    assert escaped("give `*.json`\nor a_b <X> [y]") == r"give `*.json` or a\_b \<X> \[y\]"
