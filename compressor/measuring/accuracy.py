@@ -21,7 +21,6 @@ from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
-Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 Scorer = Callable[[Tensor], Tensor]
 """Inputs `[batch, ...]` to class scores `[batch, classes]`."""
@@ -47,10 +46,10 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """The share's 95 % interval (Wilson 1927); it speaks of images drawn anew, not of training anew."""
-        n, p, z = self.total, self.share, Z_95
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-        return min(max(0.0, low), p), max(min(1.0, high), p)  # rounding apart, p lies within
+        from scipy.stats import binomtest  # 0.7 seconds
+
+        bounds = binomtest(self.correct, self.total).proportion_ci(method="wilson")
+        return float(bounds.low), float(bounds.high)
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""

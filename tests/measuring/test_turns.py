@@ -28,8 +28,8 @@ from compressor.measuring.turns import (
     caveats_of,
     caveats_of_machine,
     held,
+    median_interval,
     pace,
-    rank,
     speedup,
     take_turns,
 )
@@ -227,23 +227,25 @@ def test_luck_that_stays_with_a_preparation_would_fool_the_harness() -> None:
     assert share_of(50, fooled) > 0.5
 
 
-class TestRank:
-    """k for n rounds: 2 P(Binomial(n, 1/2) < k) ≤ 1 − confidence; the 95 % ones are in every table of the sign test."""
+class TestMedianInterval:
+    """The k-th value from either end; the 95 % ones are in every table of the sign test."""
 
     @pytest.mark.parametrize(("rounds", "k"), [(6, 1), (9, 2), (12, 3), (20, 6), (30, 10)])
     def test_at_95_per_cent_as_in_the_tables(self, rounds: int, k: int) -> None:
-        assert rank(rounds, confidence=0.95) == k
+        assert median_interval(range(rounds), confidence=0.95) == (k - 1, rounds - k)
 
-    @given(st.integers(MIN_BLOCKS, 200))
-    def test_it_is_the_largest_that_keeps_its_promise(self, rounds: int) -> None:
-        k = rank(rounds)
-        outside = [2 * sum(math.comb(rounds, i) for i in range(bound)) / 2**rounds for bound in (k, k + 1)]
-        assert outside[0] <= 1 - CONFIDENCE < outside[1]
+    def test_it_is_the_smallest_that_keeps_its_promise(self) -> None:
+        draw = random.Random(0)
+        for rounds in range(MIN_BLOCKS, 201):
+            low, high = median_interval(draw.sample(range(rounds), rounds))
+            assert low == rounds - 1 - high
+            outside = [2 * sum(math.comb(rounds, i) for i in range(int(low) + k)) / 2**rounds for k in (1, 2)]
+            assert outside[0] <= 1 - CONFIDENCE < outside[1], rounds
 
     @pytest.mark.parametrize("rounds", range(1, MIN_BLOCKS))
     def test_too_few_rounds_have_no_interval(self, rounds: int) -> None:
         with pytest.raises(ValueError, match="at least 8"):
-            rank(rounds)
+            median_interval(range(rounds))
 
 
 class TestSpeedup:
