@@ -1,4 +1,4 @@
-"""Intervals of means, differences and correlations over a few replicates; the formulas are scipy's.
+"""Intervals of means, differences and correlations over a few replicates; all are scipy's.
 
 Everything here is at 95 % unless another level is asked for. With one replicate there is no interval: `None`.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 LEVEL = 0.95
 
@@ -43,8 +45,11 @@ def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval 
     """Of the mean of independent replicates, by Student's t; `None` with fewer than two."""
     if len(values) < 2:
         return None
-    mean, half = statistics.fmean(values), _quantile(len(values) - 1, level) * _error(values)
-    return Interval(estimate=mean, low=mean - half, high=mean + half, n=len(values), method="Student's t", level=level)
+    from scipy.stats import ttest_1samp
+
+    mean = statistics.fmean(values)
+    low, high = _bounds(lambda: ttest_1samp(values, 0.0), mean, (values,), level=level)
+    return Interval(estimate=mean, low=low, high=high, n=len(values), method="Student's t", level=level)
 
 
 def paired_difference(
@@ -60,16 +65,12 @@ def difference(first: Sequence[float], second: Sequence[float], *, level: float 
     """Of `mean(first) - mean(second)`, of independent replicates with unequal variances, by Welch's t."""
     if min(len(first), len(second)) < 2:
         return None
+    from scipy.stats import ttest_ind
+
     estimate = statistics.fmean(first) - statistics.fmean(second)
-    a, b = _error(first) ** 2, _error(second) ** 2
-    half = 0.0
-    if a + b > 0:
-        freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
-        half = _quantile(freedom, level) * math.sqrt(a + b)
-    return Interval(
-        estimate=estimate, low=estimate - half, high=estimate + half, n=min(len(first), len(second)),
-        method="Welch's t", level=level,
-    )  # fmt: skip
+    low, high = _bounds(lambda: ttest_ind(first, second, equal_var=False), estimate, (first, second), level=level)
+    n = min(len(first), len(second))
+    return Interval(estimate=estimate, low=low, high=high, n=n, method="Welch's t", level=level)
 
 
 def correlation(x: Sequence[float], y: Sequence[float], *, level: float = LEVEL) -> Interval | None:
@@ -97,15 +98,17 @@ def pooled_deviation(*groups: Sequence[float]) -> float:
     return math.sqrt(squares / freedom)
 
 
-def _quantile(freedom: float, level: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + level / 2, freedom))
-
-
-def _error(values: Sequence[float]) -> float:
-    """The standard error of the mean."""
-    return statistics.stdev(values) / math.sqrt(len(values))
+def _bounds(
+    test: Callable[[], Any], estimate: float, groups: Sequence[Sequence[float]], *, level: float
+) -> tuple[float, float]:
+    """The interval of one of scipy's tests; where no value of a group differs from another, the estimate alone."""
+    if all(len(set(group)) == 1 for group in groups):
+        return estimate, estimate  # scipy: NaN
+    with warnings.catch_warnings():
+        # a group that hardly varies has a variance of rounding errors; beside another's it counts for nothing
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        bounds = test().confidence_interval(level)
+    return min(float(bounds.low), estimate), max(float(bounds.high), estimate)
 
 
 def _named(found: Interval, method: str) -> Interval:

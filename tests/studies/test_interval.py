@@ -24,6 +24,21 @@ def test_the_interval_of_a_mean_is_the_textbook_one() -> None:
     assert found.high - 2 == pytest.approx(4.3027 * 1 / 3**0.5, rel=1e-4)  # t(0.975, 2) = 4.3027
 
 
+def test_values_that_never_vary_have_an_interval_too() -> None:
+    """The first two are NaN for scipy, which warns of the others."""
+    assert ends(mean_interval([0.25] * 3)) == (0.25, 0.25)
+    assert ends(difference([0.75] * 2, [0.25] * 5)) == (0.5, 0.5)
+    # Welch's freedom is that of the group that varies: t(0.975, 2) = 4.3027
+    low, high = ends(difference([0.1] * 3, [1.0, 2.0, 3.0]))
+    assert (low, high) == pytest.approx((-1.9 - 4.3027 / 3**0.5, -1.9 + 4.3027 / 3**0.5), rel=1e-4)
+    assert ends(mean_interval([0.3, 0.1 + 0.2])) == pytest.approx((0.3, 0.3))
+
+
+def ends(found: Interval | None) -> tuple[float, float]:
+    assert found is not None
+    return found.low, found.high
+
+
 def test_an_interval_covers_what_is_true_as_often_as_it_says() -> None:
     draw = random.Random(0)
     covered = 0
