@@ -34,6 +34,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "speedaccuracy": speed.accuracy_table,
     "studies": verdicts.table,
     "commands": reference.command_line,
+    "criteria": reference.criteria,
+    "runtimes": reference.runtimes,
+    "papers": reference.studies,
+    "names": reference.public_names,
 }
 
 

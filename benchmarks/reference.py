@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from types import NoneType, UnionType
+from types import FunctionType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+import compressor
 from compressor.cli.main import app
+from compressor.measuring import runtimes as measuring_runtimes
+from compressor.planning import criteria as planning_criteria
+from compressor.studies import papers
 
 VALUES: dict[type, str] = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
@@ -98,3 +102,90 @@ def command_line() -> str:
         parts += [f"## compress {name}", f"```text\n{usage(name, parameters)}\n```"]
         parts += [*summaries(callback), *panels(name, callback, parameters)]
     return "\n\n".join(parts)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def criteria() -> str:
+    """Every criterion with the first line of its file."""
+    loaded = [planning_criteria.load(name) for name in planning_criteria.names()]
+    rows = [(f"`{c.name}`", escaped(c.help), c.needs, "yes" if c.comparable else "no") for c in loaded]
+    return table(("criterion", "judges a channel by", "needs", "comparable across groups"), rows)
+
+
+def runtimes() -> str:
+    """Every runtime with the first line of its file."""
+    loaded = [measuring_runtimes.load(name) for name in measuring_runtimes.names()]
+    rows = [
+        (f"`{r.name}`", escaped(r.help), str(r.reads), "yes" if r.profile else "no", escaped(str(r.memory)))
+        for r in loaded
+    ]
+    return table(("runtime", "what it is", "reads", "profiles operators", "peak memory"), rows)
+
+
+def studies() -> str:
+    """Every study with the first line of its file."""
+    rows = [(f"`{name}`", escaped(papers.help_of(name))) for name in papers.names()]
+    return table(("study", "what is run again"), rows)
+
+
+def argument(parameter: inspect.Parameter) -> str:
+    """`name: type = default`, as it stands in the code."""
+    default = parameter.default
+    if isinstance(default, Enum):
+        default = f"{type(default).__name__}.{default.name}"
+    elif callable(default):
+        default = getattr(default, "__name__", "…")
+    else:
+        default = repr(default)
+    kind = "" if parameter.annotation is inspect.Parameter.empty else f": {parameter.annotation}"
+    given = "" if parameter.default is inspect.Parameter.empty else f" = {default}"
+    return f"{parameter.name}{kind}{given}"
+
+
+def signature(name: str, value: Any) -> str:
+    """The call of a public function or class with its types, a line for each argument where one is too short."""
+    of = inspect.signature(value)
+    words: list[str] = []
+    for parameter in of.parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(argument(parameter))
+    result = "" if isinstance(value, type) else f" -> {of.return_annotation}"
+    line = f"{name}({', '.join(words)}){result}"
+    return line if len(line) <= 100 else "\n".join([f"{name}(", *(f"    {word}," for word in words), f"){result}"])
+
+
+def members(value: Any) -> Iterator[tuple[str, str]]:
+    """An enum's members with their values; else the public methods and properties with their first lines."""
+    if issubclass(value, Enum):
+        yield from ((f"`{value.__name__}.{member.name}`", f"`{member.value}`") for member in value)
+        return
+    for name, member in vars(value).items():
+        if not name.startswith("_") and isinstance(member, (property, FunctionType, classmethod, staticmethod)):
+            shown = name if isinstance(member, property) else f"{name}()"
+            yield f"`{shown}`", escaped((inspect.getdoc(member) or "").partition("\n")[0])
+
+
+def described(name: str) -> Iterator[str]:
+    """A public name: where it is, how it is called, its docstring, its members."""
+    value = getattr(compressor, name)
+    yield f"## {name}"
+    is_class = isinstance(value, type)
+    if not (is_class and issubclass(value, Enum)):
+        yield f"```python\n{signature(name, value)}\n```"
+    yield inspect.getdoc(value) or ""
+    rows = list(members(value)) if is_class else []
+    if rows:
+        yield table(("member", ""), rows)
+    yield f"In `{value.__module__}`."
+
+
+def public_names() -> str:
+    """Every name of `compressor.__all__`, in the order of the work."""
+    return "\n\n".join(part for name in compressor.__all__ for part in described(name))

@@ -1,15 +1,32 @@
-"""The reference is complete: each command with each of its options, under the panel that `--help` shows it in."""
+"""The reference is complete: each command with each of its options, each public name, each plug-in."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Annotated, Any
 
 import pytest
 import typer
 
-from benchmarks.reference import command_line, escaped, panels, usage
+import compressor
+from benchmarks.reference import (
+    command_line,
+    criteria,
+    escaped,
+    members,
+    panels,
+    public_names,
+    runtimes,
+    signature,
+    studies,
+    usage,
+)
+from compressor import Scope
 from compressor.cli.main import app
+from compressor.measuring import runtimes as all_runtimes
+from compressor.planning import criteria as all_criteria
+from compressor.studies import papers
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
 SECTIONS = {section.partition("\n")[0]: section for section in command_line().split("## compress ")[1:]}
@@ -52,3 +69,30 @@ def test_panels_values_and_defaults_are_shown() -> None:
 
 def test_code_stays_code_in_a_cell() -> None:
     assert escaped("give `*.json`\nor a_b <X> [y]") == r"give `*.json` or a\_b \<X> \[y\]"
+
+
+def test_every_public_name_has_its_call_and_its_docstring() -> None:
+    sections = re.split(r"^## ", public_names(), flags=re.M)[1:]
+    assert [section.partition("\n")[0] for section in sections] == list(compressor.__all__)
+    for name, section in zip(compressor.__all__, sections, strict=True):
+        first = (inspect.getdoc(getattr(compressor, name)) or "").partition("\n")[0]
+        assert len(first) > 10
+        assert first in section
+
+
+def test_a_call_is_written_as_in_the_code() -> None:
+    def short(a: int, *, how: Scope = Scope.AUTO) -> str: ...
+
+    assert signature("short", short) == "short(a: int, *, how: Scope = Scope.AUTO) -> str"
+    assert signature("a_name_of_sixty_letters_" * 3, short).splitlines()[1:] == [
+        "    a: int,",
+        "    *,",
+        "    how: Scope = Scope.AUTO,",
+        ") -> str",
+    ]
+    assert next(iter(members(Scope))) == ("`Scope.AUTO`", "`auto`")
+
+
+@pytest.mark.parametrize(("listed", "names"), [(criteria, all_criteria), (runtimes, all_runtimes), (studies, papers)])
+def test_every_plug_in_has_one_row(listed: Any, names: Any) -> None:
+    assert re.findall(r"^\| `([^`]+)`", listed(), re.M) == list(names.names())
