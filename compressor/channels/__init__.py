@@ -1,1 +1,3 @@
-"""Which channels must leave together: labels carried through the operators, and the groups they make."""
+"""Which channels must be removed together: labels that follow the channels through the operators, and the channel
+groups.
+"""

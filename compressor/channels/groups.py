@@ -1,8 +1,8 @@
-"""The channels that must leave together, as index maps into the tensors that hold them.
+"""Channel groups: channels that must be removed together, as index maps into the tensors that hold them.
 
-They come from labels carried through the exported program (`channels.tracing`). torch-pruning's dependency graph,
-which was here before, is right on the convolutional networks of the tests and is still compared with there; it fails on
-half of timm's architectures (docs/explanation/groups-and-surgery.md). What cannot shrink is left alone, with its
+They come from labels that follow the exported program (`channels.tracing`). torch-pruning's dependency graph, used in
+an earlier version, is right on the convolutional networks of the tests, which still compare with it; it fails on half
+of timm's architectures (docs/explanation/groups-and-surgery.md). Layers that cannot shrink are left alone, with the
 reason.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.channels.agreement import check_agreement
-from compressor.channels.decomposition import take_apart_
+from compressor.channels.decomposition import decompose_
 from compressor.channels.labels import Ids
 from compressor.channels.rules import rule_of
 from compressor.channels.tracing import Patterns, Role, Trace, Tracer, ValuesNeeded
@@ -36,11 +36,11 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One dimension of one tensor, and the group's channel at each of its positions that belongs to the group.
+    """One dimension of one tensor, with the group's channel at each position that belongs to the group.
 
-    `positions` and `channels` are int64 `[n]`; a channel has several positions behind a flattening, and where it is a
-    head or one feature of every head. A grouped convolution's weight is `[out, in / groups, ...]`: what leaves its
-    second dimension leaves every group.
+    `positions` and `channels` are int64 `[n]`. A channel has several positions after a flattening, and where it is a
+    head or one feature of every head. A grouped convolution's weight is `[out, in / groups, ...]`: a position removed
+    from its second dimension is removed from every group.
     """
 
     layer: str
@@ -53,17 +53,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BareNorm:
-    """A norm that holds no tensors: only its number of channels follows."""
+    """A norm without tensors: only its number of channels changes."""
 
     layer: str
-    positions: tuple[int, ...]  # `[channels]`: how many each of the group has there
+    positions: tuple[int, ...]  # `[channels]`: the positions of each of the group's channels in this norm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelGroup:
-    """Coupled channels: each is a unit that can leave, from all members at once. `labels` `[channels]` are its trace's.
+    """Coupled channels: each is a unit that can be removed, from all members at once.
 
-    `heads` says that a channel is a whole head of an attention.
+    `labels` `[channels]` are those of the group's trace. With `heads`, a channel is a whole head of an attention.
     """
 
     root: str
@@ -86,18 +86,18 @@ class ChannelGroup:
 
     @property
     def size(self) -> int:
-        """How many positions of its first layer a channel has: the features of a head, say."""
+        """The positions of a channel in the group's first layer: the features of a head, for example."""
         return len(self.members[0].positions) // self.channels
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that the group touches, each once, in the order they were found."""
+        """The layers of the group, each once, in the order of its members."""
         return tuple(dict.fromkeys(m.layer for m in self.members))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftAlone:
-    """A layer whose channels stay, and why."""
+    """A layer whose channels stay, with the reason."""
 
     layer: str
     reason: str
@@ -105,7 +105,7 @@ class LeftAlone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """Every group that can be pruned, every producer that cannot, and the trace that says so."""
+    """Every group that can be pruned, every producer that cannot, and the trace behind both."""
 
     groups: tuple[ChannelGroup, ...]
     left_alone: tuple[LeftAlone, ...]
@@ -115,12 +115,12 @@ class Traced:
 def trace(
     module: nn.Module, example_inputs: Sequence[Tensor], *, protect: Sequence[str] = (), heads: bool = True
 ) -> Traced:
-    """The channel groups of `module`, whose forward pass takes `example_inputs`; the module stays as it was.
+    """Return the channel groups of `module`, which is called with `example_inputs` and stays unchanged.
 
-    `protect` holds globs of layers whose outputs stay. The layers whose channels reach the network's output are
-    protected by themselves. Attention loses whole `heads`, or else the same features of every head; a grouped
-    convolution whole groups or the same channels of every group, whichever are more. Refused: a glob that matches
-    nothing, a network with no groups.
+    `protect`: globs of layers whose outputs stay. Layers whose channels reach the network's output are protected
+    anyway. Attention loses whole `heads`, or else the same features of every head. A grouped convolution loses whole
+    groups, or the same channels of every group, whichever are more. Refused: a glob that matches nothing, a network
+    without groups.
     """
     names = [name for name, _ in module.named_modules()]
     for glob in protect:
@@ -131,23 +131,23 @@ def trace(
         layer = tensor.rpartition(".")[0]
         if role is Role.PRODUCES and any(fnmatch.fnmatch(layer, glob) for glob in protect):
             ground.labels.pin(ground.tensors[tensor][dim], f"protected: `{layer}` shares its channels")
-    found = _chosen(_groups(ground), heads=heads)
-    left_alone = _left_alone(ground, found)
-    if not found:
+    groups = _chosen(_groups(ground), heads=heads)
+    left_alone = _left_alone(ground, groups)
+    if not groups:
         raise _nothing_left("nothing in this network can be pruned", left_alone)
     order = {name: i for i, name in enumerate(names)}
-    found.sort(key=lambda g: order.get(g.members[0].layer, 0))
-    return Traced(groups=tuple(found), left_alone=left_alone, ground=ground)
+    groups.sort(key=lambda g: order.get(g.members[0].layer, 0))
+    return Traced(groups=tuple(groups), left_alone=left_alone, ground=ground)
 
 
 def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
-    """The labels of a module's tensors; the module stays as it was.
+    """Trace the labels of a module's tensors; the module stays unchanged.
 
-    Walked twice where dimensions are split: the first walk sees which parts are batches of a product, as attention's
-    heads are.
+    Where dimensions are split, it traces twice: the first walk finds which parts are batches of a product, as
+    attention's heads are.
     """
     graph = exported(module, example_inputs)
-    take_apart_(graph)
+    decompose_(graph)
     check_agreement(graph, module, example_inputs)
     if _has_a_group_for_every_image(graph):
         example_inputs = [torch.cat([t, t]) if t.ndim and len(t) == 1 else t for t in example_inputs]
@@ -156,25 +156,25 @@ def _walked(module: nn.Module, example_inputs: Sequence[Tensor]) -> Trace:
     if not first.split_at:
         return first.trace
     heads, values = _heads(first), first.values
-    del first  # all its labels
+    del first  # frees its labels
     return _walk(graph, example_inputs, patterns, heads=heads, values=values).trace
 
 
 def _has_a_group_for_every_image(graph: Exported) -> bool:
-    """Whether a convolution has its number of groups from the batch, as one with weights from its input has.
+    """True if a convolution's number of groups depends on the batch size, as with weights computed from its input.
 
-    Channels and images are one dimension there: in which order, one image does not show.
+    Channels and images are then one dimension, and a single image does not show their order.
     """
     return graph.open and any(
-        isinstance(argument, fx.Node) and wanted.name == "groups"
+        isinstance(argument, fx.Node) and declared.name == "groups"
         for node in graph.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
-        for argument, wanted in zip(node.args, node.target._schema.arguments, strict=False)
+        for argument, declared in zip(node.args, node.target._schema.arguments, strict=False)
     )
 
 
 def _heads(walk: Tracer) -> frozenset[tuple[str, int, int]]:
-    """Where what was split off is a batch of a product."""
+    """The places of split-off dimensions that are batches of a product."""
     batched = {int(i) for ids in walk.trace.batched for i in np.unique(walk.labels.find(ids)) if i}
     return frozenset(site for site, ids in walk.split_at if batched & {int(i) for i in walk.labels.find(ids).tolist()})
 
@@ -187,6 +187,7 @@ def _walk(
     heads: frozenset[tuple[str, int, int]] | None = None,
     values: bool = False,
 ) -> Tracer:
+    """Trace by shapes where possible, else with values."""
     tracer = Tracer(graph, rule_of, heads=heads, values=values, patterns=patterns)
     try:
         tracer.walk(example_inputs)
@@ -197,12 +198,12 @@ def _walk(
 
 
 def _groups(ground: Trace) -> list[ChannelGroup]:
-    """Labels that stand in the same dimensions of the same tensors, equally often, make a group."""
+    """Group the labels that occur in the same dimensions of the same tensors, equally often."""
     resolve = ground.labels.resolve
-    held = {(t, d): list(resolve(dim)) for t, dims in ground.tensors.items() for d, dim in enumerate(dims)}
-    keys_of = list(held)
+    vectors = {(t, d): list(resolve(dim)) for t, dims in ground.tensors.items() for d, dim in enumerate(dims)}
+    keys_of = list(vectors)
     batched = {int(i) for ids in ground.batched for i in ground.labels.find(ids).tolist()}
-    together = _alike([held[key] for key in keys_of], batched)
+    together = _alike([vectors[key] for key in keys_of], batched)
     making = [(w, d) for w in ground.layers for d in (0, 1, 2) if ground.roles.get((w, d)) is Role.PRODUCES]
     rank = {key: i for i, key in enumerate(making)}
     groups: list[ChannelGroup] = []
@@ -211,13 +212,13 @@ def _groups(ground: Trace) -> list[ChannelGroup]:
     for labels, places in together:
         keys = [keys_of[place] for place in places]
         producers = sorted((rank[key], key) for key in keys if key in rank)
-        if not producers or len(labels) == 1:  # of one channel none can leave
+        if not producers or len(labels) == 1:  # the only channel cannot be removed
             continue
         drafts.append((producers[0][0], producers[0][1], labels, keys))
     for _, first, labels, keys in sorted(drafts, key=lambda d: (d[0], min(d[2]))):
-        order = _ordered(held[first], labels)
+        order = _ordered(vectors[first], labels)
         channel = {label: i for i, label in enumerate(order)}
-        members = [_member(ground, key, held[key], channel) for key in sorted(keys, key=lambda k: (k != first,))]
+        members = [_member(ground, key, vectors[key], channel) for key in sorted(keys, key=lambda k: (k != first,))]
         layer = first[0].rpartition(".")[0]
         roots[layer] += 1
         groups.append(
@@ -233,10 +234,15 @@ def _groups(ground: Trace) -> list[ChannelGroup]:
     return groups
 
 
-def _alike(held: Sequence[Sequence[Ids]], batched: set[int]) -> list[tuple[list[int], list[int]]]:
-    """Labels that stand in the same places equally often, and are batched or are not; with the places' numbers."""
+def _alike(vectors_at: Sequence[Sequence[Ids]], batched: set[int]) -> list[tuple[list[int], list[int]]]:
+    """Group labels that occur in the same places equally often, heads apart from others; with the places' numbers.
+
+    `places` holds, for each place (one dimension of one tensor), its label vectors. For each label it lists the places
+    where the label occurs, and how often; labels with the same list form one group. The lists are compared as rows of
+    one array, for all labels with the same number of places at once, because a network has up to millions of labels.
+    """
     columns = []
-    for place, vectors in enumerate(held):
+    for place, vectors in enumerate(vectors_at):
         if vectors:
             ids = np.concatenate(vectors)
             label, count = np.unique(ids[ids > 0], return_counts=True)
@@ -244,23 +250,25 @@ def _alike(held: Sequence[Sequence[Ids]], batched: set[int]) -> list[tuple[list[
     if not columns:
         return []
     label, place, count = np.concatenate(columns, axis=1)
-    order = np.argsort(label, kind="stable")  # by label; places of each label rise
+    order = np.argsort(label, kind="stable")  # by label; the places of each label stay in ascending order
     label, place, count = label[order], place[order], count[order]
-    found, start, places = np.unique(label, return_index=True, return_counts=True)
-    within = np.isin(found, list(batched))
+    labels_here, start, places = np.unique(label, return_index=True, return_counts=True)
+    is_head = np.isin(labels_here, list(batched))
     alike = []
     for n in np.unique(places):
         here = (places == n).nonzero()[0]
         at = start[here, None] + np.arange(n)
-        rows = np.concatenate([place[at], count[at], within[here, None]], axis=1)
+        rows = np.concatenate([place[at], count[at], is_head[here, None]], axis=1)
         kinds, kind = np.unique(rows, axis=0, return_inverse=True)
-        by_kind = np.split(found[here][np.argsort(kind, kind="stable")], np.cumsum(np.bincount(kind.ravel()))[:-1])
+        by_kind = np.split(
+            labels_here[here][np.argsort(kind, kind="stable")], np.cumsum(np.bincount(kind.ravel()))[:-1]
+        )
         alike += [(labels.tolist(), row[:n].tolist()) for labels, row in zip(by_kind, kinds, strict=True)]
     return alike
 
 
 def _ordered(vectors: Sequence[Ids], labels: Sequence[int]) -> list[int]:
-    """The labels in the order in which they stand."""
+    """The labels in the order of their first positions."""
     places: dict[int, int] = {}
     for ids in vectors:
         here, first = np.unique(ids, return_index=True)
@@ -270,6 +278,7 @@ def _ordered(vectors: Sequence[Ids], labels: Sequence[int]) -> list[int]:
 
 
 def _member(ground: Trace, key: tuple[str, int], vectors: Sequence[Ids], channel: dict[int, int]) -> Member:
+    """The positions of the group's channels in one dimension of one tensor, ascending."""
     positions: list[int] = []
     channels: list[int] = []
     for ids in vectors:
@@ -289,17 +298,21 @@ def _member(ground: Trace, key: tuple[str, int], vectors: Sequence[Ids], channel
 
 
 def _bare_norms(ground: Trace, labels: Sequence[int]) -> tuple[BareNorm, ...]:
-    found: dict[str, BareNorm] = {}
+    """The norms without tensors that the labels pass through."""
+    norms: dict[str, BareNorm] = {}
     for layer, dim in ground.bare:
         vectors = ground.labels.resolve(dim)
         counts = tuple(sum(int((ids == label).sum()) for ids in vectors) for label in labels)
         if any(counts):
-            found[layer] = BareNorm(layer=layer, positions=counts)
-    return tuple(found.values())
+            norms[layer] = BareNorm(layer=layer, positions=counts)
+    return tuple(norms.values())
 
 
 def _chosen(groups: list[ChannelGroup], *, heads: bool) -> list[ChannelGroup]:
-    """Of groups that divide the same positions in different ways, one of each two."""
+    """If groups partition the same positions differently, keep only one of each two.
+
+    Groups of the wanted kind (`heads`) come first, then those with more channels.
+    """
     at: dict[tuple[str, int], list[tuple[int, Tensor]]] = defaultdict(list)
     for i, group in enumerate(groups):
         for member in group.members:
@@ -315,41 +328,44 @@ def _chosen(groups: list[ChannelGroup], *, heads: bool) -> list[ChannelGroup]:
             sharing = set(pairs[1, start:end].tolist())
             for i in sharing:
                 against[i] |= sharing - {i}
-    taken: set[int] = set()
+    chosen: set[int] = set()
     for i in sorted(range(len(groups)), key=lambda i: (groups[i].heads is not heads, -groups[i].channels, i)):
-        if not against[i] & taken:
-            taken.add(i)
-    return [group for i, group in enumerate(groups) if i in taken]
+        if not against[i] & chosen:
+            chosen.add(i)
+    return [group for i, group in enumerate(groups) if i in chosen]
 
 
 def _left_alone(ground: Trace, groups: Sequence[ChannelGroup]) -> tuple[LeftAlone, ...]:
+    """The producers that belong to no group, with the reasons, and the parts that no input reached."""
     shrinking = {(m.tensor, m.dim) for g in groups for m in g.members}
-    found: dict[str, str] = {}
+    reasons_of: dict[str, str] = {}
     for (tensor, dim), role in ground.roles.items():
         if role is not Role.PRODUCES or (tensor, dim) in shrinking or ground.tensors[tensor][dim] == ():
             continue
         ids = ground.tensors[tensor][dim][0]
         reasons = [r for r in (ground.labels.reason(int(i)) for i in ids[:: max(1, len(ids) // 8)]) if r]
-        found.setdefault(
+        reasons_of.setdefault(
             tensor.rpartition(".")[0], reasons[0] if reasons else "its channels are one with other groups'"
         )
-    held_back = tuple(LeftAlone(layer=layer, reason=reason) for layer, reason in found.items())
-    return (*held_back, *_unreached(ground))
+    pinned = tuple(LeftAlone(layer=layer, reason=reason) for layer, reason in reasons_of.items())
+    return (*pinned, *_unreached(ground))
 
 
 def _unreached(ground: Trace) -> tuple[LeftAlone, ...]:
-    """Parts of the network whose parameters the program of the example input does not read, the largest whole ones."""
+    """The largest parts of the network whose parameters the program of the example input does not read."""
     exported = ground.exported
     reading = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
     reached = {id(tensor) for placeholder, (_, tensor) in exported.tensors.items() if placeholder in reading}
     idle = {name for name, tensor in exported.named.items() if isinstance(tensor, nn.Parameter) and tensor.numel()}
     active = {name for name in idle if id(exported.named[name]) in reached}
-    found = dict.fromkeys(_largest(name, active) for name in exported.named if name in idle - active)
-    return tuple(LeftAlone(layer=part, reason=UNREACHED) for part in found)
+    parts = dict.fromkeys(_largest(name, active) for name in exported.named if name in idle - active)
+    return tuple(LeftAlone(layer=part, reason=UNREACHED) for part in parts)
 
 
 def _largest(name: str, active: set[str]) -> str:
-    """The largest part around a parameter in which none is read; its own name where its layer reads another."""
+    """The largest part around a parameter in which no parameter is read; its own name where its layer reads another
+    one.
+    """
     path = name.split(".")
     for depth in range(1, len(path)):
         part = ".".join(path[:depth])
@@ -359,7 +375,7 @@ def _largest(name: str, active: set[str]) -> str:
 
 
 def without(traced: Traced, roots: dict[str, str]) -> Traced:
-    """The same, with the groups whose root is in `roots` left alone for the reason given there."""
+    """Return the same trace, with the groups whose root is in `roots` left alone for the reason in `roots`."""
     dropped = [g for g in traced.groups if g.root in roots]
     reasons = tuple(
         LeftAlone(layer=m.layer, reason=roots[g.root]) for g in dropped for m in g.members if m.role is Role.PRODUCES
@@ -372,7 +388,7 @@ def without(traced: Traced, roots: dict[str, str]) -> Traced:
 
 
 def _by_layer(left_alone: Sequence[LeftAlone]) -> tuple[LeftAlone, ...]:
-    """One entry a layer, with all its reasons: a layer that is cut in parts makes the channels of several groups."""
+    """One entry per layer, with all its reasons: a layer that is split in parts can produce several groups."""
     reasons: dict[str, dict[str, None]] = defaultdict(dict)
     for alone in left_alone:
         reasons[alone.layer][alone.reason] = None
@@ -380,12 +396,12 @@ def _by_layer(left_alone: Sequence[LeftAlone]) -> tuple[LeftAlone, ...]:
 
 
 def _nothing_left(what: str, left_alone: Sequence[LeftAlone]) -> GroupError:
-    """The refusal of a network in which every layer is left alone: each reason once, with the layers that have it."""
+    """The error for a network in which every layer is left alone: each reason once, with its layers."""
     layers: dict[str, list[str]] = defaultdict(list)
     for alone in left_alone:
         layers[alone.reason].append(f"`{alone.layer}`" if alone.layer else "the network")
     lines = [f"{', '.join(named)}: {reason}" for reason, named in layers.items()]
     return GroupError(
         "\n  ".join([f"{what}:", *(lines or ["it has no convolution or linear layer"])]),
-        hint="a layer is held by what reads its channels; `--input` and `--data` decide which layers run",
+        hint="a layer stays because of what reads its channels; `--input` and `--data` decide which layers run",
     )

@@ -1,15 +1,15 @@
-"""Labels carried through a network's operators: which positions of which tensors stand for the same channel.
+"""Carry labels through a network's operators: which positions of which tensors are the same channel.
 
-The network is exported (`torch.export`), and its operators are run one by one on the example inputs; beside every value
-goes what is known of each of its dimensions (`channels.labels`). `channels.rules` says what an operator does to
-labels. What moves data is not described there: the operator itself is run on the labels.
+The network is exported (`torch.export`), and its operators run one by one on the example inputs; each value carries the
+labels of each of its dimensions (`channels.labels`). `channels.rules` defines the effect of an operator on labels.
+Operators that move data need no description: the operator itself runs on the labels.
 
-Of what is computed from the inputs only shapes are wanted, as a rule, and only those are computed (torch's `meta`
-device); what is computed from the network's own tensors alone, as tables of indices are, has its values. Where that
-does not do (`ValuesNeeded`), a second walk has all values.
+For values computed from the inputs, usually only shapes are needed, and only those are computed (torch's `meta`
+device). Values computed from the network's own tensors alone, such as index tables, are computed in full. Where shapes
+are not enough (`ValuesNeeded`), a second walk computes all values.
 
-Every parameter and buffer starts with labels of its own along each dimension; the inputs have none, so that nothing
-that meets their width can leave; what reaches the outputs is pinned.
+Every parameter and buffer starts with labels of its own along each dimension. The inputs have none, so that nothing
+that meets their width can be removed. What reaches the outputs is pinned.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ NOTHING = "nothing reaches it on the example input"
 
 
 class Role(enum.StrEnum):
-    """What a tensor's positions are to the channel: made, read, passed on one by one, or normalised together."""
+    """The relation of a tensor's positions to the channel: produced, read, passed on one by one, or normalised
+    together.
+    """
 
     PRODUCES = "produces"
     CONSUMES = "consumes"
@@ -48,9 +50,9 @@ class Role(enum.StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Tracked:
-    """A value, what is known of each of its dimensions, and the parameter that it was made from, if from one alone.
+    """A value, the labels of each of its dimensions, and the parameter that it comes from, if from one alone.
 
-    `origin` says for each dimension which of the parameter's it came from.
+    `origin`: for each dimension, the parameter's dimensions that it came from.
     """
 
     value: Tensor
@@ -61,9 +63,9 @@ class Tracked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """An operator that sums over labelled positions of one of its arguments: where a removed channel must be zero.
+    """An operator that sums over labelled positions of an argument: a removed channel must be zero there.
 
-    `argument` is the argument's number, and its place in it where that is a list.
+    `argument`: the argument's number, and the place in it where it is a list.
     """
 
     argument: tuple[int, ...]
@@ -73,9 +75,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
-    """An operator that looks at labelled positions together: what left must not be seen.
+    """An operator that looks at labelled positions together: it must not see removed channels.
 
-    `arguments` are those that have the positions, with the dimension; where the result has them too, `result` is its.
+    `arguments`: those that have the positions, with the dimension. `result`: the result's dimension, if it has them
+    too.
     """
 
     arguments: tuple[tuple[int, int], ...]
@@ -85,40 +88,40 @@ class Together:
 
 @dataclass(slots=True, eq=False)
 class Trace:
-    """What came out of a walk: labels of every tensor and value, and where they matter."""
+    """The result of a walk: labels of every tensor and value, and the operators where they matter."""
 
     exported: Exported
     labels: Labels
     tensors: dict[str, tuple[Dim, ...]] = field(default_factory=dict)  # parameter or buffer → labels by dimension
     roles: dict[tuple[str, int], Role] = field(default_factory=dict)
-    layers: list[str] = field(default_factory=list)  # weights that make channels, in the order of the forward pass
+    layers: list[str] = field(default_factory=list)  # weights that produce channels, in the order of the forward pass
     readings: dict[fx.Node, list[Reading]] = field(default_factory=dict)
     together: dict[fx.Node, list[Together]] = field(default_factory=dict)
     batched: list[Ids] = field(default_factory=list)  # labels along which products are batches: attention's heads
     bare: list[tuple[str, Dim]] = field(default_factory=list)  # norms without tensors, by module, with their channels
     tables: frozenset[fx.Node] = frozenset()  # constants (`channels.constants`): computed whole, and cut where read
-    values: dict[fx.Node, Any] = field(default_factory=dict)  # node → labels by dimension, of each tensor it gave
+    values: dict[fx.Node, Any] = field(default_factory=dict)  # node → labels by dimension, of each output tensor
     shapes: dict[fx.Node, Any] = field(default_factory=dict)
-    opened: Any = None  # the same with more sizes open, once somebody asked (`channels.open_sizes`)
+    opened: Any = None  # the same trace with more sizes open, once computed (`channels.open_sizes`)
 
 
 Rule = Callable[["Tracer", Any, list[Any], dict[str, Any], Any], Any]
-Patterns = dict[tuple[Any, ...], list[Ids]]  # what an operator moves where, by all that decides it
+Patterns = dict[tuple[Any, ...], list[Ids]]  # where an operator moves positions, keyed by everything that decides it
 
 
-class ValuesNeeded(Exception):  # no error: the walk is made again
-    """An operator cannot be followed by shapes alone."""
+class ValuesNeeded(Exception):  # not an error of the user: the walk is repeated with values
+    """The labels of an operator's result cannot be derived from shapes alone."""
 
 
-class NotFollowed(Exception):  # no error: what meets at the operator stays
-    """An operator whose channels stay, and why, in words for whoever wrote the network."""
+class NotFollowed(Exception):  # not an error of the user: the channels that meet at the operator stay
+    """An operator whose channels stay, with the reason in words for the network's author."""
 
 
 class Tracer:
-    """One walk. `rule_of` says what an operator does to labels.
+    """One walk. `rule_of` returns the effect of an operator on labels.
 
-    `heads` has the places at which a dimension that was split off is a unit of its own; `None` lets all be. Without
-    `values`, of what the inputs decide there are shapes alone. `patterns` are those of other walks, and of this one.
+    `heads`: the places at which a split-off dimension is a unit of its own; with `None`, all are. Without `values`,
+    values that depend on the inputs have shapes only. `patterns` are shared between walks.
     """
 
     def __init__(
@@ -137,21 +140,23 @@ class Tracer:
         self.split_at: list[tuple[tuple[str, int, int], Ids]] = []
         self.node: fx.Node = next(iter(graph.graph.nodes))
         self.env: dict[fx.Node, Any] = {}
-        self._known: dict[int, tuple[Dim, ...]] = {}
-        self._given: set[fx.Node] = set()  # what follows the inputs
+        self._labels_by_tensor: dict[int, tuple[Dim, ...]] = {}
+        self._from_inputs: set[fx.Node] = set()  # operators whose results depend on the inputs
 
     def walk(self, example_inputs: Sequence[Tensor]) -> Trace:
-        """Run every operator on the example inputs, and on the labels. `ValuesNeeded` where shapes alone do not do."""
+        """Run every operator on the example inputs, and on the labels. Raises `ValuesNeeded` where shapes are not
+        enough.
+        """
         graph = self.trace.exported
-        given = iter(example_inputs)
+        inputs = iter(example_inputs)
         leaving = graph.last_uses()
         with torch.no_grad():
             for node in graph.graph.nodes:
                 self.node = node
-                if node.name in graph.inputs or not self._given.isdisjoint(node.all_input_nodes):
-                    self._given.add(node)
+                if node.name in graph.inputs or not self._from_inputs.isdisjoint(node.all_input_nodes):
+                    self._from_inputs.add(node)
                 if node.op == "placeholder":
-                    self.env[node] = self._placeholder(node, given)
+                    self.env[node] = self._placeholder(node, inputs)
                 elif node.op == "call_function":
                     self.env[node] = self._call(node)
                 elif node.op == "output":
@@ -163,6 +168,7 @@ class Tracer:
         return self.trace
 
     def _keep(self, node: fx.Node) -> None:
+        """Record a node's labels and shapes in the trace."""
         value = self.env.get(node)
         if isinstance(value, Tracked):
             self.trace.values[node], self.trace.shapes[node] = value.dims, tuple(value.value.shape)
@@ -170,25 +176,28 @@ class Tracer:
             self.trace.values[node] = [v.dims if isinstance(v, Tracked) else None for v in value]
             self.trace.shapes[node] = [tuple(v.value.shape) if isinstance(v, Tracked) else None for v in value]
 
-    def _placeholder(self, node: fx.Node, given: Any) -> Any:
+    def _placeholder(self, node: fx.Node, inputs: Any) -> Any:
+        """A parameter, buffer or constant with labels of its own, or the next input without labels."""
         graph = self.trace.exported
         if node.name in graph.tensors:
             name, tensor = graph.tensors[node.name]
-            dims = self._known.setdefault(id(tensor), self.fresh(tensor.shape))  # a tied tensor has one set of labels
+            # a tied tensor has one set of labels
+            dims = self._labels_by_tensor.setdefault(id(tensor), self.fresh(tensor.shape))
             for alias in graph.names_of(tensor):
                 self.trace.tensors[alias] = dims
             return Tracked(tensor, dims, name, tuple(frozenset({d}) for d in range(tensor.ndim)))
         if node.name in graph.constants:
             return Tracked(graph.constants[node.name], self.fresh(graph.constants[node.name].shape))
-        value = next(given)
+        value = next(inputs)
         value = in_precision(value, torch.float32)
         return Tracked(value if self.values else value.to("meta"), ((),) * value.ndim)
 
     def from_weights_alone(self) -> bool:
-        """Whether what the operator gives follows no input: a weight that is computed from others, say."""
-        return self.node not in self._given
+        """True if the operator's output depends on no input: a weight that is computed from others, for example."""
+        return self.node not in self._from_inputs
 
     def _call(self, node: fx.Node) -> Any:
+        """Run an operator on its arguments, by shapes or with values, and derive its result's labels by its rule."""
         if node not in self.trace.tables:
             for table in self.trace.tables.intersection(node.all_input_nodes):
                 self._label(table)
@@ -215,18 +224,21 @@ class Tracer:
         return self._ruled(node.target, list(args), dict(kwargs), result)
 
     def _label(self, table: fx.Node) -> None:
-        """Labels of its own for a constant that meets what is none, as a buffer has: position by position."""
+        """Give a constant labels of its own where it meets a value that is not constant, position by position, as a
+        buffer has.
+        """
         for tracked in pytree.tree_leaves(self.env[table]):
             if isinstance(tracked, Tracked) and not any(tracked.dims):
                 tracked.dims = self.fresh(tracked.value.shape)
         self._keep(table)
 
     def _arguments(self, node: fx.Node) -> list[tuple[fx.Node, Any]]:
+        """The nodes that an operator reads, with their values."""
         return [(n, self.env[n]) for n in node.all_input_nodes]
 
     @contextlib.contextmanager
     def _by_shapes(self) -> Iterator[None]:
-        """Whatever torch says of a tensor without values is no more than that."""
+        """Treat any error on tensors without values as `ValuesNeeded`, since the operator may well run with values."""
         try:
             yield
         except Exception as error:
@@ -235,34 +247,37 @@ class Tracer:
             raise ValuesNeeded from error
 
     def _ruled(self, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+        """The result with the labels of the operator's rule; unlabelled, with all arguments pinned, where no rule
+        follows it.
+        """
         try:
             with self._by_shapes():
                 return self.rule_of(target)(self, target, args, kwargs, result)
         except (CompressError, ValuesNeeded):
             raise
         except NotFollowed as stop:
-            # what is already coupled stays so, which is safe; the rest of what meets here does not move
+            # labels united before the exception stay united, which is safe; all others that meet here are pinned
             self.pin([args, kwargs], str(stop))
             bare = pytree.tree_map(_unlabelled, result)
             return list(bare) if isinstance(bare, tuple) else bare
-        except Exception as error:  # of our own making: no reason for a channel to stay
+        except Exception as error:  # a fault of the rule, and no reason for a channel to stay
             raise InternalError(
                 f"the rule for the operator `{_short(target)}` fails: {type(error).__name__}: {error}"
             ) from error
 
     def fresh(self, shape: Sequence[int]) -> tuple[Dim, ...]:
-        """New labels along every dimension that is longer than one."""
+        """Return new labels along every dimension that is longer than one."""
         return tuple((self.labels.fresh(n),) if n > 1 else () for n in shape)
 
     def pin(self, value: Any, reason: str) -> None:
-        """Nothing of a value leaves."""
+        """Pin every dimension of a value: none of its positions is removed."""
         for tracked in pytree.tree_leaves(value):
             if isinstance(tracked, Tracked):
                 for dim in tracked.dims:
                     self.labels.pin(dim, reason)
 
     def read(self, argument: int | tuple[int, int], tracked: Tracked, dim: int) -> None:
-        """The operator sums over this dimension of this argument, or of the one at this place of a list."""
+        """Note that the operator sums over this dimension of this argument, or of the one at this place of a list."""
         self.trace.readings.setdefault(self.node, []).append(
             Reading(
                 argument=argument if isinstance(argument, tuple) else (argument,),
@@ -272,14 +287,14 @@ class Tracer:
         )
 
     def look(self, arguments: Sequence[tuple[int, int]], labels: Dim, *, result: int | None = None) -> None:
-        """The operator looks at these positions together."""
+        """Note that the operator looks at these positions together."""
         if labels:
             self.trace.together.setdefault(self.node, []).append(
                 Together(arguments=tuple(arguments), result=result, labels=labels)
             )
 
     def plays(self, tracked: Tracked, dim: int, role: Role) -> None:
-        """A parameter's dimension has a role."""
+        """Note the role of a parameter's dimension; the strongest role counts."""
         if tracked.source is None:
             return
         rank = [Role.CARRIES, Role.NORMALISES, Role.CONSUMES, Role.PRODUCES]
@@ -290,24 +305,26 @@ class Tracer:
                 self.trace.layers.append(tracked.source)
 
     def pointwise(self, values: Sequence[Any], shape: Sequence[int]) -> tuple[Dim, ...]:
-        """Labels of what is computed position by position, with broadcasting: those that meet are one."""
+        """Return the labels of a result that is computed position by position, with broadcasting; labels that meet are
+        united.
+        """
         dims: list[Dim] = []
         operands = [v for v in values if isinstance(v, Tracked)]
         for d in range(-len(shape), 0):
             there = [v.dims[d] for v in operands if v.value.ndim >= -d and v.value.shape[d] == shape[d] > 1]
             for other in there[1:]:
-                self.labels.unify(there[0], other, self.told())
+                self.labels.unify(there[0], other, self.reason())
             dims.append(self.labels.resolve(there[0]) if there else ())
         return tuple(dims)
 
     def bare_norm(self, labels: Dim) -> None:
-        """The operator is a norm without tensors, of these channels."""
+        """Note that the operator is a norm without tensors, of these channels."""
         stack = self.node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
         self.trace.bare.append((path, labels))
 
-    def told(self) -> str:
-        """How this operator is named in reasons."""
+    def reason(self) -> str:
+        """Return the reason for labels that this operator unites with pinned ones."""
         return f"`{_short(self.node.target)}` joins it with what cannot shrink"
 
     def moved(
@@ -320,45 +337,60 @@ class Tracer:
         *,
         favour: int | None = None,
     ) -> list[tuple[tuple[Dim, ...], tuple[frozenset[int], ...]]]:
-        """Labels of the `result` of an operator that moves a value's data: the operator itself, on its positions.
+        """Return the labels of an operator that moves data, by running the operator itself on position numbers.
 
-        `args` and `kwargs` are what it takes beside the value. One entry per result. Where a labelled dimension becomes
-        several, its labels are factored; of the factors the longest stays free (or `favour`), the others are pinned
-        unless they are heads.
+        `args` and `kwargs` are its arguments besides the value. One entry per tensor of `result`. Where a labelled
+        dimension becomes several, its labels are factored: the longest factor (or `favour`) stays free, and the others
+        are pinned unless they are heads.
         """
         rest, named = pytree.tree_map(_raw, (tuple(args), dict(kwargs or {})))
         beside = [v for v in pytree.tree_leaves((rest, named)) if isinstance(v, Tensor)]
-        if any(v.is_meta for v in beside):  # where to is not known
+        if any(v.is_meta for v in beside):  # without values the destinations are unknown
             raise ValuesNeeded
         bare = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-        if self.trace.exported.choices and not any(t.numel() for t in bare):  # with other inputs something may be there
+        if self.trace.exported.choices and not any(t.numel() for t in bare):  # with other inputs it may hold something
             self.pin(x, NOTHING)
-        found: list[list[tuple[int, Ids]]] = [[] for _ in bare]
+        pieces: list[list[tuple[int, Ids]]] = [[] for _ in bare]
         for d, dim in enumerate(x.dims):
-            known = self.labels.resolve(dim)
-            if not known:
+            labels_here = self.labels.resolve(dim)
+            if not labels_here:
                 continue
             key = None if beside else (str(target), repr(rest), repr(named), tuple(x.value.shape), d)
             went = self.patterns.get(key) if key else None
             if went is None:
-                went = _went(x.value.shape, d, lambda places: target(places, *rest, **named))
+                went = _destinations(x.value.shape, d, lambda places: target(places, *rest, **named))
                 if went is None:
                     raise NotFollowed(f"torch cannot run `{_short(target)}` on the numbers of its channels")
                 if key:
                     self.patterns[key] = went
-            for ids in known:
+            for ids in labels_here:
                 labels = np.concatenate([np.zeros(1, dtype=np.int64), ids])
                 for k, places in enumerate(went):
-                    found[k].append((d, labels[places]))
-        return [self._assigned(x, k, tuple(t.shape), found[k], favour) for k, t in enumerate(bare)]
+                    pieces[k].append((d, labels[places]))
+        return [self._assigned(x, k, tuple(t.shape), pieces[k], favour) for k, t in enumerate(bare)]
 
     def _assigned(
-        self, x: Tracked, number: int, shape: tuple[int, ...], found: list[tuple[int, Ids]], favour: int | None
+        self, x: Tracked, number: int, shape: tuple[int, ...], pieces: list[tuple[int, Ids]], favour: int | None
     ) -> tuple[tuple[Dim, ...], tuple[frozenset[int], ...]]:
+        """The labels of each dimension of one result of a moving operator, and the parameter dimensions they come from.
+
+        `pieces`: for each labelled dimension d of `x`, the labels at every position of the result, shape 1 along axes
+        where they do not vary. There are three cases:
+
+        - the labels vary along no axis: single channels were picked, which are pinned;
+        - they vary along one axis, which no other dimension shares: they are that axis's labels;
+        - they vary along several axes (64 channels viewed as `[batch, 4, 16, …]`): the dimension was split. Each axis
+          gets fresh labels, and the old labels are factored into them.
+
+        Of a split's axes one stays free and the others are pinned: free axes would make groups that partition the same
+        positions differently, of which `channels.groups` keeps only one. The free axis is `favour` if it may be, else
+        the longest, which offers the most channels. Axes that are heads (`self.heads`) stay free too, and then the free
+        axis is one behind them, among the features of a head.
+        """
         dims: list[Dim] = [() for _ in shape]
         origin: list[frozenset[int]] = [frozenset() for _ in shape]
         ranges: list[tuple[list[int], Ids]] = []
-        for d, out in found:
+        for d, out in pieces:
             varies = _varies_along(out)
             if not varies and out.any():
                 single = np.unique(out).astype(np.int64)
@@ -392,24 +424,24 @@ class Tracer:
         return tuple(self.labels.resolve(dim) for dim in dims), tuple(origin)
 
 
-def _went(shape: Sequence[int], dim: int, run: Callable[[Tensor], Any]) -> list[Ids] | None:
-    """Where the positions along a dimension went: from 1, and 0 for what came from nowhere. One entry per result.
+def _destinations(shape: Sequence[int], dim: int, run: Callable[[Tensor], Any]) -> list[Ids] | None:
+    """Where the positions along a dimension go: numbers from 1, and 0 for new values. One entry per result.
 
-    Each is as long along an axis as the result where the positions vary along it, and 1 elsewhere. `None` where torch
-    runs the operator on numbers of no kind that is exact.
+    Each entry is as long as the result along axes where the numbers vary, and 1 elsewhere. `None` where torch runs the
+    operator on no number type that is exact.
     """
     places = torch.arange(1, shape[dim] + 1).view([-1 if e == dim else 1 for e in range(len(shape))])
     for kind in NUMBERS:
         try:
             moved = run(places.to(kind).expand(shape).contiguous())
-        except RuntimeError:  # torch has no kernel of the operator for numbers of this kind
+        except RuntimeError:  # torch has no kernel of the operator for this number type
             continue
-        found = []
+        entries = []
         for out in pytree.tree_leaves(moved):
             went = out.numpy().astype(np.int32, copy=False)
             varies = _varies_along(went)
-            found.append(went[tuple(slice(None) if e in varies else slice(1) for e in range(went.ndim))].copy())
-        return found
+            entries.append(went[tuple(slice(None) if e in varies else slice(1) for e in range(went.ndim))].copy())
+        return entries
     return None
 
 
@@ -417,12 +449,12 @@ RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_")
 
 
 def _by_shapes_alone(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What an operator gives, without values. Refused: one that writes into what has values."""
-    for given, wanted in zip(args, target._schema.arguments, strict=False):
-        written = wanted.alias_info is not None and wanted.alias_info.is_write
-        if written and isinstance(given, Tensor) and not given.is_meta:
+    """The operator's output without values. Raises `ValuesNeeded` for one that writes into a tensor with values."""
+    for value, declared in zip(args, target._schema.arguments, strict=False):
+        written = declared.alias_info is not None and declared.alias_info.is_write
+        if written and isinstance(value, Tensor) and not value.is_meta:
             raise ValuesNeeded
-    if str(target).startswith(RECURRENT):  # without values torch takes it apart, step by step: slower than running it
+    if str(target).startswith(RECURRENT):  # without values torch decomposes it step by step, slower than running it
         args, kwargs = pytree.tree_map(_zeros, (args, kwargs))
         return pytree.tree_map(_without_values, target(*args, **kwargs))
     args, kwargs = pytree.tree_map(_without_values, (args, kwargs))
@@ -443,35 +475,36 @@ def _varies_along(out: Ids) -> list[int]:
     """The axes along which a tensor of labels is not constant."""
     long = [e for e, n in enumerate(out.shape) if n > 1 and out.size]
     middle = [slice(n // 2, n // 2 + 1) for n in out.shape]
-    found = []
-    for e in long:  # a line through the middle shows most of them
+    axes = []
+    for e in long:  # a line through the middle shows most of these axes
         line = out[tuple(slice(None) if axis == e else at for axis, at in enumerate(middle))]
         if (line != line.flat[0]).any():
-            found.append(e)
-    if not long or (out == out[tuple(slice(None) if axis in found else at for axis, at in enumerate(middle))]).all():
-        return found
+            axes.append(e)
+    if not long or (out == out[tuple(slice(None) if axis in axes else at for axis, at in enumerate(middle))]).all():
+        return axes
     firsts = [(slice(None),) * e + (slice(1),) for e in long]
     return [e for e, first in zip(long, firsts, strict=True) if bool((out != out[first]).any())]
 
 
 def _along(out: Ids, axes: Sequence[int]) -> Ids:
-    """A tensor of labels, at the first position of all other axes: flat."""
+    """The labels along `axes`, at the first position of all other axes, flattened."""
     index = tuple(slice(None) if e in axes else 0 for e in range(out.ndim))
     return np.ascontiguousarray(out[index], dtype=np.int64).reshape(-1)
 
 
 def _components(sets: list[set[int]]) -> list[set[int]]:
-    found: list[set[int]] = []
+    """Merge sets that overlap."""
+    merged: list[set[int]] = []
     for one in sets:
         joined = set(one)
         rest = []
-        for other in found:
+        for other in merged:
             if joined & other:
                 joined |= other
             else:
                 rest.append(other)
-        found = [*rest, joined]
-    return found
+        merged = [*rest, joined]
+    return merged
 
 
 def _unlabelled(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from compressor.channels.agreement import traced_program
 from compressor.channels.labels import Bools, Dim, Labels
-from compressor.channels.silenced import left
+from compressor.channels.silenced import survivors_of
 from compressor.channels.tracing import Trace
 from compressor.errors import SurgeryError
 from compressor.graph.exported_program import read_program
@@ -112,7 +112,7 @@ class _Mending:
         if node.name in graph.tensors or node.name in graph.constants:
             tensor = graph.tensors[node.name][1] if node.name in graph.tensors else graph.constants[node.name]
             for d, dim in enumerate(self.trace.values[node]):
-                mask = left(self.trace.labels, dim, self.gone)
+                mask = survivors_of(self.trace.labels, dim, self.gone)
                 if mask is not None:
                     tensor = tensor.index_select(d, mask.nonzero().flatten())
             name = node.name.replace(".", "_")
@@ -150,7 +150,7 @@ class _Mending:
 
     def _mask(self, dim: Dim) -> Tensor | None:
         if id(dim) not in self.masks:  # the trace holds every `Dim` for as long as this lives
-            self.masks[id(dim)] = left(self.trace.labels, dim, self.gone)
+            self.masks[id(dim)] = survivors_of(self.trace.labels, dim, self.gone)
         return self.masks[id(dim)]
 
     def _width(self, dim: Dim, dense: int | None) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.channels.groups import Traced
-from compressor.channels.silenced import said, silenced_outputs, whole_layers
+from compressor.channels.silenced import silenced_outputs, small_outputs, whole_layers
 from compressor.channels.tracing import Trace
 from compressor.errors import InternalError, SurgeryError
 from compressor.graph.input_spec import random_like
@@ -209,7 +209,7 @@ def _answers(small: nn.Module, reference: Reference, *, watched: TypesSeen | Non
     twin = copy_in_precision(small, reference.dtype).eval()
     with watched or contextlib.nullcontext():
         try:
-            return said(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
+            return small_outputs(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
         except Exception as error:  # a forward pass raises whatever its code raises
             raise not_running(small) from error
 

@@ -74,7 +74,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Exported], None], str]] = {
     "another operator": (_another_operator, "layer `b`"),
     "a frozen value": (_frozen, "differ"),
     "another weight": (_another_weight, "layer `a`"),
-    "another shape": (_another_number, "where the network runs, it does not"),
+    "another shape": (_another_number, "the network runs, but the program raises"),
     "a thousandth more": (_slightly_more, "output 0"),
 }
 

@@ -41,7 +41,7 @@ def test_it_is_followed_and_its_small_network_stands_alone(name: str) -> None:
         for parameter in small.parameters():
             parameter.zero_()
     assert torch.equal(outputs_of(again, [inputs])[0], before)
-    assert not outputs_of(small, [inputs])[0].any()  # and all that it says hangs on its own
+    assert not outputs_of(small, [inputs])[0].any()  # and all its outputs depend on its own
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

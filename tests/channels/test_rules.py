@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.channels.groups import Traced, trace
 from compressor.channels.rules import RULES
 from compressor.channels.silenced import silenced_outputs
-from compressor.channels.tracing import _went
+from compressor.channels.tracing import _destinations
 from compressor.errors import InternalError
 from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.plan import gone_labels
@@ -263,7 +263,7 @@ def test_positions_are_numbers_that_torch_has_a_kernel_for() -> None:
         places.append(numbers.dtype)
         return torch.ops.aten.im2col(numbers, [1, 2], [1, 1], [0, 0], [1, 1])
 
-    went = _went((1, 3, 1, 2), 1, run)
+    went = _destinations((1, 3, 1, 2), 1, run)
     assert went is not None
     assert places[-1] is torch.float64
     assert went[0].ravel().tolist() == [1, 1, 2, 2, 3, 3]

@@ -158,7 +158,7 @@ def test_shapes_alone_say_what_values_say(name: str, monkeypatch: pytest.MonkeyP
 
 
 class Sorting(nn.Module):
-    """Takes positions in an order that hangs on values, which it computes or writes into a constant."""
+    """Takes positions in an order that depends on values, which it computes or writes into a constant."""
 
     def __init__(self, *, writes: bool) -> None:
         super().__init__()

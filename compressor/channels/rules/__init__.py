@@ -1,19 +1,19 @@
 """What each kind of operator does to labels (`channels.tracing`).
 
-    along       a dimension is sorted, summed up or transformed: it stays, the others go on
-    matrices    whole matrices are inverted or solved: they stay, the batches go on
-    moving      data is moved: the operator itself is run on the labels
-    norms       what left must not be seen, and parameters of each channel leave with it
-    placed      what is read or written at places stays there, the others go on
-    pointwise   what meets position by position is one
-    products    what is summed over is one, and is read; the rest goes on
-    recurrent   units are one through gates, layers and directions
+    along       a dimension is sorted, accumulated or transformed: it stays, the others pass on
+    matrices    whole matrices are inverted or solved: they stay, the batches pass on
+    moving      data is moved: the operator itself runs on the labels
+    norms       removed channels must not be seen, and the parameters of each channel leave with it
+    placed      the dimension that is read or written by index stays, the others pass on
+    pointwise   labels that meet position by position are united
+    products    labels of a summed dimension are united, and it is a reading; the rest passes on
+    recurrent   units are the same through gates, layers and directions
     sliding     windows over the image become channels, and channels windows
-    together    means, maxima, soft-maxima: what left must not be seen
-    stated      what stays for a reason that is written down
-    unknown     anything else pins what reaches it
+    together    means, maxima, softmaxes: removed channels must not be seen
+    stated      channels stay, for a reason that is written here
+    unknown     any other operator pins what reaches it
 
-Rules are about operators, never about architectures.
+Rules describe operators, never architectures.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {name: rule for kind in KINDS for name, rule in kind.RU
 
 
 def rule_of(target: Any) -> Rule:
-    """The rule for an operator; what no rule knows pins what reaches it."""
+    """Return the rule for an operator; `unknown`, which pins what reaches it, if there is none."""
     name = name_of(target)
     if name in RULES:
         return RULES[name]
@@ -58,10 +58,11 @@ def rule_of(target: Any) -> Rule:
 
 
 def is_known(target: Any) -> bool:
-    """Whether there is a rule for an operator, or a reason why its channels stay."""
+    """True if there is a rule for an operator, or a stated reason why its channels stay."""
     return rule_of(target) is not unknown
 
 
 def _is_view(target: Any) -> bool:
+    """True if a result shares an argument's memory without writing to it."""
     schema = getattr(target, "_schema", None)
     return schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)

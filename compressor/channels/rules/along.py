@@ -18,21 +18,22 @@ ALONG = {
 FOURIER = {f"fft_{kind}{n}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft") for n in ("", "2", "n")}
 
 
-def over(given: dict[str, Any], ndim: int) -> list[int]:
-    """The dimensions that an operator's `dim` names; all where it names none."""
-    dims = given.get("dim")
+def over(named: dict[str, Any], ndim: int) -> list[int]:
+    """Return the dimensions that an operator's `dim` names; all where it names none."""
+    dims = named.get("dim")
     if dims is None or dims == []:
-        sizes = given.get("s")  # of a transform: that of the last dimensions
+        sizes = named.get("s")  # a transform's sizes, of the last dimensions
         return list(range(ndim - len(sizes), ndim)) if sizes else list(range(ndim))
     return [d % max(1, ndim) for d in ([dims] if isinstance(dims, int) else dims)]
 
 
 def _along(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    given = bound(target, args, kwargs)
+    """The dimensions that the operator runs along are pinned; a result keeps the others, with or without these."""
+    named = bound(target, args, kwargs)
     x = args[0]
-    if name_of(target) == "median" and "dim" not in given:
-        given["dim"] = None
-    dims = over(given, x.value.ndim) if name_of(target) != "renorm" else list(range(x.value.ndim))
+    if name_of(target) == "median" and "dim" not in named:
+        named["dim"] = None
+    dims = over(named, x.value.ndim) if name_of(target) != "renorm" else list(range(x.value.ndim))
     for d in dims:
         t.labels.pin(x.dims[d], f"`{name_of(target)}` runs along it")
     whole: list[Dim] = [() if d in dims else x.dims[d] for d in range(x.value.ndim)]
@@ -41,29 +42,32 @@ def _along(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], resu
 
 
 def _cross(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    given = bound(target, args, kwargs)
-    dim = given["dim"]
+    """The dimension of three is pinned; the others meet position by position."""
+    named = bound(target, args, kwargs)
+    dim = named["dim"]
     if dim is None:
-        raise NotFollowed("`cross` looks for a dimension of three, which need not be the same in a smaller network")
-    for x in (given["self"], given["other"]):
+        raise NotFollowed("`cross` searches a dimension of three, which can be another one in a smaller network")
+    for x in (named["self"], named["other"]):
         t.labels.pin(x.dims[dim], f"`{name_of(target)}` runs along it")
-    return new(result, t.pointwise([given["self"], given["other"]], result.shape))
+    return new(result, t.pointwise([named["self"], named["other"]], result.shape))
 
 
 def _diagonal(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    given = bound(target, args, kwargs)
-    x = given["self"]
-    two = {given["dim1"] % x.value.ndim, given["dim2"] % x.value.ndim}
+    """Both dimensions of the diagonal are pinned; the diagonal itself has no labels."""
+    named = bound(target, args, kwargs)
+    x = named["self"]
+    two = {named["dim1"] % x.value.ndim, named["dim2"] % x.value.ndim}
     for d in two:
         t.labels.pin(x.dims[d], "a diagonal runs along it")
     return new(result, [*(x.dims[d] for d in range(x.value.ndim) if d not in two), ()])
 
 
 def _triangle(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """The last two dimensions are pinned."""
     del kwargs
     x: Tracked = args[0]
     for d in (-1, -2):
-        t.labels.pin(x.dims[d], f"`{name_of(target)}` tells its positions apart by their numbers")
+        t.labels.pin(x.dims[d], f"`{name_of(target)}` distinguishes its positions by their numbers")
     return new(result, [*x.dims[:-2], (), ()])
 
 

@@ -1,4 +1,4 @@
-"""A dimension seen as groups times what each of them has."""
+"""A dimension viewed as groups times the positions of each group."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from compressor.channels.tracing import Tracer, Tracked
 
 
 def split_groups(t: Tracer, x: Tracked, dim: int, groups: int) -> tuple[Dim, Dim]:
-    """A dimension seen as groups times what each has: labels of both; both are units."""
+    """Return the labels of both factors: groups, and positions within a group; both may be removed as units."""
     if groups == 1:
         return (), x.dims[dim]
     length = x.value.shape[dim]
     each = length // groups
-    known = t.labels.resolve(x.dims[dim])
-    if not known:
+    labels = t.labels.resolve(x.dims[dim])
+    if not labels:
         return (), ()
     if each == 1:
-        return known, ()
+        return labels, ()
     outer, inner = t.labels.fresh(groups), t.labels.fresh(each)
-    t.labels.unify(known, (np.repeat(outer, each), np.tile(inner, groups)), "a grouped convolution divides it")
+    t.labels.unify(labels, (np.repeat(outer, each), np.tile(inner, groups)), "a grouped convolution divides it")
     return t.labels.resolve((outer,)), t.labels.resolve((inner,))

@@ -1,4 +1,4 @@
-"""Operators on whole matrices, as an inverse is: the last two dimensions stay, what comes before passes on."""
+"""Operators on whole matrices, such as an inverse: the last two dimensions stay, the leading ones pass on."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ MATRICES = {
 
 
 def _matrices(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """The last two dimensions are pinned; the leading ones meet position by position."""
     values = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tracked)]
     reason = f"`{name_of(target)}` works on whole matrices"
     if any(v.value.ndim < 2 for v in values):

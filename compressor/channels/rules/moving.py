@@ -1,4 +1,4 @@
-"""Operators that move data: they are run on the labels themselves, but for what they put in, and what slides over."""
+"""Operators that move data: they run on the labels themselves; and padding, pooling and sampling."""
 
 from __future__ import annotations
 
@@ -29,40 +29,41 @@ SPATIAL += ["max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d_wi
 
 
 def _creation(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
+    """A new tensor has labels of its own."""
     del target, args, kwargs
     return results(result, lambda v: t.fresh(v.shape))
 
 
 def movement(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """What moves data is run on the labels."""
+    """Run an operator that moves data on the labels."""
     x, name = args[0], name_of(target)
     if not isinstance(x, Tracked):
         raise NotFollowed(f"`{name}` takes several tensors at once")
     if name == "view" and isinstance(args[1], torch.dtype):
         return _reinterpreted(t, x, result)
-    given = bound(target, args, kwargs)
+    named = bound(target, args, kwargs)
     if name in ("roll", "index_select", "rot90", "repeat_interleave"):
-        _pin_dims(t, x, given.get("dims", given.get("dim")), f"`{name}` picks positions")
+        _pin_dims(t, x, named.get("dims", named.get("dim")), f"`{name}` picks positions")
     favour = x.value.ndim - 3 if name == "pixel_shuffle" else None
     moved = t.moved(x, result, target, args[1:], kwargs, favour=favour)
-    found = [
+    tracked = [
         Tracked(value, dims, x.source, origin if x.source else ())
         for value, (dims, origin) in zip(pytree.tree_leaves(result), moved, strict=True)
     ]
     if name in ("repeat", "tile"):
-        found[0].dims = _repeated(t, x, result, found[0].dims)
-    return found[0] if isinstance(result, Tensor) else found
+        tracked[0].dims = _repeated(t, x, result, tracked[0].dims)
+    return tracked[0] if isinstance(result, Tensor) else tracked
 
 
 def _reinterpreted(t: Tracer, x: Tracked, result: Tensor) -> Tracked:
-    """Memory read as numbers of another type: position by position where both are as wide."""
+    """Memory read as numbers of another type: position by position if both types have the same width."""
     if result.dtype.itemsize != x.value.dtype.itemsize:
         raise NotFollowed("its memory is read as numbers of another width")
     return new(result, [t.labels.resolve(d) for d in x.dims])
 
 
 def _complex(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    """Real and imaginary part side by side in a last dimension, and back."""
+    """Real and imaginary part become a last dimension of two, or the other way round."""
     del kwargs
     x = args[0]
     if name_of(target) == "view_as_real":
@@ -72,18 +73,20 @@ def _complex(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], re
 
 
 def _repeated(t: Tracer, x: Tracked, result: Tensor, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """A single position that is repeated may be repeated less often."""
+    """A repeated single position gets fresh labels: it may be repeated less often."""
     before = (1,) * (result.ndim - x.value.ndim) + tuple(x.value.shape)
     fresh = t.fresh(result.shape)
     return tuple(f if b == 1 < n else d for b, n, d, f in zip(before, result.shape, dims, fresh, strict=True))
 
 
 def _pin_dims(t: Tracer, x: Tracked, dims: Any, reason: str) -> None:
+    """Pin the dimensions that an argument names; all where it names none."""
     for d in range(x.value.ndim) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims):
         t.labels.pin(x.dims[d], reason)
 
 
 def _expand(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Expanded dimensions get fresh labels; the others keep theirs."""
     del target, kwargs
     x = args[0]
     more = result.ndim - x.value.ndim
@@ -91,13 +94,14 @@ def _expand(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], res
     dims = [
         x.dims[d - more] if d >= more and x.value.shape[d - more] == n else fresh[d] for d, n in enumerate(result.shape)
     ]
-    if len(args) > 1 and isinstance(args[1], Tracked):  # `expand_as`: as wide as that one
+    if len(args) > 1 and isinstance(args[1], Tracked):  # `expand_as`: as wide as the second argument
         for own, other in zip(dims, args[1].dims, strict=True):
-            t.labels.unify(own, other, t.told())
+            t.labels.unify(own, other, t.reason())
     return new(result, dims)
 
 
 def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Indexed dimensions are pinned; the operator runs on the labels of the others."""
     del kwargs
     x, indices = args[0], args[1]
     for d, index in enumerate(indices):
@@ -106,13 +110,15 @@ def _index(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], resu
     t.pin(indices, "it is an index")
     chosen = [None if i is None else raw(i) for i in indices]
     if any(i is not None and i.dtype is torch.bool for i in chosen):
-        raise NotFollowed("how many positions are picked hangs on values")
+        raise NotFollowed("how many positions are picked depends on values")
     ((dims, origin),) = t.moved(x, result, target, (chosen,))
     return Tracked(result, dims, x.source, origin if x.source else ())
 
 
 def _index_put(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    """Values written into the leading positions that the indices name; what comes behind meets what was there."""
+    """Values are written at the leading positions that the indices name; the dimensions behind meet position by
+    position.
+    """
     del target, kwargs
     x, indices, values = args[0], list(args[1]), args[2]
     if any(i is None for i in indices) or not isinstance(values, Tracked):
@@ -126,25 +132,26 @@ def _index_put(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
         t.labels.pin(values.dims[d], "`index_put` picks positions")
     for d in range(1, min(behind, values.value.ndim) + 1):
         if values.value.shape[-d] > 1:
-            t.labels.unify(x.dims[-d], values.dims[-d], t.told())
+            t.labels.unify(x.dims[-d], values.dims[-d], t.reason())
     return new(result, [() if d < over else t.labels.resolve(x.dims[d]) for d in range(x.value.ndim)])
 
 
 def _pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    given = bound(target, args, kwargs)
-    x, amounts = given["self"], list(given["pad"])
-    constant = given.get("mode", "constant") == "constant"
+    """Zero padding adds fresh labels at both ends; other padding copies channels, which are pinned."""
+    named = bound(target, args, kwargs)
+    x, amounts = named["self"], list(named["pad"])
+    constant = named.get("mode", "constant") == "constant"
     dims = list(x.dims)
     for k in range(len(amounts) // 2):
         d, before, after = x.value.ndim - 1 - k, amounts[2 * k], amounts[2 * k + 1]
-        known = t.labels.resolve(dims[d])
-        if not known or (before == 0 and after == 0):
+        labels = t.labels.resolve(dims[d])
+        if not labels or (before == 0 and after == 0):
             continue
         if not constant:
-            t.labels.pin(known, f"`{name_of(target)}` repeats its channels")
+            t.labels.pin(labels, f"`{name_of(target)}` repeats its channels")
             dims[d] = ()
             continue
-        cut = [ids[max(0, -before) : len(ids) - max(0, -after)] for ids in known]
+        cut = [ids[max(0, -before) : len(ids) - max(0, -after)] for ids in labels]
         left, right = t.labels.fresh(max(0, before)), t.labels.fresh(max(0, after))
         zeros = np.zeros_like
         padded = [np.concatenate([zeros(left), ids, zeros(right)]) for ids in cut]
@@ -154,6 +161,7 @@ def _pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result
 
 
 def _other_pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Padded dimensions are pinned: their channels are copied."""
     x = args[0]
     for d in range(x.value.ndim):
         if x.value.shape[d] != result.shape[d]:
@@ -163,30 +171,32 @@ def _other_pad(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
 
 
 def _cat(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    given = bound(target, args, kwargs)
-    parts = [p for p in given["tensors"] if isinstance(p, Tracked) and p.value.ndim == result.ndim]
-    d = given["dim"] % result.ndim
+    """Labels are concatenated along the dimension; the other dimensions meet position by position."""
+    named = bound(target, args, kwargs)
+    parts = [p for p in named["tensors"] if isinstance(p, Tracked) and p.value.ndim == result.ndim]
+    d = named["dim"] % result.ndim
     others = t.pointwise(
         [p for p in parts if p.value.numel()], [1 if e == d else n for e, n in enumerate(result.shape)]
     )
-    known = [t.labels.resolve(p.dims[d]) for p in parts]
+    labels = [t.labels.resolve(p.dims[d]) for p in parts]
     bare = [np.zeros(p.value.shape[d], dtype=np.int64) for p in parts]
     joined = tuple(
-        np.concatenate([dim[k] if k < len(dim) else zeros for dim, zeros in zip(known, bare, strict=True)])
-        for k in range(max(map(len, known), default=0))
+        np.concatenate([dim[k] if k < len(dim) else zeros for dim, zeros in zip(labels, bare, strict=True)])
+        for k in range(max(map(len, labels), default=0))
     )
     return new(result, [joined if e == d else x for e, x in enumerate(others)])
 
 
 def _stack(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    given = bound(target, args, kwargs)
-    d = given["dim"] % result.ndim
-    inner = t.pointwise(given["tensors"], [n for e, n in enumerate(result.shape) if e != d])
+    """Labels meet position by position; the new dimension has none."""
+    named = bound(target, args, kwargs)
+    d = named["dim"] % result.ndim
+    inner = t.pointwise(named["tensors"], [n for e, n in enumerate(result.shape) if e != d])
     return new(result, [*inner[:d], (), *inner[d:]])
 
 
 def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """Pooling and resizing: the trailing dimensions change, the leading ones stay."""
+    """Pooling and resizing change the trailing dimensions; the leading ones pass on."""
     del kwargs
     x = args[0]
     leading = x.value.ndim - next(int(c) for c in name_of(target) if c.isdigit())  # `max_pool2d` runs over two
@@ -197,12 +207,12 @@ def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
         if window is None or not x.dims[d] or length % window:
             t.labels.pin(x.dims[d], f"`{name_of(target)}` runs over it")
             continue
-        pooled[d] = (t.labels.fresh(length // window),)  # those of a window leave together
-        t.labels.unify(x.dims[d], tuple(np.repeat(ids, window) for ids in pooled[d]), t.told())
+        pooled[d] = (t.labels.fresh(length // window),)  # a window's positions are removed together
+        t.labels.unify(x.dims[d], tuple(np.repeat(ids, window) for ids in pooled[d]), t.reason())
     others = [a for a in args[1:] if isinstance(a, Tracked) and a.value.ndim == x.value.ndim]
-    for other in others:  # `max_unpool` has indices beside
+    for other in others:  # `max_unpool` also reads indices
         for d in range(leading):
-            t.labels.unify(x.dims[d], other.dims[d], t.told())
+            t.labels.unify(x.dims[d], other.dims[d], t.reason())
     return results(
         result,
         lambda v: [x.dims[d] if d < leading else t.labels.resolve(pooled.get(d, ())) for d in range(v.ndim)],
@@ -210,23 +220,24 @@ def _over_space(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
 
 
 def _window(target: Any, args: list[Any], k: int) -> int | None:
-    """How long the pooling's windows are in its `k`-th dimension, where they stand side by side; else `None`."""
+    """The length of the pooling's windows in its `k`-th dimension, if they stand side by side; else `None`."""
     name = name_of(target)
     if not name.startswith(("max_pool", "avg_pool")):
         return None
-    given = bound(target, args, {})
+    named = bound(target, args, {})
 
     def at(numbers: Any) -> int:
         return int(numbers if isinstance(numbers, int) else numbers[k if len(numbers) > 1 else 0])
 
-    window, stride = at(given["kernel_size"]), at(given["stride"] or given["kernel_size"])
-    side_by_side = window == stride and not at(given["padding"]) and at(given.get("dilation", 1)) == 1
-    return window if side_by_side and not given.get("ceil_mode", False) else None
+    window, stride = at(named["kernel_size"]), at(named["stride"] or named["kernel_size"])
+    side_by_side = window == stride and not at(named["padding"]) and at(named.get("dilation", 1)) == 1
+    return window if side_by_side and not named.get("ceil_mode", False) else None
 
 
 def _grid_sampler(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Batch and channels pass on; sampled dimensions are pinned."""
     del target, kwargs
-    t.pin(args[1], "it says where to sample")
+    t.pin(args[1], "it decides where to sample")
     x = args[0]
     for d in range(2, x.value.ndim):
         t.labels.pin(x.dims[d], "it is sampled over")
@@ -234,8 +245,9 @@ def _grid_sampler(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any
 
 
 def _roi_align(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
+    """Channels pass on."""
     del target, kwargs
-    t.pin(args[1], "it says where to sample")
+    t.pin(args[1], "it decides where to sample")
     return new(result, [(), args[0].dims[1], (), ()])
 
 

@@ -1,4 +1,4 @@
-"""Norms, under all their names: what left must not be seen, and parameters for each channel leave with it."""
+"""Norms, under all their names: removed channels must not be seen, and the parameters of each channel leave with it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _per_channel(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
     at = 1 if x.value.ndim > 1 else 0
     for other in pytree.tree_leaves((args[1:], kwargs)):
         if isinstance(other, Tracked) and other.value.ndim == 1 and len(other.value) > 1:
-            t.labels.unify(x.dims[at], other.dims[0], t.told())
+            t.labels.unify(x.dims[at], other.dims[0], t.reason())
     if not any(isinstance(v, Tracked) and v.value.ndim == 1 for v in pytree.tree_leaves((args[1:], kwargs))):
         t.bare_norm(x.dims[at])
     still = name_of(target) in ("prelu", "_native_batch_norm_legit_no_training", "_batch_norm_no_update")
-    if not still and bound(target, args, kwargs).get("training", True):  # over what is there
+    if not still and bound(target, args, kwargs).get("training", True):  # statistics of the batch itself
         for d in range(x.value.ndim):
             if d > at or (d < at and name_of(target) in BATCH):
                 t.look([(0, d)], t.labels.resolve(x.dims[d]), result=d)
@@ -36,49 +36,51 @@ def _per_channel(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
 
 
 def of_the_same_tensor(t: Tracer, x: Tracked, result: Any) -> Any:
-    """A norm's results: what has the value's shape has its labels, and comes from the same parameter if it is one."""
-    known = tuple(t.labels.resolve(d) for d in x.dims)
-    found = results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
-    for one in [found] if isinstance(found, Tracked) else found:
+    """Return a norm's results: one of the value's shape has its labels, and comes from the same parameter."""
+    labels = tuple(t.labels.resolve(d) for d in x.dims)
+    tracked = results(result, lambda v: labels if v.shape == x.value.shape else ((),) * v.ndim)
+    for one in [tracked] if isinstance(tracked, Tracked) else tracked:
         if isinstance(one, Tracked) and one.value.shape == x.value.shape:
             one.source, one.origin = x.source, x.origin
-    return found
+    return tracked
 
 
 def _numbers(target: Any, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Arguments of these names that the operator has, each with its number."""
+    """The arguments of these names that the operator has, each with its number."""
     return [(i, a.name) for i, a in enumerate(target._schema.arguments) if a.name in names]
 
 
 def _layer_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    given = bound(target, args, kwargs)
-    x = given["input"]
-    count = len(given["normalized_shape"])
+    """The norm looks at its dimensions together; their weight and bias leave with them."""
+    named = bound(target, args, kwargs)
+    x = named["input"]
+    count = len(named["normalized_shape"])
     for k in range(1, count + 1):
         affected = [(0, x.value.ndim - k)]
         for number, name in _numbers(target, ("weight", "bias")):
-            parameter = given.get(name)
+            parameter = named.get(name)
             if isinstance(parameter, Tracked):
-                t.labels.unify(x.dims[-k], parameter.dims[-k], t.told())
+                t.labels.unify(x.dims[-k], parameter.dims[-k], t.reason())
                 t.plays(parameter, parameter.value.ndim - k, Role.NORMALISES)
                 affected.append((number, parameter.value.ndim - k))
         t.look(affected, x.dims[-k], result=x.value.ndim - k)
         if len(affected) == 1:
             t.bare_norm(x.dims[-k])
     leading = [t.labels.resolve(d) for d in x.dims[:-count]]
-    known: list[Dim] = [t.labels.resolve(d) for d in x.dims]
-    return results(result, lambda v: known if v.shape == x.value.shape else [*leading, *((),) * count][: v.ndim])
+    labels: list[Dim] = [t.labels.resolve(d) for d in x.dims]
+    return results(result, lambda v: labels if v.shape == x.value.shape else [*leading, *((),) * count][: v.ndim])
 
 
 def _group_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    given = bound(target, args, kwargs)
-    x, groups = given["input"], given["group" if "group" in given else "num_groups"]
+    """The norm looks at the channels together, unless each is a group; labels of the groups are pinned."""
+    named = bound(target, args, kwargs)
+    x, groups = named["input"], named["group" if "group" in named else "num_groups"]
     channels = x.value.shape[1]
     affected = [(0, 1)]
     for number, name in _numbers(target, ("weight", "bias")):
-        if isinstance(given[name], Tracked):
-            t.labels.unify(x.dims[1], given[name].dims[0], t.told())
-            t.plays(given[name], 0, Role.NORMALISES)
+        if isinstance(named[name], Tracked):
+            t.labels.unify(x.dims[1], named[name].dims[0], t.reason())
+            t.plays(named[name], 0, Role.NORMALISES)
             affected.append((number, 0))
     if 1 < groups < channels:
         outer, _ = split_groups(t, x, 1, groups)
@@ -87,15 +89,17 @@ def _group_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any],
         t.look(affected, t.labels.resolve(x.dims[1]), result=1)
     if len(affected) == 1:
         t.bare_norm(x.dims[1])
-    known = [t.labels.resolve(d) for d in x.dims]
-    return results(result, lambda v: known if v.shape == x.value.shape else ((),) * v.ndim)
+    labels = [t.labels.resolve(d) for d in x.dims]
+    return results(result, lambda v: labels if v.shape == x.value.shape else ((),) * v.ndim)
 
 
 def _weight_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """A weight as length times direction, one by one along `dim`; what the length is taken over stays."""
-    given = bound(target, args, kwargs)
-    v, g, dim = given["v"], given["g"], given["dim"]
-    t.labels.unify(v.dims[dim], g.dims[dim], t.told())
+    """A weight as length times direction, for each position of `dim`; the dimensions that the length sums over are
+    pinned.
+    """
+    named = bound(target, args, kwargs)
+    v, g, dim = named["v"], named["g"], named["dim"]
+    t.labels.unify(v.dims[dim], g.dims[dim], t.reason())
     for d in range(v.value.ndim):
         if d != dim % v.value.ndim:
             t.labels.pin(v.dims[d], "a weight norm is taken over it")
@@ -103,13 +107,13 @@ def _weight_norm(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any]
 
 
 def _fake_quantise(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """Rounded as an integer would be: each channel by itself, with a scale of its own where there are several."""
-    given = bound(target, args, kwargs)
+    """Fake quantisation: position by position, with a scale for each channel where there are several."""
+    named = bound(target, args, kwargs)
     x = args[0]
     for name in ("scale", "zero_point"):
-        other = given.get(name)
+        other = named.get(name)
         if isinstance(other, Tracked) and other.value.ndim and len(other.value) > 1:
-            t.labels.unify(x.dims[given["axis"]], other.dims[0], t.told())
+            t.labels.unify(x.dims[named["axis"]], other.dims[0], t.reason())
     return of_the_same_tensor(t, x, result)
 
 

@@ -1,4 +1,4 @@
-"""Operators that work position by position, with broadcasting: what meets is one."""
+"""Operators that work position by position, with broadcasting: labels that meet are united."""
 
 from __future__ import annotations
 
@@ -21,21 +21,28 @@ POINTWISE = {
     "randint_like", "clone", "frexp", "log_sigmoid_forward",
 }  # fmt: skip
 
-ONE = {"fill", "type_as", "zeros_like", "ones_like", "full_like", "empty_like"}  # the rest says what, not where
+ONE = {
+    "fill",
+    "type_as",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+}  # their other arguments hold values or types, not positions
 
 
 def pointwise(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """What meets position by position is one."""
+    """Unite labels that meet position by position."""
     operands = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tracked)]
     if name_of(target) in ONE:
         operands = operands[:1]
     shaped = result if isinstance(result, Tensor) else next(v for v in result if isinstance(v, Tensor))
     dims = t.pointwise(operands, shaped.shape)
-    found = results(result, lambda v: dims if v.shape == shaped.shape else ((),) * v.ndim)
+    tracked = results(result, lambda v: dims if v.shape == shaped.shape else ((),) * v.ndim)
     wide = [v for v in operands if v.value.ndim]
-    if len(wide) == 1 and wide[0].value.shape == shaped.shape and isinstance(found, Tracked):
-        found.source, found.origin = wide[0].source, wide[0].origin  # a parameter, scaled, is still that one
-    return found
+    if len(wide) == 1 and wide[0].value.shape == shaped.shape and isinstance(tracked, Tracked):
+        tracked.source, tracked.origin = wide[0].source, wide[0].origin  # a scaled parameter is still that parameter
+    return tracked
 
 
 RULES: dict[str, Rule] = dict.fromkeys(POINTWISE, pointwise)

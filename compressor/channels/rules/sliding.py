@@ -16,21 +16,21 @@ from compressor.channels.tracing import Rule, Tracer
 
 def _unfolded(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
     """`[.., channels, height, width]` to `[.., channels x places in a window, windows]`."""
-    given = bound(target, args, kwargs)
-    x = given["self"]
+    named = bound(target, args, kwargs)
+    x = named["self"]
     for d in (-1, -2):
         t.labels.pin(x.dims[d], "windows slide over it")
-    places = math.prod(given["kernel_size"])
-    made = tuple(np.repeat(ids, places) for ids in t.labels.resolve(x.dims[-3]))
-    return new(result, [*x.dims[:-3], made, ()])
+    places = math.prod(named["kernel_size"])
+    labels = tuple(np.repeat(ids, places) for ids in t.labels.resolve(x.dims[-3]))
+    return new(result, [*x.dims[:-3], labels, ()])
 
 
 def _folded(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    """The way back; what overlaps is summed up."""
-    given = bound(target, args, kwargs)
-    x = given["self"]
+    """The inverse of unfolding; overlapping windows are added."""
+    named = bound(target, args, kwargs)
+    x = named["self"]
     t.labels.pin(x.dims[-1], "windows slide over it")
-    places = math.prod(given["kernel_size"])
+    places = math.prod(named["kernel_size"])
     channels: Dim = x.dims[-2]
     if places > 1:
         channels, within = split_groups(t, x, x.value.ndim - 2, x.value.shape[-2] // places)

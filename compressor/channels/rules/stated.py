@@ -7,13 +7,13 @@ from typing import Any
 from compressor.channels.tracing import NotFollowed, Rule, Tracer
 from compressor.graph.operators import name_of
 
-BY_VALUES = "which positions `{}` gives, and how many, hangs on values"
-GRADIENTS = "`{}` computes a gradient, which is no part of a network that only runs"
+BY_VALUES = "which positions `{}` returns, and how many, depends on values"
+GRADIENTS = "`{}` computes a gradient, which inference does not need"
 MEMORY = "`{}` reads memory by its strides, whatever lies there"
 FUSED = "`{}` is a whole layer in one operator, whose projections cannot be seen"
-WATCHES = "`{}` changes what it has observed whenever it runs"
+WATCHES = "`{}` updates its statistics whenever it runs"
 COUNTED = "`{}` counts its positions through"
-DRAWS = "`{}` draws by what all its positions hold"
+DRAWS = "`{}` draws by the values of all its positions"
 
 STATED: dict[str, str] = {
     **dict.fromkeys(("nonzero", "nonzero_static", "argwhere", "masked_select", "_unique", "_unique2", "unique_dim",
@@ -28,7 +28,7 @@ STATED: dict[str, str] = {
 
 
 def stated_reason(target: Any) -> str | None:
-    """Why the operator's channels stay; `None` where no reason is written down."""
+    """Return why the operator's channels stay; `None` where no reason is written here."""
     name = name_of(target)
     if name.endswith("_backward") or "_backward_" in name:
         return GRADIENTS.format(name)
@@ -37,7 +37,7 @@ def stated_reason(target: Any) -> str | None:
 
 
 def stated(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    """What the operator gets stays, for the reason that is written down."""
+    """Pin what reaches the operator, for the stated reason."""
     del t, args, kwargs, result
     raise NotFollowed(stated_reason(target) or "")
 

@@ -1,4 +1,4 @@
-"""Means, maxima and soft-maxima look at channels together: what left must not be seen."""
+"""Means, maxima and softmaxes look at channels together: they must not see removed ones."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ SOFT = {"softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax"}
 
 
 def _reduction(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    given = bound(target, args, kwargs)
-    x = given["self"] if "self" in given else args[0]
-    if "other" in given:  # `max.other` and its like
+    """Reduced dimensions are looked at together; those of a maximum that returns its place are pinned."""
+    named = bound(target, args, kwargs)
+    x = named["self"] if "self" in named else args[0]
+    if "other" in named:  # an elementwise one, such as `max.other`
         return pointwise(t, target, args, kwargs, result)
-    dims = over(given, x.value.ndim)
-    keeps = bool(given.get("keepdim", False))
+    dims = over(named, x.value.ndim)
+    keeps = bool(named.get("keepdim", False))
     for d in dims:
         t.look([(0, d)], t.labels.resolve(x.dims[d]))
     rest = [() if d in dims else x.dims[d] for d in range(x.value.ndim) if keeps or d not in dims]
@@ -37,19 +38,21 @@ def _reduction(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], 
 
 
 def _soft(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
-    given = bound(target, args, kwargs)
+    """The operator looks at one dimension together, and keeps all."""
+    named = bound(target, args, kwargs)
     x = args[0]
-    d = given["dim"] % x.value.ndim
+    d = named["dim"] % x.value.ndim
     t.look([(0, d)], t.labels.resolve(x.dims[d]), result=d)
     return results(result, lambda v: x.dims if v.shape == x.value.shape else ((),) * v.ndim)
 
 
 def _glu(t: Tracer, target: Any, args: list[Any], kwargs: dict[str, Any], result: Tensor) -> Any:
-    given = bound(target, args, kwargs)
-    x, d = given["self"], given["dim"] % result.ndim
-    known, half = t.labels.resolve(x.dims[d]), result.shape[d]
-    first, second = tuple(ids[:half] for ids in known), tuple(ids[half:] for ids in known)
-    t.labels.unify(first, second, t.told())
+    """The two halves of the dimension are united."""
+    named = bound(target, args, kwargs)
+    x, d = named["self"], named["dim"] % result.ndim
+    labels, half = t.labels.resolve(x.dims[d]), result.shape[d]
+    first, second = tuple(ids[:half] for ids in labels), tuple(ids[half:] for ids in labels)
+    t.labels.unify(first, second, t.reason())
     return new(result, [t.labels.resolve(first) if e == d else x.dims[e] for e in range(result.ndim)])
 
 
