@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.markup import Markup, tag
+from compressor.report.markup import tag
 
 PANEL, PLOT, COLUMNS = 300, 130, 2
 LEFT, RIGHT, TOP, STEP = 52, 84, 60, PLOT + 84
@@ -50,7 +52,7 @@ def picture(title: str, below: str, panels: Sequence[Panel]) -> str:
         parts += _panel(panel, left=LEFT + i % COLUMNS * (LEFT + PANEL + RIGHT), top=TOP + 14 + i // COLUMNS * STEP)
     said = f"{title}: " + "; ".join(_said(panel) for panel in filled)
     svg = drawing(COLUMNS * (LEFT + PANEL + RIGHT), TOP + rows * STEP, said, *parts)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return str.replace(svg, "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
 def _panel(panel: Panel, *, left: float, top: float) -> list[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from compressor.report.drawing import drawing, line, spread, text, ticks
 from compressor.report.findings import Row, Speedup
-from compressor.report.markup import Markup, joined, tag
+from compressor.report.markup import joined, tag
 from compressor.report.wording import interval, milliseconds, multiple, speedup_with_interval
 
 WIDTH = 720

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from compressor.report.markup import Markup
+from markupsafe import Markup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

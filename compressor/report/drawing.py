@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from compressor.report.markup import Markup, tag
+from markupsafe import Markup
+
+from compressor.report.markup import tag
 
 
 def ticks(low: float, high: float, *, about: int, cover: bool = False) -> list[float]:

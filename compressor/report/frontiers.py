@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.markup import Markup, tag
+from compressor.report.markup import tag
 from compressor.report.wording import percent
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720.0, 420.0, 62.0, 150.0, 66.0, 52.0
@@ -65,7 +67,7 @@ def picture(found: Mapping[str, Any]) -> str:
         parts.append(text(WIDTH - RIGHT + 24, at, arm, class_="name"))
     said = f"{kind} against latency for {', '.join(arms)}"
     svg = drawing(WIDTH, HEIGHT, said, *parts)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return str.replace(svg, "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
 def _dense(x: Any, y: Any, dense: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from markupsafe import Markup
+
 from compressor.report.document import (
     Block,
     Cell,
@@ -23,7 +25,6 @@ from compressor.report.document import (
     Text,
     Tone,
 )
-from compressor.report.markup import Markup
 
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import html
+from markupsafe import Markup, escape
 
 VOID = frozenset({"meta", "br", "hr", "col", "wbr", "link"})
-
-
-class Markup(str):
-    """Text that is markup already; any other string is escaped where it enters a tag."""
-
-    __slots__ = ()
-
-
-def escaped(content: str) -> Markup:
-    """The content as markup: itself where it is `Markup`, else with its special characters escaped."""
-    return content if isinstance(content, Markup) else Markup(html.escape(content, quote=True))
 
 
 def tag(element: str, *children: str, **attributes: str | float | None) -> Markup:
@@ -35,10 +24,8 @@ def tag(element: str, *children: str, **attributes: str | float | None) -> Marku
 
 def joined(*parts: str) -> Markup:
     """The parts one after another, each escaped unless it is markup."""
-    return Markup("".join(escaped(part) for part in parts))
+    return Markup("").join(parts)
 
 
 def _attribute(value: str | float) -> str:
-    if isinstance(value, str):
-        return html.escape(value, quote=True)
-    return f"{value:.1f}".rstrip("0").rstrip(".")
+    return str(escape(value)) if isinstance(value, str) else f"{value:.1f}".rstrip("0").rstrip(".")

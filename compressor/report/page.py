@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from compressor.report.document import (
     Block,
     Cell,
@@ -20,7 +22,7 @@ from compressor.report.document import (
     Table,
     Tone,
 )
-from compressor.report.markup import Markup, joined, tag
+from compressor.report.markup import joined, tag
 from compressor.report.style import STYLE
 
 COLUMNS = {1: "", 2: " two", 3: " three"}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from compressor.report.charts import kind
 from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.markup import Markup, tag
+from compressor.report.markup import tag
 from compressor.report.wording import milliseconds, percent
 
 NEAR = 0.10  # of the best accuracy: what the scale covers

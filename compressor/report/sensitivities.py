@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from compressor.errors import ArtifactError
 from compressor.files.atomic import whole, write_text
 from compressor.report.drawing import drawing, line, text
-from compressor.report.markup import Markup, tag
+from compressor.report.markup import tag
 from compressor.report.wording import plain
 
 COLUMNS, LEFT, PANEL, GAP, PLOT = 4, 44, 160, 16, 74
@@ -40,7 +42,7 @@ def picture(found: Mapping[str, Any]) -> str:
         parts += _panel(group, left=LEFT + (i % COLUMNS) * (PANEL + GAP), top=top + (i // COLUMNS) * step)
     said = f"Error against width of {len(groups)} channel groups of {found['name']}"
     svg = drawing(WIDTH, top + rows * step, said, *parts)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return str.replace(svg, "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
 def write_picture(file: Path, content: str) -> None:

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from compressor.report.document import (
     Block,
     Code,
@@ -25,7 +27,7 @@ from compressor.report.document import (
     Tone,
 )
 from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.markup import Markup, tag
+from compressor.report.markup import tag
 from compressor.report.wording import digits
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720.0, 372.0, 52.0, 190.0, 48.0, 44.0
@@ -153,7 +155,7 @@ def _provenance(found: Mapping[str, Any]) -> Block:
 def picture(plot: Mapping[str, Any]) -> str:
     """A plot as a whole SVG file."""
     svg = plot_drawing(plot, look=LOOK)
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    return str.replace(svg, "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
 
 
 def plot_drawing(plot: Mapping[str, Any], *, look: str = "") -> Markup:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from compressor.report.charts import every_call, latency_bars
 from compressor.report.document import (
     Block,
@@ -18,7 +20,6 @@ from compressor.report.document import (
 )
 from compressor.report.findings import Bench, Findings, Row
 from compressor.report.headline import beside, headline_row
-from compressor.report.markup import Markup
 from compressor.report.missing import Commands
 from compressor.report.scatter import Point, accuracy_scatter
 from compressor.report.wording import (
