@@ -85,7 +85,7 @@ def usage(name: str, parameters: list[Any]) -> str:
 def summaries(callback: Callable[..., None]) -> Iterator[str]:
     """The paragraphs of the help; the examples as a block of shell."""
     for paragraph in inspect.cleandoc(callback.__doc__ or "").split("\n\n"):
-        if paragraph.startswith("Example"):
+        if paragraph.startswith("- `compress "):
             yield "```bash\n" + "\n".join(re.findall(r"`(compress [^`]+)`", " ".join(paragraph.split()))) + "\n```"
         else:
             yield paragraph

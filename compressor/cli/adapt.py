@@ -2,124 +2,158 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel, given
+from compressor.cli.loading import load_model, say_repeated, use_threads
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataRootOption,
-    DownloadOption,
-    ForceOption,
-    InputOption,
-    JsonOption,
-    MeanOption,
+    DeviceOption,
     ModelArgument,
-    OutOption,
+    NetworkOptions,
+    NormalisationOptions,
+    OutputOptions,
+    ProtectOption,
     SeedOption,
-    StdOption,
     ThreadsOption,
-    TrustOption,
     command_line,
     console,
-    load_model,
     print_json,
     refuse_silent,
-    say_repeated,
     status,
     strong,
     talk,
 )
 
+if TYPE_CHECKING:
+    from compressor.checkpoint.checkpoint import Checkpoint
+    from compressor.jobs.adapt import Adaptation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainOptions:
+    """The domain that the network knows, and the one that it adapts to."""
+
+    panel: ClassVar[Panel] = Panel.DATA
+    source: Annotated[
+        str,
+        typer.Option(help="Labelled data that the network was trained on, in any form of --data of other commands."),
+    ]
+    target: Annotated[str, typer.Option(help="Images of the domain to adapt to; labels, if any, are not read.")]
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder in which the torchvision data set lies.")
+    ] = None
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the torchvision data set if it is not there.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetOptions:
+    """How much leaves, in how many rounds; nothing leaves without a budget."""
+
+    panel: ClassVar[Panel] = Panel.CHANNELS
+    macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay; by default all of them.")] = None
+    rounds: Annotated[int, typer.Option(help="Rounds of scoring and pruning until the budget is met.")] = 5
+    round_epochs: Annotated[int, typer.Option(help="Epochs after each round.")] = 1
+    final_epochs: Annotated[int, typer.Option(help="Epochs after the last round.")] = 5
+    calibration: Annotated[int, typer.Option(help="Images of each domain that score the channels.", min=2)] = 2048
+    align: Annotated[int, typer.Option(help="Widths are rounded up to multiples of this number.", min=1)] = 1
+    min_channels: Annotated[int, typer.Option(help="Channels that every group keeps at least.", min=1)] = 2
+    protect: ProtectOption = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How the network adapts."""
+
+    panel: ClassVar[Panel] = Panel.TRAINING
+    epochs: Annotated[int, typer.Option(help="Epochs before any channel leaves.")] = 5
+    layer: Annotated[
+        str | None, typer.Option(help="Layer whose inputs are compared; by default the last linear one.")
+    ] = None
+    weight: Annotated[float, typer.Option(help="Weight of the domains' discrepancy beside the source's loss.")] = 1.0
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate at the start of every stage.")] = 0.01
+    batch_size: Annotated[int, typer.Option(help="Images of each domain per step.", min=2)] = 32
+    augment: Annotated[str, typer.Option(help="Augmentation of both domains: some of flip,crop,erase, or none.")] = (
+        "none"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Where it runs."""
+
+    panel: ClassVar[Panel] = Panel.RUN
+    device: DeviceOption = "auto"
+    threads: ThreadsOption = None
+    seed: SeedOption = 0
+
 
 def command(
     model: ModelArgument,
-    source: Annotated[
-        str, typer.Option(help="The labelled data that the network knows, in any form that `--data` takes elsewhere.")
-    ],
-    target: Annotated[str, typer.Option(help="Images of the domain to adapt to; labels, if any, are not read.")],
-    macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay; all of them by default.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of scoring and pruning on the way there.")] = 5,
-    epochs: Annotated[int, typer.Option(help="How long it adapts before any channel leaves.")] = 5,
-    round_epochs: Annotated[int, typer.Option(help="How long it adapts after each round.")] = 1,
-    final_epochs: Annotated[int, typer.Option(help="How long it adapts after the last round.")] = 5,
-    layer: Annotated[
-        str | None, typer.Option(help="The layer whose inputs are compared; the last linear one by default.")
-    ] = None,
-    weight: Annotated[float, typer.Option(help="What the domains' discrepancy counts beside the source's loss.")] = 1.0,
-    lr: Annotated[float, typer.Option("--lr", help="The learning rate that every stage begins with.")] = 0.01,
-    batch_size: Annotated[int, typer.Option(help="Images of each domain per step.", min=2)] = 32,
-    augment: Annotated[str, typer.Option(help="Some of flip,crop,erase, or none; for both domains.")] = "none",
-    calibration: Annotated[int, typer.Option(help="How many images of each domain score the channels.", min=2)] = 2048,
-    align: Annotated[int, typer.Option(help="Widths are rounded up to multiples of this number.", min=1)] = 1,
-    min_channels: Annotated[int, typer.Option(help="What every group keeps at least.", min=1)] = 2,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
-    ] = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
-    device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
-    threads: ThreadsOption = None,
-    out: OutOption = None,
-    force: ForceOption = False,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
+    domains: DomainOptions,
+    normalisation: NormalisationOptions,
+    budget: BudgetOptions,
+    training: TrainingOptions,
+    network: NetworkOptions,
+    run: RunOptions,
+    output: OutputOptions,
 ) -> None:
-    """Draw a network to an unlabelled domain, and remove the channels that matter to neither domain meanwhile.
+    """Adapt a network to an unlabelled domain, and remove the channels that matter to neither domain meanwhile.
+
+    For example:
+
+    - `compress adapt model.pt --source photos/ --target sketches/ --macs 0.75`
 
     The loss is the source's cross entropy plus the discrepancy (MMD) of both domains' features. An interrupted run goes
     on with the same command.
 
-    Example: `compress adapt model.pt --source photos/ --target sketches/ --macs 0.75`
     """
-    import torch
-
-    from compressor.data.sources import data_for, load_data
+    from compressor.data.sources import data_for
+    from compressor.data.sources import load_data as data_named
     from compressor.jobs import adapt as work
     from compressor.jobs.prune import default_folder
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if macs is None:
+    use_threads(run.threads)
+    if budget.macs is None:
         refuse_silent(
-            {
-                "--rounds": rounds != 5, "--round-epochs": round_epochs != 1, "--final-epochs": final_epochs != 5,
-                "--align": align != 1, "--min-channels": min_channels != 2, "--protect": bool(protect),
-                "--calibration": calibration != 2048,
-            },
+            given(budget),
             because="without a budget, for no channel leaves",
             hint="give one (`--macs 0.75`), or leave it out",
-        )  # fmt: skip
-    with status("loading") as say:
-        checkpoint = load_model(
-            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
         )
-        adaptation = work.adaptation_from(
-            checkpoint, macs=macs, layer=layer, weight=weight, epochs=epochs, rounds=rounds,
-            round_epochs=round_epochs, final_epochs=final_epochs, rate=lr, batch_size=batch_size, augment=augment,
-            calibration=calibration, align=align, min_channels=min_channels, protect=protect or (), seed=seed,
-        )  # fmt: skip
-        known = data_for(checkpoint, source, root=data_root, download=download, seed=seed)
-        other = load_data(target, root=data_root, download=download, seed=seed)  # whatever its classes are called
+    root, download = domains.data_root, domains.download
+    with status("loading") as say:
+        checkpoint = load_model(model, network, normalisation)
+        adaptation = _adaptation(checkpoint, budget, training, seed=run.seed)
+        known = data_for(checkpoint, domains.source, root=root, download=download, seed=run.seed)
+        other = data_named(domains.target, root=root, download=download, seed=run.seed)  # whatever its classes are
         say_repeated(known)
-        folder = out or default_folder(checkpoint)
+        folder = output.out or default_folder(checkpoint)
         results = work.adapt_to(
-            folder, checkpoint, known, other, adaptation, device=device, callbacks=(tell,), command=command_line(),
-            force=force, trust_pickle=trust_pickle, say=say,
+            folder, checkpoint, known, other, adaptation, device=run.device, callbacks=(tell,), command=command_line(),
+            force=output.force, trust_pickle=network.trust_pickle, say=say,
         )  # fmt: skip
-    if as_json:
+    if output.as_json:
         print_json(results)
         return
     show(results)
     after = "; next: `compress evaluate`, `compress export --onnx`"
     console().print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
+
+
+def _adaptation(checkpoint: Checkpoint, budget: BudgetOptions, training: TrainingOptions, *, seed: int) -> Adaptation:
+    from compressor.jobs.adapt import adaptation_from
+
+    return adaptation_from(
+        checkpoint, macs=budget.macs, layer=training.layer, weight=training.weight, epochs=training.epochs,
+        rounds=budget.rounds, round_epochs=budget.round_epochs, final_epochs=budget.final_epochs, rate=training.lr,
+        batch_size=training.batch_size, augment=training.augment, calibration=budget.calibration, align=budget.align,
+        min_channels=budget.min_channels, protect=budget.protect or (), seed=seed,
+    )  # fmt: skip
 
 
 def tell(progress: Any) -> None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel, given
+from compressor.cli.loading import load_data, open_default
 from compressor.cli.options import (
     ArtifactArgument,
-    DataOption,
-    DataRootOption,
+    DataOptions,
     DenseOption,
-    DownloadOption,
     ExitCode,
     JsonOption,
     SeedOption,
-    ThreadsOption,
     TrustOption,
     batch_sizes,
     console,
-    load_data_option,
-    open_default,
     print_json,
     refuse_silent,
     short,
@@ -30,106 +29,143 @@ from compressor.cli.options import (
     talk,
 )
 
+if TYPE_CHECKING:
+    from compressor.checkpoint.checkpoint import Checkpoint
+    from compressor.data.splits import Data
+    from compressor.surgery.masks import WeightMask
 
-def command(
-    artifact: ArtifactArgument = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,64",
-    threads: ThreadsOption = None,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingOptions:
+    """What is timed, and how long."""
+
+    panel: ClassVar[Panel] = Panel.MEASURING
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1,64"
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")] = None
     runtimes: Annotated[
         str | None,
-        typer.Option(help="torch-eager, torch-compile, onnxruntime-cpu, …; all that can be used here by default."),
-    ] = None,
+        typer.Option(help="torch-eager, torch-compile, onnxruntime-cpu, …; by default all that are installed here."),
+    ] = None
     blocks: Annotated[
         int | None,
-        typer.Option(help="Blocks of calls per candidate; as many as fit in some seconds by default.", min=8),
-    ] = None,
-    dense: DenseOption = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
+        typer.Option(help="Blocks of calls per candidate; by default as many as fit in some seconds.", min=8),
+    ] = None
     why: Annotated[
-        bool, typer.Option("--why", help="Where the time goes, layer by layer, before and after, and what holds it.")
-    ] = False,
-    pack: Annotated[
-        Path | None,
-        typer.Option(help="Write a folder that measures this on a machine without torch, instead of measuring here."),
-    ] = None,
-    read: Annotated[
-        Path | None, typer.Option(help="Take in what such a folder measured: its measured.json, instead of measuring.")
-    ] = None,
+        bool, typer.Option("--why", help="Also show the time of every layer, before and after, and what limits it.")
+    ] = False
     min_speedup: Annotated[
         float | None,
-        typer.Option(help="Exit with 3 unless the interval lies at this or above, in every setting.", min=0),
-    ] = None,
+        typer.Option(help="Exit with 3 unless the interval lies at or above this, in every setting.", min=0),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackOptions:
+    """A measurement on another machine."""
+
+    panel: ClassVar[Panel] = Panel.ELSEWHERE
+    pack: Annotated[
+        Path | None,
+        typer.Option(help="Measure nothing; write a folder that measures this on a machine without torch."),
+    ] = None
+    read: Annotated[
+        Path | None, typer.Option(help="Measure nothing; read what such a folder measured: its measured.json.")
+    ] = None
+
+
+def command(
+    timing: TimingOptions,
+    elsewhere: PackOptions,
+    images: DataOptions,
+    artifact: ArtifactArgument = None,
+    dense: DenseOption = None,
     trust_pickle: TrustOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Time the dense, the masked and the small network in turns, with intervals, and the dense one against itself.
 
-    Example: `compress bench`, `compress bench --why --batch 1 --runtimes onnxruntime-cpu --min-speedup 1.5`
-    """
-    batches, names = batch_sizes(batch), None if runtimes is None else _names(runtimes)
-    from compressor.checkpoint.artifacts import add_results, read_json
-    from compressor.measuring.benchmark import bench, missed
-    from compressor.measuring.layer_times import why as reasons
-    from compressor.measuring.pack.folder import bench_of_pack, write_pack
-    from compressor.measuring.runtimes import usable
+    For example:
 
-    if pack is not None and read is not None:
-        raise typer.BadParameter("a pack is written or read, not both at once", param_hint="--pack")
-    if pack is not None:
-        refuse_silent(
-            {
-                "--runtimes": names is not None, "--blocks": blocks is not None, "--why": why,
-                "--min-speedup": min_speedup is not None, "--data": data is not None,
-            },
-            because="beside `--pack`, which measures nothing",
-            hint="leave it out; `python bench.py` in the pack has options of its own",
-        )  # fmt: skip
-    if read is not None:
-        refuse_silent(
-            {
-                "--runtimes": names is not None, "--blocks": blocks is not None, "--why": why,
-                "--batch": batch != "1,64", "--threads": threads is not None, "--seed": seed != 0,
-                "--data": data is not None,
-            },
-            because="beside `--read`: it was measured already",
-            hint="leave it out; `python bench.py` in the pack has options of its own",
-        )  # fmt: skip
+    - `compress bench`
+    - `compress bench --why --batch 1 --runtimes onnxruntime-cpu --min-speedup 1.5`
+    """
+    from compressor.checkpoint.artifacts import add_results, read_json
+    from compressor.measuring.pack.folder import bench_of_pack, write_pack
+
+    batches, names = batch_sizes(timing.batch), None if timing.runtimes is None else _names(timing.runtimes)
+    _check_pack(elsewhere, timing, images, seed=seed)
     opened = open_default(artifact)
     with status("loading") as say:
         small, reference = opened.checkpoint(trust_pickle=trust_pickle), opened.dense(dense, trust_pickle=trust_pickle)
-        asked = data is not None
-        found = (
-            load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=small) if asked else None
-        )
-        if pack is not None:
-            files = write_pack(pack, small, reference, mask=opened.mask(), batches=batches, threads=threads, say=say)
-        elif read is not None:
-            result = bench_of_pack(read_json(read), where=str(read))
+        mask = opened.mask()
+        if elsewhere.pack is not None:
+            files = write_pack(
+                elsewhere.pack, small, reference, mask=mask, batches=batches, threads=timing.threads, say=say
+            )
+            text = f"wrote {elsewhere.pack}: {files} files; there: `python bench.py`, and bring back measured.json"
+            console().print(text)
+            return
+        if elsewhere.read is not None:
+            result = bench_of_pack(read_json(elsewhere.read), where=str(elsewhere.read))
         else:
-            result = bench(
-                small, reference, mask=opened.mask(), runtimes=names, batches=batches, threads=threads, data=found,
-                blocks=blocks, seed=seed, say=say,
-            )  # fmt: skip
-            if why:
-                chosen = next((r for r in usable(names) if r.profile is not None), usable(names)[0])
-                result["why"] = reasons(
-                    small, reference, chosen, batch=batches[0], threads=result["threads"], seed=seed, say=say
-                )
-    if pack is not None:
-        console().print(f"wrote {pack}: {files} files; there: `python bench.py`, and bring back measured.json")
-        return
+            data = None
+            if images.data is not None:
+                data = load_data(images, seed=seed, checkpoint=small)
+            result = _measured(
+                small, reference, timing, mask=mask, batches=batches, names=names, data=data, seed=seed, say=say
+            )
     add_results(opened.folder, "bench", result)
     print_json(result) if as_json else show(result)
     if "why" in result and not as_json:
         show_why(result["why"])
     for caveat in result["caveats"]:
         talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
-    too_slow = [] if min_speedup is None else missed(result, at_least=min_speedup)
+    _check_speed(result, timing.min_speedup)
+
+
+def _check_pack(elsewhere: PackOptions, timing: TimingOptions, images: DataOptions, *, seed: int) -> None:
+    """Refuses options that have no effect where nothing is measured here."""
+    if elsewhere.pack is not None and elsewhere.read is not None:
+        raise typer.BadParameter("a pack is written or read, not both at once", param_hint="--pack")
+    of_here = {
+        **given(timing, "--runtimes", "--blocks", "--why", "--min-speedup"), "--data": images.data is not None
+    }  # fmt: skip
+    hint = "leave it out; `python bench.py` in the pack has options of its own"
+    if elsewhere.pack is not None:
+        refuse_silent(of_here, because="beside `--pack`, which measures nothing", hint=hint)
+    if elsewhere.read is not None:
+        of_here = {**of_here, **given(timing, "--batch", "--threads"), "--seed": seed != 0}
+        refuse_silent(of_here, because="beside `--read`: it was measured already", hint=hint)
+
+
+def _measured(
+    small: Checkpoint, dense: Checkpoint, timing: TimingOptions, *, mask: WeightMask | None, batches: tuple[int, ...],
+    names: tuple[str, ...] | None, data: Data | None, seed: int, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """What the clock of this machine says, layer by layer too with `--why`."""
+    from compressor.measuring.benchmark import bench
+    from compressor.measuring.layer_times import why
+    from compressor.measuring.runtimes import usable
+
+    result = bench(
+        small, dense, mask=mask, runtimes=names, batches=batches, threads=timing.threads, data=data,
+        blocks=timing.blocks, seed=seed, say=say,
+    )  # fmt: skip
+    if timing.why:
+        runtimes = usable(names)
+        profiled = next((r for r in runtimes if r.profile is not None), runtimes[0])
+        result["why"] = why(small, dense, profiled, batch=batches[0], threads=result["threads"], seed=seed, say=say)
+    return result
+
+
+def _check_speed(result: dict[str, Any], at_least: float | None) -> None:
+    """Ends with an exit code of its own where a setting is not as fast as the user asked."""
+    from compressor.measuring.benchmark import missed
+
+    too_slow = [] if at_least is None else missed(result, at_least=at_least)
     for setting in too_slow:
-        talk().print(f"not {min_speedup:g} times as fast as dense: {setting}", markup=False, soft_wrap=True)
+        talk().print(f"not {at_least:g} times as fast as dense: {setting}", markup=False, soft_wrap=True)
     if too_slow:
         raise typer.Exit(ExitCode.GATE_MISSED)
 

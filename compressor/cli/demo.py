@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from compressor.children import python_module
+from compressor.cli.groups import Panel
 from compressor.cli.options import ExitCode, console, strong
 from compressor.errors import ArtifactError
 
@@ -18,12 +19,14 @@ FOLDER = Path("compress-demo")
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Where the demo works.")] = FOLDER,
-    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.", min=1)] = 2,
+    out: Annotated[Path, typer.Option(help="Folder to work in.", rich_help_panel=Panel.OUTPUT)] = FOLDER,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.", min=1, rich_help_panel=Panel.TRAINING)] = 2,
 ) -> None:
     """Prune, retrain, export, measure and report on the sample ResNet-20, command by command.
 
-    Example: `compress demo`
+    For example:
+
+    - `compress demo`
     """
     import sample_models
 

@@ -7,91 +7,68 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compressor.cli.groups import Panel, given
+from compressor.cli.loading import checkpoint_in, load_model, open_default, use_threads
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataOption,
-    DataRootOption,
+    DataOptions,
     DenseOption,
-    DownloadOption,
-    InputOption,
     JsonOption,
-    MeanOption,
+    NetworkOptions,
+    NormalisationOptions,
     SeedOption,
-    StdOption,
     ThreadsOption,
-    TrustOption,
-    checkpoint_in,
     console,
-    load_model,
-    open_default,
     print_json,
     refuse_silent,
     talk,
 )
 
 if TYPE_CHECKING:
-    from compressor.jobs.evaluate import Judgement
+    from compressor.checkpoint.artifacts import Artifact
+    from compressor.checkpoint.checkpoint import Checkpoint
+    from compressor.jobs.evaluate import Judgement, Subject
 
 
 def command(
+    images: DataOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
     model: Annotated[
         Path | None,
-        typer.Argument(help="A checkpoint, an artifact's folder or an ONNX file; the newest artifact by default."),
+        typer.Argument(
+            help="A checkpoint, the folder of an artifact or an ONNX file; by default the newest artifact here."
+        ),
     ] = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
     split: Annotated[
-        str | None, typer.Option(help="test, tune, train or all; by default test where there is one.")
+        str | None,
+        typer.Option(help="test, tune, train or all; by default test where there is one.", rich_help_panel=Panel.DATA),
     ] = None,
     dense: DenseOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Print correct/total with its interval, or without labels the agreement with the dense network.
 
-    Example: `compress evaluate model.compressed --data DIR`, `compress evaluate model.onnx --data test.npz --split all`
-    """
-    import torch
+    For example:
 
+    - `compress evaluate model.compressed --data DIR`
+    - `compress evaluate model.onnx --data test.npz --split all`
+    """
     from compressor.jobs import evaluate as work
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    checkpoint = artifact = None
-    if model is not None and work.is_onnx(model):
-        refuse_silent(
-            {"--arch": arch is not None, "--arch-arg": bool(arch_arg), "--input": bool(input_shape)},
-            because="to an ONNX file, which holds all of its network",
-            hint="leave it out",
-        )
-        subject, artifact = work.subject_of_onnx(model, threads=threads), work.artifact_around(model)
-        checkpoint = artifact.checkpoint(trust_pickle=trust_pickle) if artifact else None
-    elif model is None or model.is_dir():
-        artifact = open_default(model)
-        checkpoint = checkpoint_in(
-            artifact, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle
-        )
-        subject = work.subject_of(checkpoint, model="small")
-    else:
-        checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
-        subject = work.subject_of(checkpoint, model="network")
-    subject = work.normalised(subject, mean, std)
-    found = work.data_of(subject, data, checkpoint=checkpoint, root=data_root, download=download, seed=seed)
-    reference, why_not = work.dense_of(artifact, dense, trust_pickle=trust_pickle)
+    use_threads(threads)
+    subject, checkpoint, artifact = _subject(model, network, threads=threads)
+    subject = work.normalised(subject, normalisation.mean, normalisation.std)
+    data = work.data_of(
+        subject, images.data, checkpoint=checkpoint, root=images.data_root, download=images.download, seed=seed
+    )
+    reference, why_not = work.dense_of(artifact, dense, trust_pickle=network.trust_pickle)
     if reference is not None:
-        reference = work.normalised(reference, mean, std)
+        reference = work.normalised(reference, normalisation.mean, normalisation.std)
     if why_not is not None:
         talk().print(f"without the dense network beside it: {why_not}", style="dim", markup=False, soft_wrap=True)
-    judgements = work.judge(subject, reference, found, split=split)
+    judgements = work.judge(subject, reference, data, split=split)
     if artifact is not None:
         work.record(artifact, judgements)
     if as_json:
@@ -99,11 +76,34 @@ def command(
     else:
         show(judgements)
     name = judgements[0].quality.split
-    if name in found.drawn:
+    if name in data.drawn:
         text = (
-            f"{found.name} has no {name} split of its own: seed {seed} drew these images; `--split all` reads every one"
+            f"{data.name} has no {name} split of its own: seed {seed} drew these images; `--split all` reads every one"
         )
         talk().print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def _subject(
+    model: Path | None, network: NetworkOptions, *, threads: int | None
+) -> tuple[Subject, Checkpoint | None, Artifact | None]:
+    """What is judged, with its checkpoint and its artifact where it has them."""
+    from compressor.jobs import evaluate as work
+
+    if model is not None and work.is_onnx(model):
+        refuse_silent(
+            given(network, "--arch", "--arch-arg", "--input"),
+            because="on an ONNX file, which holds all of its network",
+            hint="leave it out",
+        )
+        artifact = work.artifact_around(model)
+        checkpoint = artifact.checkpoint(trust_pickle=network.trust_pickle) if artifact else None
+        return work.subject_of_onnx(model, threads=threads), checkpoint, artifact
+    if model is None or model.is_dir():
+        artifact = open_default(model)
+        checkpoint = checkpoint_in(artifact, network)
+        return work.subject_of(checkpoint, model="small"), checkpoint, artifact
+    checkpoint = load_model(model, network)
+    return work.subject_of(checkpoint, model="network"), checkpoint, None
 
 
 def show(judgements: tuple[Judgement, ...]) -> None:

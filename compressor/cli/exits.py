@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import load_model, needed_data
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataOption,
-    DataRootOption,
-    DownloadOption,
-    InputOption,
+    DataOptions,
     JsonOption,
-    MeanOption,
     ModelArgument,
+    NetworkOptions,
+    NormalisationOptions,
     OutOption,
     SeedOption,
-    StdOption,
-    TrustOption,
     command_line,
     console,
-    load_data_option,
-    load_model,
     print_json,
     share,
     short,
@@ -34,68 +29,94 @@ from compressor.cli.options import (
 )
 from compressor.files.names import file_name_from
 
+if TYPE_CHECKING:
+    from compressor.jobs.exits import ExitRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchOptions:
+    """The branches, how they train, and when an image leaves."""
+
+    panel: ClassVar[Panel] = Panel.TRAINING
+    after: Annotated[str, typer.Option(help="Layers after which images may leave, with commas between them.")]
+    max_drop: Annotated[float, typer.Option(help="Most points of accuracy to lose, on the tuning split.", min=0)] = 0.5
+    certainty: Annotated[str, typer.Option(help="How certainty is measured: entropy or probability.")] = "entropy"
+    epochs: Annotated[int, typer.Option(help="Epochs of training the branches.", min=1)] = 2
+    joint: Annotated[
+        bool,
+        typer.Option("--joint", help="Train the network too; by default it is frozen, and stays as good as it is."),
+    ] = False
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.05
+    batch_size: Annotated[int, typer.Option(help="Images per step.", min=1)] = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingOptions:
+    """How the file is timed."""
+
+    panel: ClassVar[Panel] = Panel.MEASURING
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each network while it is timed.")] = 1
+    blocks: Annotated[
+        int | None, typer.Option(help="Rounds of timing; by default as many as fit in some seconds.", min=8)
+    ] = None
+
 
 def command(
     model: ModelArgument,
-    after: Annotated[str, typer.Option(help="The layers to leave after, with commas between them.")],
-    max_drop: Annotated[
-        float, typer.Option(help="The most points of accuracy to lose, on the tuning split.", min=0)
-    ] = 0.5,
-    epochs: Annotated[int, typer.Option(help="How long the branches train.", min=1)] = 2,
-    certainty: Annotated[str, typer.Option(help="How sure is judged: entropy or probability.")] = "entropy",
-    joint: Annotated[
-        bool, typer.Option("--joint", help="Train the network as well; it is frozen otherwise, and stays as good.")
-    ] = False,
-    lr: Annotated[float, typer.Option("--lr", help="The peak learning rate.")] = 0.05,
-    batch_size: Annotated[int, typer.Option(help="Images per step.", min=1)] = 128,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that the clock gives each network.")] = 1,
-    blocks: Annotated[int | None, typer.Option(help="Rounds on the clock; as many as fit by default.", min=8)] = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
-    out: OutOption = None,
+    branches: BranchOptions,
+    timing: TimingOptions,
+    images: DataOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
     seed: SeedOption = 0,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train branches after some layers, let images leave where they are certain, and time it: one ONNX file.
 
-    Example: `compress exits model.pt --after layer2,layer3 --max-drop 0.5 --data images/ --epochs 2`
-    """
-    from compressor.checkpoint.recipes import Recipe, Schedule, Step
-    from compressor.errors import DataError, PlanError, named
-    from compressor.jobs.exits import ExitRequest, early_exits
-    from compressor.training.exits.branches import Certainty
+    For example:
 
-    request = ExitRequest(
-        after=tuple(name.strip() for name in after.split(",") if name.strip()),
-        recipe=Recipe(budget=Step(epochs=epochs), schedule=Schedule(rate=lr), batch_size=batch_size, seed=seed),
-        max_drop=max_drop,
-        kind=named(Certainty, certainty, one="certainty", many="certainties", refusal=PlanError),
-        joint=joint,
-        threads=threads,
-        blocks=blocks,
-    )
+    - `compress exits model.pt --after layer2,layer3 --max-drop 0.5 --data images/ --epochs 2`
+    """
+    from compressor.jobs.exits import early_exits
+
+    request = _request(branches, timing, seed=seed)
     with status("loading") as say:
-        checkpoint = load_model(
-            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
-        )
-        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
-        if found is None:
-            raise DataError("branches are trained and judged on labelled images", hint="give them: `--data DIR`")
+        checkpoint = load_model(model, network, normalisation)
+        data = needed_data(
+            images, seed=seed, checkpoint=checkpoint,
+            why="branches are trained and judged on labelled images", hint="give them: `--data DIR`",
+        )  # fmt: skip
         folder = out or Path(f"{file_name_from(checkpoint.name)}.exits")
-        results = early_exits(checkpoint, request, found, folder, say=say, command=command_line())
+        results = early_exits(checkpoint, request, data, folder, say=say, command=command_line())
     if as_json:
         print_json(results)
         return
     show(results)
     after = ": model.onnx, exits.safetensors and results.json"
     console().print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
+
+
+def _request(branches: BranchOptions, timing: TimingOptions, *, seed: int) -> ExitRequest:
+    from compressor.checkpoint.recipes import Recipe, Schedule, Step
+    from compressor.errors import PlanError, named
+    from compressor.jobs.exits import ExitRequest
+    from compressor.training.exits.branches import Certainty
+
+    return ExitRequest(
+        after=tuple(name.strip() for name in branches.after.split(",") if name.strip()),
+        recipe=Recipe(
+            budget=Step(epochs=branches.epochs),
+            schedule=Schedule(rate=branches.lr),
+            batch_size=branches.batch_size,
+            seed=seed,
+        ),
+        max_drop=branches.max_drop,
+        kind=named(Certainty, branches.certainty, one="certainty", many="certainties", refusal=PlanError),
+        joint=branches.joint,
+        threads=timing.threads,
+        blocks=timing.blocks,
+    )
 
 
 def show(results: dict[str, Any]) -> None:

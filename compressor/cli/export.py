@@ -7,16 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import checkpoint_in, load_model, open_default
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    InputOption,
     JsonOption,
-    TrustOption,
-    checkpoint_in,
+    NetworkArgument,
+    NetworkOptions,
     console,
-    load_model,
-    open_default,
     print_json,
     short,
     status,
@@ -26,21 +23,28 @@ from compressor.cli.options import (
 
 
 def command(
-    model: Annotated[
-        Path | None, typer.Argument(help="An artifact's folder or a checkpoint; the newest artifact by default.")
+    network: NetworkOptions,
+    model: NetworkArgument = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="The format; ONNX is the only one.", rich_help_panel=Panel.OUTPUT)
+    ] = True,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators to write.", rich_help_panel=Panel.OUTPUT)
     ] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="The format; ONNX is the one there is.")] = True,
-    opset: Annotated[int | None, typer.Option(help="The version of ONNX's operators to write.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The file to write; `model.onnx` in the artifact.")] = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="File to write; by default `model.onnx` in the artifact.", rich_help_panel=Panel.OUTPUT
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a network as ONNX, run it in onnxruntime, and compare every output with the network's.
 
-    Example: `compress export --onnx`, `compress export model.pt --out model.onnx --opset 20`
+    For example:
+
+    - `compress export --onnx`
+    - `compress export model.pt --out model.onnx --opset 20`
     """
     from compressor.jobs import export as work
 
@@ -48,12 +52,10 @@ def command(
     artifact = open_default(model) if model is None or model.is_dir() else None
     with status("loading") as say:
         if artifact is not None:
-            checkpoint = checkpoint_in(
-                artifact, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle
-            )
+            checkpoint = checkpoint_in(artifact, network)
         else:
             assert model is not None
-            checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
+            checkpoint = load_model(model, network)
         say("exporting, and comparing in onnxruntime")
         file, results = work.export_to(out, checkpoint, artifact=artifact, opset=opset)
     if as_json:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import load_model
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    ForceOption,
-    InputOption,
-    JsonOption,
-    MeanOption,
+    DryRunOption,
     ModelArgument,
-    OutOption,
-    StdOption,
-    TrustOption,
+    NetworkOptions,
+    NormalisationOptions,
+    OutputOptions,
     command_line,
     console,
-    load_model,
     print_json,
     share,
     short,
@@ -29,67 +26,78 @@ from compressor.cli.options import (
 )
 
 
-def command(
-    model: ModelArgument,
-    macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay.")] = None,
-    params: Annotated[float | None, typer.Option(help="Share of the parameters that may stay.")] = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankOptions:
+    """How thin the layers become; one of them."""
+
+    panel: ClassVar[Panel] = Panel.BUDGET
+    macs: Annotated[float | None, typer.Option(help="Share of the MACs that may stay: 0.5.")] = None
+    params: Annotated[float | None, typer.Option(help="Share of the parameters that may stay: 0.5.")] = None
     energy: Annotated[
-        float | None, typer.Option(help="Share of the squared singular values that every layer keeps.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="The rank of every layer.", min=1)] = None,
+        float | None, typer.Option(help="Share of the squared singular values that every layer keeps: 0.9.")
+    ] = None
+    rank: Annotated[int | None, typer.Option(help="Rank of every layer.", min=1)] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerOptions:
+    """Which layers are split, and into what."""
+
+    panel: ClassVar[Panel] = Panel.LAYERS
     how: Annotated[
         str,
         typer.Option(
             help="spatial (kx1, 1xk), channel (kxk, 1x1), separable (depthwise kxk, 1x1) or svd (linear layers); "
             "several with commas."
         ),
-    ] = "spatial",
+    ] = "spatial"
     protect: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers that stay as they are; repeat for more.")
-    ] = None,
-    align: Annotated[int, typer.Option(help="Ranks are rounded up to multiples of this number.", min=1)] = 8,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
-    out: OutOption = None,
-    force: ForceOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and write nothing.")] = False,
-    as_json: JsonOption = False,
+        list[str] | None, typer.Option(help="Layers that stay as they are, as a glob; repeat for more.")
+    ] = None
+    align: Annotated[int, typer.Option(help="Ranks are rounded up to multiples of this number.", min=1)] = 8
+
+
+def command(
+    model: ModelArgument,
+    budget: RankOptions,
+    layers: LayerOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
+    output: OutputOptions,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Split layers into two thinner ones by the singular values of their weights, each keeping the same energy.
 
+    For example:
+
+    - `compress factorize model.pt --macs 0.5`
+    - `compress factorize model.pt --energy 0.9 --how channel,svd`
+
     With `--how separable` and no budget, convolutions become the depthwise blocks of MobileNets, to be retrained.
 
-    Example: `compress factorize model.pt --macs 0.5`, `compress factorize model.pt --energy 0.9 --how channel,svd`
     """
     from compressor.jobs.factorize import default_folder, factorize_to, low_rank_from
 
     request = low_rank_from(
-        macs=macs, params=params, energy=energy, rank=rank, how=how, protect=protect or (), align=align
-    )
+        macs=budget.macs, params=budget.params, energy=budget.energy, rank=budget.rank, how=layers.how,
+        protect=layers.protect or (), align=layers.align,
+    )  # fmt: skip
     with status("loading") as say:
-        checkpoint = load_model(
-            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
-        )
-        folder = out or default_folder(checkpoint)
+        checkpoint = load_model(model, network, normalisation)
+        folder = output.out or default_folder(checkpoint)
         results = factorize_to(
-            None if dry_run else folder, checkpoint, request, command=command_line(), force=force,
-            trust_pickle=trust_pickle, say=say,
+            None if dry_run else folder, checkpoint, request, command=command_line(), force=output.force,
+            trust_pickle=network.trust_pickle, say=say,
         )  # fmt: skip
-    if as_json:
+    if output.as_json:
         print_json(results)
         return
     show(results["factorize"])
     if dry_run:
         talk().print("dry run: nothing was written")
     else:
-        console().print(
-            "\nwrote ", strong(folder), "; next: `compress retrain`, `compress export --onnx`, `compress bench`",
-            sep="", soft_wrap=True,
-        )  # fmt: skip
+        after = "; next: `compress retrain`, `compress export --onnx`, `compress bench`"
+        console().print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
 
 
 def show(found: dict[str, Any]) -> None:

@@ -2,97 +2,105 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import load_model, needed_data
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataOption,
-    DataRootOption,
-    DownloadOption,
-    InputOption,
+    ClockOptions,
+    DataOptions,
     JsonOption,
-    MeanOption,
     ModelArgument,
+    NetworkOptions,
+    NormalisationOptions,
+    ProtectOption,
     SeedOption,
-    StdOption,
-    ThreadsOption,
-    TrustOption,
     console,
-    load_data_option,
-    load_model,
     print_json,
     share,
     status,
 )
 from compressor.files.names import file_name_from
 
+if TYPE_CHECKING:
+    from compressor.pruning.request import Request
+    from compressor.pruning.speed.planner import Goal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveOptions:
+    """The points of the curve, and how each is pruned."""
+
+    panel: ClassVar[Panel] = Panel.CHANNELS
+    speedups: Annotated[
+        str, typer.Option(help="Speed-ups to try, with commas between them.", rich_help_panel=Panel.BUDGET)
+    ] = "1.25,1.5,2,2.5,3,4"
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines/--no-baselines",
+            help="Also measure uniform pruning and global magnitude.",
+            rich_help_panel=Panel.BUDGET,
+        ),
+    ] = True
+    criterion: Annotated[str, typer.Option(help="How channels are scored: obs, l1-norm, taylor, …")] = "obs"
+    protect: ProtectOption = None
+    repair: Annotated[
+        str, typer.Option(help="none, mean, batch-norm, least-squares or distill.", rich_help_panel=Panel.REPAIR)
+    ] = "least-squares"
+    calibration: Annotated[
+        int,
+        typer.Option(
+            help="Number of images to compute statistics on; labels are not needed.",
+            min=1,
+            rich_help_panel=Panel.REPAIR,
+        ),
+    ] = 512
+
 
 def command(
     model: ModelArgument,
-    speedups: Annotated[
-        str, typer.Option(help="The speed-ups to try, with commas between them.")
-    ] = "1.25,1.5,2,2.5,3,4",
-    on: Annotated[str, typer.Option("--on", help="The runtime: onnxruntime-cpu, torch-eager.")] = "onnxruntime-cpu",
-    batch: Annotated[int, typer.Option(help="The batch size.", min=1)] = 1,
-    threads: ThreadsOption = None,
-    repair: Annotated[str, typer.Option(help="none, mean, batch-norm, least-squares or distill.")] = "least-squares",
-    criterion: Annotated[str, typer.Option(help="How a channel is judged: obs, l1-norm, taylor, …")] = "obs",
-    calibration: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=1)] = 512,
-    baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Uniform pruning and global magnitude beside it.")
-    ] = True,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
-    ] = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
-    out: Annotated[Path | None, typer.Option("--out", help="A folder; NAME.frontier.")] = None,
+    points: CurveOptions,
+    clock: ClockOptions,
+    images: DataOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
     seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write to (default NAME.frontier).", rich_help_panel=Panel.OUTPUT),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prune to one speed after the other, and show what each costs: accuracy against measured latency.
 
+    For example:
+
+    - `compress frontier model.pt --data images/`
+
     Finished points are kept; the same command goes on where it stopped.
 
-    Example: `compress frontier model.pt --data images/`
     """
     from compressor.checkpoint.artifacts import write_json
-    from compressor.errors import DataError
-    from compressor.jobs.prune import goal_from, request_from
-    from compressor.pruning.request import Request
     from compressor.pruning.speed.frontier import frontier
     from compressor.report.frontiers import picture
     from compressor.report.sensitivities import write_picture
 
-    asked = _speedups(speedups)
-    request = request_from(
-        speedup=asked[0], criterion=criterion, repair=repair, calibration=calibration, protect=protect or (),
-        seed=seed, data_given=True,
-    )  # fmt: skip
-    assert isinstance(request, Request)
-    goal = goal_from(request, runtime=on, batch=batch, threads=threads, tolerance=0.05, table=None)
-    assert goal is not None
+    speedups = _speedups(points.speedups)
+    request, goal = _asked(points, clock, speedup=speedups[0], seed=seed)
     with status("loading") as say:
-        checkpoint = load_model(
-            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
-        )
-        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
-        if found is None:
-            raise DataError("a curve of accuracy takes images", hint="with labels or without: `--data DIR`")
+        checkpoint = load_model(model, network, normalisation)
+        data = needed_data(
+            images, seed=seed, checkpoint=checkpoint,
+            why="a curve of accuracy takes images", hint="with labels or without: `--data DIR`",
+        )  # fmt: skip
         folder = out or Path(f"{file_name_from(checkpoint.name)}.frontier")
         curve = frontier(
-            checkpoint, request, goal, found, folder / "points", speedups=asked, baselines=baselines, say=say
+            checkpoint, request, goal, data, folder / "points", speedups=speedups, baselines=points.baselines, say=say
         )
     write_json(folder / "frontier.json", curve)
     write_picture(folder / "frontier.svg", picture(curve))
@@ -101,6 +109,21 @@ def command(
         return
     show(curve)
     console().print(f"\nwrote {folder}/frontier.svg and frontier.json", markup=False, soft_wrap=True)
+
+
+def _asked(points: CurveOptions, clock: ClockOptions, *, speedup: float, seed: int) -> tuple[Request, Goal]:
+    """What every point is pruned by, and the clock that judges it."""
+    from compressor.jobs.prune import goal_from, request_from
+    from compressor.pruning.request import Request
+
+    request = request_from(
+        speedup=speedup, criterion=points.criterion, repair=points.repair, calibration=points.calibration,
+        protect=points.protect or (), seed=seed, data_given=True,
+    )  # fmt: skip
+    assert isinstance(request, Request)
+    goal = goal_from(request, runtime=clock.on, batch=clock.batch, threads=clock.threads, tolerance=0.05, table=None)
+    assert goal is not None
+    return request, goal
 
 
 def _speedups(text: str) -> tuple[float, ...]:

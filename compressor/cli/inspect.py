@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import load_model
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    InputOption,
     JsonOption,
     ModelArgument,
-    TrustOption,
+    NetworkOptions,
+    ProtectOption,
     console,
-    load_model,
     print_json,
     short,
     status,
@@ -29,24 +28,28 @@ if TYPE_CHECKING:
 
 def command(
     model: ModelArgument,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
-    ] = None,
+    network: NetworkOptions,
+    protect: ProtectOption = None,
     report_coverage: Annotated[
-        bool, typer.Option("--report-coverage", help="MODEL lists architectures, one a line: how far does each get?")
+        bool,
+        typer.Option(
+            "--report-coverage",
+            help="MODEL is a list of architectures, one a line: report how far each one gets.",
+            rich_help_panel=Panel.RUN,
+        ),
     ] = False,
-    trust_pickle: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what can be pruned, what cannot and why, and what it would buy.
+    """Show what can be pruned, what cannot and why, and what it would save.
 
-    With `--report-coverage`, architectures with random weights go all the way: pruned at 0.5 with proof, a backward
-    pass, pruned again, exported, read back.
+    For example:
 
-    Example: `compress inspect sample_models/fashion_resnet20.pt`, `compress inspect names.txt --report-coverage`
+    - `compress inspect sample_models/fashion_resnet20.pt`
+    - `compress inspect names.txt --report-coverage`
+
+    With `--report-coverage`, architectures with random weights go through every stage: pruned at 0.5 with proof, a
+    backward pass, pruned again, exported, read back.
+
     """
     from compressor.jobs.inspect import inspect
 
@@ -54,8 +57,7 @@ def command(
         return cover(model, as_json=as_json)
 
     with status("loading"):
-        checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
-        inspection = inspect(checkpoint, protect=tuple(protect or ()))
+        inspection = inspect(load_model(model, network), protect=tuple(protect or ()))
     if as_json:
         print_json(inspection.to_json())
     else:

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import compressor.cli
+from compressor.cli.groups import Panel, flat
 from compressor.cli.options import ExitCode, command_line, talk
 from compressor.cli.printing import take_any_text, writing_stdout
 from compressor.errors import CompressError, OutputError, UntrustedPickle
 from compressor.files.leftovers import sweep, sweep_temp
 from compressor.stopping import Terminated, end_at_once, stop_when_asked, was_asked
 
-NOT_COMMANDS = {"main", "options", "printing"}
+NOT_COMMANDS = {"main", "options", "printing", "groups", "loading"}
 ORDER = (
     "inspect", "sensitivity", "prune", "frontier", "factorize", "retrain", "adapt", "exits", "export", "quantize",
     "bench", "measure-table", "report", "evaluate", "study", "demo",
@@ -109,10 +111,10 @@ def _ended(*, terminated: bool) -> typer.Exit:
 
 
 def commands() -> dict[str, Callable[..., None]]:
-    """Every command by its name, in the order of the work."""
+    """Every command by its name, in the order of the work, with a parameter for each of its options."""
     names = [m.name for m in pkgutil.iter_modules(compressor.cli.__path__) if m.name not in NOT_COMMANDS]
     names.sort(key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
-    return {n.replace("_", "-"): importlib.import_module(f"compressor.cli.{n}").command for n in names}
+    return {n.replace("_", "-"): flat(importlib.import_module(f"compressor.cli.{n}").command) for n in names}
 
 
 def _version(asked: bool) -> None:
@@ -137,8 +139,18 @@ def compress(
     """
 
 
+class _Command(TyperCommand):
+    """A command whose `--help` is listed with what is printed, and not in a panel of its own."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = Panel.OUTPUT  # what typer looks for
+        return option
+
+
 for _name, _command in commands().items():
-    app.command(_name)(guarded(_command))
+    app.command(_name, cls=_Command)(guarded(_command))
 
 
 def main() -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel, given
+from compressor.cli.loading import load_model
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    InputOption,
+    ClockOptions,
     JsonOption,
     ModelArgument,
+    NetworkOptions,
+    ProtectOption,
     SeedOption,
-    ThreadsOption,
-    TrustOption,
     console,
-    load_model,
     print_json,
     refuse_silent,
     status,
@@ -25,65 +26,60 @@ from compressor.cli.options import (
 )
 from compressor.files.names import file_name_from
 
+if TYPE_CHECKING:
+    from compressor.checkpoint.checkpoint import Checkpoint
+    from compressor.measuring.tables.table import LatencyTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackOptions:
+    """A measurement from another machine."""
+
+    panel: ClassVar[Panel] = Panel.ELSEWHERE
+    pack: Annotated[Path | None, typer.Option(help="Folder that `compress bench --pack` wrote for this network.")] = (
+        None
+    )
+    read: Annotated[
+        Path | None,
+        typer.Option(help="Its measured.json, from `python bench.py --networks` on the other machine."),
+    ] = None
+
 
 def command(
     model: ModelArgument,
-    on: Annotated[str, typer.Option("--on", help="The runtime: onnxruntime-cpu, torch-eager.")] = "onnxruntime-cpu",
-    batch: Annotated[int, typer.Option(help="The batch size.", min=1)] = 1,
-    threads: ThreadsOption = None,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
-    ] = None,
-    pack: Annotated[Path | None, typer.Option(help="A folder by `compress bench --pack`, of this network.")] = None,
-    read: Annotated[
-        Path | None, typer.Option(help="What that folder measured on its target with --networks: measured.json.")
-    ] = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
-    out: Annotated[Path | None, typer.Option("--out", help="The table's file; NAME.table.json.")] = None,
+    clock: ClockOptions,
+    elsewhere: PackOptions,
+    network: NetworkOptions,
+    protect: ProtectOption = None,
     seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File of the table (default NAME.table.json).", rich_help_panel=Panel.OUTPUT),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a latency table on this machine, or make one of what a pack measured on another.
+    """Measure a latency table on this machine, or make one from what a pack measured on another machine.
 
-    With `--table FILE`, prune then plans for that machine. Example: `compress measure-table model.pt`,
-    `compress measure-table model.pt --pack DIR --read measured.json`
+    For example:
+
+    - `compress measure-table model.pt`
+    - `compress measure-table model.pt --pack DIR --read measured.json`
+
+    With `--table FILE`, `prune` then plans for that machine.
+
     """
-    from compressor.channels.groups import trace
     from compressor.checkpoint.artifacts import read_json
-    from compressor.environment import cores
-    from compressor.errors import ArtifactError
     from compressor.measuring.pack.folder import table_of_pack
-    from compressor.measuring.runtimes import usable
-    from compressor.measuring.tables.measured import measured_table, target_of
-    from compressor.measuring.tables.networks import networks_of
     from compressor.measuring.tables.table import write_table
 
-    if (pack is None) != (read is None):
-        raise ArtifactError("a table from elsewhere takes `--pack DIR` and `--read FILE`", hint="give both")
-    if pack is not None:
-        refuse_silent(
-            {
-                "--on": on != "onnxruntime-cpu", "--batch": batch != 1, "--threads": threads is not None,
-                "--protect": bool(protect), "--seed": seed != 0,
-            },
-            because="beside `--pack` and `--read`: it was measured already",
-            hint="leave it out",
-        )  # fmt: skip
+    pack, read = elsewhere.pack, elsewhere.read
+    _check_pack(elsewhere, {**given(clock), "--protect": bool(protect), "--seed": seed != 0})
     with status("loading") as say:
-        checkpoint = load_model(model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle)
+        checkpoint = load_model(model, network)
         if pack is not None and read is not None:
             table = table_of_pack(pack, read_json(read))
         else:
-            (runtime,) = usable((on,))
-            say("tracing the channel groups")
-            traced = trace(checkpoint.module, checkpoint.example_inputs, protect=protect or ())
-            target = target_of(runtime, batch=batch, threads=threads or cores())
-            inputs = checkpoint.example_inputs
-            with networks_of(checkpoint.module, traced, inputs, runtime, batch=batch) as networks:
-                table = measured_table(networks, target, seed=seed, say=say)
+            table = _measured(checkpoint, clock, protect=protect or (), seed=seed, say=say)
     file = out or Path(f"{file_name_from(checkpoint.name)}.table.json")
     write_table(file, table)
     if as_json:
@@ -91,6 +87,34 @@ def command(
         return
     show(table.to_json())
     console().print(f"\nwrote {file}; next: `compress prune {model} --speedup 2 --table {file}`", soft_wrap=True)
+
+
+def _check_pack(elsewhere: PackOptions, of_here: Mapping[str, bool]) -> None:
+    """Refuses half of a pack, and options for a measurement on this machine beside a pack."""
+    from compressor.errors import ArtifactError
+
+    if (elsewhere.pack is None) != (elsewhere.read is None):
+        raise ArtifactError("a table from another machine takes `--pack DIR` and `--read FILE`", hint="give both")
+    if elsewhere.pack is not None:
+        refuse_silent(of_here, because="beside `--pack` and `--read`: it was measured already", hint="leave it out")
+
+
+def _measured(
+    checkpoint: Checkpoint, clock: ClockOptions, *, protect: Sequence[str], seed: int, say: Callable[[str], None]
+) -> LatencyTable:
+    from compressor.channels.groups import trace
+    from compressor.environment import cores
+    from compressor.measuring.runtimes import usable
+    from compressor.measuring.tables.measured import measured_table, target_of
+    from compressor.measuring.tables.networks import networks_of
+
+    (runtime,) = usable((clock.on,))
+    say("tracing the channel groups")
+    traced = trace(checkpoint.module, checkpoint.example_inputs, protect=protect)
+    target = target_of(runtime, batch=clock.batch, threads=clock.threads or cores())
+    inputs = checkpoint.example_inputs
+    with networks_of(checkpoint.module, traced, inputs, runtime, batch=clock.batch) as networks:
+        return measured_table(networks, target, seed=seed, say=say)
 
 
 def show(table: dict[str, Any]) -> None:

@@ -1,25 +1,22 @@
-"""Options that several commands share, and what several do with them."""
+"""Options that several commands share, what is printed in several ways, and the exit codes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
 from compressor.cli.printing import console as console  # what every command takes from here
 from compressor.cli.printing import print_json as print_json
 from compressor.cli.printing import status as status
 from compressor.cli.printing import strong as strong
 from compressor.cli.printing import talk as talk
-
-if TYPE_CHECKING:
-    from compressor.checkpoint.artifacts import Artifact
-    from compressor.checkpoint.checkpoint import Checkpoint
-    from compressor.data.splits import Data
 
 
 class ExitCode(IntEnum):
@@ -34,45 +31,139 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
-ModelArgument = Annotated[Path, typer.Argument(help="A checkpoint, or an artifact's folder.", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an artifact.", show_default=False)]
 ArtifactArgument = Annotated[
-    Path | None, typer.Argument(help="An artifact's folder; the newest in this folder by default.", show_default=False)
+    Path | None,
+    typer.Argument(help="The folder of an artifact; by default the newest one in this folder.", show_default=False),
 ]
-ArchOption = Annotated[
-    str | None,
-    typer.Option(
-        "--arch", help="How the module is built: torchvision:NAME, timm:NAME, file.py:Net, package.module:make."
-    ),
+NetworkArgument = Annotated[
+    Path | None,
+    typer.Argument(help="The folder of an artifact or a checkpoint; by default the newest artifact in this folder."),
 ]
-ArchArgOption = Annotated[
-    list[str] | None, typer.Option("--arch-arg", help="An argument for --arch, as k=v; repeat for more.")
-]
-InputOption = Annotated[
+ProtectOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--input",
-        help="An input as [NAME=]SHAPE[:TYPE][<BOUND]: 1x3x224x224, 'ids=1x12:int64<30522'; repeat for several.",
+        help="Layers that keep all their channels, as a glob: 'layer1.*'; repeat for more.",
+        rich_help_panel=Panel.CHANNELS,
     ),
 ]
+CalibrationOption = Annotated[
+    int, typer.Option(help="Number of images to compute statistics on; labels are not needed.", min=1)
+]
+AlignOption = Annotated[
+    str, typer.Option(help="Widths are multiples of this number; by default of 8, and of less in narrow layers.")
+]
+LrOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Images per step.", min=1)]
+DeviceOption = Annotated[str, typer.Option(help="Device to train on: auto, cpu or cuda.", rich_help_panel=Panel.RUN)]
+DenseOption = Annotated[
+    Path | None,
+    typer.Option("--dense", help="The dense network, if its file has moved.", rich_help_panel=Panel.NETWORK),
+]
 TrustOption = Annotated[
-    bool, typer.Option("--trust-pickle", help="Load a pickle that can run code. Only for files that you made.")
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Load a pickle that can run code. Only for files that you made.",
+        rich_help_panel=Panel.NETWORK,
+    ),
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option("--data", help="Image folder, .npz, IDX folder, file.py:function, or a torchvision data set's name."),
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="Seed of every random choice.", min=0, rich_help_panel=Panel.RUN)
 ]
-DataRootOption = Annotated[Path | None, typer.Option("--data-root", help="Where a torchvision data set lies.")]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch the torchvision data set if it is not there.")]
-DenseOption = Annotated[Path | None, typer.Option("--dense", help="The dense network, if it has moved.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Where to write; a folder.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and no tables.")]
-MeanOption = Annotated[
-    str | None, typer.Option("--mean", help="The mean of each channel, if the model does not know: 0.5,0.5,0.5.")
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads to compute with.", rich_help_panel=Panel.RUN)
 ]
-StdOption = Annotated[str | None, typer.Option("--std", help="The deviation of each channel, likewise.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="What every random choice is drawn from.", min=0)]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", rich_help_panel=Panel.OUTPUT)]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON to stdout, and no tables.", rich_help_panel=Panel.OUTPUT)
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would happen, and write nothing.", rich_help_panel=Panel.OUTPUT)
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """How a checkpoint becomes a network."""
+
+    panel: ClassVar[Panel] = Panel.NETWORK
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            "--arch", help="How the module is built: torchvision:NAME, timm:NAME, file.py:Net, package.module:make."
+        ),
+    ] = None
+    arch_arg: Annotated[
+        list[str] | None, typer.Option("--arch-arg", help="An argument for --arch, as k=v; repeat for more.")
+    ] = None
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="An input as [NAME=]SHAPE[:TYPE][<BOUND]: 1x3x224x224, 'ids=1x12:int64<30522'; repeat for several.",
+        ),
+    ] = None
+    trust_pickle: TrustOption = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """The images, and where they lie."""
+
+    panel: ClassVar[Panel] = Panel.DATA
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="An image folder, .npz, IDX folder, file.py:function, or the name of a torchvision data set.",
+        ),
+    ] = None
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder in which the torchvision data set lies.")
+    ] = None
+    download: Annotated[
+        bool, typer.Option("--download", help="Download the torchvision data set if it is not there.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalisationOptions:
+    """How pixels are normalised, where the model does not know."""
+
+    panel: ClassVar[Panel] = Panel.DATA
+    mean: Annotated[
+        str | None, typer.Option("--mean", help="Mean of each channel, if the model does not know it: 0.5,0.5,0.5.")
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option("--std", help="Standard deviation of each channel, if the model does not know it: 0.5,0.5,0.5."),
+    ] = None
+
+
+ONNXRUNTIME = "onnxruntime-cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockOptions:
+    """The runtime, the batch and the threads of a latency."""
+
+    panel: ClassVar[Panel] = Panel.LATENCY
+    on: Annotated[
+        str, typer.Option("--on", help="Runtime to measure the latency on: onnxruntime-cpu, torch-eager.")
+    ] = ONNXRUNTIME
+    batch: Annotated[int, typer.Option("--batch", help="Batch size of the latency.", min=1)] = 1
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """Where an artifact goes, and what is printed."""
+
+    panel: ClassVar[Panel] = Panel.OUTPUT
+    out: OutOption = None
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that exists already.")] = False
+    as_json: JsonOption = False
 
 
 def command_line() -> str:
@@ -83,130 +174,15 @@ def command_line() -> str:
 
 
 def refuse_silent(options: Mapping[str, bool], *, because: str, hint: str) -> None:
-    """Refuses the options that were given, and would do nothing `because` of what else was."""
+    """Refuses the options that are set and have no effect: `because` completes the sentence."""
     from compressor.errors import PlanError
 
-    for option in (option for option, given in options.items() if given):
-        raise PlanError(f"`{option}` says nothing {because}", hint=hint)
-
-
-def load_model(
-    model: Path,
-    *,
-    arch: str | None,
-    arch_args: Sequence[str] | None,
-    inputs: Sequence[str] | None,
-    trust_pickle: bool,
-    mean: str | None = None,
-    std: str | None = None,
-    opened: bool = False,
-) -> Checkpoint:
-    """The checkpoint or artifact at `model`, normalising its inputs as it says, or by `mean` and `std`.
-
-    An artifact that was `opened` already has had its caveats said.
-    """
-    from dataclasses import replace
-
-    from compressor.checkpoint.architectures import architecture_arguments
-    from compressor.checkpoint.artifacts import open_artifact
-    from compressor.checkpoint.loading import load
-    from compressor.data.splits import with_normalisation
-
-    if arch is None:
-        refuse_silent(
-            {"--arch-arg": bool(arch_args)},
-            because="without `--arch`",
-            hint="name what takes the argument: `--arch net.py:Net`",
-        )
-    if model.is_dir():
-        _refuse_beside_artifact(arch_args)
-    checkpoint = load(
-        model,
-        arch=arch,
-        arch_arguments=architecture_arguments(arch_args or ()),
-        inputs=tuple(inputs or ()),
-        trust_pickle=trust_pickle,
-    )
-    if model.is_dir() and not opened:
-        say_caveats(open_artifact(model))
-    return replace(checkpoint, preprocessing=with_normalisation(checkpoint.preprocessing, mean, std))
-
-
-def checkpoint_in(
-    artifact: Artifact,
-    *,
-    arch: str | None,
-    arch_args: Sequence[str] | None,
-    inputs: Sequence[str] | None,
-    trust_pickle: bool,
-) -> Checkpoint:
-    """The artifact's network; `arch` says that the user trusts the code that it is built by."""
-    return load_model(
-        artifact.folder, arch=arch, arch_args=arch_args, inputs=inputs, trust_pickle=trust_pickle, opened=True
-    )
-
-
-def _refuse_beside_artifact(arch_args: Sequence[str] | None) -> None:
-    refuse_silent(
-        {"--arch-arg": bool(arch_args)}, because="to an artifact, which knows how it is built", hint="leave it out"
-    )
-
-
-def open_default(path: Path | None) -> Artifact:
-    """The artifact at `path`, or the newest one in the working folder, with a word on which."""
-    from compressor.checkpoint.artifacts import open_artifact
-
-    artifact = open_artifact(path)
-    if artifact.taken_by_default:
-        talk().print(f"taking the newest artifact here: {artifact.folder}", style="dim")
-    say_caveats(artifact)
-    return artifact
-
-
-def say_caveats(artifact: Artifact) -> None:
-    """Say what is less sure of this artifact than of others."""
-    for caveat in artifact.caveats:
-        talk().print(f"caveat: {caveat}", soft_wrap=True)
-
-
-def load_data_option(
-    data: str | None, *, root: Path | None, download: bool, seed: int, checkpoint: Checkpoint
-) -> Data | None:
-    """The data that `--data` names, or what ships with a sample model; `None` where there is neither."""
-    from compressor.data.sources import data_for
-    from compressor.errors import DataError
-
-    if data is None:
-        refuse_silent(
-            {"--data-root": root is not None, "--download": download},
-            because="without `--data`",
-            hint="name the data set: `--data MNIST`",
-        )
-
-    try:
-        found = data_for(checkpoint, data, root=root, download=download, seed=seed)
-    except DataError:
-        if data is not None:
-            raise
-        return None
-    if data is None:
-        talk().print(f"data: {found.name}, the sample that ships with the sample models", style="dim")
-    say_repeated(found)
-    return found
-
-
-def say_repeated(data: Data) -> None:
-    """Say how many images were left out of a split because another one holds them too."""
-    if data.repeated:
-        talk().print(
-            f"caveat: images of {data.name} that lie in two splits were left out of the one that is trained or chosen "
-            f"on: {data.repeated:,}",
-            soft_wrap=True,
-        )
+    for option in (option for option, is_set in options.items() if is_set):
+        raise PlanError(f"`{option}` has no effect {because}", hint=hint)
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
-    """What `--batch` says, `1,64`, as numbers; a usage error where it is none."""
+    """The numbers of `--batch 1,64`; a usage error where a part is none."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"batch sizes are positive numbers, as in `1,64`: {text}", param_hint="--batch")

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import load_data, load_model, open_default
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataOption,
-    DataRootOption,
-    DownloadOption,
-    ForceOption,
-    InputOption,
-    JsonOption,
-    MeanOption,
-    OutOption,
+    CalibrationOption,
+    DataOptions,
+    NetworkArgument,
+    NetworkOptions,
+    NormalisationOptions,
+    OutputOptions,
     SeedOption,
-    StdOption,
-    ThreadsOption,
-    TrustOption,
     batch_sizes,
     command_line,
     console,
-    load_data_option,
-    load_model,
-    open_default,
     print_json,
     short,
     status,
@@ -37,72 +30,77 @@ from compressor.cli.options import (
 from compressor.environment import Processor
 
 
-def command(
-    model: Annotated[
-        Path | None, typer.Argument(help="An artifact's folder or a checkpoint; the newest artifact by default.")
-    ] = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    images: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=1)] = 512,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerOptions:
+    """How weights and activations become integers."""
+
+    panel: ClassVar[Panel] = Panel.INTEGERS
+    images: CalibrationOption = 512
     per_channel: Annotated[
-        bool, typer.Option("--per-channel/--per-tensor", help="A scale for every output channel of a weight, or one.")
-    ] = True,
+        bool,
+        typer.Option("--per-channel/--per-tensor", help="One scale per output channel of a weight, or per weight."),
+    ] = True
     reduce_range: Annotated[
         bool | None,
         typer.Option(
             "--reduce-range/--full-range", help="Weights in 7 bits or in 8; by default what the target needs."
         ),
-    ] = None,
+    ] = None
     target: Annotated[
         Processor,
-        typer.Option(help="The processor that the file is for: x86 without VNNI needs weights in 7 bits."),
-    ] = Processor.HERE,
-    batch: Annotated[str, typer.Option(help="Batch sizes to time, with commas between them.")] = "1,64",
-    threads: ThreadsOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
-    out: OutOption = None,
-    force: ForceOption = False,
+        typer.Option(help="The processor that runs the file: x86 without VNNI needs weights in 7 bits."),
+    ] = Processor.HERE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingOptions:
+    """How the files are timed."""
+
+    panel: ClassVar[Panel] = Panel.MEASURING
+    batch: Annotated[str, typer.Option(help="Batch sizes to time, with commas between them.")] = "1,64"
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")] = None
+
+
+def command(
+    integers: IntegerOptions,
+    timing: TimingOptions,
+    images: DataOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
+    *,
+    model: NetworkArgument = None,
     seed: SeedOption = 0,
-    as_json: JsonOption = False,
+    output: OutputOptions,
 ) -> None:
     """Quantise a network to 8-bit integers after training, and measure what that costs and whether it is faster here.
 
-    The int8 file joins the artifact; a checkpoint gets a new one, `NAME.int8.compressed`, which holds both files.
+    For example:
 
-    Example: `compress quantize --data images/`, `compress quantize model.pt --data images/ --images 512 --per-tensor`
+    - `compress quantize --data images/`
+    - `compress quantize model.pt --data images/ --images 512 --per-tensor`
+
+    The int8 file joins the artifact; a checkpoint gets a new artifact, `NAME.int8.compressed`, which holds both files.
+
     """
     from compressor.export.int8 import Int8
     from compressor.jobs import quantize as work
 
-    sizes = batch_sizes(batch)
-    how = Int8(images=images, per_channel=per_channel, reduce_range=reduce_range, target=target, seed=seed)
+    clock = work.Timing(batch_sizes=batch_sizes(timing.batch), threads=timing.threads)
+    how = Int8(
+        images=integers.images, per_channel=integers.per_channel, reduce_range=integers.reduce_range,
+        target=integers.target, seed=seed,
+    )  # fmt: skip
     artifact = open_default(model) if model is None or model.is_dir() else None
     place = artifact.folder if artifact is not None else model
     assert place is not None
     with status("loading") as say:
-        checkpoint = load_model(
-            place,
-            arch=arch,
-            arch_args=arch_arg,
-            inputs=input_shape,
-            trust_pickle=trust_pickle,
-            mean=mean,
-            std=std,
-            opened=artifact is not None,
-        )
-        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
+        checkpoint = load_model(place, network, normalisation, opened=artifact is not None)
+        data = work.required(load_data(images, seed=seed, checkpoint=checkpoint))
         file, section = work.quantize_to(
-            out, checkpoint, work.required(found), how, artifact=artifact,
-            timing=work.Timing(batch_sizes=sizes, threads=threads), command=command_line(), force=force,
-            trust_pickle=trust_pickle, say=say,
+            output.out, checkpoint, data, how, artifact=artifact, timing=clock, command=command_line(),
+            force=output.force, trust_pickle=network.trust_pickle, say=say,
         )  # fmt: skip
-    if as_json:
+    if output.as_json:
         print_json({"file": str(file), **section})
     else:
         show(file, section)

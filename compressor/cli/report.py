@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from compressor.cli.options import ArtifactArgument, JsonOption, OutOption, console, open_default, print_json
+from compressor.cli.loading import open_default
+from compressor.cli.options import ArtifactArgument, JsonOption, OutOption, console, print_json
 
 
 def command(artifact: ArtifactArgument = None, out: OutOption = None, as_json: JsonOption = False) -> None:
-    """Write the report of an artifact: one HTML page without anything beside it, and the same as Markdown.
+    """Write the report of an artifact: one HTML page that needs no other file, and the same as Markdown.
 
-    What nobody has measured yet is named there with the command that would. Example: `compress report`,
-    `compress report model.compressed --out pages`
+    For example:
+
+    - `compress report`
+    - `compress report model.compressed --out pages`
+
+    The report names what has not been measured yet, with the command that measures it.
+
     """
     from compressor.report import report
 

@@ -4,190 +4,273 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel, given
+from compressor.cli.loading import load_model, open_default, say_repeated, use_threads
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataOption,
-    DataRootOption,
+    BatchSizeOption,
+    DataOptions,
     DenseOption,
-    DownloadOption,
-    ForceOption,
-    InputOption,
-    JsonOption,
-    MeanOption,
-    OutOption,
+    DeviceOption,
+    LrOption,
+    NetworkOptions,
+    NormalisationOptions,
+    OutputOptions,
     SeedOption,
-    StdOption,
     ThreadsOption,
-    TrustOption,
     command_line,
     console,
-    load_model,
-    open_default,
     print_json,
-    say_repeated,
     strong,
     talk,
 )
 
 if TYPE_CHECKING:
+    from compressor.data.splits import Data
+    from compressor.jobs.lottery import Search
+    from compressor.jobs.retrain import Retraining
     from compressor.training.loop import Callback, Progress
+    from compressor.training.ways import Wishes
+
+Model = Annotated[
+    Path | None,
+    typer.Argument(
+        help="The folder of an artifact; by default the newest one in this folder. For lottery a checkpoint too.",
+        show_default=False,
+    ),
+]
+How = Annotated[
+    str,
+    typer.Option(
+        help="fine-tune, scratch-e, scratch-b, rewind-weights, rewind-lr or lottery.", rich_help_panel=Panel.TRAINING
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """The recipe, where the user decides and not the published way."""
+
+    panel: ClassVar[Panel] = Panel.TRAINING
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of fine-tuning (default 3), or the last epochs of the dense run to repeat."),
+    ] = None
+    lr: LrOption = None
+    batch_size: BatchSizeOption = None
+    schedule: Annotated[
+        str | None, typer.Option(help="How the learning rate falls: cosine, step, constant or inverse.")
+    ] = None
+    warmup: Annotated[float | None, typer.Option(help="Share of the run in which the learning rate rises.")] = None
+    augment: Annotated[str | None, typer.Option(help="Augmentation: some of flip,crop,erase, or none.")] = None
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the label that is spread over the other classes.")
+    ] = None
+    optimiser: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None
+    bn_l1: Annotated[
+        float,
+        typer.Option("--bn-l1", help="L1 penalty on batch norm scales; prune with --criterion bn-scale after it."),
+    ] = 0.0
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder to write the metrics to, for TensorBoard.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherOptions:
+    """A teacher to follow."""
+
+    panel: ClassVar[Panel] = Panel.TEACHER
+    teacher: Annotated[str | None, typer.Option(help="`dense`: follow the scores of the dense network too.")] = None
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature that softens the teacher's scores (default 4).")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayOptions:
+    """What some of the published ways ask for."""
+
+    panel: ClassVar[Panel] = Panel.WAYS
+    cap: Annotated[float | None, typer.Option(help="scratch-b: most times the dense run's length to train for: 2.")] = (
+        None
+    )
+    dense_epochs: Annotated[
+        int | None,
+        typer.Option(help="scratch, rewind: epochs that the dense network trained, if its checkpoint does not say."),
+    ] = None
+    rewind_to: Annotated[
+        Path | None,
+        typer.Option(
+            help="rewind-weights, lottery: file of the dense network's early weights; lottery: fresh, trained."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LotteryOptions:
+    """The rounds of a search for a winning ticket."""
+
+    panel: ClassVar[Panel] = Panel.LOTTERY
+    rounds: Annotated[int | None, typer.Option(help="Rounds of pruning and training (default 5).", min=1)] = None
+    rate: Annotated[
+        float | None, typer.Option(help="Share of the weights still there that a round removes (default 0.2).")
+    ] = None
+    output_rate: Annotated[
+        float | None, typer.Option(help="The same for the output layer (default half; 0 with --scope global).")
+    ] = None
+    scope: Annotated[str | None, typer.Option(help="Where weights compete: uniform (within a layer) or global.")] = None
+    rewind_step: Annotated[
+        int | None, typer.Option(help="With --rewind-to fresh: step of the first training to rewind to.", min=0)
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Where it runs."""
+
+    panel: ClassVar[Panel] = Panel.RUN
+    device: DeviceOption = "auto"
+    threads: ThreadsOption = None
+    seed: SeedOption = 0
 
 
 def command(
-    model: Annotated[
-        Path | None,
-        typer.Argument(
-            help="An artifact's folder, the newest here by default; for lottery a checkpoint too.", show_default=False
-        ),
-    ] = None,
-    how: Annotated[
-        str, typer.Option(help="fine-tune, scratch-e, scratch-b, rewind-weights, rewind-lr or lottery.")
-    ] = "fine-tune",
-    epochs: Annotated[
-        int | None, typer.Option(help="Length of fine-tuning (3), or of the dense run's end that is repeated.")
-    ] = None,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    lr: Annotated[float | None, typer.Option("--lr", help="The peak learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.", min=1)] = None,
-    schedule: Annotated[str | None, typer.Option(help="How the rate falls: cosine, step, constant or inverse.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of the run in which the rate rises.")] = None,
-    augment: Annotated[str | None, typer.Option(help="Some of flip,crop,erase, or none.")] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="Share of the label given to the other classes.")
-    ] = None,
-    optimiser: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
-    bn_l1: Annotated[
-        float, typer.Option("--bn-l1", help="L1 penalty on batch norm scales, to prune by bn-scale after it.")
-    ] = 0.0,
-    cap: Annotated[float | None, typer.Option(help="The most times over that scratch-b trains longer.")] = None,
-    dense_epochs: Annotated[
-        int | None, typer.Option(help="How long the dense network trained, if its checkpoint does not say.")
-    ] = None,
-    rewind_to: Annotated[
-        Path | None,
-        typer.Option(help="The dense network's early weights, for rewind-weights; for lottery also: fresh, trained."),
-    ] = None,
-    rewind_step: Annotated[
-        int | None, typer.Option(help="lottery, fresh: how many steps after the first weights.", min=0)
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="lottery: rounds of pruning and training (5).", min=1)] = None,
-    rate: Annotated[float | None, typer.Option(help="lottery: share of the weights left that a round removes.")] = None,
-    output_rate: Annotated[
-        float | None, typer.Option(help="lottery: the same of the output layer; half, or 0 where all compete.")
-    ] = None,
-    scope: Annotated[
-        str | None, typer.Option(help="lottery: where weights compete: uniform (in a layer) or global.")
-    ] = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    teacher: Annotated[str | None, typer.Option(help="`dense`: follow the dense network's scores as well.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="What the teacher's scores are softened by; 4.")] = None,
+    training: TrainingOptions,
+    teacher: TeacherOptions,
+    way: WayOptions,
+    lottery: LotteryOptions,
+    images: DataOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
+    run: RunOptions,
+    output: OutputOptions,
+    model: Model = None,
+    how: How = "fine-tune",
     dense: DenseOption = None,
-    device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
-    threads: ThreadsOption = None,
-    tensorboard: Annotated[Path | None, typer.Option(help="Stream the metrics to this folder.")] = None,
-    seed: SeedOption = 0,
-    trust_pickle: TrustOption = False,
-    out: OutOption = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Train what pruning left, in one of the published ways; an interrupted run goes on with the same command.
 
+    For example:
+
+    - `compress retrain --how fine-tune --epochs 3`
+    - `compress retrain --how scratch-b --cap 2 --data DIR`
+    - `compress retrain model.pt --how lottery --rounds 5 --rate 0.2 --rewind-to early.pt --data DIR`
+    - `compress retrain --bn-l1 1e-4`
+
     With `--how lottery`, find the winning ticket of a network: rounds of pruning single weights, rewinding, training.
 
-    Example: `compress retrain --how fine-tune --epochs 3`, `compress retrain --how scratch-b --cap 2 --data DIR`,
-    `compress retrain model.pt --how lottery --rounds 5 --rate 0.2 --rewind-to early.pt --data DIR`,
-    `compress retrain --bn-l1 1e-4`
     """
-    import torch
-
-    from compressor.checkpoint.recipes import how_named
     from compressor.data.sources import data_for
-    from compressor.jobs import lottery as ticketing
-    from compressor.jobs import retrain as retraining
-    from compressor.training.retraining import read_early_state
-    from compressor.training.retraining import tensorboard as streaming
-    from compressor.training.ways import wishes_from
+    from compressor.jobs.lottery import LOTTERY
 
-    wishes = wishes_from(
-        epochs=epochs, dense_epochs=dense_epochs, cap=cap, rate=lr, shape=schedule, warmup=warmup, seed=seed,
-        batch_size=batch_size, label_smoothing=label_smoothing, augment=augment, optimiser=optimiser, bn_l1=bn_l1,
-        temperature=temperature,
-    )  # fmt: skip
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if how == ticketing.LOTTERY:
-        refuse_beside(how, {"--teacher": teacher, "--cap": cap, "--dense": dense})
-        artifact = open_default(model) if model is None or model.is_dir() else None
-        network = load_model(
-            artifact.folder if artifact is not None else Path(str(model)), arch=arch, arch_args=arch_arg,
-            inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std,
-        )  # fmt: skip
-        found_by = ticketing.rounds_for(network, rounds=rounds, rate=rate, output_rate=output_rate, scope=scope)
-        planned: Any = ticketing.prepare(
-            network, artifact=artifact, rounds=found_by, rewind_to=None if rewind_to is None else str(rewind_to),
-            step=rewind_step or 0, wishes=wishes, folder=out, device=device, force=force,
-        )  # fmt: skip
-        run: Any = functools.partial(ticketing.run, planned, say=show_round)
+    wishes = _wishes(training, teacher, way, seed=run.seed)
+    use_threads(run.threads)
+    planned: Retraining | Search
+    if how == LOTTERY:
+        refuse_beside(how, {**given(teacher, "--teacher"), **given(way, "--cap"), "--dense": dense is not None})
+        planned = _search(model, network, normalisation, lottery, way, run, output, wishes=wishes)
     else:
-        way = how_named(how, besides=(ticketing.LOTTERY,))
-        refuse_beside(
-            how,
-            {
-                "--rounds": rounds, "--rate": rate, "--output-rate": output_rate, "--scope": scope, "--arch": arch,
-                "--rewind-step": rewind_step, "--arch-arg": arch_arg, "--input": input_shape, "--mean": mean,
-                "--std": std,
-            },
+        beside = {**given(lottery), **given(network, "--arch", "--arch-arg", "--input"), **given(normalisation)}
+        planned = _retraining(
+            how, model, teacher, way, run, output, beside=beside, wishes=wishes, dense=dense,
+            trust_pickle=network.trust_pickle,
         )  # fmt: skip
-        planned = retraining.prepare(
-            open_default(model), way, wishes=wishes, folder=out, dense=dense, taught=retraining.wants_teacher(teacher),
-            early_state=None if rewind_to is None else read_early_state(rewind_to), device=device, force=force,
-            trust_pickle=trust_pickle,
-        )  # fmt: skip
-        run = functools.partial(retraining.run, planned)
-    found = data_for(planned.checkpoint, data, root=data_root, download=download, seed=seed)
-    say_repeated(found)
-    announce(planned, found.name)
-    with contextlib.ExitStack() as stack:
-        callbacks = [stack.enter_context(progress_bar())]
-        if tensorboard is not None:
-            callbacks.append(stack.enter_context(streaming(tensorboard)))
-        try:
-            entry = run(
-                found, callbacks=tuple(callbacks), command=command_line(), force=force, trust_pickle=trust_pickle
-            )
-        except KeyboardInterrupt:
-            stack.close()
-            if planned.state_file.exists():
-                talk().print(f"\nkept after its last whole epoch: {planned.state_file}", markup=False, soft_wrap=True)
-            raise
-    if as_json:
+    data = data_for(planned.checkpoint, images.data, root=images.data_root, download=images.download, seed=run.seed)
+    say_repeated(data)
+    announce(planned, data.name)
+    entry = _trained(planned, data, training.tensorboard, force=output.force, trust_pickle=network.trust_pickle)
+    if output.as_json:
         print_json(entry)
-    elif how == ticketing.LOTTERY:
+    elif how == LOTTERY:
         show_ticket(entry, planned.folder)
     else:
         show(entry, planned.folder)
 
 
-def refuse_beside(how: str, given: Mapping[str, object]) -> None:
-    """Refuses options that say nothing to this way."""
+def _wishes(training: TrainingOptions, teacher: TeacherOptions, way: WayOptions, *, seed: int) -> Wishes:
+    from compressor.training.ways import wishes_from
+
+    return wishes_from(
+        epochs=training.epochs, dense_epochs=way.dense_epochs, cap=way.cap, rate=training.lr, shape=training.schedule,
+        warmup=training.warmup, seed=seed, batch_size=training.batch_size,
+        label_smoothing=training.label_smoothing, augment=training.augment, optimiser=training.optimiser,
+        bn_l1=training.bn_l1, temperature=teacher.temperature,
+    )  # fmt: skip
+
+
+def _search(
+    model: Path | None, network: NetworkOptions, normalisation: NormalisationOptions, lottery: LotteryOptions,
+    way: WayOptions, run: RunOptions, output: OutputOptions, *, wishes: Wishes,
+) -> Search:  # fmt: skip
+    """The search for a winning ticket, decided before its first step."""
+    from compressor.jobs.lottery import prepare, rounds_for
+
+    artifact = open_default(model) if model is None or model.is_dir() else None
+    checkpoint = load_model(artifact.folder if artifact is not None else Path(str(model)), network, normalisation)
+    rounds = rounds_for(
+        checkpoint, rounds=lottery.rounds, rate=lottery.rate, output_rate=lottery.output_rate, scope=lottery.scope
+    )
+    return prepare(
+        checkpoint, artifact=artifact, rounds=rounds, rewind_to=None if way.rewind_to is None else str(way.rewind_to),
+        step=lottery.rewind_step or 0, wishes=wishes, folder=output.out, device=run.device, force=output.force,
+    )  # fmt: skip
+
+
+def _retraining(
+    how: str, model: Path | None, teacher: TeacherOptions, way: WayOptions, run: RunOptions, output: OutputOptions, *,
+    beside: Mapping[str, bool], wishes: Wishes, dense: Path | None, trust_pickle: bool,
+) -> Retraining:  # fmt: skip
+    """The training of an artifact's network, decided before its first step; refused `beside` options of lottery."""
+    from compressor.checkpoint.recipes import how_named
+    from compressor.jobs.lottery import LOTTERY
+    from compressor.jobs.retrain import prepare, wants_teacher
+    from compressor.training.retraining import read_early_state
+
+    one = how_named(how, besides=(LOTTERY,))
+    refuse_beside(how, beside)
+    return prepare(
+        open_default(model), one, wishes=wishes, folder=output.out, dense=dense, taught=wants_teacher(teacher.teacher),
+        early_state=None if way.rewind_to is None else read_early_state(way.rewind_to), device=run.device,
+        force=output.force, trust_pickle=trust_pickle,
+    )  # fmt: skip
+
+
+def _trained(
+    planned: Retraining | Search, data: Data, tensorboard: Path | None, *, force: bool, trust_pickle: bool
+) -> dict[str, Any]:
+    """Train with a progress bar; an interrupted run says where its state is."""
+    from compressor.jobs import lottery, retrain
+    from compressor.training.retraining import tensorboard as streaming
+
+    run: Callable[..., dict[str, Any]]
+    if isinstance(planned, lottery.Search):
+        run = functools.partial(lottery.run, planned, say=show_round)
+    else:
+        run = functools.partial(retrain.run, planned)
+    with contextlib.ExitStack() as stack:
+        callbacks = [stack.enter_context(progress_bar())]
+        if tensorboard is not None:
+            callbacks.append(stack.enter_context(streaming(tensorboard)))
+        try:
+            return run(data, callbacks=tuple(callbacks), command=command_line(), force=force, trust_pickle=trust_pickle)
+        except KeyboardInterrupt:
+            stack.close()
+            if planned.state_file.exists():
+                talk().print(f"\nkept after its last whole epoch: {planned.state_file}", markup=False, soft_wrap=True)
+            raise
+
+
+def refuse_beside(how: str, options: Mapping[str, bool]) -> None:
+    """Refuses options that have no effect on this way."""
     from compressor.errors import RetrainError
 
-    for option in (option for option, value in given.items() if value not in (None, [])):
-        raise RetrainError(f"`{option}` says nothing to `--how {how}`", hint="leave it out, or choose another way")
+    for option in (option for option, is_set in options.items() if is_set):
+        raise RetrainError(f"`{option}` has no effect with `--how {how}`", hint="leave it out, or choose another way")
 
 
 def announce(planned: Any, data: str) -> None:

@@ -2,77 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
+from compressor.cli.loading import load_model, needed_data
 from compressor.cli.options import (
-    ArchArgOption,
-    ArchOption,
-    DataOption,
-    DataRootOption,
-    DownloadOption,
-    InputOption,
+    AlignOption,
+    DataOptions,
     JsonOption,
-    MeanOption,
     ModelArgument,
+    NetworkOptions,
+    NormalisationOptions,
+    ProtectOption,
     SeedOption,
-    StdOption,
-    TrustOption,
     console,
-    load_data_option,
-    load_model,
     print_json,
     status,
 )
 from compressor.files.names import file_name_from
 
+if TYPE_CHECKING:
+    from compressor.pruning.request import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveOptions:
+    """What is measured."""
+
+    panel: ClassVar[Panel] = Panel.CHANNELS
+    criterion: Annotated[
+        str, typer.Option(help="How channels are scored; the lowest leave first: obs, l1-norm, taylor, …")
+    ] = "obs"
+    align: AlignOption = "auto"
+    protect: ProtectOption = None
+    calibration: Annotated[
+        int, typer.Option(help="Number of images to compute statistics on; labels are not needed.", min=2)
+    ] = 512
+
 
 def command(
     model: ModelArgument,
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    criterion: Annotated[str, typer.Option(help="Which channels leave first: obs, l1-norm, taylor, …")] = "obs",
-    align: Annotated[str, typer.Option(help="Widths that are tried are multiples of this number.")] = "auto",
-    calibration: Annotated[int, typer.Option(help="How many images are looked at; no labels.", min=2)] = 512,
-    protect: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers whose channels stay; repeat for more.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The picture's file; NAME.sensitivity.svg.")] = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    input_shape: InputOption = None,
-    trust_pickle: TrustOption = False,
+    curve: CurveOptions,
+    images: DataOptions,
+    normalisation: NormalisationOptions,
+    network: NetworkOptions,
     seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File of the picture (default NAME.sensitivity.svg).", rich_help_panel=Panel.OUTPUT),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the output's error against the width of each channel group, narrowed alone and repaired.
 
-    Example: `compress sensitivity model.pt --data images/`
+    For example:
+
+    - `compress sensitivity model.pt --data images/`
     """
-    from compressor.errors import DataError
-    from compressor.jobs.prune import request_from
     from compressor.jobs.sensitivity import measure_curves
-    from compressor.pruning.request import Request
     from compressor.report.sensitivities import picture, write_picture
 
-    request = request_from(
-        ratio=0.5, criterion=criterion, align=align, calibration=calibration, protect=protect or (), seed=seed,
-        repair="least-squares",
-    )  # fmt: skip
-    assert isinstance(request, Request)
+    request = _request(curve, seed=seed)
     with status("loading") as say:
-        checkpoint = load_model(
-            model, arch=arch, arch_args=arch_arg, inputs=input_shape, trust_pickle=trust_pickle, mean=mean, std=std
-        )
-        found = load_data_option(data, root=data_root, download=download, seed=seed, checkpoint=checkpoint)
-        if found is None:
-            raise DataError("measuring takes images", hint="give some, labels are not needed: `--data DIR`")
-        curves = measure_curves(checkpoint, request, found, say=say).to_json()
+        checkpoint = load_model(model, network, normalisation)
+        data = needed_data(
+            images, seed=seed, checkpoint=checkpoint,
+            why="measuring takes images", hint="give some, labels are not needed: `--data DIR`",
+        )  # fmt: skip
+        curves = measure_curves(checkpoint, request, data, say=say).to_json()
     file = out or Path(f"{file_name_from(checkpoint.name)}.sensitivity.svg")
     write_picture(file, picture(curves))
     if as_json:
@@ -80,6 +81,18 @@ def command(
         return
     show(curves)
     console().print(f"\nwrote {file}", markup=False, soft_wrap=True)
+
+
+def _request(curve: CurveOptions, *, seed: int) -> Request:
+    from compressor.jobs.prune import request_from
+    from compressor.pruning.request import Request
+
+    request = request_from(
+        ratio=0.5, criterion=curve.criterion, align=curve.align, calibration=curve.calibration,
+        protect=curve.protect or (), seed=seed, repair="least-squares",
+    )  # fmt: skip
+    assert isinstance(request, Request)
+    return request
 
 
 def show(curves: dict[str, Any]) -> None:

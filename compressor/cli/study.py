@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from compressor.cli.groups import Panel
 from compressor.cli.options import (
-    DataOption,
-    DataRootOption,
-    DownloadOption,
+    DataOptions,
     JsonOption,
     command_line,
     console,
@@ -22,58 +22,84 @@ from compressor.cli.options import (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOptions:
+    """How much of the study runs, and how."""
+
+    panel: ClassVar[Panel] = Panel.RUN
+    scale: Annotated[str, typer.Option(help="smoke: seconds; small: an hour on two cores; paper: needs a GPU.")] = (
+        "small"
+    )
+    jobs: Annotated[int, typer.Option(help="Number of cells that run at the same time.", min=1)] = 1
+    seeds: Annotated[int | None, typer.Option(help="Run only the first so many seeds.", min=1)] = None
+
+
 def command(
-    name: Annotated[str | None, typer.Argument(help="Which study; without a name, all are listed.")] = None,
-    scale: Annotated[str, typer.Option(help="smoke: seconds; small: an hour on two cores; paper: a GPU.")] = "small",
-    data: DataOption = None,
-    data_root: DataRootOption = None,
-    download: DownloadOption = False,
-    jobs: Annotated[int, typer.Option(help="How many cells run at the same time.", min=1)] = 1,
-    seeds: Annotated[int | None, typer.Option(help="Run so many seeds only, the first ones.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; NAME.study by default.")] = None,
+    runs: StudyOptions,
+    images: DataOptions,
+    name: Annotated[str | None, typer.Argument(help="Name of the study; without a name, all are listed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results (default NAME.study).", rich_help_panel=Panel.OUTPUT)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a published experiment again, and say whether its claims hold; what has finished never runs twice.
 
-    Example: `compress study`, `compress study lottery-ticket --scale small --jobs 2 --data DIR`
+    For example:
+
+    - `compress study`
+    - `compress study lottery-ticket --scale small --jobs 2 --data DIR`
     """
     from compressor.studies import papers as studies
-    from compressor.studies.study import scale_named
 
     if name is None:
         for one in studies.names():
             console().print(strong(f"{one:18}"), studies.help_of(one))
         return
-    from compressor.checkpoint.artifacts import write_json
-    from compressor.report.markdown import markdown
-    from compressor.report.page import page
-    from compressor.report.sensitivities import write_picture
-    from compressor.report.studies import document, picture
-    from compressor.studies.runner import Progressed, run_study, told
+    folder = out or Path(f"{name}.study")
+    results = _run(name, folder, runs, images)
+    _write(folder, results)
+    if as_json:
+        print_json(results)
+        return
+    show(results)
+    console().print(f"\nwrote {folder}/report.html, report.md and results.json", markup=False, soft_wrap=True)
 
-    size, folder = scale_named(scale), out or Path(f"{name}.study")
+
+def _run(name: str, folder: Path, runs: StudyOptions, images: DataOptions) -> dict[str, Any]:
+    """The results of the study; cells that finished earlier are read and not run."""
+    from compressor.studies import papers as studies
+    from compressor.studies.runner import Progressed, run_study, told
+    from compressor.studies.study import scale_named
+
+    size = scale_named(runs.scale)
     studies.load(name)
-    source = functools.partial(data_of, data, root=data_root, download=download)
+    source = functools.partial(data_of, images.data, root=images.data_root, download=images.download)
 
     def finished(progressed: Progressed) -> None:
         talk().print(f"{progressed.done}/{progressed.total} {progressed.cell.key}", style="dim", highlight=False)
 
     with status(f"{name}: what is there already") as say:
         results = run_study(
-            name, size, source, folder / "cells", jobs=jobs, seeds=seeds, finished=finished,
+            name, size, source, folder / "cells", jobs=runs.jobs, seeds=runs.seeds, finished=finished,
             say=lambda s: say(f"{name}: {s}"),
         )  # fmt: skip
-    found = told(name, size, results, data=source(), command=command_line())
-    write_json(folder / "results.json", found)
-    write_picture(folder / "report.html", page(document(found)))
-    write_picture(folder / "report.md", markdown(document(found)))
-    for number, plot in enumerate(found["plots"], start=1):
+    return told(name, size, results, data=source(), command=command_line())
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    """The study's results as JSON, HTML and Markdown, with its plots."""
+    from compressor.checkpoint.artifacts import write_json
+    from compressor.report.markdown import markdown
+    from compressor.report.page import page
+    from compressor.report.sensitivities import write_picture
+    from compressor.report.studies import document, picture
+
+    write_json(folder / "results.json", results)
+    write_picture(folder / "report.html", page(document(results)))
+    write_picture(folder / "report.md", markdown(document(results)))
+    for number, plot in enumerate(results["plots"], start=1):
         write_picture(folder / f"plot-{number}.svg", picture(plot))
-    if as_json:
-        print_json(found)
-        return
-    show(found)
-    console().print(f"\nwrote {folder}/report.html, report.md and results.json", markup=False, soft_wrap=True)
 
 
 def data_of(source: str | None, *, root: Path | None, download: bool) -> Any:

@@ -95,7 +95,7 @@ def test_a_command_has_help_and_an_example_that_parses(name: str) -> None:
     text = commands()[name].__doc__ or ""
     summary, _, rest = text.partition("\n\n")
     assert summary.strip().endswith(".")
-    assert "Example: `compress " in rest
+    assert rest.strip().startswith("For example:\n\n    - `compress "), "examples come first, one a line"
     examples = [words_of(line) for line in re.findall(r"`(compress [^`]+)`", " ".join(rest.split()))]
     assert examples
     for words in examples:

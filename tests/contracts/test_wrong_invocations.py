@@ -119,20 +119,20 @@ def test_other_wrong_values_are_one_error_too(name: str) -> None:
 
 # (command and arguments, what the error says): wrong by more than one option's value
 TOGETHER = [
-    (("prune", *DENSE, "--ratio", "0.5", "--table", "gone.json"), "`--table` says nothing without a budget of time"),
-    (("prune", *DENSE, "--ratio", "0.5", "--on", "torch-eager"), "`--on` says nothing"),
-    (("prune", *DENSE, "--ratio", "0.5", "--tolerance", "0.1"), "`--tolerance` says nothing"),
-    (("prune", *DENSE, "--ratio", "0.5", "--calibration", "9"), "`--calibration` says nothing"),
+    (("prune", *DENSE, "--ratio", "0.5", "--table", "gone.json"), "`--table` has no effect without a budget of time"),
+    (("prune", *DENSE, "--ratio", "0.5", "--on", "torch-eager"), "`--on` has no effect"),
+    (("prune", *DENSE, "--ratio", "0.5", "--tolerance", "0.1"), "`--tolerance` has no effect"),
+    (("prune", *DENSE, "--ratio", "0.5", "--calibration", "9"), "`--calibration` has no effect"),
     (("prune", *DENSE, "--ratio", "0.5", "--download"), ""),
     (("prune", *DENSE, "--ratio", "0.5", "--levels", "1000000"), "levels is 1,000,000"),
-    (("prune", "tiny.pt", "--arch-arg", "width=3", "--ratio", "0.5"), "`--arch-arg` says nothing without `--arch`"),
+    (("prune", "tiny.pt", "--arch-arg", "width=3", "--ratio", "0.5"), "`--arch-arg` has no effect without `--arch`"),
     (
         ("prune", *SMALL, "--arch", "net.py:Net", "--arch-arg", "width=3", "--ratio", "0.5"),
-        "says nothing to an artifact",
+        "has no effect on an artifact",
     ),
     (("prune", *DENSE, "--ratio", "0.5", *DATA, "--mean", "nan", "--std", "nan"), "must be finite"),
-    (("bench", *SMALL, "--pack", "p", "--min-speedup", "1.5"), "`--min-speedup` says nothing beside `--pack`"),
-    (("bench", *SMALL, "--read", "m.json", "--why"), "`--why` says nothing beside `--read`"),
+    (("bench", *SMALL, "--pack", "p", "--min-speedup", "1.5"), "`--min-speedup` has no effect beside `--pack`"),
+    (("bench", *SMALL, "--read", "m.json", "--why"), "`--why` has no effect beside `--read`"),
     (("bench", *SMALL, "--read", "gone.json"), "cannot read gone.json"),
     (("bench", *SMALL, "--read", "."), "not a regular file"),
     (("adapt", *DENSE, "--source", "data.npz", "--target", "data.npz", "--rounds", "3"), "without a budget"),

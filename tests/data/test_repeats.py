@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compressor.cli.options import say_repeated
+from compressor.cli.loading import say_repeated
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
@@ -74,7 +74,7 @@ def test_a_file_that_lies_in_two_splits_stays_where_it_is_measured(
     assert data.repeated == 4
     assert data.to_json()["repeated"] == 4
     say_repeated(data)
-    assert "trained or chosen on: 4" in capsys.readouterr().err
+    assert "caveat: 4 images of d lie in two splits" in capsys.readouterr().err
 
 
 def test_drawn_splits_share_no_image_either(workdir: Path) -> None:

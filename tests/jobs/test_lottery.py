@@ -246,7 +246,7 @@ class TestCommand:
             (("--rewind-to", "fresh", "--epochs", 3), "is as long", "--dense-epochs"),
             (("--rewind-to", "trained", "--rate", 1.5), "between 0 and 1", "--rate 0.2"),
             (("--rewind-to", "trained", "--scope", "layer"), "no scope called `layer`", "uniform"),
-            (("--rewind-to", "trained", "--teacher", "dense"), "`--teacher` says nothing", "leave it out"),
+            (("--rewind-to", "trained", "--teacher", "dense"), "`--teacher` has no effect", "leave it out"),
             (("--rewind-to", "trained", "--out", "data.npz"), "is in the way", "--out"),
         ],
     )
@@ -264,5 +264,5 @@ class TestCommand:
 
     @pytest.mark.usefixtures("workdir")
     def test_what_is_for_the_lottery_is_refused_elsewhere_and_its_name_is_known(self) -> None:
-        refused("retrain", "--data", "data.npz", "--rounds", 3, says="`--rounds` says nothing", hints="another way")
+        refused("retrain", "--data", "data.npz", "--rounds", 3, says="`--rounds` has no effect", hints="another way")
         refused("retrain", "--data", "data.npz", "--how", "lotery", says="lotery", hints="did you mean `lottery`?")
