@@ -171,8 +171,8 @@ def _split(name: str, layer: Any, kind: Kind, calls: Sequence[Shapes], *, align:
         align=1 if kind is Kind.SEPARABLE else align,  # its rank is no number of channels
         dense={Countable.MACS: given * weight.numel(), Countable.PARAMS: weight.numel()},
         per_rank={
-            Countable.MACS: cost_of_a_rank(weight, kind, given=given, middle=middle),
-            Countable.PARAMS: cost_of_a_rank(weight, kind, given=1, middle=1),
+            Countable.MACS: cost_of_a_rank(weight, kind, positions=given, middle=middle),
+            Countable.PARAMS: cost_of_a_rank(weight, kind, positions=1, middle=1),
         },
     )
 

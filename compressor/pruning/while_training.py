@@ -29,7 +29,7 @@ from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import Say, calibration_images, score
 from compressor.surgery.plan import LatencyBudget, PruningPlan, Scope
-from compressor.surgery.zeroed import said_otherwise, speaking
+from compressor.surgery.zeroed import difference_beyond_rounding, speaking
 from compressor.training.events import Departure, EventSchedule, mean_stability
 from compressor.training.events_in_training import Choose, Gone, Regrown, TrainedWithEvents, train_with_events
 from compressor.training.loop import Callback
@@ -159,7 +159,7 @@ def prune_while_training(
     known = dataclasses.replace(checkpoint, module=held, lineage=(*checkpoint.lineage, entry))
     say("cutting what is silent")
     pruned = prune(known, request, data=data, say=say, planner=lambda scored: _silent(scored, trained.silent))
-    worst = said_otherwise(held, pruned.checkpoint.module, first.traced, checkpoint.example_inputs)
+    worst = difference_beyond_rounding(held, pruned.checkpoint.module, first.traced, checkpoint.example_inputs)
     if worst is not None:
         raise SurgeryError(f"the small network differs from the one it was cut from, by {worst:.2g}")
     left = tuple(LeftAlone(layer=root, reason=STILL_SPEAKING) for root in reasons)

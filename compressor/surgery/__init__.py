@@ -1,1 +1,1 @@
-"""What is taken out (channels, single weights, rank), and the proof that it was right."""
+"""Remove channels, single weights or rank from a network, and prove that the result is right."""

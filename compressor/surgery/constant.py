@@ -1,7 +1,7 @@
-"""What is left of a layer whose channels are all gone: its bias, everywhere.
+"""Replace a layer whose channels are all removed by what remains of it: its bias, at every position.
 
-A residual branch of which nothing stays adds a constant to its stream. The layers that made or read its channels are
-replaced by `Silent`, which looks at its input's size alone: no multiplication is left, and exporters fold the rest.
+A residual branch without channels adds a constant to its stream. The layers that produced or read the channels are
+replaced by `Silent`, which reads only the size of its input: no multiplication remains, and exporters fold the rest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Silent(nn.Module):
-    """Gives its bias, or zeros, at every position where the convolution or linear layer in its place gave something.
+    """Outputs its bias, or zeros, at every output position of the convolution or linear layer that it replaces.
 
     `[n, in, ...]` to `[n, channels, ...]` for a convolution, `[..., in]` to `[..., channels]` for a linear layer.
     """
@@ -33,25 +33,25 @@ class Silent(nn.Module):
         self.bias = bias
 
     def reset_parameters(self) -> None:
-        """Fresh weights: a bias of zero."""
+        """Reset the bias to zero."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The bias in the shape that the layer would have given."""
+        """Return the bias in the shape of the replaced layer's output."""
         if not self.kernel:
-            given = x.new_zeros(*x.shape[:-1], self.channels)
-            return given if self.bias is None else given + self.bias
+            output = x.new_zeros(*x.shape[:-1], self.channels)
+            return output if self.bias is None else output + self.bias
         sizes = [
             (size + 2 * p - d * (k - 1) - 1) // s + 1
             for size, k, s, p, d in zip(x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         ]
-        given = x.new_zeros(x.shape[0], self.channels, *sizes)
-        return given if self.bias is None else given + self.bias.view(1, -1, *[1] * len(sizes))
+        output = x.new_zeros(x.shape[0], self.channels, *sizes)
+        return output if self.bias is None else output + self.bias.view(1, -1, *[1] * len(sizes))
 
 
 def can_be_silent(layer: nn.Module) -> bool:
-    """Whether `silent_from` knows the layer: linear, or a convolution that is padded with zeros by numbers."""
+    """True if `silent_from` supports the layer: linear, or a convolution with zero padding in numbers."""
     if isinstance(layer, nn.Linear):
         return True
     plain = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -59,7 +59,7 @@ def can_be_silent(layer: nn.Module) -> bool:
 
 
 def silent_from(layer: Any) -> Silent:
-    """What takes the place of a convolution or linear layer (or of another `Silent`), with the bias that it has."""
+    """Return the replacement of a convolution or linear layer (or of another `Silent`), with the layer's bias."""
     if isinstance(layer, Silent):
         return layer
     if isinstance(layer, nn.Linear):

@@ -1,9 +1,10 @@
-"""A layer as two thinner ones: the singular value decomposition of its weight, cut at a rank.
+"""Split a layer into two thinner ones: the singular value decomposition of its weight, cut at a rank.
 
-Whatever the kind, a weight is laid out as a matrix M = U diag(s) V', and the best matrix of rank r in least squares is
-that of the r largest singular values; what it misses is the sum of the squares of the others (Eckart & Young 1936,
-doi:10.1007/BF02288367). Both layers take a square root of each singular value. The first has no bias, so that the zeros
-that the second is padded with are what the first would give there: at full rank the two are the layer, exactly.
+For every kind, the weight is laid out as a matrix M = U diag(s) V'. The best approximation of rank r in least squares
+keeps the r largest singular values; its squared error is the sum of the squares of the others (Eckart & Young 1936,
+doi:10.1007/BF02288367). Each of the two layers gets the square root of every singular value. The first has no bias, so
+zero padding in front of the second equals the first layer's output there: at full rank the two layers equal the
+original, exactly.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from compressor.errors import PlanError, SurgeryError, named
 
 
 class Kind(enum.StrEnum):
-    """What the two layers are.
+    """How a layer is split.
 
     `spatial`: a convolution as a column and a row, k x 1 to r channels and 1 x k (Jaderberg et al. 2014,
-    arXiv:1405.3866, sec. 2.2, scheme 2). `channel`: k x k to r channels and 1 x 1 (the same, as in Zhang et al. 2015,
-    arXiv:1505.06798). `svd`: a linear layer as two. `separable`: r filters k x k for every input channel by itself and
-    1 x 1 across them; with r = 1 it is the block of MobileNets (Howard et al. 2017, arXiv:1704.04861, sec. 3.1).
+    arXiv:1405.3866, sec. 2.2, scheme 2). `channel`: k x k to r channels and 1 x 1 (the same paper; also Zhang et al.
+    2015, arXiv:1505.06798). `svd`: a linear layer as two. `separable`: r filters k x k for each input channel and 1 x 1
+    across them; with r = 1 it is the block of MobileNets (Howard et al. 2017, arXiv:1704.04861, sec. 3.1).
     """
 
     SPATIAL = "spatial"
@@ -37,7 +38,7 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
-    """A layer's two layers: their kind, and the rank at which the decomposition is cut."""
+    """How a layer is split: the kind, and the rank at which the decomposition is cut."""
 
     kind: Kind
     rank: int
@@ -47,23 +48,23 @@ class Factors:
             raise SurgeryError(f"a rank of {self.rank} leaves nothing")
 
     def to_json(self) -> dict[str, object]:
-        """Plain values; `factors_from_json` is the way back."""
+        """Return plain values; `factors_from_json` reads them back."""
         return {"kind": str(self.kind), "rank": self.rank}
 
 
 def factors_from_json(plain: Mapping[str, Any]) -> Factors:
-    """What `to_json` wrote."""
+    """Return the factors that `to_json` wrote."""
     kind = named(Kind, str(plain["kind"]), one="kind", many="kinds", refusal=SurgeryError)
     return Factors(kind=kind, rank=int(plain["rank"]))
 
 
 def kind_named(name: str) -> Kind:
-    """The kind called `name`; refused where there is none."""
+    """Return the kind called `name`. Refused: an unknown name."""
     return named(Kind, name, one="way to factorise", many="ways", refusal=PlanError)
 
 
 def why_not(layer: nn.Module, kind: Kind) -> str | None:
-    """Why the layer cannot be split like that; `None` where it can. Layers of derived classes are left alone."""
+    """Return why the layer cannot be split in this way; `None` if it can. Layers of derived classes are never split."""
     if kind is Kind.SVD:
         return None if type(layer) is nn.Linear else "not a linear layer"
     if type(layer) is not nn.Conv2d:
@@ -76,16 +77,16 @@ def why_not(layer: nn.Module, kind: Kind) -> str | None:
 
 
 def full_rank(weight: Tensor, kind: Kind) -> int:
-    """The rank at which the two layers are the layer; weight `[out, in, kH, kW]`, or `[out, in]` for `svd`."""
+    """Return the rank at which the two layers equal the layer; weight `[out, in, kH, kW]`, or `[out, in]` for `svd`."""
     matrix = matrices(weight, kind)
     return min(matrix.shape[-2:])
 
 
 def matrices(weight: Tensor, kind: Kind) -> Tensor:
-    """The weight as what is decomposed.
+    """Return the weight as the matrix, or the matrices, to decompose.
 
-    `svd`: `[out, in]`; `channel`: `[out, in * kH * kW]`; `spatial`: `[out * kW, in * kH]`; `separable`, a matrix for
-    each input channel: `[in, out, kH * kW]`.
+    `svd`: `[out, in]`; `channel`: `[out, in * kH * kW]`; `spatial`: `[out * kW, in * kH]`; `separable`, one matrix per
+    input channel: `[in, out, kH * kW]`.
     """
     if kind is Kind.SVD:
         return weight
@@ -98,16 +99,18 @@ def matrices(weight: Tensor, kind: Kind) -> Tensor:
 
 
 def spectrum(weight: Tensor, kind: Kind) -> Tensor:
-    """What each further rank adds: the singular values, largest first, float64 `[full rank]`.
+    """Return what each further rank adds: the singular values, largest first, float64 `[full rank]`.
 
-    For `separable` those of all input channels at one rank are taken together: the root of the sum of their squares.
+    For `separable`, one rank adds a singular value in every input channel: the result is the root of the sum of their
+    squares.
     """
     values: Tensor = torch.linalg.svdvals(matrices(weight.detach(), kind).double())
     return values if kind is not Kind.SEPARABLE else values.square().sum(0).sqrt()
 
 
 def pieces(weight: Tensor, bias: Tensor | None, factors: Factors) -> dict[str, Tensor]:
-    """The two layers' tensors under their names in an `nn.Sequential`, in the weight's type: `0.weight`, `1.weight`.
+    """Return the two layers' tensors under their names in an `nn.Sequential`, in the weight's type: `0.weight`,
+    `1.weight`.
 
     Refused: a rank above the full one.
     """
@@ -131,13 +134,13 @@ def pieces(weight: Tensor, bias: Tensor | None, factors: Factors) -> dict[str, T
         else:
             first = right.reshape(inputs * rank, 1, height, width)
             second = left.permute(1, 0, 2).reshape(outputs, inputs * rank, 1, 1)
-    made = {"0.weight": first, "1.weight": second}
-    made = {name: tensor.to(weight.dtype).contiguous() for name, tensor in made.items()}
-    return made if bias is None else {**made, "1.bias": bias.detach().clone()}
+    tensors = {"0.weight": first, "1.weight": second}
+    tensors = {name: tensor.to(weight.dtype).contiguous() for name, tensor in tensors.items()}
+    return tensors if bias is None else {**tensors, "1.bias": bias.detach().clone()}
 
 
 def product(first: Tensor, second: Tensor, factors: Factors) -> Tensor:
-    """The one weight that two layers' weights make together, in the shape of the layer that they replace."""
+    """Return the single weight that equals two layers' weights, in the shape of the layer that they replace."""
     if factors.kind is Kind.SVD:
         return second @ first
     if factors.kind is Kind.CHANNEL:
@@ -149,42 +152,46 @@ def product(first: Tensor, second: Tensor, factors: Factors) -> Tensor:
     return torch.einsum("oir,irhw->oihw", second.reshape(outputs, inputs, factors.rank), own)
 
 
-def cost_of_a_rank(weight: Tensor, kind: Kind, *, given: int, middle: int) -> int:
-    """MACs of one rank: `given` positions of the layer's output, and `middle` of what is between the two layers."""
+def cost_of_a_rank(weight: Tensor, kind: Kind, *, positions: int, middle: int) -> int:
+    """Return the MACs of one rank.
+
+    `positions` counts the positions of the layer's output, `middle` those of the tensor between the two layers.
+    """
     if kind is Kind.SVD:
-        return given * sum(weight.shape)
+        return positions * sum(weight.shape)
     outputs, inputs, height, width = weight.shape
     if kind is Kind.CHANNEL:
-        return given * (inputs * height * width + outputs)
+        return positions * (inputs * height * width + outputs)
     if kind is Kind.SPATIAL:
-        return middle * inputs * height + given * outputs * width
-    return given * inputs * (height * width + outputs)
+        return middle * inputs * height + positions * outputs * width
+    return positions * inputs * (height * width + outputs)
 
 
 def factorized(layer: Any, factors: Factors, *, fill: bool = True) -> nn.Sequential:
-    """The two layers that take the layer's place, holding its factors; without `fill`, weights that nobody has set.
+    """Return the two layers that replace the layer, with its factors; without `fill`, their weights are uninitialised.
 
     Device, type, mode and `requires_grad` are the layer's. Refused: a layer of another kind, a rank above the full one.
     """
     reason = why_not(layer, factors.kind)
     if reason is not None:
         raise SurgeryError(f"a layer cannot be factorised by `{factors.kind}`: it is {reason}")
-    made = nn.Sequential(*(_linear if factors.kind is Kind.SVD else _convolutions)(layer, factors))
+    two = nn.Sequential(*(_linear if factors.kind is Kind.SVD else _convolutions)(layer, factors))
     if fill:
-        made.load_state_dict(pieces(layer.weight, layer.bias, factors))
-    for name, parameter in made.named_parameters():
+        two.load_state_dict(pieces(layer.weight, layer.bias, factors))
+    for name, parameter in two.named_parameters():
         source = layer.bias if name.endswith("bias") else layer.weight
         parameter.requires_grad_(source.requires_grad)
-    return made.train(layer.training)
+    return two.train(layer.training)
 
 
 def _unset(kind: type[nn.Module], *sizes: int, **options: Any) -> nn.Module:
-    """A layer with weights that nobody has set, and no chance in it."""
-    made: nn.Module = skip_init(kind, *sizes, **options)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return made
+    """A layer with uninitialised weights, which draws no random numbers."""
+    layer: nn.Module = skip_init(kind, *sizes, **options)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return layer
 
 
 def _linear(layer: nn.Linear, factors: Factors) -> list[nn.Module]:
+    """The two linear layers, uninitialised."""
     place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     return [
         _unset(nn.Linear, layer.in_features, factors.rank, bias=False, **place),
@@ -193,6 +200,7 @@ def _linear(layer: nn.Linear, factors: Factors) -> list[nn.Module]:
 
 
 def _convolutions(layer: nn.Conv2d, factors: Factors) -> list[nn.Module]:
+    """The two convolutions, uninitialised."""
     place = {"device": layer.weight.device, "dtype": layer.weight.dtype, "padding_mode": layer.padding_mode}
     inputs, outputs, rank = layer.in_channels, layer.out_channels, factors.rank
     bias, whole = layer.bias is not None, Geometry.of(layer)
@@ -220,11 +228,11 @@ class Geometry:
 
     @staticmethod
     def of(layer: Any) -> Geometry:
-        """The layer's own."""
+        """Return the layer's geometry."""
         return Geometry(kernel=layer.kernel_size, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
 
     def along(self, dim: int) -> Geometry:
-        """The same in one dimension, and in the other one pixel wide; padding by name means both already."""
+        """Return the geometry along one dimension, one pixel wide in the other; a padding by name applies to both."""
 
         def only(pair: tuple[int, int], other: int) -> tuple[int, int]:
             return (pair[0], other) if dim == 0 else (other, pair[1])
@@ -235,7 +243,7 @@ class Geometry:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """As `nn.Conv2d` takes them."""
+        """Return the arguments of `nn.Conv2d`."""
         return {
             "kernel_size": self.kernel, "stride": self.stride, "padding": self.padding, "dilation": self.dilation
         }  # fmt: skip

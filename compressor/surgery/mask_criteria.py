@@ -1,7 +1,7 @@
-"""How a single weight is judged by where it began and where it ended (Zhou et al. 2019, arXiv:1905.01067, sec. 2).
+"""Score single weights by their initial and final values (Zhou et al. 2019, arXiv:1905.01067, sec. 2).
 
-Magnitude pruning looks at the final value only. Beside it stand criteria that look at the initial one, at how far the
-weight went, and at whether it kept its sign; each is a score, and the top share of the scores stays.
+Magnitude pruning uses the final value alone. The other criteria use the initial value, the distance that the weight
+moved, and whether it kept its sign. Each is a score, and the weights with the highest scores stay.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from compressor.chance import generator
 from compressor.errors import PlanError, named
 from compressor.surgery.masks import MaskScope, WeightMask, mask_from_scores
 
-OUTPUT_PER_ROUND, OTHERS_PER_ROUND = 0.1, 0.2  # of what is left (Frankle & Carbin 2019, fig. 2)
+OUTPUT_PER_ROUND, OTHERS_PER_ROUND = 0.1, 0.2  # share of the remaining weights (Frankle & Carbin 2019, fig. 2)
 
 
 class MaskCriterion(enum.StrEnum):
-    """Scores of a weight that began at w_i and ended at w_f; higher = keep."""
+    """The score of a weight with initial value w_i and final value w_f; higher = keep."""
 
     LARGE_FINAL = "large-final"  # |w_f|: magnitude pruning
     SMALL_FINAL = "small-final"  # -|w_f|
     LARGE_INIT = "large-init"  # |w_i|
     SMALL_INIT = "small-init"  # -|w_i|
     LARGE_INIT_LARGE_FINAL = "large-init-large-final"  # the lower of the two ranks within the tensor
-    SMALL_INIT_SMALL_FINAL = "small-init-small-final"  # likewise, of the smallest
+    SMALL_INIT_SMALL_FINAL = "small-init-small-final"  # the same for the smallest
     MAGNITUDE_INCREASE = "magnitude-increase"  # |w_f| - |w_i|
     MOVEMENT = "movement"  # |w_f - w_i|
     LARGE_FINAL_SAME_SIGN = "large-final-same-sign"  # |w_f|, or 0 where the sign changed
-    LARGE_FINAL_DIFF_SIGN = "large-final-diff-sign"  # |w_f|, or 0 where it did not: the control
+    LARGE_FINAL_DIFF_SIGN = "large-final-diff-sign"  # |w_f|, or 0 where the sign stayed: the control
     MAGNITUDE_INCREASE_SAME_SIGN = (
-        "magnitude-increase-same-sign"  # |w_f| - |w_i|, or 0: above what shrank, as published
+        "magnitude-increase-same-sign"  # |w_f| - |w_i|, or 0: above weights that shrank, as published
     )
     MAGNITUDE_INCREASE_DIFF_SIGN = "magnitude-increase-diff-sign"
     RANDOM = "random"  # 0
 
     @property
     def looks_back(self) -> bool:
-        """Whether it takes the initial values."""
+        """True if the criterion reads the initial values."""
         return self not in (MaskCriterion.LARGE_FINAL, MaskCriterion.SMALL_FINAL, MaskCriterion.RANDOM)
 
 
 def mask_criterion_named(name: str) -> MaskCriterion:
-    """The mask criterion called `name`."""
+    """Return the mask criterion called `name`."""
     return named(MaskCriterion, name, one="mask criterion", many="mask criteria", refusal=PlanError)
 
 
 def score_weights(criterion: MaskCriterion, initial: Tensor, final: Tensor) -> Tensor:
-    """One number for every weight of a tensor, float64 in its shape."""
+    """Return a score for every weight of a tensor, float64 in its shape."""
     first, last = initial.detach().double().cpu(), final.detach().double().cpu()
     grown = last.abs() - first.abs()
     same = first.sign() == last.sign()
@@ -95,11 +95,12 @@ def mask_by(
     keep_at_least: int = 1,
     seed: int = 0,
 ) -> WeightMask:
-    """The mask that removes the weights that score lowest: exactly ⌊sparsity × weights⌋ of them, ties drawn by `seed`.
+    """Return the mask that removes the weights with the lowest scores: exactly ⌊sparsity × weights⌋, ties drawn by
+    `seed`.
 
-    `final` names the tensors to mask (`masks.maskable` lists a network's: no bias is among them) and `initial` has the
-    values that they once had. `sparsity` is one number, or one for each tensor. Refused: initial values that are
-    missing or of another shape, and what `masks.magnitude` refuses.
+    `final` names the tensors to mask (`masks.maskable` lists a network's; biases are not among them), and `initial` has
+    their initial values. `sparsity` is one number, or one per tensor. Refused: initial values that are missing or have
+    another shape, and what `masks.magnitude` refuses.
     """
     if criterion.looks_back:
         check_initial(initial, final)
@@ -110,18 +111,18 @@ def mask_by(
 
 
 def check_initial(initial: Mapping[str, Tensor], final: Mapping[str, Tensor]) -> None:
-    """Refuses initial values that are not those of these weights."""
+    """Refuse initial values that do not belong to these weights."""
     for name, last in final.items():
         if name not in initial or initial[name].shape != last.shape:
-            found = list(initial[name].shape) if name in initial else "not there"
+            shape = list(initial[name].shape) if name in initial else "missing"
             raise PlanError(
-                f"the initial values of `{name}` are {found}, the weights {list(last.shape)}",
-                hint="they are those of the same network, before it was trained or early on",
+                f"the initial values of `{name}` are {shape}, the weights {list(last.shape)}",
+                hint="they must come from the same network, before its training or early in it",
             )
 
 
 def slower_at_the_output(names: Mapping[str, object], sparsity: float) -> dict[str, float]:
-    """A sparsity for each of the weights: the last one named, the output layer's, is pruned at half the rate.
+    """Return a sparsity per weight tensor: the last one, the output layer's, is pruned at half the rate.
 
     As in Frankle & Carbin 2019 and Zhou et al. 2019: where n rounds of 20 % lead to `sparsity`, the output layer goes
     through n rounds of 10 %.
@@ -141,7 +142,7 @@ def _rank(scores: Tensor) -> Tensor:
 
 
 def _without_ties(scores: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Ranks among all the scores; equal ones stand in an order drawn by `seed`."""
+    """Ranks among all scores; equal scores are ordered by a draw with `seed`."""
     every = torch.cat([s.flatten() for s in scores.values()])
     if not bool(every.isfinite().all()):
         name = next(n for n, s in scores.items() if not bool(s.isfinite().all()))

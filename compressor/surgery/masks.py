@@ -1,6 +1,6 @@
 """Unstructured masks: which single weights stay, exactly as many as asked.
 
-A masked network has the shapes, and the latency, of the dense one; only its storage shrinks (`checkpoint.sparse`).
+A masked network has the shapes and the latency of the dense one; only its storage shrinks (`checkpoint.sparse`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MaskScope(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightMask:
-    """The weights that stay: bool tensors by parameter name; a parameter that is not named stays whole."""
+    """The weights that stay: bool tensors by parameter name; a parameter without an entry stays whole."""
 
     kept: Mapping[str, Tensor]
 
@@ -40,21 +40,21 @@ class WeightMask:
 
     @property
     def weights(self) -> int:
-        """How many weights the mask speaks of."""
+        """The number of weights that the mask covers."""
         return sum(kept.numel() for kept in self.kept.values())
 
     @property
     def removed(self) -> int:
-        """How many of them are zero."""
+        """The number of these weights that are zero."""
         return self.weights - sum(int(kept.sum()) for kept in self.kept.values())
 
     @property
     def sparsity(self) -> float:
-        """The share of them that is zero."""
+        """The share of these weights that are zero."""
         return self.removed / self.weights
 
     def nested_in(self, other: WeightMask) -> bool:
-        """Whether every weight that this mask keeps is kept by `other` too, as after another level of pruning."""
+        """True if `other` keeps every weight that this mask keeps, as after another level of pruning."""
         return self.kept.keys() == other.kept.keys() and all(
             kept.shape == other.kept[name].shape and not bool((kept & ~other.kept[name]).any())
             for name, kept in self.kept.items()
@@ -62,32 +62,33 @@ class WeightMask:
 
 
 def maskable(module: nn.Module, *, protect: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The weights that a mask may touch, by name: those of convolutions, linear layers and attention projections.
+    """Return the weights that a mask may remove, by name: those of convolutions, linear layers and attention
+    projections.
 
-    Norms, biases and embeddings never; a weight shared by two layers once. `protect` holds globs of layers or
-    parameters to leave whole. Refused: a glob that matches nothing, no weight left.
+    Norms, biases and embeddings are never among them; a weight shared by two layers occurs once. `protect`: globs of
+    layers or parameters that stay whole. Refused: a glob that matches nothing, no weight left.
     """
     layers = (*CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
     holders = {name for name, layer in module.named_modules() if isinstance(layer, layers)}
-    found = {
+    weights = {
         name: parameter
         for name, parameter in module.named_parameters()
         if name.rpartition(".")[0] in holders and name.endswith("weight") and parameter.ndim >= 2
     }
-    chosen = dict(found)
+    chosen = dict(weights)
     for glob in protect:
-        matched = _matched(list(found), glob, given=f"--protect {glob}")
+        matched = _matched(list(weights), glob, option=f"--protect {glob}")
         chosen = {n: p for n, p in chosen.items() if n not in matched}
     if not chosen:
         raise PlanError("no convolution or linear weight is left to mask", hint="protect fewer layers")
     return chosen
 
 
-def _matched(names: Sequence[str], glob: str, *, given: str) -> list[str]:
-    """The weights that a glob of layers or parameters means; refused where there is none."""
+def _matched(names: Sequence[str], glob: str, *, option: str) -> list[str]:
+    """The weights that a glob of layers or parameters matches. Refused: a glob that matches none."""
     matched = [n for n in names if fnmatch.fnmatch(n, glob) or fnmatch.fnmatch(n.rpartition(".")[0], glob)]
     if not matched:
-        raise PlanError(f"`{given}` matches no weight", hint=f"the weights are: {', '.join(list(names)[:4])}")
+        raise PlanError(f"`{option}` matches no weight", hint=f"the weights are: {', '.join(list(names)[:4])}")
     return matched
 
 
@@ -100,11 +101,11 @@ def magnitude(
     within: WeightMask | None = None,
     keep_at_least: int = 1,
 ) -> WeightMask:
-    """The mask that removes the smallest |w| (Han et al. 2015, arXiv:1506.02626): exactly ⌊sparsity × weights⌋ of them.
+    """Return the mask that removes the smallest |w| (Han et al. 2015, arXiv:1506.02626): exactly ⌊sparsity × weights⌋.
 
-    Ties go by index, the first leave first. Every tensor keeps `keep_at_least` weights. With `within`, the mask of an
-    earlier level, what that removed stays removed. Refused: a sparsity outside (0, 1), one that removes nothing, or
-    more than `keep_at_least` lets go, weights that are not finite.
+    Among equal weights, the one with the lowest index is removed first. Every tensor keeps `keep_at_least` weights.
+    With `within`, the mask of an earlier level, its removed weights stay removed. Refused: a sparsity outside (0, 1),
+    one that removes nothing or leaves fewer than `keep_at_least`, weights that are not finite.
     """
     weights = maskable(module, protect=protect)
     return mask_from_scores(
@@ -124,9 +125,9 @@ def mask_from_scores(
     within: WeightMask | None = None,
     keep_at_least: int = 1,
 ) -> WeightMask:
-    """The mask that removes the lowest of the scores, tensors of the weights' shapes by parameter name.
+    """Return the mask that removes the lowest scores; `scores` are tensors in the weights' shapes, by parameter name.
 
-    Counts, ties, `within` and refusals are those of `magnitude`; a mapping gives every tensor a sparsity of its own.
+    Counts, ties, `within` and refusals are as in `magnitude`; a mapping sets a sparsity for each tensor.
     """
     shares = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(scores, sparsity)
     scope = MaskScope.UNIFORM if isinstance(sparsity, Mapping) else _scope_named(scope)
@@ -148,7 +149,8 @@ def mask_from_scores(
         raise PlanError(f"a sparsity of {sparsity} removes none of {mask.weights} weights", hint="ask for more")
     if within is not None and not mask.nested_in(within):
         raise PlanError(
-            f"a sparsity of {sparsity} is less than the {within.sparsity:.4f} already there", hint="levels go upwards"
+            f"a sparsity of {sparsity} is less than the {within.sparsity:.4f} already there",
+            hint="a level removes more",
         )
     return mask
 
@@ -161,21 +163,22 @@ def magnitude_round(
     scope: MaskScope | str = MaskScope.UNIFORM,
     within: WeightMask | None = None,
 ) -> WeightMask:
-    """One more round of iterative pruning (Frankle & Carbin 2019, arXiv:1803.03635, sec. 2): a share of what is left.
+    """Return the mask of one more round of iterative pruning (Frankle & Carbin 2019, arXiv:1803.03635, sec. 2).
 
-    The smallest |w| leave, exactly ⌊rate × remaining⌋ of them: of each tensor's own (`uniform`) or of all together
-    (`global`). `rates` holds other rates by globs of layers or parameters, a later glob over an earlier one; 0 leaves
-    them whole, any other is for `uniform`. `within` is the mask after the round before. Ties go by index; every tensor
-    keeps one weight. Refused: a rate outside (0, 1), a glob that matches nothing, a round that removes nothing.
+    The round removes the smallest |w|, exactly ⌊rate × remaining⌋: of each tensor (`uniform`) or of all together
+    (`global`). `rates` sets other rates by globs of layers or parameters, where a later glob overrides an earlier one;
+    0 leaves them whole, and other values need `uniform`. `within` is the mask after the previous round. Ties are as in
+    `magnitude`; every tensor keeps one weight. Refused: a rate outside (0, 1), a glob that matches nothing, a round
+    that removes nothing.
     """
     scope = _scope_named(scope)
     weights = maskable(module)
     each = dict.fromkeys(weights, _rate(rate, zero=False))
     for glob, own in (rates or {}).items():
-        each |= dict.fromkeys(_matched(list(weights), glob, given=glob), _rate(own, zero=True))
+        each |= dict.fromkeys(_matched(list(weights), glob, option=glob), _rate(own, zero=True))
     if scope is MaskScope.GLOBAL and set(each.values()) - {0.0, rate}:
         raise PlanError(
-            "weights that compete with each other leave at one rate", hint="0 spares a layer, or prune `uniform`"
+            "weights that compete with each other have one rate", hint="use 0 to spare a layer, or prune `uniform`"
         )
     if within is not None and within.kept.keys() != weights.keys():
         raise PlanError("the earlier mask covers other weights", hint="start from the same network in every round")
@@ -195,15 +198,17 @@ def magnitude_round(
 
 
 def _rate(rate: float, *, zero: bool) -> float:
+    """The rate, if it lies in (0, 1), or is 0 where `zero` allows that."""
     if not (0 < rate < 1 or (zero and rate == 0)):
         raise PlanError(
-            f"a rate is the share of the weights left that leaves: between 0 and 1, not {rate:g}",
+            f"a rate is the share of the remaining weights to remove: between 0 and 1, not {rate:g}",
             hint="`--rate 0.2` removes a fifth in every round",
         )
     return rate
 
 
 def _scope_named(scope: MaskScope | str) -> MaskScope:
+    """The mask scope called `scope`."""
     try:
         return MaskScope(scope)
     except ValueError:
@@ -211,7 +216,7 @@ def _scope_named(scope: MaskScope | str) -> MaskScope:
 
 
 def _ranked(name: str, scores: Tensor, within: WeightMask | None) -> Tensor:
-    """The scores `[n]`, and minus infinity for what is removed already."""
+    """The scores `[n]`, with minus infinity for weights that are removed already."""
     ranked = scores.detach().flatten().cpu()
     if not bool(ranked.isfinite().all()):
         raise PlanError(f"`{name}` holds values that are not finite", hint="mend the checkpoint: NaN has no rank")
@@ -223,7 +228,7 @@ def _ranked(name: str, scores: Tensor, within: WeightMask | None) -> Tensor:
 
 
 def _smallest_removed(ranked: Mapping[str, Tensor], count: int, *, keep_at_least: int) -> dict[str, Tensor]:
-    """Bool tensors, `count` False in all, over tensors of scores."""
+    """Bool tensors in the shapes of `ranked`, false for the `count` lowest scores."""
     safe = {name: m.argsort(stable=True)[max(0, len(m) - keep_at_least) :] for name, m in ranked.items()}
     movable = sum(len(m) - len(safe[name]) for name, m in ranked.items())
     if count > movable:
@@ -237,27 +242,27 @@ def _smallest_removed(ranked: Mapping[str, Tensor], count: int, *, keep_at_least
 
 
 def apply_mask_(module: nn.Module, mask: WeightMask) -> nn.Module:
-    """Set every removed weight of `module` to +0.0, in place; refused where names or shapes disagree."""
+    """Set every removed weight of `module` to +0.0, in place. Refused: names or shapes that differ."""
     Masker(module, mask)()
     return module
 
 
 class Masker:
-    """A call that sets the removed weights to zero again; made once, called after every step of an optimiser.
+    """A call that sets the removed weights to zero again; created once, called after every step of an optimiser.
 
-    Momentum and weight decay may move a removed weight within a step; no forward pass ever sees it.
+    Momentum and weight decay may change a removed weight within a step, but no forward pass sees it.
     """
 
     def __init__(self, module: nn.Module, mask: WeightMask) -> None:
         parameters = dict(module.named_parameters())
         for name, kept in mask.kept.items():
             if name not in parameters or parameters[name].shape != kept.shape:
-                found = list(parameters[name].shape) if name in parameters else "no such parameter"
-                raise PlanError(f"the mask of `{name}` is {list(kept.shape)}, the network has {found}")
+                shape = list(parameters[name].shape) if name in parameters else "no such parameter"
+                raise PlanError(f"the mask of `{name}` is {list(kept.shape)}, the network has {shape}")
         self._pairs = [(parameters[n], ~kept.to(parameters[n].device)) for n, kept in mask.kept.items()]
 
     def __call__(self) -> None:
-        """Zero what the mask removed."""
+        """Set the removed weights to zero."""
         with torch.no_grad():
             for parameter, removed in self._pairs:
                 parameter.masked_fill_(removed, 0)

@@ -1,8 +1,8 @@
-"""The small network as its exported program, where numbers written in the Python code hold the dense widths.
+"""The small network as its exported program, for code that contains the dense widths as numbers.
 
-`mended` takes the dense network's program and puts the small widths where the dense ones stood: in views, splits,
-slices, paddings, norms, groups, and the scale of an attention whose heads became narrower. What comes back is a
-recorded program (`graph.recorded`).
+`mended` takes the dense network's program and replaces the dense widths by the small ones: in views, splits, slices,
+paddings, norms, groups, and in the scale of an attention whose heads became narrower. The result is a recorded program
+(`graph.recorded`).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Put = Callable[[str, Any], None]
 
 
 def mended(trace: Trace, dense: nn.Module, gone: set[int]) -> dict[str, Any]:
-    """The program of `dense` without the labels `gone`, recorded. Refused: numbers that cannot be mended."""
+    """Return the recorded program of `dense` without the labels `gone`. Refused: numbers that cannot be mended."""
     recorded = _Mending(trace, dense.state_dict(), trace.labels.marked(gone)).recorded()
-    if isinstance(dense, RecordedProgram):  # torch exports its steps alone, without what stands around them
+    if isinstance(dense, RecordedProgram):  # torch exports only its steps, without the checks and structure around them
         recorded |= {"returns": dense.recorded.get("returns"), "takes": _both(dense, recorded["takes"])}
     return {**recorded, "trainable": [name for name, _ in dense.named_parameters(remove_duplicate=False)]}
 
 
 def _both(dense: RecordedProgram, takes: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Which inputs a program takes that was made of one that takes some itself."""
+    """The inputs that a program takes whose network was itself a recorded program: the conditions of both."""
     before = dense.recorded.get("takes")
     if before is None or takes is None:
         return before or takes
@@ -51,29 +51,32 @@ def _both(dense: RecordedProgram, takes: dict[str, Any] | None) -> dict[str, Any
     return {"inputs": inputs, "holds": [*before["holds"], *new]}
 
 
-def program_of_file(found: Any) -> RecordedProgram:
-    """The module of a `torch.export.ExportedProgram`, with nothing mended."""
-    state = {name: tensor.detach() for name, tensor in found.state_dict.items()}
-    others = {name: tensor for name, tensor in found.constants.items() if isinstance(tensor, Tensor)}
-    trace = Trace(exported=read_program(found, {**others, **state}), labels=Labels())
+def program_of_file(program: Any) -> RecordedProgram:
+    """Return the module of a `torch.export.ExportedProgram`, with nothing mended."""
+    state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
+    others = {name: tensor for name, tensor in program.constants.items() if isinstance(tensor, Tensor)}
+    trace = Trace(exported=read_program(program, {**others, **state}), labels=Labels())
     recorded = _Mending(trace, state, np.zeros(0, dtype=np.int64)).recorded()
-    return program_from({**recorded, "trainable": list(found.graph_signature.parameters)}, state)
+    return program_from({**recorded, "trainable": list(program.graph_signature.parameters)}, state)
 
 
 def as_program(module: nn.Module, example_inputs: Sequence[Tensor]) -> RecordedProgram:
-    """The module as its exported program, with nothing mended; it says what the module says."""
+    """Return the module as its exported program, with nothing mended; both have the same outputs."""
     trace = Trace(exported=traced_program(module, example_inputs), labels=Labels())
     return program_from(mended(trace, module, set()), module.state_dict())
 
 
 @dataclass(slots=True, eq=False)
 class _Mending:
+    """Records the program of the dense network without the labels `gone`."""
+
     trace: Trace
     state: Mapping[str, Tensor]
     gone: Bools
     masks: dict[int, Tensor | None] = field(default_factory=dict)
 
     def recorded(self) -> dict[str, Any]:
+        """Return the program in the form that `graph.recorded` reads."""
         graph = self.trace.exported
         nodes: list[dict[str, Any]] = []
         constants: dict[str, Any] = {}
@@ -106,8 +109,9 @@ class _Mending:
         }
 
     def _placeholder(self, node: fx.Node, constants: dict[str, Any]) -> dict[str, Any]:
+        """The record of a placeholder: a stored tensor by name, a constant with its narrowed numbers, or an input."""
         graph = self.trace.exported
-        if node.name in graph.tensors and self._is_held(graph.tensors[node.name][0]):
+        if node.name in graph.tensors and self._is_stored(graph.tensors[node.name][0]):
             return {"name": node.name, "held": graph.names_of(graph.tensors[node.name][1])[0]}
         if node.name in graph.tensors or node.name in graph.constants:
             tensor = graph.tensors[node.name][1] if node.name in graph.tensors else graph.constants[node.name]
@@ -122,9 +126,9 @@ class _Mending:
         return {"name": node.name, "input": True}
 
     def _cut_tables(self, node: fx.Node, nodes: list[dict[str, Any]], constants: dict[str, Any]) -> dict[str, str]:
-        """Cut the constants that an operator reads, just before it does: by name, what to read in their place.
+        """Cut the constants that an operator reads, just before the operator; return which name replaces which.
 
-        Before, they may still be written into.
+        Not earlier, because earlier operators may still write into them.
         """
         cuts: dict[str, str] = {}
         for table in node.all_input_nodes:
@@ -144,24 +148,33 @@ class _Mending:
             cuts[table.name] = name
         return cuts
 
-    def _is_held(self, name: str) -> bool:
-        """Whether the weights' file of the dense network has it; a program's own constants are written down again."""
+    def _is_stored(self, name: str) -> bool:
+        """True if the dense network's state has the tensor; constants of a program are recorded anew."""
         return name in self.state and not name.startswith("constants.")
 
     def _mask(self, dim: Dim) -> Tensor | None:
-        if id(dim) not in self.masks:  # the trace holds every `Dim` for as long as this lives
+        """The positions of a dimension that stay; `None` where all do."""
+        if id(dim) not in self.masks:  # the trace keeps every `Dim` alive, so ids stay unique
             self.masks[id(dim)] = survivors_of(self.trace.labels, dim, self.gone)
         return self.masks[id(dim)]
 
     def _width(self, dim: Dim, dense: int | None) -> int | None:
+        """The small width of a dimension."""
         mask = self._mask(dim)
         return dense if mask is None else int(mask.sum())
 
     def _shape(self, node: fx.Node) -> list[int | None]:
-        """The small network's shape of a node's value; `None` where a size is open."""
+        """The small shape of a node's value; `None` where a size is open."""
         return [self._width(d, n) for d, n in zip(self.trace.values[node], self.trace.shapes[node], strict=True)]
 
     def _call(self, node: fx.Node) -> tuple[Any, list[Any], dict[str, Any]]:
+        """Return the operator and its arguments with small widths in place of the dense ones, by the kind of operator.
+
+        Each kind has its own numbers to mend: the sizes of a view, the parts of a split, the bounds of a slice, the
+        amounts of a padding, the repeats of channels, a norm's shape, a convolution's groups, and an attention's scale
+        (1/sqrt of the dense head width, where the code leaves it to torch). Operators that see no narrowed dimension
+        stay unchanged.
+        """
         target, args, kwargs = node.target, list(node.args), dict(node.kwargs)
         name = name_of(target)
         touched = [node, *node.all_input_nodes]
@@ -194,14 +207,16 @@ class _Mending:
             self._padding(node, args)
         elif name in ("repeat", "tile"):
             counted = "repeats" if name == "repeat" else "dims"
-            counts = [1] * (len(self.trace.values[node]) - len(get(counted))) + list(get(counted))  # `tile` takes fewer
+            counts = [1] * (len(self.trace.values[node]) - len(get(counted))) + list(
+                get(counted)
+            )  # `tile` may have fewer
             wide = zip(counts, self.trace.values[node], self._shape(node), strict=True)
             put(counted, [r if r == 1 or self._mask(dim) is None else n for r, dim, n in wide])
         elif name in ("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm"):
             shape = get("normalized_shape")
             dims, narrow = (of(get("input"))[-len(shape) :] for of in (self.trace.values.__getitem__, self._shape))
             wide = zip(shape, dims, narrow, strict=True)
-            put("normalized_shape", [n if self._mask(dim) is None else left for n, dim, left in wide])
+            put("normalized_shape", [n if self._mask(dim) is None else small for n, dim, small in wide])
         elif name in ("group_norm", "native_group_norm"):
             dense, channels = self.trace.shapes[get("input")][1], self._shape(get("input"))[1]
             groups = "num_groups" if name == "group_norm" else "group"
@@ -221,13 +236,19 @@ class _Mending:
         return target, args, kwargs
 
     def _touched(self, node: fx.Node) -> bool:
-        known = self.trace.values.get(node)
-        if known is None:
+        """True if a node's value loses positions."""
+        labels = self.trace.values.get(node)
+        if labels is None:
             return False
-        several = known if isinstance(known, list) else [known]
+        several = labels if isinstance(labels, list) else [labels]
         return any(self._mask(dim) is not None for dims in several if dims is not None for dim in dims)
 
     def _sizes(self, node: fx.Node, schema: list[str], get: Get, put: Put) -> None:
+        """Mend the sizes of a view or a new tensor.
+
+        A size that is itself a value of the graph becomes -1, which torch computes; a -1 elsewhere in the shape is then
+        replaced by its number.
+        """
         argument = next((a for a in ("size", "shape", "sizes") if a in schema), None)
         if argument is None:
             return
@@ -241,12 +262,13 @@ class _Mending:
             elif isinstance(size, fx.Node):
                 if -1 in sizes:
                     if shape[first + sizes.index(-1)] is None:
-                        raise SurgeryError("a shape has channels in two sizes that are open, and cannot be mended")
+                        raise SurgeryError("a shape with channels in two open sizes cannot be mended")
                     sizes = [shape[first + j] if s == -1 else s for j, s in enumerate(sizes)]
                 sizes[i] = -1
         put(argument, sizes)
 
     def _positions(self, name: str, get: Get, put: Put) -> None:
+        """Mend the bounds of a slice, the index of a selection."""
         source, d = get("self"), get("dim")
         mask = self._mask(self.trace.values[source][d])
         if mask is None:
@@ -262,10 +284,11 @@ class _Mending:
         put("start", int(mask[:start].sum()))
         if name == "narrow":
             put("length", int(mask[start:end].sum()))
-        elif end < length:  # an open end stays open: the batch may be part of what is sliced
+        elif end < length:  # an open end stays open: the sliced dimension may include the batch
             put("end", int(mask[:end].sum()))
 
     def _padding(self, node: fx.Node, args: list[Any]) -> None:
+        """Mend the amounts of a padding."""
         amounts = list(args[1])
         dims = self.trace.values[node]
         for k in range(len(amounts) // 2):
@@ -280,7 +303,7 @@ class _Mending:
 
 
 def _renamed(plain: Any, names: Mapping[str, str]) -> Any:
-    """Plain arguments in which nodes have other names."""
+    """Plain arguments with other names for nodes."""
     if isinstance(plain, list):
         return [_renamed(v, names) for v in plain]
     if isinstance(plain, dict):

@@ -1,8 +1,8 @@
-"""Which channels leave: scores and a budget in, exact indices out.
+"""Plan which channels are removed: scores and a budget in, exact indices out.
 
-The channels of a group go in the order of their scores, ties by index. `uniform` takes the same ratio from every group,
-`global` ranks the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al. 2024,
-arXiv:2407.04616); `measured` is `planning.allocation`'s, and `random` draws the widths: `planning.random_widths`.
+A group's channels are removed in the order of their scores, ties by index. `uniform` removes the same ratio from every
+group, `global` ranks the channels of all groups, `isomorphic` those of groups with the same structure (Fang et al.
+2024, arXiv:2407.04616). `measured` is in `planning.allocation`; `random` draws the widths (`planning.random_widths`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from compressor.surgery.rounding import kept, met_in_all, multiple_of, rounded
 class Scope(enum.StrEnum):
     """How a ratio is shared among the groups."""
 
-    AUTO = "auto"  # as the budget and the data suggest: `pruning.request`
+    AUTO = "auto"  # chosen by budget and data: `pruning.request`
     UNIFORM = "uniform"
     GLOBAL = "global"
     ISOMORPHIC = "isomorphic"
-    MEASURED = "measured"  # by what the output loses: `planning.allocation`
-    RANDOM = "random"  # by chance, as a control: `planning.random_widths`
+    MEASURED = "measured"  # by the error at the output: `planning.allocation`
+    RANDOM = "random"  # drawn, as a control: `planning.random_widths`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelBudget:
-    """A share of the channels leaves."""
+    """Remove a share of the channels."""
 
     ratio: float
 
@@ -42,7 +42,7 @@ class ChannelBudget:
         if not 0 < self.ratio < 1:
             raise PlanError(
                 f"a pruning ratio must lie between 0 and 1, and {self.ratio:g} does not",
-                hint="it is the share of channels that leave: `--ratio 0.5`",
+                hint="it is the share of channels to remove: `--ratio 0.5`",
             )
 
 
@@ -55,7 +55,7 @@ class Countable(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostBudget:
-    """A share of the MACs or parameters may stay."""
+    """Keep at most a share of the MACs or parameters."""
 
     counted: Countable
     stays: float
@@ -70,7 +70,7 @@ class CostBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyBudget:
-    """The network is to be so many times as fast, or to take so many milliseconds; one of the two."""
+    """Reach a speed-up or a latency in milliseconds; exactly one of the two is set."""
 
     speedup: float | None = None
     latency_ms: float | None = None
@@ -91,10 +91,12 @@ Budget = ChannelBudget | CostBudget | LatencyBudget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """A number for every channel of every group; the lowest leave first. `by_root[root]` is float64 `[channels]`."""
+    """A number for every channel of every group, float64 `[channels]` by the group's root; the lowest are removed
+    first.
+    """
 
     by_root: Mapping[str, Tensor]
-    comparable: bool  # across groups; others are divided by their group's mean first
+    comparable: bool  # across groups; if not, scores are divided by their group's mean first
 
     def __post_init__(self) -> None:
         for root, scores in self.by_root.items():
@@ -102,13 +104,13 @@ class Scores:
                 raise PlanError(f"the scores of `{root}` are not finite", hint="check the weights and the data for NaN")
 
     def reversed(self) -> Scores:
-        """The same with the highest leaving first."""
+        """Return scores of the opposite sign: the highest are removed first."""
         return Scores(by_root={r: -s for r, s in self.by_root.items()}, comparable=self.comparable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningPlan:
-    """The channels that leave each group, by the group's root; sorted and unique."""
+    """The removed channels of each group, by the group's root; sorted and unique."""
 
     removed: Mapping[str, tuple[int, ...]]
 
@@ -118,7 +120,7 @@ class PruningPlan:
                 raise PlanError(f"the removed channels of `{root}` are not sorted, unique and non-negative")
 
     def check(self, groups: Sequence[ChannelGroup]) -> None:
-        """Refuses a plan that does not belong to `groups`, or empties one."""
+        """Refuse a plan that does not fit `groups`, or removes all channels of one."""
         by_root = {g.root: g for g in groups}
         for root, indices in self.removed.items():
             group = by_root.get(root)
@@ -127,20 +129,20 @@ class PruningPlan:
             if indices and indices[-1] >= group.channels:
                 raise PlanError(f"the plan removes channel {indices[-1]} of the {group.channels} of `{root}`")
             if len(indices) >= group.channels:
-                raise PlanError(f"the plan takes all {group.channels} channels of `{root}`")
+                raise PlanError(f"the plan removes all {group.channels} channels of `{root}`")
 
     @property
     def count(self) -> int:
-        """How many channels leave in all."""
+        """The number of removed channels in all groups."""
         return sum(map(len, self.removed.values()))
 
     def to_json(self) -> dict[str, list[int]]:
-        """Root → removed indices."""
+        """Return root → removed indices."""
         return {root: list(indices) for root, indices in self.removed.items()}
 
 
 def plan_from_json(plain: Mapping[str, Sequence[int]]) -> PruningPlan:
-    """The plan that `to_json` wrote."""
+    """Return the plan that `to_json` wrote."""
     return PruningPlan(removed={root: tuple(int(i) for i in indices) for root, indices in plain.items()})
 
 
@@ -159,12 +161,12 @@ def plan_pruning(
     dense_widths: Mapping[str, int] | None = None,
     may_be_empty: bool = False,
 ) -> PruningPlan:
-    """The plan that meets the budget; widths are multiples of `align` where a group is wide enough (`rounding`).
+    """Return the plan that meets the budget; widths are multiples of `align` where a group is wide enough (`rounding`).
 
-    What leaves in all is what was asked for, as nearly as those multiples allow, and never more. `cost_of` gives what
-    stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio is still one of the dense
-    network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a budget that removes
-    nothing, or that cannot be met with `min_channels` left in every group.
+    The total removed is as near to the request as those multiples allow, and never more. `cost_of` returns the share
+    that stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio still counts the
+    dense network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a budget that
+    removes nothing, or that cannot be met with `min_channels` in every group.
     """
     if (align is not None and align < 1) or min_channels < 1:
         raise PlanError(f"alignment {align} and least width {min_channels} must be at least 1")
@@ -187,7 +189,7 @@ def plan_pruning(
 
 
 class _Ranking:
-    """The order in which each group's channels leave, and how many do at a ratio."""
+    """The order in which each group's channels are removed, and how many at a ratio."""
 
     def __init__(
         self,
@@ -201,7 +203,7 @@ class _Ranking:
     ) -> None:
         self.groups, self.dense_widths = groups, dense_widths
         self.scope, self.align, self.min_channels = scope, align, min_channels
-        self.orders: dict[str, Tensor] = {}  # root → channels, in the order they leave
+        self.orders: dict[str, Tensor] = {}  # root → channels, in the order of removal
         self.rising: dict[str, Tensor] = {}  # root → their scores
         for group in groups:
             of_group = scores.by_root[group.root].double()
@@ -213,11 +215,11 @@ class _Ranking:
             self.rising[group.root], self.orders[group.root] = of_group.sort(stable=True)
 
     def multiple(self, group: ChannelGroup) -> int:
-        """What the group's width is rounded up to."""
+        """Return the multiple that the group's width is rounded up to."""
         return multiple_of(group, self.align)
 
     def plan(self, widths: Mapping[str, int]) -> PruningPlan:
-        """The plan that leaves each group the width given for it."""
+        """Return the plan with the given width for each group."""
         removed = {}
         for group in self.groups:
             leaving = group.channels - widths[group.root]
@@ -225,16 +227,17 @@ class _Ranking:
         return PruningPlan(removed=removed)
 
     def least_width(self, group: ChannelGroup) -> int:
-        """The narrowest that the group may become."""
+        """Return the smallest width that the group may have."""
         return kept(group.channels, 1.0, multiple=self.multiple(group), at_least=min(self.min_channels, group.channels))
 
     def at(self, ratio: float) -> PruningPlan:
-        """The plan at a pruning ratio, shared by the scope."""
+        """Return the plan at a pruning ratio, shared by the scope."""
         if self.scope is Scope.AUTO:
-            raise PlanError("a scope that is `auto` shares nothing yet", hint="`Request.resolved` chooses one")
+            raise PlanError("the scope `auto` is not resolved yet", hint="`Request.resolved` chooses one")
         if self.scope is Scope.MEASURED:
             raise PlanError(
-                "measured widths do not come from scores", hint="`compressor.planning.allocation` takes the curves"
+                "measured widths do not come from scores",
+                hint="`compressor.planning.allocation` computes them from curves",
             )
         if self.scope is Scope.RANDOM:
             raise PlanError(
@@ -250,7 +253,7 @@ class _Ranking:
                 classes[None if self.scope is Scope.GLOBAL else _structure(group)].append(group)
             gone = {root: count for some in classes.values() for root, count in self._ranked(some, ratio).items()}
             exact = {g.root: float(g.channels - gone[g.root]) for g in self.groups}
-            total = max(total, round(sum(exact.values())))  # each class has floored its own
+            total = max(total, round(sum(exact.values())))  # each class has rounded down its own
         widths = {
             g.root: rounded(
                 g.channels, exact[g.root], step=self.multiple(g), at_least=self.min_channels,
@@ -261,7 +264,9 @@ class _Ranking:
         return self.plan(met_in_all(widths, least={g.root: self.least_width(g) for g in self.groups}, total=total))
 
     def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, int]:
-        """How many leave of each group when the lowest channels of all of them do; exact, ties by position."""
+        """The number of channels removed from each group when the lowest of all groups are removed; exact, ties by
+        position.
+        """
         dense = sum(self.dense_widths[g.root] for g in groups)
         gone_already = dense - sum(g.channels for g in groups)
         wanted = math.floor(dense * ratio + 1e-9) - gone_already
@@ -277,12 +282,12 @@ class _Ranking:
 
 
 def _structure(group: ChannelGroup) -> object:
-    """What makes two groups isomorphic: their members' roles, dimensions and kinds of tensor, not their sizes."""
+    """The key of isomorphic groups: their members' roles, dimensions and kinds of tensor, not their sizes."""
     return tuple((m.role, m.dim, m.tensor.rpartition(".")[2]) for m in group.members if m.role is not Role.CARRIES)
 
 
 def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> PruningPlan:
-    """The widest plan at or below the budget: bisection on the ratio, then single steps of single groups back up."""
+    """The widest plan within the budget: bisection on the ratio, then single groups widened again step by step."""
 
     def stays(plan: PruningPlan) -> float:
         return cost_of(plan)[budget.counted]
@@ -314,12 +319,12 @@ def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> Pr
 
 
 def gone_mask(group: ChannelGroup, plan: PruningPlan) -> Tensor:
-    """Which of the group's channels leave: bool `[channels]`."""
+    """Return the mask of the group's removed channels: bool `[channels]`."""
     gone = torch.zeros(group.channels, dtype=torch.bool)
     gone[list(plan.removed.get(group.root, ()))] = True
     return gone
 
 
 def gone_labels(groups: Sequence[ChannelGroup], plan: PruningPlan) -> set[int]:
-    """The labels of what leaves."""
+    """Return the labels of all removed channels."""
     return {group.labels[c] for group in groups for c in plan.removed.get(group.root, ())}

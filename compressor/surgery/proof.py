@@ -1,7 +1,7 @@
-"""The proof that a small network is the right one.
+"""Prove that a small network computes what the dense network computes without the removed channels.
 
-It is compared with the dense network in which exactly the removed channels are silenced where they are *read*: a
-channel silenced where it is made can speak again behind a bias or a norm.
+The reference is the dense network with exactly the removed channels silenced where they are *read*: a channel that is
+silenced where it is produced becomes non-zero again behind a bias or a norm.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from compressor.graph.precision import TypesSeen, copy_in_precision, in_precisio
 from compressor.surgery.plan import PruningPlan, gone_labels
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-FLOOR = 1e-6  # what rounding to float32 once or twice amounts to
-TIMES = 10  # each value is rounded on its own way, and some more than once
+FLOOR = 1e-6  # the effect of rounding to float32 once or twice
+TIMES = 10  # each value is rounded separately, and some more than once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """How far the small network's outputs lie from the silenced dense one's: the worst of max |a - b| / max |b|.
+    """The difference of the small network's outputs from the silenced dense one's: the largest max |a - b| / max |b|.
 
-    `moved` is how far the silence itself moves the dense network's: where nothing moves, the proof has seen nothing.
-    Both networks run in `dtype`. Where a difference is too large for that type, `narrowest` is the least precise type
-    that their own code computed in all the same (a cast, a mask, a norm that insists on float32).
+    `moved`: relative change of the dense network's outputs caused by silencing alone. If it is 0, the comparison proves
+    nothing. Both networks run in `dtype`. Where the difference is too large for that type, `narrowest` is the least
+    precise type in which their own code computes anyway (a cast, a mask, a norm fixed to float32).
     """
 
     largest_relative_difference: float
@@ -44,14 +44,14 @@ class Proof:
     outputs: int
     inputs: str  # "random", "example" or "example and random"
     narrowest: torch.dtype | None = None
-    rounding: float = 0.0  # how far the outputs move where weights and inputs move by a last bit of `narrowest`
+    rounding: float = 0.0  # change of the outputs when weights and inputs change by a last bit of `narrowest`
 
     @property
     def tolerance(self) -> float:
-        """The largest difference that is rounding.
+        """The largest difference that counts as rounding.
 
-        Where a part is computed in a narrower type, it is what the last bit of that type does to these outputs, some
-        times over: a cut that is wrong and hardly shows must not pass for rounding.
+        Where a part is computed in a narrower type, it is a multiple of the effect of that type's last bit on these
+        outputs: a wrong cut with a small effect must not pass as rounding.
         """
         own = TOLERANCE[self.dtype]
         if self.narrowest is None or self.narrowest is self.dtype:
@@ -60,16 +60,16 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is one of rounding."""
+        """True if the difference is only rounding."""
         return self.largest_relative_difference <= self.tolerance
 
     @property
     def vacuous(self) -> bool:
-        """Whether the removed channels say nothing on the inputs of the proof: then it has seen nothing."""
+        """True if the removed channels do not affect the outputs on the proof's inputs: it then shows nothing."""
         return self.moved <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
-        """The `proof` of an artifact's results."""
+        """Return the `proof` of an artifact's results."""
         return {
             "dtype": _name(self.dtype),
             "narrowest": _name(self.narrowest or self.dtype),
@@ -82,11 +82,11 @@ class Proof:
 
 
 def in_words(proof: Mapping[str, Any]) -> str:
-    """What `Proof.to_json` gave, as one line: the difference, and what it is judged by."""
+    """Return the dict of `Proof.to_json` as one line: the difference, and its tolerance."""
     types = f"in {proof['dtype']}"
     narrow = proof.get("narrowest", proof["dtype"])
     if narrow != proof["dtype"]:
-        types += f", of which the network computes a part in {narrow}"
+        types += f" (the network computes a part in {narrow})"
     tolerance = f" (at most {proof['tolerance']:.0e} is rounding)" if "tolerance" in proof else ""
     return f"{proof['largest_relative_difference']:.1e} relative, {types}{tolerance}"
 
@@ -97,9 +97,9 @@ def _name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The dense network's side of the proof: what it says on `inputs` with the removed channels `silenced`.
+    """The dense network's side of the proof: its outputs on `inputs` with the removed channels silenced, `silenced`.
 
-    `whole` are the layers that are compared beside the outputs.
+    `whole` are the layers that are compared besides the outputs.
     """
 
     ground: Trace
@@ -111,9 +111,9 @@ class Reference:
 
     @cached_property
     def moved(self) -> float:
-        """How far the silence moves what the dense network says."""
-        speaking = silenced_outputs(self.ground, self.dense, set(), self.inputs, self.whole, dtype=self.dtype)
-        return max(map(relative_difference, self.silenced, speaking))
+        """The relative change of the dense network's outputs caused by silencing."""
+        unchanged = silenced_outputs(self.ground, self.dense, set(), self.inputs, self.whole, dtype=self.dtype)
+        return max(map(relative_difference, self.silenced, unchanged))
 
 
 def reference_of(
@@ -124,39 +124,43 @@ def reference_of(
     *,
     dtype: torch.dtype = torch.float64,
 ) -> Reference:
-    """What a small network is compared with, in `dtype`, on the example and a random input like it.
+    """Return the reference for a small network, in `dtype`, on the example and a random input like it.
 
-    A network that chooses by values what it gives (a detector) is compared on the example with the dense one's choices,
-    in what it gives and in what it chooses from. Refused: a network that does not run in `dtype`.
+    A data-dependent network (a detector) is compared on the example, under the dense network's choices, in its outputs
+    and in the tensors that it chooses from. Refused: a network that does not run in `dtype`.
     """
-    given = [in_precision(t, dtype) for t in _inputs_for(traced, example_inputs)]
+    inputs = [in_precision(t, dtype) for t in _inputs_for(traced, example_inputs)]
     gone = gone_labels(traced.groups, plan)
     whole = whole_layers(traced.ground, gone)
     try:
-        silenced = silenced_outputs(traced.ground, dense, gone, given, whole, dtype=dtype)
-    except Exception as error:  # a program raises whatever its operators do
-        _check_runs(traced.ground, dense, given, whole, dtype)
-        raise InternalError(f"the dense network runs, and does not without some channels: {error}") from error
-    return Reference(ground=traced.ground, dense=dense, dtype=dtype, inputs=given, whole=whole, silenced=silenced)
+        silenced = silenced_outputs(traced.ground, dense, gone, inputs, whole, dtype=dtype)
+    except Exception as error:  # a program's operators can raise anything
+        _check_runs(traced.ground, dense, inputs, whole, dtype)
+        raise InternalError(f"the dense network runs, but not with some channels silenced: {error}") from error
+    return Reference(ground=traced.ground, dense=dense, dtype=dtype, inputs=inputs, whole=whole, silenced=silenced)
 
 
 def _check_runs(
-    ground: Trace, dense: nn.Module, given: Sequence[Tensor], whole: Mapping[str, Sequence[fx.Node]], dtype: torch.dtype
+    ground: Trace,
+    dense: nn.Module,
+    inputs: Sequence[Tensor],
+    whole: Mapping[str, Sequence[fx.Node]],
+    dtype: torch.dtype,
 ) -> None:
-    """Refused: a dense network whose program does not run in `dtype`, whatever is silent."""
+    """Refused: a dense network whose program does not run in `dtype`, with nothing silenced."""
     try:
-        silenced_outputs(ground, dense, set(), given, whole, dtype=dtype)
+        silenced_outputs(ground, dense, set(), inputs, whole, dtype=dtype)
     except Exception as error:  # as above
         raise SurgeryError(
-            f"the dense network does not compute in {_name(dtype)}", hint="numbers in its code have a type of their own"
+            f"the dense network does not compute in {_name(dtype)}", hint="its code fixes the type of some numbers"
         ) from error
 
 
 def prove(small: nn.Module, reference: Reference) -> Proof:
-    """The surgery proof of a small network that holds the dense one's own weights at what the plan leaves.
+    """Return the surgery proof of a small network that holds the dense one's own weights.
 
-    Refused: a small network that does not run, or whose outputs have another shape. A difference is for the caller to
-    judge (`Proof.holds`), who knows what to do about it.
+    Refused: a small network that does not run, or whose outputs have another shape. A difference is not refused here:
+    the caller judges it (`Proof.holds`).
     """
     worst, narrow, rounding = difference(small, reference), None, 0.0
     if worst > TOLERANCE[reference.dtype]:
@@ -175,7 +179,9 @@ def prove(small: nn.Module, reference: Reference) -> Proof:
 
 
 def _rounding(reference: Reference, bit: float) -> float:
-    """How far the dense network's outputs move where every weight and every input moves by `bit`, up or down."""
+    """The change of the dense network's outputs when every weight and every input changes by a relative `bit`, up or
+    down.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def nudged(tensor: Tensor) -> Tensor:
@@ -188,16 +194,16 @@ def _rounding(reference: Reference, bit: float) -> float:
         for parameter in nn.Module.parameters(twin):
             parameter.copy_(nudged(parameter).to(parameter.dtype))
     inputs = [nudged(t).to(t.dtype) for t in reference.inputs]
-    said_of = [
-        silenced_outputs(reference.ground, network, set(), given, reference.whole, dtype=reference.dtype)
-        for network, given in ((reference.dense, reference.inputs), (twin, inputs))
+    outputs = [
+        silenced_outputs(reference.ground, network, set(), values, reference.whole, dtype=reference.dtype)
+        for network, values in ((reference.dense, reference.inputs), (twin, inputs))
     ]
-    return max(map(relative_difference, *said_of))
+    return max(map(relative_difference, *outputs))
 
 
 def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:
-    """The types of numbers that both networks compute in, which costs a pass of each."""
-    twin = copy_in_precision(reference.dense, reference.dtype)  # the type that weights are kept in is none they run in
+    """The number types that both networks compute in; this takes a pass of each."""
+    twin = copy_in_precision(reference.dense, reference.dtype)  # the stored type of weights is not a type they run in
     computed = TypesSeen()
     with computed:
         silenced_outputs(reference.ground, twin, set(), reference.inputs, reference.whole, dtype=reference.dtype)
@@ -206,16 +212,17 @@ def _types_in(small: nn.Module, reference: Reference) -> set[torch.dtype]:
 
 
 def _answers(small: nn.Module, reference: Reference, *, watched: TypesSeen | None = None) -> list[Tensor]:
+    """The small network's outputs in the reference's type."""
     twin = copy_in_precision(small, reference.dtype).eval()
     with watched or contextlib.nullcontext():
         try:
             return small_outputs(reference.ground, twin, reference.inputs, reference.whole, dtype=reference.dtype)
-        except Exception as error:  # a forward pass raises whatever its code raises
+        except Exception as error:  # a forward pass runs the user's code, which can raise anything
             raise not_running(small) from error
 
 
 def difference(small: nn.Module, reference: Reference) -> float:
-    """How far the small network lies from the reference; refused as by `prove`."""
+    """Return the largest relative difference between the small network and the reference. Refused: as in `prove`."""
     answers = _answers(small, reference)
     if [t.shape for t in reference.silenced] != [t.shape for t in answers]:
         raise SurgeryError(
@@ -225,7 +232,7 @@ def difference(small: nn.Module, reference: Reference) -> float:
 
 
 def differing(worst: float) -> SurgeryError:
-    """The refusal of a small network that is another one."""
+    """Return the error for a small network that differs from the dense one."""
     return SurgeryError(
         f"the small network differs from the silenced dense one by {worst:.2g}",
         hint="`compress inspect` lists the groups; protect some: `--protect NAME`",
@@ -233,23 +240,24 @@ def differing(worst: float) -> SurgeryError:
 
 
 def _kind_of_inputs(ground: Trace) -> str:
+    """The inputs of the proof, in words."""
     if ground.exported.choices:
         return "example"
     return "example and random" if ground.exported.open else "random"
 
 
 def not_running(small: nn.Module) -> SurgeryError:
-    """The refusal of a small network that breaks on its own widths: some code counts on the dense ones."""
+    """Return the error for a small network that fails on its own widths, because some code needs the dense ones."""
     holder = "its program" if isinstance(small, fx.GraphModule) else "its own code"
     return SurgeryError(
-        f"the small network does not run: {holder} counts on a width of the dense one",
+        f"the small network does not run: {holder} contains a width of the dense one",
         hint="protect the layer: `--protect NAME`",
     )
 
 
 def _inputs_for(traced: Traced, example_inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The example and random inputs like it, in one batch; of a network with a fixed batch, random ones alone."""
-    if traced.ground.exported.choices:  # its graph is that of these
+    """The example and random inputs like it, in one batch; with a fixed batch size, random inputs alone."""
+    if traced.ground.exported.choices:  # the graph has the choices of the example
         return list(example_inputs)
     first = example_inputs[0]
     if not traced.ground.exported.open:

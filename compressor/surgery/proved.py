@@ -1,4 +1,4 @@
-"""From a plan to a small network that is proved, and the groups at fault where there is none."""
+"""Turn a plan into a small network that is proved, or find the groups that prevent it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from compressor.surgery.proof import Proof, Reference, differing, prove, referen
 from compressor.surgery.shrinking import shrink
 from compressor.surgery.surgery import Surgery
 
-FLOAT64_FIRST = 100_000_000  # parameters; above it float64 takes much time and memory, and is for the last resort
+FLOAT64_FIRST = 100_000_000  # parameters; above it float64 needs much time and memory, and is the last resort
 
 
 def shrink_proved(
     module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: tuple[Tensor, ...]
 ) -> tuple[nn.Module, Surgery, Proof]:
-    """The small network in the first form that is proved, its surgery and the proof; refused where there is none."""
+    """Return the first form of the small network that is proved, its surgery and the proof. Refused: none is proved."""
     references = cache(lambda dtype: reference_of(module, traced, plan, example_inputs, dtype=dtype))
     dtypes = [torch.float64, torch.float32]
     if sum(p.numel() for p in module.parameters()) > FLOAT64_FIRST:
@@ -36,10 +36,10 @@ def shrink_proved(
 
 
 def _proved(small: nn.Module, references: Callable[[torch.dtype], Reference], dtypes: Sequence[torch.dtype]) -> Proof:
-    """The proof in the first of `dtypes` in which it holds; refused where it does not.
+    """The proof in the first of `dtypes` in which it holds. Refused: it holds in none.
 
-    One in float64 that does not hold is final, but for a detector: it makes anchors in the type of its input, which its
-    graph has in float32, and they differ by rounding.
+    A proof in float64 that does not hold is final, except for a detector: it creates anchors in the type of its input,
+    but its graph has them in float32, and they differ by rounding.
     """
     proof: Proof | None = None
     for dtype in dtypes:
@@ -58,18 +58,21 @@ def _proved(small: nn.Module, references: Callable[[torch.dtype], Reference], dt
 
 
 def unprovable(module: nn.Module, traced: Traced, plan: PruningPlan, inputs: tuple[Tensor, ...]) -> dict[str, str]:
-    """The groups whose removal breaks the network or fails the proof: root → reason. Found by halves."""
+    """Return the groups whose removal breaks the network or fails the proof, with the reason: root → reason.
 
-    def found_in(roots: list[str]) -> dict[str, str]:
+    It searches by halving.
+    """
+
+    def failing(roots: list[str]) -> dict[str, str]:
         alone = PruningPlan(removed={root: plan.removed[root] for root in roots})
         try:
             shrink_proved(module, traced, alone, inputs)
         except SurgeryError as error:
             middle = len(roots) // 2
-            parts = [found_in(part) for part in (roots[:middle], roots[middle:]) if middle]
+            parts = [failing(part) for part in (roots[:middle], roots[middle:]) if middle]
             reason = f"removing its channels cannot be proved safe: {error}"
             return {root: why for part in parts for root, why in part.items()} or dict.fromkeys(roots, reason)
         return {}
 
     removing = [group.root for group in traced.groups if plan.removed.get(group.root)]
-    return found_in(removing) if removing else {}
+    return failing(removing) if removing else {}

@@ -1,4 +1,4 @@
-"""From a plan to a physically smaller module."""
+"""Turn a plan into a physically smaller module."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from compressor.surgery.plan import PruningPlan, gone_labels, gone_mask
 from compressor.surgery.proof import TOLERANCE, difference, differing, reference_of
 from compressor.surgery.surgery import Surgery, operate
 
-CLOSE = 1e-3  # in float32, on the way; the proof is what counts
+CLOSE = 1e-3  # in float32, a first check; the proof decides
 
 
 def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> Surgery:
-    """What the plan cuts from `module`, whose channel groups are `groups`."""
-    held = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    shapes = {name: tensor.shape for name, tensor in held}
+    """Return the surgery of the plan on `module`, whose channel groups are `groups`."""
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    shapes = {name: tensor.shape for name, tensor in tensors}
     leaving: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     bare: dict[str, int] = defaultdict(int)
     for group in groups:
@@ -47,7 +47,7 @@ def surgery_of(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningP
 
 
 def _narrower(norm: Any, count: int) -> dict[str, int]:
-    """The numbers of a norm without tensors that loses `count` channels."""
+    """The attributes of a norm without tensors that loses `count` channels."""
     if isinstance(norm, nn.GroupNorm):
         narrow = {"num_channels": norm.num_channels - count}
         return narrow if norm.num_groups < norm.num_channels else {**narrow, "num_groups": norm.num_channels - count}
@@ -64,11 +64,11 @@ def shrink(
     *,
     judge: Callable[[nn.Module], object] | None = None,
 ) -> tuple[nn.Module, Surgery]:
-    """A smaller copy of `module`, and the surgery that made it; the module stays as it was.
+    """Return a smaller copy of `module`, and its surgery; the module stays unchanged.
 
-    The first of `forms` that `judge` does not refuse with a `SurgeryError`. Without one it is enough to say, in
-    float32, about what the dense network says with the removed channels silenced; `surgery.proved` judges by the
-    proof. Refused: a plan of which no form does.
+    The copy is the first of `forms` that `judge` does not refuse with a `SurgeryError`. Without `judge`, a form must
+    only be close, in float32, to the dense network with the removed channels silenced; `surgery.proved` judges by the
+    proof. Refused: a plan for which every form is refused.
     """
     judge = judge or _closeness(module, traced, plan, example_inputs)
     last: SurgeryError | None = None
@@ -87,6 +87,7 @@ def shrink(
 def _closeness(
     module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
 ) -> Callable[[nn.Module], None]:
+    """The default judge: it refuses a network that is not close to the reference in float32."""
     reference = reference_of(module, traced, plan, example_inputs, dtype=torch.float32)
 
     def judge(small: nn.Module) -> None:
@@ -100,11 +101,13 @@ def _closeness(
 def forms(
     module: nn.Module, traced: Traced, plan: PruningPlan, example_inputs: Sequence[Tensor]
 ) -> Iterator[Callable[[], tuple[nn.Module, Surgery]]]:
-    """The ways to build the small network, the plainest first; each builds when it is called.
+    """Yield the ways to build the small network, the plainest first; each builds when it is called.
 
-    The user's own class in the new shapes; the same with the integers mended that equal a narrowed width (`hidden_dim`,
-    say); the exported program with its numbers mended (`surgery.mending`), with every size open that can be
-    (`channels.open_sizes`), proved at another size too; the same for the example's size.
+    1. The user's own class with the new shapes.
+    2. The same, with integer attributes mended that equal a narrowed width (`hidden_dim`, for example).
+    3. The exported program with its numbers mended (`surgery.mending`) and every size open that can be
+      (`channels.open_sizes`), compared at another size too.
+    4. The same for the example's size.
     """
     plan.check(traced.groups)
     cut = surgery_of(module, traced.groups, plan)
@@ -112,7 +115,7 @@ def forms(
     def of_class(surgery: Surgery) -> tuple[nn.Module, Surgery]:
         try:
             small = operate(module, surgery)
-        except (AttributeError, TypeError, ValueError) as error:  # what the class says to tensors of other shapes
+        except (AttributeError, TypeError, ValueError) as error:  # the class does not accept tensors of other shapes
             raise SurgeryError(
                 f"`{type(module).__name__}` does not take smaller tensors", hint="protect the layer: `--protect NAME`"
             ) from error
@@ -130,10 +133,10 @@ def forms(
         except Exception as error:  # none of the user's code runs here
             raise InternalError(f"a program cannot be mended: {type(error).__name__}: {error}") from error
 
-    def of_open_program(found: Opened) -> tuple[nn.Module, Surgery]:
-        small, surgery = of_program(found.trace)
-        elsewhere = dataclasses.replace(traced, ground=found.trace)
-        reference = reference_of(module, elsewhere, plan, found.elsewhere, dtype=torch.float32)
+    def of_open_program(program: Opened) -> tuple[nn.Module, Surgery]:
+        small, surgery = of_program(program.trace)
+        elsewhere = dataclasses.replace(traced, ground=program.trace)
+        reference = reference_of(module, elsewhere, plan, program.elsewhere, dtype=torch.float32)
         worst = difference(small, reference)
         if not worst <= TOLERANCE[torch.float32]:
             raise differing(worst)
@@ -145,16 +148,16 @@ def forms(
         if integers:
             yield lambda: of_class(cut.then(Surgery(attributes=integers)))
     if not traced.ground.exported.choices:
-        found = opened(traced.ground, module, example_inputs)
-        if found is not None:
-            yield lambda: of_open_program(found)
+        program = opened(traced.ground, module, example_inputs)
+        if program is not None:
+            yield lambda: of_open_program(program)
         yield lambda: of_program(traced.ground)
 
 
 def _integers_to_mend(
     module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan
 ) -> dict[str, dict[str, int]]:
-    """Integer attributes of containers that equal the dense width of groups which all became equally narrow."""
+    """Integer attributes of containers that equal the dense width of groups which all have the same new width."""
     widths: dict[int, set[int]] = defaultdict(set)
     for group in groups:
         widths[group.channels].add(group.channels - len(plan.removed.get(group.root, ())))
@@ -205,6 +208,7 @@ def _attributes(module: nn.Module, slices: Mapping[str, Mapping[int, Tensor]]) -
 def _attention_attributes(
     name: str, layer: nn.MultiheadAttention, slices: Mapping[str, Mapping[int, Tensor]]
 ) -> dict[str, dict[str, int]]:
+    """The widths of an `nn.MultiheadAttention` whose embedding became narrower."""
     inner = slices.get(f"{name}.in_proj_weight" if name else "in_proj_weight", {})
     if 1 not in inner:
         return {}
@@ -213,10 +217,11 @@ def _attention_attributes(
 
 
 def _convolution_attributes(layer: Any, weight: Mapping[int, Tensor]) -> dict[str, int]:
+    """The channels and groups of a narrower convolution."""
     out_dim, in_dim = (1, 0) if layer.transposed else (0, 1)
     shape = [len(weight[d]) if d in weight else n for d, n in enumerate(layer.weight.shape[:2])]
     groups = layer.groups
-    if 0 in weight and groups > 1:  # a group is left where any of its rows is
+    if 0 in weight and groups > 1:  # a group stays if any of its rows does
         groups = len(torch.unique(weight[0] // (layer.weight.shape[0] // groups)))
     values = {"groups": groups} if groups != layer.groups else {}
     per_group = {in_dim: "in_channels", out_dim: "out_channels"}

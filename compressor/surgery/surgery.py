@@ -1,6 +1,6 @@
-"""What was cut from a network: for every tensor the indices that stay, for every layer the numbers that change.
+"""A surgery: for every tensor the indices that stay, for every layer the numbers that change.
 
-And which layers became two thinner ones (`surgery.factors`).
+It also records which layers were split into two thinner ones (`surgery.factors`).
 
 A surgery turns any state of the dense network into one of the small network (rewinding needs an early one), composes
 with the next surgery (iterative pruning is a `for`), and makes an artifact loadable without the module's pickle.
@@ -27,11 +27,11 @@ from compressor.surgery.factors import Factors, factorized, factors_from_json, p
 class Surgery:
     """A cut, relative to the dense network.
 
-    `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → what to set on it.
+    `slices`: tensor name → dimension → kept indices, int64 `[kept]`. `attributes`: layer → attributes to set on it.
     `program`: the whole small network as its exported program (`surgery.mending`), where attributes are not enough.
-    `emptied`: layers that made or read channels of which none is left; `surgery.constant` has what takes their place.
-    `factors`: layer → the two that take its place, `layer.0` and `layer.1`, in the order in which that was done. What
-    `slices` and `attributes` say of a layer precedes its factors, and what they say of the two follows.
+    `emptied`: layers that produced or read channels of which none is left; `surgery.constant` has their replacement.
+    `factors`: layer → the two layers that replace it, `layer.0` and `layer.1`, in the order of the splits. `slices` and
+    `attributes` of a layer apply before its split, those of the two layers after it.
     """
 
     slices: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
@@ -47,23 +47,23 @@ class Surgery:
                     raise SurgeryError(f"dimension {dim} of `{tensor}` would be empty")
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """What stays of the dense network's tensor called `name`; the tensor itself where nothing was cut."""
+        """Return the kept part of the dense network's tensor called `name`; the tensor itself if nothing was cut."""
         for dim, kept in sorted(self.slices.get(name, {}).items(), reverse=True):
             tensor = tensor.index_select(dim, kept.to(tensor.device))
         return tensor
 
     def cut_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state of the dense network, cut to the small one; of a layer that became two, its own decomposition."""
-        found = {name: self.cut(name, tensor) for name, tensor in state.items()}
+        """Return a state of the dense network cut to the small one; a split layer's weights are decomposed."""
+        small = {name: self.cut(name, tensor) for name, tensor in state.items()}
         for layer, factors in self.factors.items():
-            weight, bias = found.pop(f"{layer}.weight"), found.pop(f"{layer}.bias", None)
-            made = {f"{layer}.{name}": tensor for name, tensor in pieces(weight, bias, factors).items()}
-            found |= {name: self.cut(name, tensor) for name, tensor in made.items()}
+            weight, bias = small.pop(f"{layer}.weight"), small.pop(f"{layer}.bias", None)
+            halves = {f"{layer}.{name}": tensor for name, tensor in pieces(weight, bias, factors).items()}
+            small |= {name: self.cut(name, tensor) for name, tensor in halves.items()}
         gone = {f"{layer}.weight" for layer in self.emptied}
-        return {name: tensor for name, tensor in found.items() if name not in gone}
+        return {name: tensor for name, tensor in small.items() if name not in gone}
 
     def then(self, second: Surgery) -> Surgery:
-        """One surgery that does what this one and then `second` (relative to the smaller network) do."""
+        """Return the surgery that does this one and then `second` (relative to the smaller network)."""
         slices = {name: dict(dims) for name, dims in self.slices.items()}
         for name, dims in second.slices.items():
             mine = slices.setdefault(name, {})
@@ -79,7 +79,7 @@ class Surgery:
         return Surgery(slices=slices, attributes=attributes, emptied=emptied, program=program, factors=factors)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values only; `surgery_from_json` is the way back."""
+        """Return plain values; `surgery_from_json` reads them back."""
         return {
             "slices": {n: {str(d): k.tolist() for d, k in dims.items()} for n, dims in self.slices.items()},
             "attributes": {layer: dict(values) for layer, values in self.attributes.items()},
@@ -90,7 +90,7 @@ class Surgery:
 
 
 def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
-    """The surgery that `to_json` wrote."""
+    """Return the surgery that `to_json` wrote."""
     try:
         slices: Mapping[str, Mapping[str, list[int]]] = plain["slices"]  # type: ignore[assignment]  # checked by use
         attributes: Mapping[str, Mapping[str, int]] = plain["attributes"]  # type: ignore[assignment]
@@ -100,8 +100,8 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
             program=plain.get("program"),  # type: ignore[arg-type]  # checked by use
             emptied=tuple(plain.get("emptied", ())),  # type: ignore[arg-type]  # a list of names
             factors={
-                layer: factors_from_json(said)
-                for layer, said in plain.get("factors", {}).items()  # type: ignore[attr-defined]  # checked by use
+                layer: factors_from_json(plain_factors)
+                for layer, plain_factors in plain.get("factors", {}).items()  # type: ignore[attr-defined]  # checked by use
             },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -109,12 +109,12 @@ def surgery_from_json(plain: Mapping[str, object]) -> Surgery:
 
 
 def operate(module: nn.Module, surgery: Surgery) -> nn.Module:
-    """A copy of the dense module with the surgery done to it; the module stays as it was."""
+    """Return a copy of the dense module after the surgery; the module stays unchanged."""
     return _operated(module, surgery, fill=True)
 
 
 def _operated(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
-    """As `operate`; without `fill`, factors have their shapes alone: their weights are for the caller to load."""
+    """As `operate`; without `fill`, the weights of split layers are uninitialised, and the caller loads them."""
     if surgery.program is not None:
         small: nn.Module = program_from(surgery.program, surgery.cut_state(module.state_dict()))
         for parameter, dense in zip(small.parameters(), module.parameters(), strict=False):
@@ -128,6 +128,7 @@ def _operated(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
 
 
 def _sliced(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
+    """A copy of the module with narrower tensors and split layers."""
     inner = {f"{layer}.{number}" for layer in surgery.factors for number in (0, 1)}
     tensors = [name for name in surgery.slices if name.rpartition(".")[0] not in inner]
     cuts = _cuts(module, surgery, tensors)
@@ -149,22 +150,22 @@ def _sliced(module: nn.Module, surgery: Surgery, *, fill: bool) -> nn.Module:
 
 
 def _cuts(module: nn.Module, surgery: Surgery, tensors: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """These tensors of the module by name, each with what stays of it: one for all names of a tensor."""
-    made: dict[int, tuple[Tensor, Tensor]] = {}
-    found = {}
+    """These tensors of the module by name, each with its cut; tied names share one cut."""
+    cut_of: dict[int, tuple[Tensor, Tensor]] = {}
+    by_name = {}
     for name in tensors:
         owner, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(module.get_submodule(owner), leaf)
-        if id(tensor) not in made:
+        if id(tensor) not in cut_of:
             cut = surgery.cut(name, tensor.detach()).contiguous()
             learns = tensor.requires_grad
-            made[id(tensor)] = tensor, nn.Parameter(cut, learns) if isinstance(tensor, nn.Parameter) else cut.clone()
-        found[name] = made[id(tensor)]
-    return found
+            cut_of[id(tensor)] = tensor, nn.Parameter(cut, learns) if isinstance(tensor, nn.Parameter) else cut.clone()
+        by_name[name] = cut_of[id(tensor)]
+    return by_name
 
 
 def _put_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in the place of those with these names; a class that copies itself may not have done so."""
+    """Replace the tensors with these names: a class that copies itself may not have done so."""
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         layer = module.get_submodule(owner)
@@ -173,7 +174,7 @@ def _put_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def set_attributes_(module: nn.Module, surgery: Surgery, layers: Sequence[str]) -> None:
-    """Set the numbers that the surgery changed in these layers, whose tensors have (or will have) the small shapes."""
+    """Set the numbers that the surgery changes in these layers, whose tensors have (or will have) the small shapes."""
     for name in layers:
         layer = module.get_submodule(name)
         for attribute, value in surgery.attributes[name].items():
@@ -183,14 +184,14 @@ def set_attributes_(module: nn.Module, surgery: Surgery, layers: Sequence[str]) 
 
 
 def put_state_(module: nn.Module, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
-    """Load `state`, strictly, as one that this version of the class wrote: bare tensors do not say which did."""
+    """Load `state` strictly, with the version that this class writes: bare tensors do not record one."""
     versioned = OrderedDict(state)
-    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # so does torch
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]  # as torch itself does
     module.load_state_dict(versioned, strict=True, assign=assign)
 
 
 def reshaped(module: nn.Module, surgery: Surgery, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the dense module in the small shapes, holding `state`; refused where names or shapes disagree."""
+    """Return a copy of the dense module in the small shapes with `state`. Refused: names or shapes that differ."""
     small = _operated(module, surgery, fill=False)
     try:
         put_state_(small, state)

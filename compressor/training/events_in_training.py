@@ -28,7 +28,7 @@ from compressor.files.atomic import whole, write_text
 from compressor.files.json_files import read_json
 from compressor.files.schema import check
 from compressor.graph.copies import copy_of
-from compressor.surgery.zeroed import ALL, MADE, Holder, add_noise_, slices_of
+from compressor.surgery.zeroed import ALL, PRODUCERS, Holder, add_noise_, slices_of
 from compressor.training.events import Departure, Event, event_from_json, targeted
 from compressor.training.loop import Callback, correct_in, iterations_per_epoch, train
 from compressor.training.resume import EpochRecord
@@ -256,7 +256,7 @@ class _Events:
         """Silence for good what is gone, the weights alone of what may come back; noise is not a zero."""
         if isinstance(self.effect, Noisy):
             return
-        roles = ALL if isinstance(self.effect, Gone) else MADE
+        roles = ALL if isinstance(self.effect, Gone) else PRODUCERS
         Holder(module, slices_of(self.groups.values(), chosen, roles=roles))()
 
     def _add_noise(self, module: nn.Module, chosen: Mapping[str, Sequence[int]]) -> None:

@@ -293,7 +293,7 @@ def test_initial_weights_are_given_where_they_are_looked_at_and_nowhere_else() -
     assert "--initial FILE" in str(caught.value.hint)
     with pytest.raises(PlanError, match="`large-final` does not look at initial weights"):
         mask_weights(checkpoint, MaskRequest(sparsity=0.6), initial=initial)
-    with pytest.raises(PlanError, match=r"initial values of `0\.weight` are not there"):
+    with pytest.raises(PlanError, match=r"initial values of `0\.weight` are missing"):
         mask_weights(
             checkpoint, MaskRequest(sparsity=0.6, criterion=MaskCriterion.MOVEMENT),
             initial=alive(Residual()).state_dict(),

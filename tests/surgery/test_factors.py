@@ -141,7 +141,7 @@ class TestOracles:
         x = torch.zeros(1, 4, 6) if kind is Kind.SVD else torch.zeros(1, 6, 12, 15)
         both = factorized(layer, Factors(kind=kind, rank=2))
         given, middle = (4, 0) if kind is Kind.SVD else (6 * 5, 6 * 15)
-        assert count(both, (x,)).macs == 2 * cost_of_a_rank(layer.weight, kind, given=given, middle=middle)
+        assert count(both, (x,)).macs == 2 * cost_of_a_rank(layer.weight, kind, positions=given, middle=middle)
 
 
 class TestLayers:

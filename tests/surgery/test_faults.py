@@ -30,7 +30,7 @@ def test_a_proof_that_stumbles_over_itself_is_no_reason(monkeypatch: pytest.Monk
     module = network()
     traced = trace(module, EXAMPLE)
     monkeypatch.setattr(_Silence, "_silence", broken)
-    with pytest.raises(InternalError, match="does not without some channels: 'a bug'"):
+    with pytest.raises(InternalError, match="not with some channels silenced: 'a bug'"):
         unprovable(module, traced, half(traced.groups), EXAMPLE)
 
 
@@ -48,7 +48,7 @@ def test_a_small_network_that_does_not_run_is_refused_in_words() -> None:
     reference = reference_of(module, traced, half(traced.groups), EXAMPLE)
     with pytest.raises(SurgeryError) as refused:
         prove(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(8, 6, 3)), reference)
-    assert str(refused.value) == "the small network does not run: its own code counts on a width of the dense one"
+    assert str(refused.value) == "the small network does not run: its own code contains a width of the dense one"
     assert isinstance(refused.value.__cause__, RuntimeError)
 
 

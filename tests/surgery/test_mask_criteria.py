@@ -149,7 +149,7 @@ def test_a_criterion_that_looks_back_takes_initial_values() -> None:
     final = weights(0, (4, 4))
     for criterion in MaskCriterion:
         if criterion.looks_back:
-            with pytest.raises(PlanError, match=r"initial values of `0\.weight` are not there"):
+            with pytest.raises(PlanError, match=r"initial values of `0\.weight` are missing"):
                 mask_by(criterion, initial={}, final=final, sparsity=0.5)
         else:
             mask_by(criterion, initial={}, final=final, sparsity=0.5)

@@ -279,7 +279,7 @@ class TestRound:
             ({"rate": 1.0}, "between 0 and 1"),
             ({"rate": 0.2, "rates": {"5": -0.1}}, "between 0 and 1"),
             ({"rate": 0.2, "rates": {"nowhere": 0.1}}, "`nowhere` matches no weight"),
-            ({"rate": 0.2, "rates": {"5": 0.1}, "scope": "global"}, "leave at one rate"),
+            ({"rate": 0.2, "rates": {"5": 0.1}, "scope": "global"}, "have one rate"),
             ({"rate": 0.001}, "removes none of the 324"),
             ({"rate": 0.2, "rates": {"*": 0.0}, "scope": "global"}, "removes none"),
             ({"rate": 0.2, "scope": "gloabl"}, "no mask scope"),

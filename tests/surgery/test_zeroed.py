@@ -14,7 +14,15 @@ from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of
 from compressor.surgery.plan import PruningPlan
 from compressor.surgery.shrinking import shrink
-from compressor.surgery.zeroed import MADE, Holder, add_noise_, held_copy, said_otherwise, slices_of, speaking
+from compressor.surgery.zeroed import (
+    PRODUCERS,
+    Holder,
+    add_noise_,
+    difference_beyond_rounding,
+    slices_of,
+    speaking,
+    zeroed_copy,
+)
 from tests.support.topologies import INPUT, Concatenated, Residual, alive, norm_after_activation, plain
 
 EXAMPLE = (torch.zeros(INPUT),)
@@ -41,11 +49,11 @@ def test_cutting_what_is_held_changes_nothing(make: Callable[[], nn.Module]) -> 
     module = alive(make())
     traced = trace(module, EXAMPLE)
     plan = half(traced)
-    held = held_copy(module, traced.groups, plan)
+    held = zeroed_copy(module, traced.groups, plan)
     small, _ = shrink(held, traced, plan, EXAMPLE)
     inputs = random_like(EXAMPLE)
     torch.testing.assert_close(outputs_of(small, inputs), outputs_of(held, inputs))
-    assert said_otherwise(held, small, traced, EXAMPLE) is None
+    assert difference_beyond_rounding(held, small, traced, EXAMPLE) is None
     assert speaking(module, traced, plan, EXAMPLE) == ()
 
 
@@ -54,12 +62,12 @@ def test_a_cut_of_what_is_not_held_is_seen() -> None:
     traced = trace(module, EXAMPLE)
     plan = half(traced)
     small, _ = shrink(module, traced, plan, EXAMPLE)
-    assert said_otherwise(module, small, traced, EXAMPLE) is not None
-    held = held_copy(module, traced.groups, plan)
+    assert difference_beyond_rounding(module, small, traced, EXAMPLE) is not None
+    held = zeroed_copy(module, traced.groups, plan)
     with torch.no_grad():
         held.get_parameter("1.bias")[0] = 1.0  # a batch norm's shift makes its channel speak again
         held.get_parameter("3.weight")[:, 0] = 1.0
-    assert said_otherwise(held, small, traced, EXAMPLE) is not None
+    assert difference_beyond_rounding(held, small, traced, EXAMPLE) is not None
 
 
 def test_a_group_that_is_normalised_together_is_found_and_the_others_are_not() -> None:
@@ -73,7 +81,7 @@ def test_a_module_is_lent_and_what_is_left_keeps_its_bytes() -> None:
     module = alive(Residual())
     before = copy.deepcopy(module.state_dict())
     traced = trace(module, EXAMPLE)
-    held = held_copy(module, traced.groups, half(traced))
+    held = zeroed_copy(module, traced.groups, half(traced))
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
     kept, mine = held.get_parameter("bn1.weight"), module.get_parameter("bn1.weight")
     assert torch.equal(kept[12:], mine[12:])
@@ -84,7 +92,7 @@ def test_a_module_is_lent_and_what_is_left_keeps_its_bytes() -> None:
 def test_only_the_weights_that_make_channels_are_zeroed_where_that_is_asked() -> None:
     module = alive(plain())
     traced = trace(module, EXAMPLE)
-    slices = slices_of(traced.groups, {"0": (3, 5)}, roles=MADE)
+    slices = slices_of(traced.groups, {"0": (3, 5)}, roles=PRODUCERS)
     assert [(s.tensor, s.dim, s.positions.tolist()) for s in slices] == [("0.weight", 0, [3, 5])]
     before = copy.deepcopy(module.state_dict())
     Holder(module, slices)()

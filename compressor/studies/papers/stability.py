@@ -48,7 +48,7 @@ from compressor.studies.subjects import subject
 from compressor.surgery.plan import ChannelBudget, PruningPlan
 from compressor.surgery.proved import shrink_proved
 from compressor.surgery.rounding import kept
-from compressor.surgery.zeroed import said_otherwise
+from compressor.surgery.zeroed import difference_beyond_rounding
 from compressor.training.events import Departure, EventSchedule, mean_stability
 from compressor.training.events_in_training import (
     Effect,
@@ -305,7 +305,7 @@ def _small(trained: TrainedWithEvents, traced: Traced, start: Checkpoint) -> nn.
     if not trained.silent:
         return module
     small, _, _ = shrink_proved(module, traced, PruningPlan(removed=trained.silent), start.example_inputs)
-    worst = said_otherwise(module, small, traced, start.example_inputs)
+    worst = difference_beyond_rounding(module, small, traced, start.example_inputs)
     if worst is not None:
         raise SurgeryError(f"the cut network differs from the silent one by {worst:.2g}")
     return small
