@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -28,6 +27,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
+from compressor.progress import Say
 
 if TYPE_CHECKING:
     from compressor.checkpoint.checkpoint import Checkpoint
@@ -141,7 +141,7 @@ def _check_pack(elsewhere: PackOptions, timing: TimingOptions, images: DataOptio
 
 def _measured(
     small: Checkpoint, dense: Checkpoint, timing: TimingOptions, *, mask: WeightMask | None, batches: tuple[int, ...],
-    names: tuple[str, ...] | None, data: Data | None, seed: int, say: Callable[[str], None],
+    names: tuple[str, ...] | None, data: Data | None, seed: int, say: Say,
 ) -> dict[str, Any]:  # fmt: skip
     """What the clock of this machine says, layer by layer too with `--why`."""
     from compressor.measuring.benchmark import bench

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -25,6 +25,7 @@ from compressor.cli.options import (
     strong,
 )
 from compressor.files.names import file_name_from
+from compressor.progress import Say
 
 if TYPE_CHECKING:
     from compressor.checkpoint.checkpoint import Checkpoint
@@ -100,7 +101,7 @@ def _check_pack(elsewhere: PackOptions, of_here: Mapping[str, bool]) -> None:
 
 
 def _measured(
-    checkpoint: Checkpoint, clock: ClockOptions, *, protect: Sequence[str], seed: int, say: Callable[[str], None]
+    checkpoint: Checkpoint, clock: ClockOptions, *, protect: Sequence[str], seed: int, say: Say
 ) -> LatencyTable:
     from compressor.channels.groups import trace
     from compressor.environment import cores

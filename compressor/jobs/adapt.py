@@ -15,8 +15,8 @@ from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Target, target_of
 from compressor.data.splits import Data, SplitName, augmentation_named
 from compressor.environment import environment
+from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned
-from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.rounds import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting
 from compressor.pruning.transfer.scores import check_comparable
 from compressor.training.domains.adaptation import Alignment, adapt, alignment_of
@@ -105,10 +105,10 @@ def adapted(
     device: str | None = None,
     callbacks: tuple[Callback, ...] = (),
     states: Path | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> tuple[Checkpoint, Pruned | None]:
     """The network after the whole run, and what was pruned; the checkpoint stays as it was."""
-    (say or (lambda _: None))("adapting")
+    say("adapting")
     drawn = adapt(
         checkpoint, source, target, recipe=adaptation.recipe, alignment=adaptation.alignment, callbacks=callbacks,
         state_file=None if states is None else states / "adapt.state", device=device,
@@ -134,7 +134,7 @@ def adapt_to(
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """Adapt, prune and write the artifact to `folder`; its results. What was kept meanwhile goes once it is written.
 
@@ -165,7 +165,7 @@ def adapt_to(
         images = min(pruned.request.images, len(source.split(SplitName.TRAIN)))
         results["prune"] = {**pruned.to_json(), "data": {"name": source.name, "images": images}}
     origin = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
-    (say or (lambda _: None))("writing, and reading it back in a fresh process")
+    say("writing, and reading it back in a fresh process")
     artifact = write_artifact(folder, small, source=origin, results=results, force=force, trust_pickle=trust_pickle)
     shutil.rmtree(states_beside(folder), ignore_errors=True)
     return artifact.results()

@@ -36,9 +36,9 @@ from compressor.files.leftovers import temporary
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import right_gradients
 from compressor.graph.outputs import tensors_in
+from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.pruning.scoring import Say
 from compressor.surgery.plan import ChannelBudget
 
 DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 leaves 0.25 to 0.3 where all is coupled
@@ -107,13 +107,12 @@ class Coverage:
 
 
 def coverage_of(
-    architecture: Architecture, shapes: Sequence[str] = (), *, until: Stage = Stage.RELOAD, say: Say | None = None
+    architecture: Architecture, shapes: Sequence[str] = (), *, until: Stage = Stage.RELOAD, say: Say = quiet
 ) -> Coverage:
     """How far the architecture gets with live random weights; nothing that goes wrong on the way is raised.
 
     `shapes` are those of its inputs, `1x3x224x224`, where they do not follow from it.
     """
-    say = say or (lambda _: None)
     row = Coverage(architecture=architecture.ref, until=until)
     try:
         say("building")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from compressor.files.leftovers import temporary
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import caveats_of, speedup
 from compressor.planning.costs import count
+from compressor.progress import Say, quiet
 from compressor.training.exits.branches import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits
 from compressor.training.exits.threshold import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for
@@ -28,7 +29,6 @@ from compressor.training.loop import Callback
 
 RESULTS, ONNX, WEIGHTS = "results.json", "model.onnx", "exits.safetensors"
 TIMED_IMAGES = 50  # a share of exits comes out to 2 %
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +63,12 @@ def chosen_exits(
     data: Data,
     *,
     callbacks: tuple[Callback, ...] = (),
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> ChosenExits:
     """Branches as `request` asks for, trained, with the threshold that the tuning split allows; test is read once.
 
     Refused: what `with_exits`, `train_exits` and `threshold_for` refuse.
     """
-    say = say or (lambda _: None)
     tune, test = data.split(SplitName.TUNE), data.split(SplitName.TEST)
     say("looking at the layers")
     exits = with_exits(checkpoint.module, request.after, checkpoint.example_inputs, seed=request.recipe.seed)
@@ -96,7 +95,7 @@ def early_exits(
     folder: Path,
     *,
     callbacks: tuple[Callback, ...] = (),
-    say: Say | None = None,
+    say: Say = quiet,
     command: str = "",
 ) -> dict[str, Any]:
     """Choose early exits, and write the ONNX file with what it is worth.
@@ -106,7 +105,6 @@ def early_exits(
     in turns on tuning images, of which as large a share leaves at each exit as of all. Refused: what `chosen_exits` and
     `export_exits` refuse, a folder in the way.
     """
-    say = say or (lambda _: None)
     if folder.exists() and not (folder / RESULTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(
             f"{folder} is in the way: it holds something else", hint="choose another place: `--out DIR`"

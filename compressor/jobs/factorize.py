@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from compressor.environment import environment
 from compressor.errors import PlanError
 from compressor.files.names import file_name_from
 from compressor.planning.ranks import EnergyBudget, RankBudget
+from compressor.progress import Say, quiet
 from compressor.pruning.low_rank import LowRank, factorize
 from compressor.surgery.factors import Kind, kind_named
 from compressor.surgery.plan import CostBudget, Countable
 from compressor.surgery.rounding import AUTO_ALIGN
-
-Say = Callable[[str], None]
 
 
 def low_rank_from(
@@ -68,13 +67,12 @@ def factorize_to(
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """Factorise, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
 
     Refused: what `factorize` refuses, a folder in the way, an artifact that does not come back as it was written.
     """
-    say = say or (lambda _: None)
     if folder is not None:
         check_free(folder, force=force)
     found = factorize(checkpoint, request, say=say)

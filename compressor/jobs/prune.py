@@ -20,12 +20,12 @@ from compressor.files.names import file_name_from
 from compressor.measuring.tables.table import read_table
 from compressor.planning import criteria
 from compressor.planning.calibration import Needs, calibration_split
+from compressor.progress import Say, quiet
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair, repair_named
 from compressor.pruning.repair.synthetic import synthetic_data
 from compressor.pruning.request import AUTO, CALIBRATION_IMAGES, MEMORY_BYTES, MaskRequest, Request
-from compressor.pruning.scoring import Say
 from compressor.pruning.speed.frontier import FIRST, fastest_within
 from compressor.pruning.speed.planner import Goal
 from compressor.pruning.speed.search import prune_to_speed
@@ -221,7 +221,7 @@ def prune_to(
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
-    say: Say | None = None,
+    say: Say = quiet,
     goal: Goal | None = None,
     max_drop: float | None = None,
     during: During | None = None,
@@ -232,7 +232,6 @@ def prune_to(
     With `during` the network trains meanwhile; what an interrupted run needs to go on lies in `FOLDER.partial`.
     `initial` is the state before training that some criteria of single weights compare with.
     """
-    say = say or (lambda _: None)
     if folder is not None:
         check_free(folder, force=force)
     results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}

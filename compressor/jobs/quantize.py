@@ -7,7 +7,6 @@ file, in turns on one machine.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from compressor.measuring.machine import conditions
 from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
 from compressor.planning.calibration import calibration_split
+from compressor.progress import Say, quiet
 
-Say = Callable[[str], None]
 RUNTIME = "onnxruntime-cpu"
 BATCHES = (1, 64)
 SECONDS = 4.0  # for one batch size
@@ -63,7 +62,7 @@ def quantize_to(
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> tuple[Path, dict[str, Any]]:
     """Write `model.int8.onnx`, judge it and time it; its file, and the `quantize` section of the artifact's results.
 
@@ -72,7 +71,6 @@ def quantize_to(
     split; no labels are needed. Refused: what `quantize_onnx` and `export_onnx` refuse, a network that does not give
     class scores for images, data with a test split alone, a folder in the way.
     """
-    say = say or (lambda _: None)
     _check_scores(checkpoint)
     place = folder or (None if artifact is not None else default_folder(checkpoint))
     if place is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
 from compressor.environment import environment
 from compressor.planning.sensitivity import Curve
+from compressor.progress import Say, quiet
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import calibration_images, score
@@ -45,14 +45,11 @@ class Sensitivities:
         }
 
 
-def measure_curves(
-    checkpoint: Checkpoint, request: Request, data: Data, *, say: Callable[[str], None] | None = None
-) -> Sensitivities:
+def measure_curves(checkpoint: Checkpoint, request: Request, data: Data, *, say: Say = quiet) -> Sensitivities:
     """The curves of every group that can be pruned and whose readers can be seen; the network stays as it was.
 
     Refused: nothing prunable, a network that cannot be followed, no images.
     """
-    say = say or (lambda _: None)
     say("tracing the channel groups")
     request = request.resolved(has_data=True)
     traced = trace(checkpoint.module, checkpoint.example_inputs, protect=request.protect, heads=request.heads)

@@ -22,8 +22,9 @@ from compressor.measuring.candidates import Candidate, CandidateName, Candidates
 from compressor.measuring.machine import Conditions, conditions
 from compressor.measuring.peak_memory import Load, peak_memory, unmeasurable
 from compressor.measuring.runtimes import Reads, Runtime, usable
-from compressor.measuring.setting import Row, Say, Setting, Timed, model_of, timed
+from compressor.measuring.setting import Row, Setting, Timed, model_of, timed
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
+from compressor.progress import Say, quiet
 from compressor.surgery.masks import WeightMask
 
 SECONDS = 8.0  # for one runtime at one batch size
@@ -42,7 +43,7 @@ def bench(
     blocks: int | None = None,
     seconds: float = SECONDS,
     seed: int = 0,
-    say: Say | None = None,
+    say: Say = quiet,
     look: Callable[[], Conditions] = conditions,
 ) -> dict[str, Any]:
     """The `bench` section of an artifact's results; both checkpoints stay as they were.
@@ -51,7 +52,6 @@ def bench(
     fit in `seconds`. With `data`, every candidate's accuracy on the test split stands beside its latency. Refused: a
     runtime that was asked for and is not here, a network that none of the runtimes can run.
     """
-    say = say or (lambda _: None)
     threads = torch.get_num_threads() if threads is None else threads
     usables = usable(None if runtimes is None else tuple(runtimes))
     candidates = candidates_of(small, dense, mask=mask)

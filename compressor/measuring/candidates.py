@@ -7,7 +7,7 @@ do. What skipping them is worth on a real one is for the clock to say.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.graph.copies import copy_of
 from compressor.planning.costs import count, masked_macs
+from compressor.progress import Say
 from compressor.surgery.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
 from compressor.surgery.plan import PruningPlan, gone_mask, plan_from_json
 
@@ -108,9 +109,7 @@ def candidates_of(small: Checkpoint, dense: Checkpoint, *, mask: WeightMask | No
     return Candidates(all=tuple(found), notes=tuple(notes))
 
 
-def with_onnx(
-    candidates: Candidates, small: Checkpoint, dense: Checkpoint, folder: Path, *, say: Callable[[str], None]
-) -> Candidates:
+def with_onnx(candidates: Candidates, small: Checkpoint, dense: Checkpoint, folder: Path, *, say: Say) -> Candidates:
     """The candidates with their ONNX files in `folder`, all made by one function, whatever files there are already.
 
     The dense network enters twice with one file. Refused: what `export_onnx` refuses.

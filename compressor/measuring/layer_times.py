@@ -8,7 +8,7 @@ writes, its arithmetic intensity (MACs per byte moved), and how near it is to wh
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from compressor.measuring.runtimes import NodeTime, Reads, Runtime
 from compressor.measuring.tables.networks import owned
 from compressor.measuring.tables.skeletons import skeleton_of
 from compressor.planning.costs import LayerCost, layer_costs
-
-Say = Callable[[str], None]
+from compressor.progress import Say, quiet
 
 ROUNDS, WARMUP, CALLS = 5, 2, 12
 SECONDS = 20.0
@@ -51,13 +50,12 @@ class _Network:
 
 def why(
     small: Checkpoint, dense: Checkpoint, runtime: Runtime, *, batch: int, threads: int, seed: int = 0,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> dict[str, Any]:  # fmt: skip
     """A row for every weight of the dense network, the ceilings, and the totals, as plain values.
 
     Refused: a runtime that does not say what its operators take.
     """
-    say = say or (lambda _: None)
     if runtime.profile is None:
         raise RuntimeUnavailable(
             f"`{runtime.name}` does not say what its operators take", hint="`--runtimes onnxruntime-cpu` does"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from compressor.measuring.turns import (
     speedup,
     take_turns,
 )
+from compressor.progress import Say
 
-Say = Callable[[str], None]
 Row = dict[str, Any]  # of results.json
 
 

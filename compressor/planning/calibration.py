@@ -42,6 +42,7 @@ from compressor.graph.gradients import right_gradients
 from compressor.graph.lent import evaluating
 from compressor.planning.elimination import Reading, readings_of
 from compressor.planning.walk import Program, Walk, calls, program_of
+from compressor.progress import Say, quiet
 
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]
@@ -147,7 +148,7 @@ def producers(group: ChannelGroup) -> Iterator[Member]:
 
 def gather(
     module: nn.Module, groups: Sequence[ChannelGroup], *, needs: Needs, batches: Batches | None, seed: int,
-    memory_bytes: int | None = None, say: Callable[[str], None] = lambda _: None,
+    memory_bytes: int | None = None, say: Say = quiet,
 ) -> Calibration:  # fmt: skip
     """What a criterion with these `needs` asks of `module`; `batches` are (inputs, labels), labels None or -1 for none.
 
@@ -351,7 +352,7 @@ def _gradients(
 
 def _second_moments(
     module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int,
-    memory_bytes: int | None, say: Callable[[str], None],
+    memory_bytes: int | None, say: Say,
 ) -> tuple[dict[str, Reading], int]:  # fmt: skip
     """What the groups' consumers read, by their weights' names, and the number of images."""
     first = next(module.parameters())

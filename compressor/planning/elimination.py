@@ -8,7 +8,7 @@ one pass backwards gives the whole curve from all channels to one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +28,8 @@ from compressor.planning.moments import (
     wanted_rows,
 )
 from compressor.planning.walk import Program, Walk, calls
+from compressor.progress import Say, quiet
 
-Say = Callable[[str], None]
 RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels repeat each other
 TURNS = 256  # of down-dating; a wider group loses several channels in each
 
@@ -70,7 +70,7 @@ class Elimination:
 
 def readings_of(
     program: Program, batches: Sequence[Sequence[Tensor]], names: set[str], *, seed: int = 0,
-    memory_bytes: int | None = None, say: Say = lambda _: None,
+    memory_bytes: int | None = None, say: Say = quiet,
 ) -> dict[str, Reading]:  # fmt: skip
     """Second moments of what the layers with the weights `names` read, gathered batch by batch in one pass.
 

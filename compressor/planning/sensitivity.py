@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ from compressor.planning.branches import norm_behind
 from compressor.planning.elimination import RIDGE, Reading, consumers, features_of
 from compressor.planning.moments import Covariances, solve
 from compressor.planning.walk import Program, Walk, calls, readers
+from compressor.progress import Say, quiet
 
-Say = Callable[[str], None]
 Orders = Mapping[str, Sequence[int]]  # root → channels, the first to leave first
 
 
@@ -78,10 +78,9 @@ def sensitivity(
     widths: Mapping[str, Sequence[int]],
     batches: Sequence[Sequence[Tensor]],
     *,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> tuple[Curve, ...]:
     """A curve for every group whose readers are known; `widths` are what is tried, full width left out."""
-    say = say or (lambda _: None)
     first: dict[int, list[ChannelGroup]] = {}
     called_first: dict[str | None, int] = {}
     for i, node in calls(program):

@@ -14,12 +14,11 @@ from compressor.errors import PlanError, SurgeryError
 from compressor.planning.calibration import Calibration
 from compressor.planning.costs import Cost, CostModel, count
 from compressor.planning.sensitivity import Curve
+from compressor.progress import Say, quiet
 from compressor.pruning.probing import allocated, drawn, probing_of
 from compressor.pruning.request import Request
 from compressor.surgery.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
 from compressor.surgery.shrinking import shrink
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +90,7 @@ def finer_share(scored: Scored, planned: Planned, request: Request, dense: Dense
     """The share of what the budget counts that `--align 1` is predicted to leave; `None` where it makes no plan."""
     try:
         finer = planned_level(
-            scored, dataclasses.replace(request, align=1), dense, level=1, say=lambda _: None,
+            scored, dataclasses.replace(request, align=1), dense, level=1, say=quiet,
             curves=planned.curves or None,
         )  # fmt: skip
     except PlanError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,12 @@ from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.graph.precision import copy_in_precision, in_precision
 from compressor.planning.costs import Cost, count
 from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
+from compressor.progress import Say, quiet
 from compressor.surgery.factors import Factors, Kind, product
 from compressor.surgery.plan import CostBudget, Countable
 from compressor.surgery.proof import Proof
 from compressor.surgery.rounding import AUTO_ALIGN
 from compressor.surgery.surgery import Surgery, operate
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +115,12 @@ class Factorized:
         }
 
 
-def factorize(checkpoint: Checkpoint, request: LowRank, *, say: Say | None = None) -> Factorized:
+def factorize(checkpoint: Checkpoint, request: LowRank, *, say: Say = quiet) -> Factorized:
     """The checkpoint's network with its layers factorised as `request` says; the checkpoint stays as it was.
 
     The lineage gets a step with the ranks, the surgery what replays it. Refused: nothing to factorise or to gain, a
     budget that the lowest ranks do not meet, a network whose code reads the weights of a layer that became two.
     """
-    say = say or (lambda _: None)
     module, inputs = checkpoint.module, checkpoint.example_inputs
     say("decomposing")
     splits, left = splits_of(module, inputs, how=request.how, protect=request.protect, align=request.align)

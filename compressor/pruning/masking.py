@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,12 @@ from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError
 from compressor.graph.copies import copy_of
+from compressor.progress import Say, quiet
 from compressor.pruning.repair.repairing import Repair, Repaired, images_to_repair_with, repair
 from compressor.pruning.request import MaskRequest
 from compressor.surgery.mask_criteria import MaskCriterion, mask_by
 from compressor.surgery.masks import WeightMask, apply_mask_, magnitude, maskable
 from compressor.surgery.surgery import Surgery
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ def mask_weights(
     *,
     initial: Mapping[str, Tensor] | None = None,
     data: Data | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Masked:
     """The masked network that `request` asks for, repaired on images of `data`; the checkpoint stays as it was.
 
@@ -55,7 +54,6 @@ def mask_weights(
     that cannot be met, a criterion without the initial values that it takes or with some that it does not, a repair
     without images.
     """
-    say = say or (lambda _: None)
     request = request.resolved(has_data=data is not None)
     module = copy_of(checkpoint.module)
     mask = _chosen(module, request, initial)

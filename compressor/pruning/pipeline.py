@@ -20,10 +20,11 @@ from compressor.planning.calibration import Needs, gather
 from compressor.planning.costs import Cost, LayerCost, count, layer_costs
 from compressor.planning.gap import Gap, gap_between
 from compressor.planning.sensitivity import Curve, writable
+from compressor.progress import Say, quiet
 from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level
 from compressor.pruning.repair.repairing import Repair, Repaired, emptied, repair, repair_blind
 from compressor.pruning.request import Request, budget_to_json
-from compressor.pruning.scoring import Say, calibration_images, score
+from compressor.pruning.scoring import calibration_images, score
 from compressor.surgery.plan import PruningPlan, Scores
 from compressor.surgery.proof import Proof
 from compressor.surgery.proved import shrink_proved, unprovable
@@ -128,7 +129,7 @@ def prune(
     request: Request,
     *,
     data: Data | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
     planner: Planner | None = None,
     judge: Judge | None = None,
 ) -> Pruned:
@@ -148,9 +149,9 @@ def prune(
         checkpoint=checkpoint,
         request=request,
         data=data,
-        images=[] if judge else calibration_images(checkpoint, request, data, say=say or _silence),
+        images=[] if judge else calibration_images(checkpoint, request, data, say=say),
         dense_cost=count(checkpoint.module, checkpoint.example_inputs),
-        say=say or _silence,
+        say=say,
         planner=planner,
         judge=judge,
     )

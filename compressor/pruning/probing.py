@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -17,12 +17,12 @@ from compressor.planning.random_widths import random_widths
 from compressor.planning.sensitivity import Curve, sensitivity
 from compressor.planning.walk import Program, program_of, readers
 from compressor.planning.widths import ChannelCost, CountedCost, Sizes, WidthCost
+from compressor.progress import Say
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.surgery.constant import can_be_silent
 from compressor.surgery.plan import ChannelBudget, CostBudget, PruningPlan, Scores
 
-Say = Callable[[str], None]
 Batches = list[tuple[Tensor, ...]]
 PROBE_IMAGES = 128
 

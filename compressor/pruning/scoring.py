@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from compressor.data.splits import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.planning import criteria
 from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
+from compressor.progress import Say, quiet
 from compressor.pruning.probing import fitted_and_probed
 from compressor.pruning.repair.repairing import Repair, images_to_repair_with
 from compressor.pruning.request import Request
 from compressor.surgery.plan import Scope, Scores
 
-Say = Callable[[str], None]
 OTHERWISE = "l1-norm"  # takes no data, and judges any group that a layer writes
 
 
@@ -54,7 +54,7 @@ def score(
     data: Data | None,
     images: list[tuple[Tensor, ...]],
     checkpoint: Checkpoint,
-    say: Say = lambda _: None,
+    say: Say = quiet,
 ) -> tuple[Scores, Calibration]:
     """Every group's scores by the requested criterion, and what it knew; refused where its data is missing.
 

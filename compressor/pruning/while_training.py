@@ -23,11 +23,12 @@ from compressor.data.splits import Data, SplitName
 from compressor.errors import GroupError, PlanError, RetrainError, SurgeryError
 from compressor.graph.copies import copy_of
 from compressor.planning.costs import count
+from compressor.progress import Say, quiet
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.pruning.scoring import Say, calibration_images, score
+from compressor.pruning.scoring import calibration_images, score
 from compressor.surgery.plan import LatencyBudget, PruningPlan, Scope
 from compressor.surgery.zeroed import difference_beyond_rounding, speaking
 from compressor.training.events import Departure, EventSchedule, mean_stability
@@ -118,7 +119,7 @@ def during_from(
 
 
 def prune_while_training(
-    checkpoint: Checkpoint, request: Request, during: During, *, data: Data | None, say: Say | None = None
+    checkpoint: Checkpoint, request: Request, during: During, *, data: Data | None, say: Say = quiet
 ) -> PrunedWhileTraining:
     """Train the checkpoint's network, let the channels leave that `request` asks for, and cut them; lent, as it was.
 
@@ -129,7 +130,6 @@ def prune_while_training(
     _check(request)
     if data is None:
         raise RetrainError("pruning while training takes images with labels", hint="give them: `--data DIR`")
-    say = say or (lambda _: None)
     checkpoint = with_examples_of(checkpoint, data)
     request = dataclasses.replace(request, repair=Repair.NONE)
     first, reasons = _planned(checkpoint, request, data, say)
@@ -173,11 +173,11 @@ def choosing(
     request: Request,
     data: Data | None,
     *,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Choose:
     """Scores by the request's criterion on the network as it is at an event; chance is drawn anew at each."""
     request = request.resolved(has_data=data is not None, while_training=True)
-    images = calibration_images(checkpoint, request, data, say=say or (lambda _: None))
+    images = calibration_images(checkpoint, request, data, say=say)
 
     def choose(module: nn.Module, epoch: int) -> Mapping[str, Tensor]:
         asked = dataclasses.replace(request, seed=request.seed * 1_000_003 + epoch)

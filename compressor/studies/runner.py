@@ -30,10 +30,10 @@ from compressor.errors import StudyError
 from compressor.files.atomic import save_tensors, whole
 from compressor.files.leftovers import sweep
 from compressor.files.schema import check
+from compressor.progress import Say, quiet
 from compressor.studies import papers as studies
 from compressor.studies.study import Cell, Results, Scale
 
-Say = Callable[[str], None]
 DataSource = Callable[[], Data]
 SCHEMA = 1
 
@@ -51,8 +51,8 @@ class Progressed:
 class Folder:
     """Where a study's cells lie: `KEY.json` is a result, `KEY.safetensors` what was kept for others."""
 
-    def __init__(self, path: Path, data: Data, *, say: Say | None = None) -> None:
-        self.path, self.data, self.say = path, data, say or (lambda _: None)
+    def __init__(self, path: Path, data: Data, *, say: Say = quiet) -> None:
+        self.path, self.data, self.say = path, data, say
         self._cell: Cell | None = None
 
     def file(self, cell: Cell) -> Path:
@@ -133,7 +133,7 @@ def run_study(
     *,
     jobs: int = 1,
     seeds: int | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
     finished: Callable[[Progressed], None] | None = None,
 ) -> Results:
     """The results of all cells of a study; those that lie in `folder` are not run again.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ from compressor.measuring.tables.measured import Drawn, drawn_of, drawn_widths, 
 from compressor.measuring.tables.networks import by_operator, networks_of
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import CONFIDENCE, Measurement, caveats_of, speedup
+from compressor.progress import Say, quiet
 from compressor.surgery.masks import WeightMask
-
-Say = Callable[[str], None]
 
 SCRIPT = Path(__file__).with_name("script.py")
 PROVIDERS = {"CPUExecutionProvider": "onnxruntime-cpu", "CUDAExecutionProvider": "onnxruntime-cuda"}
@@ -62,10 +61,9 @@ def write_pack(
     batches: Sequence[int],
     threads: int | None,
     seed: int = 0,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> int:
     """Write the folder; how many files it has. Refused: one that is there already, a network without ONNX."""
-    say = say or (lambda _: None)
     if folder.exists():
         raise ArtifactError(f"{folder} is there already", hint="give another folder, or take that one away")
     with _building(folder) as part:

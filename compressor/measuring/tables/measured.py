@@ -16,7 +16,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +40,7 @@ from compressor.measuring.tables.table import (
 )
 from compressor.measuring.turns import Turn, take_turns
 from compressor.planning.widths import START, Numbers, Sizes, features
-
-Say = Callable[[str], None]
+from compressor.progress import Say, quiet
 
 ALIGNED = ((8, 10), (16, 8))  # multiples, and how many networks are drawn at each
 IRREGULAR = ((1, 3), (2, 3), (4, 4))  # multiples of it, not of twice it
@@ -61,10 +60,9 @@ def target_of(runtime: Runtime, *, batch: int, threads: int) -> Target:
 
 def table_for(
     networks: Networks, target: Target, *, seconds: float = 90.0, seed: int = 0, cache: Path | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> LatencyTable:  # fmt: skip
     """The target's table, with all that this network takes; measured where the cache does not know it."""
-    say = say or (lambda _: None)
     file = (cache or cache_folder()) / f"{_target_key(target)}.json"
     known = _kept(file)
     if known is not None and known.describes(networks.keys, networks.signature):
@@ -122,10 +120,9 @@ def _drawn(channels: int, align: int, odd: bool, generator: random.Random) -> fl
 
 
 def measured_table(
-    networks: Networks, target: Target, *, seconds: float = 90.0, seed: int = 0, say: Say | None = None
+    networks: Networks, target: Target, *, seconds: float = 90.0, seed: int = 0, say: Say = quiet
 ) -> LatencyTable:
     """A table from measurements alone. Refused: a runtime that does not say what its operators take."""
-    say = say or (lambda _: None)
     runtime = networks.runtime
     if runtime.profile is None:
         raise RuntimeUnavailable(

@@ -15,7 +15,7 @@ worse than what it started from.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +35,10 @@ from compressor.planning.walk import (
     readers,
     side_by_side,
 )
+from compressor.progress import Say, quiet
 from compressor.surgery.masks import WeightMask
 from compressor.surgery.surgery import Surgery
 
-Say = Callable[[str], None]
 STEPS, JUDGED_EVERY, PATIENCE = 900, 50, 8  # steps; between judgements; judgements in a row that found none better
 RATE, WARMUP = 1e-3, 20  # Adam's; 1e-4 to 3e-4 were too slow, 3e-3 undid the start
 
@@ -68,7 +68,7 @@ def distil(
     frozen: frozenset[str] = frozenset(),
     mask: WeightMask | None = None,
     seed: int = 0,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Distilled:
     """A copy of `small`, trained to follow `dense` on `batches` of inputs, judged on `held_out` ones.
 
@@ -76,7 +76,6 @@ def distil(
     that `mask` removed stay zero. Refused: networks that cannot be
     followed (`planning.walk`).
     """
-    say = say or (lambda _: None)
     size = len(batches[0][0])
     student = copy_of(small)
     programs = side_by_side(dense, small, batches[0], batch=size)

@@ -13,7 +13,7 @@ A new bias goes into the layer's own, or into the running mean of the batch norm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +37,10 @@ from compressor.planning.moments import (
     wanted_rows,
 )
 from compressor.planning.walk import Program, Walk, call, calls, operator, readers, side_by_side
+from compressor.progress import Say, quiet
 from compressor.surgery.masks import WeightMask
 from compressor.surgery.surgery import Surgery
 
-Say = Callable[[str], None]
 HELD_OUT = 4  # every so many batches, one judges the ridge
 
 
@@ -77,7 +77,7 @@ def reconstruct(
     mask: WeightMask | None = None,
     memory_bytes: int | None = None,
     seed: int = 0,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Reconstruction:
     """A copy of `small`, which `surgery` cut from `dense`, fitted layer by layer on `batches` of inputs.
 
@@ -95,7 +95,7 @@ def reconstruct(
     with torch.no_grad():
         walk = _SideBySide(
             programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, mask=mask,
-            memory_bytes=memory_bytes, seed=seed, say=say or (lambda _: None),
+            memory_bytes=memory_bytes, seed=seed, say=say,
         )  # fmt: skip
         layers = walk.through()
         state = dict(module.named_parameters()) | dict(module.named_buffers())

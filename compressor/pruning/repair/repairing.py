@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,13 @@ from compressor.planning.calibration import calibration_batches, calibration_spl
 from compressor.planning.moments import reader_of
 from compressor.planning.sensitivity import rise, writable
 from compressor.planning.walk import Walk, program_of, readers
+from compressor.progress import Say, quiet
 from compressor.pruning.repair.batch_norm_means import compensated
 from compressor.pruning.repair.distillation import STEPS, distil
 from compressor.pruning.repair.least_squares import LayerFit, reconstruct
 from compressor.surgery.masks import Masker, WeightMask
 from compressor.surgery.surgery import Surgery, operate
 
-Say = Callable[[str], None]
 HELD_OUT_SHARE = 8  # of the batches, one in so many judges
 
 
@@ -116,7 +116,7 @@ def repair(
     steps: int = STEPS,
     memory_bytes: int | None = None,
     seed: int = 0,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Repaired:
     """A repaired copy of `small`, which `surgery` cut from `dense`; both stay as they were.
 

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,12 @@ from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.files.leftovers import temporary
 from compressor.files.schema import check
 from compressor.measuring.accuracy import agreement, evaluate
+from compressor.progress import Say, quiet
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.speed.planner import Goal, Known
 from compressor.pruning.speed.search import Fast, prune_to_speed
 from compressor.surgery.plan import LatencyBudget, Scope
-
-Say = Callable[[str], None]
 
 SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 FIRST, FASTEST, SEARCHES = 2.0, 16.0, 7
@@ -104,13 +103,12 @@ def frontier(
     *,
     speedups: Sequence[float] = SPEEDUPS,
     baselines: bool = True,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """The curve of every arm, as plain values; points that lie in `folder` from before are not made again.
 
     A speed that an arm cannot reach is a point with its reason.
     """
-    say = say or (lambda _: None)
     request = request.resolved(has_data=True)
     say("judging the dense network")
     judge = Judge(checkpoint, data)
@@ -201,7 +199,7 @@ def fastest_within(
     data: Data,
     *,
     max_drop: float,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Found:
     """The fastest network that loses at most `max_drop` points of a hundred on the tuning split, by bisection.
 
@@ -210,7 +208,6 @@ def fastest_within(
     """
     if not max_drop > 0:
         raise PlanError(f"a drop must be positive, and {max_drop:g} is not", hint="one point: `--max-drop 1`")
-    say = say or (lambda _: None)
     judge = Judge(checkpoint, data)
     reference = share_of(judge.dense)
     low, high = 1.0, FASTEST  # the fastest known to be within, the slowest known to be beyond

@@ -11,7 +11,7 @@ The trials cost no export: they run a graph without weights (`measuring.tables.s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,12 @@ from compressor.measuring.turns import Measurement, Speedup, speedup
 from compressor.planning.allocation import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.planning.sensitivity import Curve
 from compressor.planning.widths import START, WidthCost
+from compressor.progress import Say
 from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.speed.aim import Aim
 from compressor.surgery.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
-
-Say = Callable[[str], None]
 
 TOLERANCE = 0.05
 TRIALS = 9  # plans before anything is shrunk; one that was measured before is not measured again

@@ -23,9 +23,10 @@ from compressor.measuring.runtimes import Reads, usable
 from compressor.measuring.tables.measured import target_of
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import Measurement, Speedup, caveats_of_machine, speedup
+from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
-from compressor.pruning.speed.planner import Goal, Known, Planner, Say, Trial
+from compressor.pruning.speed.planner import Goal, Known, Planner, Trial
 
 RETURNS = 2  # times that the real network may send the plan back
 FINAL_SECONDS = 8.0
@@ -85,7 +86,7 @@ def prune_to_speed(
     goal: Goal,
     *,
     data: Data | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
     known: Known | None = None,
     look: Callable[[], Conditions] = conditions,
 ) -> Fast:
@@ -96,7 +97,6 @@ def prune_to_speed(
     speed that cannot be reached, with the best that can and what holds it; a small network that measures slower than
     the dense one; a runtime that is not here.
     """
-    say = say or (lambda _: None)
     request = request.resolved(has_data=data is not None)
     (runtime,) = usable((goal.runtime,))
     threads = goal.threads or cores()

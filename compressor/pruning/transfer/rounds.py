@@ -22,10 +22,10 @@ from compressor.data.domains import Target
 from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.planning.costs import count
+from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Judge, Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.pruning.scoring import Say
 from compressor.pruning.transfer.scores import CRITERION, check_comparable, pairs_of, transfer_scores
 from compressor.surgery.plan import CostBudget, Countable, Scope, Scores
 from compressor.training.domains.adaptation import Alignment, adapt
@@ -81,14 +81,13 @@ def prune_while_adapting(
     callbacks: tuple[Callback, ...] = (),
     states: Path | None = None,
     device: str | None = None,
-    say: Say | None = None,
+    say: Say = quiet,
 ) -> Transferred:
     """The network with the channels gone that matter to neither domain, each cut proved; the checkpoint stays.
 
     It is taken to be adapted already: the discrepancy has its whole weight throughout. `states` is a folder in which
     each stage keeps what it needs to go on after an interruption. Refused: what `prune` and `adapt` refuse.
     """
-    say = say or (lambda _: None)
     check_comparable(checkpoint.module, alignment.layer)
     held = dataclasses.replace(alignment, rising=False)
     dense_macs = count(checkpoint.module, checkpoint.example_inputs).macs

@@ -1,0 +1,11 @@
+"""What a long computation reports while it runs: a line of text about what it does now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]
+
+
+def quiet(_: str) -> None:
+    """Reports to nobody."""
