@@ -1,1 +1,1 @@
-"""What channels are worth, what widths cost, and which channels leave."""
+"""Score channels, cost widths, and choose the channels to remove."""

@@ -1,14 +1,16 @@
-"""Widths by measurement: where narrowing costs the output least for what it saves.
+"""Choose widths by measurement: narrow where the error per saved cost is lowest.
 
 Every group has a curve of error against width (`planning.sensitivity`), and the network a cost at any widths
-(`planning.widths`): channels, MACs, parameters or predicted latency. Starting from the dense widths, of all groups
-and a few of the next lower widths of each, the one that costs the least rise for what it saves *with the neighbours as
-they are by then* is taken, until the budget is met. Several widths are looked ahead, for a runtime's time falls in
-steps, and between two steps a channel given away saves nothing. The last step is the one of those that suffice which
-costs least. Then widths are exchanged: a group becomes wider where that fits, or where another gives way for less.
+(`planning.widths`): channels, MACs, parameters or predicted latency.
 
-Where every channel saves the same and curves are convex, this is the best of all choices; it is the knapsack of HALP
-(Shen et al. 2022, arXiv:2110.10811) with the coupling of neighbours priced instead of left out.
+Greedy: start dense. At each step consider, for every group, its next few narrower widths; take the step with the lowest
+error increase per unit of cost saved, given the current widths of its neighbours. Stop when the budget is met. Several
+widths ahead are considered because a runtime's time falls in steps, and between two steps a removed channel saves
+nothing. The last step is the cheapest one that meets the budget. Then try swaps: widen one group (and, if needed,
+narrow another) whenever the budget still holds and the total error falls.
+
+Where every channel saves the same and curves are convex, this is optimal. It is the knapsack of HALP (Shen et al. 2022,
+arXiv:2110.10811), with the coupling of neighbours included in the price.
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ from compressor.surgery.plan import PruningPlan, Scores
 from compressor.surgery.rounding import multiple_of
 
 PROBED = (0.75, 0.5, 0.25, 0.125)  # shares of a group's channels whose error is measured, rounded to the alignment
-AHEAD = (1, 2, 3, 4, 8)  # how many widths further a step may go
-CHOICES = 64  # widths that a group may have at most; wider ones go in larger steps
+AHEAD = (1, 2, 3, 4, 8)  # the distances of a step, in widths
+CHOICES = 64  # at most so many widths per group; wider groups have larger steps
 EXCHANGES = 400
-WORTH = 1e-3  # of the whole rise: what an exchange is for; a useless branch is not brought back for less
+WORTH = 1e-3  # a swap must lower the total rise by this share: less would bring back useless branches
 
 Numbers = NDArray[np.float64]
-Share = Callable[[Numbers], Numbers]  # widths `[rows, groups]` → what the network costs, over what the dense one does
+Share = Callable[[Numbers], Numbers]  # widths `[rows, groups]` → the network's cost over the dense network's cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """A plan, and the groups of which nothing is to stay: the plan leaves them their last unit, repair empties them.
+    """A plan, and the groups that become empty: the plan keeps their last unit, and repair empties them.
 
-    `share` is what the network costs at these widths, over what the dense one costs; `rise` the sum of the curves'.
+    `share`: the network's cost at these widths over the dense network's. `rise`: the sum of the curves at these widths.
     """
 
     plan: PruningPlan
@@ -51,7 +53,7 @@ class Allocation:
 
 
 def orders_from(groups: Sequence[ChannelGroup], scores: Scores) -> dict[str, tuple[int, ...]]:
-    """The channels of each group in the order they leave, ties by index."""
+    """Return each group's channels in the order of removal, ties by index."""
     orders = {}
     for group in groups:
         orders[group.root] = tuple(scores.by_root[group.root].double().sort(stable=True).indices.tolist())
@@ -61,7 +63,7 @@ def orders_from(groups: Sequence[ChannelGroup], scores: Scores) -> dict[str, tup
 def widths_to_probe(
     group: ChannelGroup, *, align: int | None, min_channels: int, may_empty: bool, strict: bool = False
 ) -> tuple[int, ...]:
-    """Falling widths below the group's own, on the steps that an allocation may take."""
+    """Return widths below the group's own, descending, on the steps that an allocation may take."""
     step = multiple_of(group, align, strict=strict)
     least = max(step, -(-min(min_channels, group.channels) // step) * step)
     shares = {max(least, -(-group.channels * share // step) * step) for share in PROBED}
@@ -72,7 +74,7 @@ def widths_to_probe(
 def scored_curves(
     groups: Sequence[ChannelGroup], scores: Scores, *, align: int | None, min_channels: int, strict: bool = False
 ) -> list[Curve]:
-    """What a criterion alone says that narrowing costs: the scores of what leaves, in units of the group's mean."""
+    """Return curves from a criterion alone: the sum of the removed channels' scores, in units of the group's mean."""
     curves = []
     for group in groups:
         ranked = scores.by_root[group.root].double().sort(stable=True).values
@@ -99,22 +101,21 @@ def allocate(
     min_channels: int = 1,
     strict: bool = False,
 ) -> Allocation:
-    """The widths at which the network costs at most `target` of the dense one, at the least rise.
+    """Return the widths with the least rise at which the network costs at most `target` of the dense one.
 
-    With `strict`, widths that are no multiple of `align` are for no group, but for its own width. Groups without a
-    curve stay as they are. Refused: a target that cannot be met by the groups that have a curve, or that removes
-    nothing.
+    With `strict`, every width is a multiple of `align`, or the group's own. Groups without a curve keep their width.
+    Refused: a target that the groups with a curve cannot meet, or that removes nothing.
     """
     state = _Widths.of(groups, curves, align=align, min_channels=min_channels, strict=strict)
-    left = float(share(state.row[None])[0])
-    while left > target:
-        number = state.best_step(share, left, target)
+    remaining = float(share(state.row[None])[0])
+    while remaining > target:
+        number = state.best_step(share, remaining, target)
         if number is None:
             raise OutOfReach(
-                f"{target:.1%} cannot be met: with the narrowest widths that were measured {left:.1%} stays",
+                f"{target:.1%} cannot be met: with the narrowest widths that were measured {remaining:.1%} stays",
                 hint="ask for more, lower `--min-channels` or `--align`, or protect less",
             )
-        left = state.take(number, share)
+        remaining = state.take(number, share)
     for _ in range(EXCHANGES):
         if not state.exchange(share, target):
             break
@@ -141,18 +142,18 @@ def cheapest(
     min_channels: int = 1,
     strict: bool = False,
 ) -> dict[str, int]:
-    """The widths from which no step saves anything more, as far as curves go."""
+    """Return the widths from which no step saves anything more, within the curves."""
     state = _Widths.of(groups, curves, align=align, min_channels=min_channels, strict=strict)
-    left = float(share(state.row[None])[0])
-    while (move := state.best_step(share, left, -math.inf)) is not None:
-        left = state.take(move, share)
+    remaining = float(share(state.row[None])[0])
+    while (move := state.best_step(share, remaining, -math.inf)) is not None:
+        remaining = state.take(move, share)
     return {g.root: int(w) for g, w in zip(groups, state.row, strict=True)}
 
 
 def plan_of_widths(
     groups: Sequence[ChannelGroup], orders: Mapping[str, Sequence[int]], widths: Mapping[str, int]
 ) -> PruningPlan:
-    """The plan that leaves these widths; of an emptied group one channel stays in it."""
+    """Return the plan with these widths; an emptied group keeps one channel in it."""
     return PruningPlan(
         removed={g.root: tuple(sorted(orders[g.root][: g.channels - max(widths[g.root], 1)])) for g in groups}
     )
@@ -160,7 +161,7 @@ def plan_of_widths(
 
 @dataclass(slots=True, eq=False)
 class _Widths:
-    """Every group's choices, falling, with the rise at each, and the number of the one that it has now."""
+    """Every group's possible widths, descending, with the rise at each, and the index of the current one."""
 
     choices: list[Numbers]
     rises: list[Numbers]
@@ -176,6 +177,7 @@ class _Widths:
         min_channels: int,
         strict: bool,
     ) -> _Widths:
+        """The widths of all groups, each at its own full width."""
         curve_of = {c.root: c for c in curves}
         choices, rises = [], []
         for group in groups:
@@ -187,21 +189,25 @@ class _Widths:
 
     @property
     def row(self) -> Numbers:
+        """The current widths `[groups]`."""
         return np.array([choices[at] for choices, at in zip(self.choices, self.at, strict=True)])
 
-    def best_step(self, share: Share, left: float, target: float) -> tuple[int, int] | None:
-        """Which group goes to which of its choices: the least rise for what it saves, or the least that suffices."""
+    def best_step(self, share: Share, remaining: float, target: float) -> tuple[int, int] | None:
+        """The best step as (group, index of its new width).
+
+        It is the step with the least rise per cost saved, or the one with the least rise if some steps meet the target.
+        """
         moves = [(g, at + k) for g, at in enumerate(self.at) for k in AHEAD if at + k < len(self.choices[g])]
         if not moves:
             return None
         shares = share(self._rows(moves))
         rises = self._changes(moves)
-        saved = left - shares
+        saved = remaining - shares
         with np.errstate(divide="ignore", invalid="ignore"):
             prices = np.where(saved > 0, rises / saved, np.inf)
         best = int(np.argmin(prices))
         if not np.isfinite(prices[best]):
-            # all that is left saves nothing by itself, or costs without end: what saves most, if anything does
+            # every remaining step saves nothing or has an infinite rise: take the one that saves most, if any saves
             best = int(np.argmax(saved))
             return moves[best] if saved[best] > 0 else None
         if shares[best] <= target:
@@ -210,11 +216,14 @@ class _Widths:
         return moves[best]
 
     def take(self, move: tuple[int, int], share: Share) -> float:
+        """Take a step, and return the share of the cost that remains."""
         self.at[move[0]] = move[1]
         return float(share(self.row[None])[0])
 
     def exchange(self, share: Share, target: float) -> bool:
-        """Whether one group could become wider, by itself or for another's narrowing, with less rise at the target."""
+        """Widen one group, alone or with another narrowed, if the rise falls within the target; return whether a swap
+        was made.
+        """
         wider = [(g, at - k) for g, at in enumerate(self.at) for k in (1, 2) if at >= k]
         narrower = [(g, at + k) for g, at in enumerate(self.at) for k in (1, 2, 4) if at + k < len(self.choices[g])]
         gains, losses = self._changes(wider), self._changes(narrower)
@@ -242,19 +251,21 @@ class _Widths:
         return False
 
     def _rows(self, moves: Sequence[tuple[int, int]]) -> Numbers:
+        """The current widths after each single move, `[moves, groups]`."""
         rows = np.repeat(self.row[None], len(moves), axis=0)
         for row, (g, to) in zip(rows, moves, strict=True):
             row[g] = self.choices[g][to]
         return rows
 
     def _changes(self, moves: Sequence[tuple[int, int]]) -> Numbers:
+        """The change of the rise by each single move."""
         return np.array([self.rises[g][to] - self.rises[g][self.at[g]] for g, to in moves])
 
 
 def _choices(
     group: ChannelGroup, curve: Curve, align: int | None, min_channels: int, *, strict: bool
 ) -> tuple[int, ...]:
-    """The widths that the group may have: its own, multiples of its step, and none where the curve goes so far."""
+    """The widths that the group may have: its own, multiples of its step, and 0 where the curve reaches it."""
     step = multiple_of(group, align, strict=strict)
     lowest = curve.widths[-1]
     least = max(step, min(min_channels, group.channels), lowest)

@@ -19,15 +19,17 @@ SCALINGS = (aten.mul.Tensor, aten.add.Tensor)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """The way from a layer to the sum that its output goes into: operators that move values or scale them."""
+    """The path from a layer to the sum that its output goes into: operators that move values or scale them."""
 
     chain: tuple[fx.Node, ...]
     total: int  # the sum's index
-    other: fx.Node  # what it is added to
+    other: fx.Node  # the other summand
 
 
 def residual_sum(program: Program, node: fx.Node) -> Branch | None:
-    """The sum with another value that an operator's output goes into, moved and scaled at most; `None` if in none."""
+    """Return the residual sum that an operator's output goes into, after moves and scalings only; `None` if there is
+    none.
+    """
     chain: list[fx.Node] = []
     at = node
     while len(at.users) == 1:
@@ -47,7 +49,7 @@ def residual_sum(program: Program, node: fx.Node) -> Branch | None:
 
 
 def norm_behind(program: Program, node: fx.Node) -> str | None:
-    """The running mean of the batch norm that alone reads the layer's output."""
+    """Return the running mean's name of the batch norm that is the only reader of the layer's output; else `None`."""
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))

@@ -1,24 +1,24 @@
-"""What a criterion may know of a network: its weights, and statistics of one pass over calibration data.
+"""The inputs of criteria: a network's weights, and statistics of one pass over calibration data.
 
-A pass runs in eval mode (a batch norm uses its running statistics, dropout is off) and leaves the module as it was.
+A pass runs in eval mode (a batch norm uses its running statistics, dropout is off) and leaves the module unchanged.
 
-Activations. For every channel of a group the mean of |x| and the share of x = 0 over what the group's *consumers* read,
-that is behind the norm and the activation; every consumer counts alike, every image and position within one too. A
-group whose consumers cannot be seen falls back to what its producers write, before any activation.
+Activations. For every channel of a group: the mean of |x| and the share of x = 0 over what the group's *consumers*
+read, that is behind the norm and the activation. Every consumer counts alike, and so does every image and position
+within one. A group whose consumers cannot be observed uses the outputs of its producers, before any activation.
 
 Gradients. The mean over images of ∂loss/∂parameter, where the loss of an image is
 
-    labels given                    cross entropy
+    with labels                     cross entropy
     no labels, `[batch, classes]`   cross entropy against the network's own top class (against its whole distribution
                                     the gradient is zero by definition)
-    any other output                ½ Σ output² (a squared error needs targets; this asks what carries the energy)
+    any other output                ½ Σ output² (a squared error needs targets; this measures what carries the energy)
 
-Second moments. Of what every consumer of a group reads, window by window (`planning.elimination`); batches of the
-first one's size count, a smaller last one does not.
+Second moments. Those of what every consumer of a group reads, window by window (`planning.elimination`). Only batches
+of the first one's size count, so a smaller last one does not.
 
-Squared gradients. The mean over images of (∂loss/∂parameter)², image by image: the diagonal of the empirical Fisher
-matrix with labels. Without them the target is drawn from the network's own distribution, which makes the mean the
-Gauss-Newton diagonal in expectation (Kunstner et al. 2019, arXiv:1905.12558, sec. 2): a drawn class, or, for any other
+Squared gradients. The mean over images of (∂loss/∂parameter)², image by image: with labels, the diagonal of the
+empirical Fisher matrix. Without labels the target is drawn from the network's own distribution, so that the mean is the
+Gauss-Newton diagonal in expectation (Kunstner et al. 2019, arXiv:1905.12558, sec. 2): a drawn class or, for any other
 output, unit noise around it.
 """
 
@@ -49,11 +49,11 @@ Inputs = Tensor | Sequence[Tensor]
 Batches = Iterable[tuple[Inputs, Tensor | None]]
 
 CALIBRATION_BATCH, LEAST_BATCHES = 64, 8
-ELEMENTS_AT_ONCE = 2**20  # of a weight in float64: eight megabytes
+ELEMENTS_AT_ONCE = 2**20  # elements of a weight in float64: eight megabytes
 
 
 class Needs(enum.StrEnum):
-    """What has to be gathered before a criterion can score; all but `NOTHING` takes data."""
+    """What must be gathered before a criterion can score; everything but `NOTHING` needs data."""
 
     NOTHING = "nothing"
     ACTIVATIONS = "activations"
@@ -64,11 +64,11 @@ class Needs(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A network's weights and what was gathered of it, on the CPU; what was not asked for is `None`.
+    """A network's weights and the gathered statistics, on the CPU; what was not gathered is `None`.
 
-    `weights` and the gradients go by the tensor's name in `state_dict()`; `mean_absolute` and `zero_share` by a group's
-    root, float64 `[channels]`; `readings` by the name of the reading layer's weight. `labelled` says whether the
-    gradients used labels.
+    `weights` and the gradients are keyed by the tensor's name in `state_dict()`; `mean_absolute` and `zero_share` by a
+    group's root, float64 `[channels]`; `readings` by the name of the reading layer's weight. `labelled`: the gradients
+    used labels.
     """
 
     module: nn.Module
@@ -86,7 +86,9 @@ class Calibration:
 def calibration_batches(
     images: ImageSet, count: int, *, preprocessing: Preprocessing, seed: int
 ) -> list[tuple[Tensor, ...]]:
-    """Up to `count` images drawn by `seed`, as inputs in batches of one size: at least eight where there are enough."""
+    """Return up to `count` images drawn by `seed`, as inputs in batches of one size: at least eight where there are
+    enough.
+    """
     drawn = first(images, count, seed=seed)
     size = max(1, min(CALIBRATION_BATCH, len(drawn) // LEAST_BATCHES))
     stream = batches(drawn, batch_size=size, preprocessing=preprocessing)
@@ -94,36 +96,40 @@ def calibration_batches(
 
 
 def calibration_split(data: Data) -> ImageSet:
-    """Where images come from that decide something: the training split, else the tuning one, never the test split."""
+    """Return the images for decisions: the training split, else the tuning split, never the test split."""
     if data.train is None and data.tune is None:
         raise CalibrationError(
-            f"{data.name} has a test split alone, which decides nothing",
-            hint="give images for training or tuning too: a folder of at least three is split by itself",
+            f"{data.name} has only a test split, which must not decide anything",
+            hint="add images for training or tuning: a folder of at least three images is split automatically",
         )
     return data.split(SplitName.TUNE if data.train is None else SplitName.TRAIN)
 
 
 def required(gathered: T | None, needs: Needs) -> T:
-    """What was gathered; refused where it was not."""
+    """Return what was gathered. Refused: it was not gathered."""
     if gathered is None:
         raise CalibrationError(
-            f"this criterion scores by {needs.replace('-', ' ')}, which takes data",
-            hint="give `--data`, or a criterion that needs none: `--criterion l1-norm`",
+            f"this criterion scores by {needs.replace('-', ' ')}, which needs data",
+            hint="add `--data`, or use a criterion that needs none: `--criterion l1-norm`",
         )
     return gathered
 
 
 def rows(member: Member, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The member's slice of its tensor at each of its positions: float64 `[positions, elements]`."""
+    """Return the member's slice of its tensor at each of its positions: float64 `[positions, elements]`."""
     return _at(member, tensors, member.positions)
 
 
 def _at(member: Member, tensors: Mapping[str, Tensor], positions: Tensor) -> Tensor:
+    """The slices of the member's tensor at some positions, flattened: float64 `[positions, elements]`."""
     return tensors[member.tensor].movedim(member.dim, 0)[positions].double().reshape(len(positions), -1)
 
 
 def by_row(tensors: Mapping[str, Tensor], value: Callable[[Tensor], Tensor]) -> Callable[[Member], Tensor]:
-    """`value`, from `[some, elements]` float64 to `[some]`, of a member's rows; a few at a time."""
+    """Return a function of a member: `value` of its rows, computed in chunks.
+
+    `value` maps float64 `[some, elements]` to `[some]`.
+    """
 
     def of(member: Member) -> Tensor:
         length = max(1, tensors[member.tensor].numel() // tensors[member.tensor].shape[member.dim])
@@ -134,7 +140,7 @@ def by_row(tensors: Mapping[str, Tensor], value: Callable[[Tensor], Tensor]) -> 
 
 
 def over_channels(group: ChannelGroup, members: Iterable[Member], value: Callable[[Member], Tensor]) -> Tensor:
-    """The sum over members of `value(member)` `[positions]`, by the group's channel: float64 `[channels]`."""
+    """Return the sum over members of `value(member)` `[positions]`, by the group's channel: float64 `[channels]`."""
     total = torch.zeros(group.channels, dtype=torch.float64)
     for member in members:
         total.index_add_(0, member.channels, value(member).double())
@@ -142,7 +148,7 @@ def over_channels(group: ChannelGroup, members: Iterable[Member], value: Callabl
 
 
 def producers(group: ChannelGroup) -> Iterator[Member]:
-    """The members that write the group's channels: what a norm of filters is taken over."""
+    """Return the members that produce the group's channels, whose filters a norm criterion measures."""
     return (m for m in group.members if m.role is Role.PRODUCES)
 
 
@@ -150,18 +156,18 @@ def gather(
     module: nn.Module, groups: Sequence[ChannelGroup], *, needs: Needs, batches: Batches | None, seed: int,
     memory_bytes: int | None = None, say: Say = quiet,
 ) -> Calibration:  # fmt: skip
-    """What a criterion with these `needs` asks of `module`; `batches` are (inputs, labels), labels None or -1 for none.
+    """Return the calibration of `module` for a criterion with these `needs`.
 
-    Second moments are held within `memory_bytes`; `say` names the layers of which less is known for that.
-    Refused: no data where data is needed, weights or gradients that are not finite, labels that the output has no
-    class for, a group whose channels no hook can see.
+    `batches` are (inputs, labels); without labels, these are `None` or -1. Second moments stay within `memory_bytes`;
+    `say` reports the layers that have only variances for that reason. Refused: no data where data is needed, weights or
+    gradients that are not finite, labels beyond the output's classes, a group whose channels cannot be observed.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {n: t.detach().cpu() for n, t in module.state_dict().items() if t.is_floating_point()}
     broken = broken_in(module)
     if broken is not None:
         raise CalibrationError(
-            f"`{broken}` holds values that are not finite", hint="the network cannot be scored: mend its checkpoint"
+            f"`{broken}` holds values that are not finite", hint="the network cannot be scored: repair its checkpoint"
         )
     if needs is Needs.NOTHING:
         return Calibration(module=module, weights=weights, generator=generator)
@@ -169,7 +175,7 @@ def gather(
     if needs is Needs.SECOND_MOMENTS:
         readings, images = _second_moments(module, groups, data, seed=seed, memory_bytes=memory_bytes, say=say)
         return Calibration(module=module, weights=weights, generator=generator, readings=readings, images=images)
-    with _lent(module, seed=seed, gradients=needs is not Needs.ACTIVATIONS):
+    with _prepared(module, seed=seed, gradients=needs is not Needs.ACTIVATIONS):
         if needs is Needs.ACTIVATIONS:
             mean_absolute, zero_share, images = _activations(module, groups, data)
             return Calibration(
@@ -194,29 +200,29 @@ def gather(
 
 
 @contextmanager
-def _lent(module: nn.Module, *, seed: int, gradients: bool) -> Iterator[None]:
-    """Eval mode, gradients on or off, chance seeded; and all of it undone."""
-    wanted = [(p, p.requires_grad) for p in module.parameters()]
-    devices = sorted({p.device.index for p, _ in wanted if p.device.type == "cuda"})
+def _prepared(module: nn.Module, *, seed: int, gradients: bool) -> Iterator[None]:
+    """Set eval mode, gradients on or off, and the random seed; restore all of it at the end."""
+    before = [(p, p.requires_grad) for p in module.parameters()]
+    devices = sorted({p.device.index for p, _ in before if p.device.type == "cuda"})
     try:
-        for parameter, _ in wanted:
+        for parameter, _ in before:
             parameter.requires_grad_(gradients and parameter.is_floating_point())
         chance = torch.random.fork_rng(devices=devices)
         with evaluating(module), chance, torch.inference_mode(False), torch.set_grad_enabled(gradients):
             torch.manual_seed(seed)
             yield
     finally:
-        for parameter, requires_grad in wanted:
+        for parameter, requires_grad in before:
             parameter.requires_grad_(requires_grad)
 
 
 def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """An input where the parameter is, of its type where both are floats."""
+    """An input on the parameter's device, in its type where both are floats."""
     return tensor.to(parameter.device, parameter.dtype) if tensor.is_floating_point() else tensor.to(parameter.device)
 
 
 def _forward(module: nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
-    """The first tensor of the network's output, and how many images went in."""
+    """The first tensor of the network's output, and the number of images."""
     first = next(module.parameters())
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     tensors = [_like(t, first) for t in tensors]
@@ -236,7 +242,7 @@ def _forward(module: nn.Module, inputs: Inputs) -> tuple[Tensor, int]:
 
 
 class _Tally:
-    """Running sums over every axis but the channels' one."""
+    """Running sums over every axis except the channels'."""
 
     def __init__(self) -> None:
         self.absolute: Tensor | float = 0.0
@@ -244,13 +250,14 @@ class _Tally:
         self.elements = 0
 
     def add(self, values: Tensor, axis: int) -> None:
+        """Add values whose channels lie along `axis`."""
         by_channel = values.detach().movedim(axis, 0).flatten(1)  # [channels, elements]
         self.absolute = self.absolute + by_channel.abs().sum(dim=1, dtype=torch.float64)
         self.zeros = self.zeros + (by_channel == 0).sum(dim=1, dtype=torch.float64)
         self.elements += by_channel.shape[1]
 
     def means(self) -> Tensor:
-        """`[2, channels]`: mean |x| and share of zeros."""
+        """Return `[2, channels]`: mean |x| and share of zeros."""
         return torch.stack([torch.as_tensor(self.absolute), torch.as_tensor(self.zeros)]).cpu() / self.elements
 
 
@@ -266,7 +273,7 @@ def _activations(
         tensors = [_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)]
         size = len(tensors[0])
         if size not in programs:
-            _forward(module, tensors)  # what does not fit is told of before anything is exported
+            _forward(module, tensors)  # unsuitable data is refused before anything is exported
             programs[size] = program_of(module, tensors, batch=size)
         _tally(programs[size], tensors, wanted, tallies)
         images += size
@@ -299,7 +306,9 @@ def _tally(
 
 
 def _statistics(module: nn.Module, group: ChannelGroup, tallies: Mapping[tuple[str, Role], _Tally]) -> Tensor:
-    """`[2, channels]`: what the consumers read, on average; what the producers write where no consumer can be seen."""
+    """`[2, channels]`: the average over the consumers' inputs, or over the producers' outputs where no consumer is
+    observed.
+    """
     shapes = {name: parameter.shape for name, parameter in module.named_parameters(remove_duplicate=False)}
     for role in (Role.CONSUMES, Role.PRODUCES):
         total = torch.zeros(2, group.channels, dtype=torch.float64)
@@ -309,7 +318,9 @@ def _statistics(module: nn.Module, group: ChannelGroup, tallies: Mapping[tuple[s
             if member.role is not role or tally is None or not tally.elements:
                 continue
             means, each = tally.means(), shapes[member.tensor][member.dim]
-            blocks = torch.arange(means.shape[1] // each) * each  # a grouped convolution has the same in every group
+            blocks = (
+                torch.arange(means.shape[1] // each) * each
+            )  # a grouped convolution repeats the positions in every group
             positions = (blocks.unsqueeze(1) + member.positions).flatten()
             channels = member.channels.repeat(len(blocks))
             sums = torch.zeros(2, group.channels, dtype=torch.float64).index_add_(1, channels, means[:, positions])
@@ -319,7 +330,7 @@ def _statistics(module: nn.Module, group: ChannelGroup, tallies: Mapping[tuple[s
         if bool(seen.all()):
             return total / seen
     raise CalibrationError(
-        f"no layer shows the activations of the group of `{group.root}`",
+        f"the activations of the group of `{group.root}` cannot be observed at any layer",
         hint=f"use a criterion on weights or gradients, or `--protect {group.members[0].layer}`",
     )
 
@@ -335,12 +346,12 @@ def _gradients(
     for inputs, labels in _single(batches) if squared else batches:
         with right_gradients():
             output, size = _forward(module, inputs)
-        known = labels is not None and not bool((labels == UNLABELLED).any()) and _is_scores(output)
-        loss = _loss(output, labels if known else None, drawn=squared, generator=generator)
+        has_labels = labels is not None and not bool((labels == UNLABELLED).any()) and _is_scores(output)
+        loss = _loss(output, labels if has_labels else None, drawn=squared, generator=generator)
         for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if gradient is not None:
                 total += gradient.square() if squared else gradient
-        images, labelled = images + size, labelled and known
+        images, labelled = images + size, labelled and has_labels
     _refuse_none(images)
     mean = {id(p): (total / images).cpu() for p, total in zip(parameters, sums, strict=True)}
     gradients = {name: mean[id(p)] for name, p in named}
@@ -354,10 +365,10 @@ def _second_moments(
     module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int,
     memory_bytes: int | None, say: Say,
 ) -> tuple[dict[str, Reading], int]:  # fmt: skip
-    """What the groups' consumers read, by their weights' names, and the number of images."""
+    """The readings of the groups' consumers, by their weights' names, and the number of images."""
     first = next(module.parameters())
-    given = [[_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)] for inputs, _ in batches]
-    whole = [tensors for tensors in given if len(tensors[0]) == len(given[0][0])]
+    passes = [[_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)] for inputs, _ in batches]
+    whole = [tensors for tensors in passes if len(tensors[0]) == len(passes[0][0])]
     _refuse_none(len(whole))
     names = {m.tensor for g in groups for m in g.members if m.role is Role.CONSUMES}
     program = program_of(module, whole[0], batch=len(whole[0][0]))
@@ -374,6 +385,7 @@ def _single(batches: Batches) -> Iterator[tuple[Inputs, Tensor | None]]:
 
 
 def _is_scores(output: Tensor) -> bool:
+    """True for class scores: `[images, classes]` with several classes."""
     return output.ndim == 2 and output.shape[1] > 1
 
 
@@ -394,11 +406,12 @@ def _loss(output: Tensor, labels: Tensor | None, *, drawn: bool, generator: torc
     elif int(labels.max()) >= output.shape[1] or int(labels.min()) < 0:
         raise CalibrationError(
             f"the data has a label {int(labels.max())}, the network {output.shape[1]} classes",
-            hint="give data of the network's classes, or images without labels",
+            hint="use data with the network's classes, or images without labels",
         )
     return functional.cross_entropy(output, labels.to(output.device), reduction="sum")
 
 
 def _refuse_none(images: int) -> None:
+    """Refuse data without images."""
     if not images:
-        raise CalibrationError("the calibration data holds no images", hint="give `--data` with at least one image")
+        raise CalibrationError("the calibration data holds no images", hint="use `--data` with at least one image")

@@ -1,4 +1,4 @@
-"""What a network costs, counted and never timed: parameters, multiply-accumulates, bytes."""
+"""Count what a network costs, without timing: parameters, multiply-accumulates, bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Cost:
 
 
 def count(module: nn.Module, example_inputs: Sequence[Tensor]) -> Cost:
-    """The cost of `module`: MACs are half of what torch's own counter calls floating-point operations."""
+    """Return the cost of `module`; MACs are half of the floating-point operations that torch's own counter counts."""
     tensors = [*module.parameters(), *module.buffers()]
     return Cost(
         params=sum(p.numel() for p in module.parameters()),
@@ -47,7 +47,7 @@ def _macs(module: nn.Module, example_inputs: Sequence[Tensor]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """One weight that multiplies: its layer, what that does, its widths and its MACs at batch size 1."""
+    """The cost of one multiplying weight: its layer, the operation, its widths and its MACs at batch size 1."""
 
     layer: str
     weight: str
@@ -58,40 +58,41 @@ class LayerCost:
 
 
 def layer_costs(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[LayerCost, ...]:
-    """The cost of every weight that the forward pass convolves or multiplies with, in its order.
+    """Return the cost of every weight that the forward pass convolves or multiplies with, in execution order.
 
     The counts are torch's own (`torch.utils.flop_counter`), product by product.
     """
     products = _products(module, example_inputs)
-    held = dict(module.named_parameters())
-    found = []
-    for name, (operation, groups, macs) in products.found.items():
-        weight = held[name]
+    parameters = dict(module.named_parameters())
+    costs = []
+    for name, (operation, groups, macs) in products.by_weight.items():
+        weight = parameters[name]
         swapped = operation.startswith("ConvTranspose")
         ends = [weight.shape[0], weight.shape[1] * groups]
         inputs, outputs = ends if swapped else reversed(ends)
         layer = name.rpartition(".")[0]
-        found.append(LayerCost(layer=layer, weight=name, kind=operation, inputs=inputs, outputs=outputs, macs=macs))
-    return tuple(found)
+        costs.append(LayerCost(layer=layer, weight=name, kind=operation, inputs=inputs, outputs=outputs, macs=macs))
+    return tuple(costs)
 
 
 def _products(module: nn.Module, example_inputs: Sequence[Tensor]) -> _Products:
-    """What a forward pass multiplies: of shapes alone where the network can be run so, else of the inputs' values.
+    """The products of a forward pass: by shapes alone where the network runs so, else with the inputs' values.
 
-    Recurrent layers run with values: without, torch takes them apart step by step, which is slow.
+    Recurrent layers run with values: without, torch decomposes them step by step, which is slow.
     """
     inputs = [t[:1] for t in example_inputs]
     recurs = any(isinstance(layer, nn.RNNBase) for layer in nn.Module.modules(module))
-    with plain_attention(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # a fused one hides its products
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # a fused attention hides its products
         if not recurs:
-            with contextlib.suppress(Exception), warnings.catch_warnings():  # whatever a network wants values for
-                warnings.simplefilter("ignore")  # that a kernel has no such variant, say
+            with contextlib.suppress(Exception), warnings.catch_warnings():  # the network may need values
+                warnings.simplefilter("ignore")  # for example that a kernel has no such variant
                 return _passed(without_values(module), [t.to("meta") for t in inputs])
         with evaluating(module):
             return _passed(module, inputs)
 
 
 def _passed(module: nn.Module, inputs: Sequence[Tensor]) -> _Products:
+    """The products of one pass."""
     products = _Products(module)
     with products:
         module(*inputs)
@@ -99,19 +100,19 @@ def _passed(module: nn.Module, inputs: Sequence[Tensor]) -> _Products:
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts products, and those with each parameter, known by its storage: name → operation, groups, MACs."""
+    """Counts all products, and those of each parameter, identified by its storage: name → operation, groups, MACs."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = {_storage(parameter): name for name, parameter in module.named_parameters()}
-        self.found: dict[str, tuple[str, int, int]] = {}
+        self.by_weight: dict[str, tuple[str, int, int]] = {}
         self.macs = 0  # of all products, parameters or not
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
         _check_alike(args, kwargs)
-        if func is torch.ops.aten.mkldnn_rnn_layer.default:  # torch's counter does not know it
+        if func is torch.ops.aten.mkldnn_rnn_layer.default:  # missing in torch's counter
             steps = args[0].shape[0] * args[0].shape[1]
             for weight in args[1:3]:
                 self._add(self._owner(weight), "Linear", 1, steps * weight.numel())
@@ -130,33 +131,35 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         return out
 
     def _add(self, owner: str | None, operation: str, groups: int, macs: int) -> None:
+        """Add the MACs of one product, to a parameter's if it has one."""
         self.macs += macs
         if owner is not None:
-            self.found[owner] = (operation, groups, self.found.get(owner, ("", 1, 0))[2] + macs)
+            self.by_weight[owner] = (operation, groups, self.by_weight.get(owner, ("", 1, 0))[2] + macs)
 
     def _owner(self, argument: Any) -> str | None:
+        """The name of the parameter whose storage the argument shares."""
         if not isinstance(argument, Tensor) or argument.ndim < 2:
             return None
         return self.names.get(_storage(argument))
 
 
 def _check_alike(args: Any, kwargs: Any) -> None:
-    """Refused: tensors with values beside tensors without, for which some operators of torch give anything at all."""
+    """Refuse tensors with values mixed with tensors without: some of torch's operators then return anything."""
     kinds = {v.is_meta for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.ndim}
     if len(kinds) > 1:
         raise ValuesNeeded
 
 
 def _storage(tensor: Tensor) -> int:
-    """Which storage a tensor looks at; one without values has no address."""
+    """The identity of a tensor's storage; a tensor without values has no address."""
     return int(tensor.untyped_storage()._cdata)
 
 
 class CostModel:
-    """The cost of what a plan leaves, predicted from the dense network without building the small one.
+    """Predicts the cost of a plan from the dense network, without building the small one.
 
-    A layer's MACs are proportional to the size of its weight; what no weight accounts for (attention's own products)
-    is taken to shrink like the parameters.
+    A layer's MACs are proportional to the size of its weight; MACs without a weight (attention's own products) are
+    assumed to shrink like the parameters.
     """
 
     def __init__(self, module: nn.Module, groups: Sequence[ChannelGroup], example_inputs: Sequence[Tensor]) -> None:
@@ -170,7 +173,7 @@ class CostModel:
         self.other_macs = max(0, self.dense.macs - sum(self.layer_macs.values()))
 
     def stays(self, plan: PruningPlan) -> dict[Countable, float]:
-        """The share of the dense network's MACs and parameters that the plan leaves."""
+        """Return the share of the dense network's MACs and parameters that stays under the plan."""
         share = dict.fromkeys(self.sizes, 1.0)
         gone: dict[tuple[str, int], int] = {}
         for group in self.groups:
@@ -188,7 +191,7 @@ class CostModel:
 
 
 def masked_macs(module: nn.Module, mask: WeightMask, example_inputs: Sequence[Tensor]) -> int:
-    """The MACs that kernels which skip every removed weight would take; those of a dense run are `count`'s."""
+    """Return the MACs of kernels that would skip every removed weight; `count` has those of a dense run."""
     removed = {name: 1 - float(kept.double().mean()) for name, kept in mask.kept.items()}
     skipped = sum(c.macs * removed.get(c.weight, 0.0) for c in layer_costs(module, example_inputs))
     return round(count(module, example_inputs).macs - skipped)

@@ -1,9 +1,10 @@
-"""Optimal brain surgeon on channels: what a group's readers lose with each channel, the others making up for it.
+"""Optimal brain surgeon on channels: the loss of a group's readers with each removed channel, compensated by the
+others.
 
-With H the covariance of what a reader reads and W its weights, taking channel c out and letting the others make up for
-it costs tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of its output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al.
-2022, arXiv:2203.07259). Channels leave one by one, the cheapest first; after each, W and H⁻¹ are down-dated, so that
-one pass backwards gives the whole curve from all channels to one.
+With H the covariance of a reader's input and W its weights, removing channel c and compensating with the others costs
+tr(W_c ((H⁻¹)_cc)⁻¹ W_cᵀ) of the output's variance (Hassibi & Stork 1992; on blocks of weights: Kurtić et al. 2022,
+arXiv:2203.07259). Channels are removed one by one, the cheapest first. After each removal W and H⁻¹ are down-dated, so
+that one pass yields the whole curve from all channels to one.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from compressor.planning.moments import (
 from compressor.planning.walk import Program, Walk, calls
 from compressor.progress import Say, quiet
 
-RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels repeat each other
-TURNS = 256  # of down-dating; a wider group loses several channels in each
+RIDGE = 1e-3  # times the mean of the diagonal: keeps H⁻¹ small where channels are copies of each other
+TURNS = 256  # down-dating steps; a wider group loses several channels in each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A layer that reads, its weight in matrix form, and the second moments of what it reads.
+    """A reading layer, its weight in matrix form, and the second moments of its input.
 
-    Where it reads more than `WIDEST` features, or than memory holds the covariance of, `moments.xx` has the diagonals
-    alone, `[groups, features]`.
+    Where the input has more than `WIDEST` features, or a covariance that does not fit in memory, `moments.xx` has only
+    the diagonals, `[groups, features]`.
     """
 
     reader: Reader
@@ -49,22 +50,22 @@ class Reading:
 
     @property
     def wide(self) -> bool:
-        """Whether only the diagonal of the second moments is known."""
+        """True if only the diagonal of the second moments is known."""
         return self.moments.xx.ndim == 2
 
     def covariance(self) -> Tensor:
-        """`[groups, features, features]`, or its diagonals `[groups, features]`; float64."""
+        """Return `[groups, features, features]`, or its diagonals `[groups, features]`; float64."""
         if not self.wide:
             return self.moments.covariance()
-        found: Tensor = self.moments.xx / self.moments.rows - (self.moments.x / self.moments.rows).square()
-        return found.clamp(min=0)
+        variances: Tensor = self.moments.xx / self.moments.rows - (self.moments.x / self.moments.rows).square()
+        return variances.clamp(min=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elimination:
-    """The order in which a group's channels leave, and the share of its readers' variance that is lost by then."""
+    """The order in which a group's channels are removed, and the share of its readers' variance lost after each."""
 
-    order: tuple[int, ...]  # every channel, the first to leave first
+    order: tuple[int, ...]  # every channel, in the order of removal
     lost: tuple[float, ...]  # after each, summed over the readers
 
 
@@ -72,19 +73,19 @@ def readings_of(
     program: Program, batches: Sequence[Sequence[Tensor]], names: set[str], *, seed: int = 0,
     memory_bytes: int | None = None, say: Say = quiet,
 ) -> dict[str, Reading]:  # fmt: skip
-    """Second moments of what the layers with the weights `names` read, gathered batch by batch in one pass.
+    """Return the second moments of the inputs of layers with the weights `names`, gathered batch by batch in one pass.
 
-    Where they do not fit in `memory_bytes` (`planning.affording`) the widest layers have variances alone; `say` names
+    Where they do not fit in `memory_bytes` (`planning.affording`), the widest layers have variances alone; `say` names
     them.
     """
     generator = torch.Generator().manual_seed(seed)
     at = {i: node for i, node in calls(program) if program.tensor_name(node.args[1]) in names}
-    found = _empty(program, at.values())
-    at = {i: node for i, node in at.items() if program.tensor_name(node.args[1]) in found}
-    without = too_large({name: reading.matrix for name, reading in found.items()}, memory_bytes)
+    readings = _empty(program, at.values())
+    at = {i: node for i, node in at.items() if program.tensor_name(node.args[1]) in readings}
+    without = too_large({name: reading.matrix for name, reading in readings.items()}, memory_bytes)
     for name in sorted(without):
         say(f"`{name}` reads too many features for memory: its channels are judged by variances alone")
-    wide = without | {name for name, reading in found.items() if reading.matrix.shape[-1] > WIDEST}
+    wide = without | {name for name, reading in readings.items() if reading.matrix.shape[-1] > WIDEST}
     with torch.no_grad():
         for batch in batches:
             walk = Walk(program, [[t] for t in batch])
@@ -93,17 +94,17 @@ def readings_of(
                 source = walk.argument(node.args[0], 0) if i in at else None  # type: ignore[arg-type]
                 walk.step()
                 if source is not None:
-                    reading = found[program.tensor_name(node.args[1]) or ""]
+                    reading = readings[program.tensor_name(node.args[1]) or ""]
                     diagonal = reading.reader.weight in wide
                     each = _rows(reading, len(batches), memory_bytes, diagonal=diagonal)
                     output = walk.values[node][0]
                     positions = drawn_positions(reading.reader, output, wanted=each, generator=generator)
                     _add(reading.moments, features(reading.reader, source, positions), diagonal=diagonal)
-    return found
+    return readings
 
 
 def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, Reading]:
-    """A reading without rows for every layer that the operators run; none where the calls of one differ in kind."""
+    """A reading without rows for every layer that the operators run; none where the calls of a layer differ in kind."""
     by_name: dict[str, list[Reader]] = {}
     weights: dict[str, Tensor] = {}
     for node in nodes:
@@ -121,13 +122,14 @@ def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, Reading]:
 
 
 def _rows(reading: Reading, batches: int, memory_bytes: int | None, *, diagonal: bool) -> int:
-    """How many rows of each batch are looked at."""
+    """The number of rows used from each batch."""
     wanted = wanted_rows(reading.reader, reading.reader.tensor(reading.matrix))
     each = -(-(min(wanted, LEAST_ROWS) if diagonal else wanted) // batches)
     return rows_within(reading.matrix, memory_bytes, covariance=False, wanted=each)
 
 
 def _add(moments: Moments, rows: Tensor, *, diagonal: bool) -> None:
+    """Add rows to the moments; with `diagonal`, only their sums of squares."""
     if not diagonal:
         moments.add(rows)
         return
@@ -137,24 +139,25 @@ def _add(moments: Moments, rows: Tensor, *, diagonal: bool) -> None:
 
 
 def consumers(group: ChannelGroup, readings: Mapping[str, Reading]) -> list[tuple[Member, Reading]]:
-    """The members that read the group's channels in a layer whose input is known."""
-    known = []
+    """Return the members that read the group's channels in a layer with a reading."""
+    pairs = []
     for member in group.members:
         reading = readings.get(member.tensor)
         if member.role is Role.CONSUMES and reading is not None and member.dim == _input_dim(reading.reader):
-            known.append((member, reading))
-    return known
+            pairs.append((member, reading))
+    return pairs
 
 
 def _input_dim(reader: Reader) -> int:
+    """The weight's input dimension."""
     return 0 if reader.spread is not None else 1
 
 
 def features_of(member: Member, reading: Reading) -> tuple[Tensor, Tensor]:
-    """Where the member's positions stand in the matrix form, and the channel at each.
+    """Return the places of the member's positions in the matrix form, and the channel at each.
 
-    int64 `[n, 2]`, of the layer's group and first feature, and `[n]`. A position of a grouped convolution's second
-    dimension stands in every group; a transposed one has a row for each.
+    int64 `[n, 2]`, the layer's group and first feature, and `[n]`. A position of a grouped convolution's second
+    dimension occurs in every group; a transposed one has a row for each.
     """
     window = reading.reader.window
     groups, per_group = reading.matrix.shape[0], reading.matrix.shape[-1] // window
@@ -166,17 +169,17 @@ def features_of(member: Member, reading: Reading) -> tuple[Tensor, Tensor]:
 
 
 def _inverse(covariance: Tensor, ridge: Tensor) -> Tensor:
-    """(C + λ I)⁻¹ by Cholesky; a larger λ where that is not positive definite."""
+    """(C + λ I)⁻¹ by Cholesky; with a larger λ where that is not positive definite."""
     eye = torch.eye(len(covariance), dtype=covariance.dtype)
     for power in range(8):
         factor, failed = torch.linalg.cholesky_ex(covariance + ridge * 10.0**power * eye)
         if not bool(failed):
             return torch.cholesky_inverse(factor)
-    raise CalibrationError("what a layer reads is not finite", hint="check the data's normalisation")
+    raise CalibrationError("the input of a layer is not finite", hint="check the data's normalisation")
 
 
 class _Downdating:
-    """One group of one reader: H⁻¹ and W, and which features are which channel's."""
+    """One group of one reader: H⁻¹ and W, and the features of each channel."""
 
     def __init__(self, covariance: Tensor, weight: Tensor, channels: Tensor, indices: Tensor) -> None:
         self.channels, self.indices = channels, indices  # [present], [present, features of one]
@@ -192,10 +195,10 @@ class _Downdating:
             self.variance = float(((weight @ covariance) * weight).sum())
 
     def costs(self, channels: int) -> Tensor:
-        """What each channel costs now, over the variance of the output: `[channels]`."""
+        """The current cost of each channel, over the variance of the output: `[channels]`."""
         total = torch.zeros(channels, dtype=torch.float64)
         if self.variance <= 1e-30:
-            return total  # what gives the same for every image loses nothing
+            return total  # a constant output loses nothing
         by_channel = self.weight[:, self.indices]  # [out, present, features]
         if self.static:
             cost = (by_channel.square() * self.inverse[self.indices]).sum(dim=(0, 2))
@@ -206,7 +209,7 @@ class _Downdating:
         return total.index_add_(0, self.channels, cost.clamp(min=0) / self.variance)
 
     def remove(self, gone: Tensor) -> None:
-        """Take out the channels marked in `gone` `[channels]`."""
+        """Remove the channels marked in `gone` `[channels]`."""
         leaving = gone[self.channels]
         if not bool(leaving.any()):
             return
@@ -221,7 +224,7 @@ class _Downdating:
 
 
 def eliminate(group: ChannelGroup, readings: Mapping[str, Reading]) -> Elimination | None:
-    """The group's whole curve; `None` where no reader of its channels is known."""
+    """Return the group's whole elimination; `None` where no reader of its channels has a reading."""
     parts = [p for member, reading in consumers(group, readings) for p in _parts(member, reading)]
     if not parts:
         return None
@@ -247,6 +250,7 @@ def eliminate(group: ChannelGroup, readings: Mapping[str, Reading]) -> Eliminati
 
 
 def _parts(member: Member, reading: Reading) -> list[_Downdating]:
+    """The reader's groups, each ready for down-dating."""
     at, every_channel = features_of(member, reading)
     covariance = reading.covariance()
     parts = []
@@ -257,7 +261,7 @@ def _parts(member: Member, reading: Reading) -> list[_Downdating]:
         present = counts.nonzero().flatten()
         if int(counts[present].min()) != int(
             counts.max()
-        ):  # positions that some channels lack: judged position by position
+        ):  # some channels have fewer positions than others: judge position by position
             window = starts.unsqueeze(1) + torch.arange(reading.reader.window)
             parts.append(_Downdating(covariance[block], reading.matrix[block], channels, window))
             continue

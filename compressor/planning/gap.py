@@ -1,4 +1,4 @@
-"""Asked and achieved: where widths leave a gap between the two, one line says so, and what would close it."""
+"""The gap between the requested and the achieved cost: one line with the reason, and what would close it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from compressor.surgery.plan import Budget, ChannelBudget, LatencyBudget
 
 TOLERATED = 0.02  # of the dense network's channels, MACs or parameters
-NEARER = 0.005  # what another alignment must close for it to be worth a word
+NEARER = 0.005  # another alignment is mentioned if it closes at least so much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Shares of the dense network's channels, MACs or parameters: what was to stay, and what does.
+    """Shares of the dense network's channels, MACs or parameters: the requested one, and the achieved one.
 
-    `align` is what widths are multiples of; `finer` is what would stay with `--align 1`, where that is known.
+    `align` is the multiple of widths; `finer` is the share with `--align 1`, where that is known.
     """
 
     counted: str
@@ -25,7 +25,7 @@ class Gap:
     finer: float | None = None
 
     def caveat(self) -> str:
-        """One line: what happened, why, and what would come nearer."""
+        """Return one line: the result, the reason, and what would come nearer."""
         counted = "MACs" if self.counted == "macs" else self.counted
         happened = f"{self.achieved:.1%} of the {counted} stay where {self.asked:.1%} was asked"
         if self.align == 1 or (self.finer is not None and not self._finer_is_nearer(self.finer)):
@@ -40,9 +40,9 @@ class Gap:
 
 
 def gap_between(budget: Budget, shares: Mapping[str, float], *, align: int | str) -> Gap | None:
-    """The gap between a budget and the `shares` that stay, by `channels`, `macs` and `params`.
+    """Return the gap between a budget and the `shares` that stay, by `channels`, `macs` and `params`.
 
-    `None` where they are within `TOLERATED`, and for a budget of latency, which the clock judges.
+    `None` where they are within `TOLERATED`, and for a latency budget, which is measured.
     """
     if isinstance(budget, LatencyBudget):
         return None

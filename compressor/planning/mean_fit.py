@@ -1,7 +1,7 @@
-"""What a fit of a layer's bias alone needs to know, which grows with the layer's outputs and not with its features.
+"""Statistics for fitting a layer's bias alone; their size grows with the layer's outputs, not with its features.
 
-With R = T − W₀X what the layer's weights leave over, the best bias is the mean of R. No covariance is made: that is how
-layers are repaired whose covariances would not fit in memory.
+With the residual R = T − W₀X of the layer's own weights, the best bias is the mean of R. No covariance is needed:
+layers are repaired in this way where their covariances would not fit in memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from compressor.planning.moments import Fit
 
 
-class Leftovers:
-    """Sums over rows of what a layer's weights leave over, and of its target, `[groups, outputs]` in float64."""
+class Residuals:
+    """Sums over rows of the residual of a layer's weights, and of its target, `[groups, outputs]` in float64."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.float()  # [groups, outputs, features]
@@ -30,25 +30,25 @@ class Leftovers:
         """Add rows: `x` `[groups, rows, features]`, `t` `[groups, rows, outputs]`."""
         self.rows += x.shape[1]
         t = t.double()
-        left = t - x @ self.weight.mT
-        self.r, self.rr = self.r + left.sum(dim=1), self.rr + left.square().sum(dim=1)
+        residual = t - x @ self.weight.mT
+        self.r, self.rr = self.r + residual.sum(dim=1), self.rr + residual.square().sum(dim=1)
         self.t, self.tt = self.t + t.sum(dim=1), self.tt + t.square().sum(dim=1)
 
     def error(self, shift: Tensor) -> float:
-        """Mean squared error with the bias `shift`, summed over the outputs."""
+        """Return the mean squared error with the bias `shift`, summed over the outputs."""
         spread = self.rr / self.rows - 2 * shift * self.r / self.rows + shift.square()
         return float(spread.sum().clamp(min=0))  # rounding
 
     def variance(self, *, intercept: bool) -> float:
-        """The target's variance, summed over the outputs; its squares' mean where there is no intercept."""
+        """Return the target's variance, summed over the outputs; its mean square where there is no intercept."""
         mean = self.t / self.rows if intercept else torch.zeros_like(self.t)
         return max(float((self.tt / self.rows - mean.square()).sum()), 1e-30)
 
 
-def fit_mean(fitted: Leftovers, held_out: Leftovers, weight: Tensor, shift: Tensor, *, intercept: bool) -> Fit:
-    """The bias that makes the means agree, where that does better on `held_out` than the one that the layer has.
+def fit_mean(fitted: Residuals, held_out: Residuals, weight: Tensor, shift: Tensor, *, intercept: bool) -> Fit:
+    """Return the bias that matches the means, if it does better on `held_out` than the layer's own.
 
-    Where there is no `intercept` nothing moves. The weight stays: `weight` is the one that the sums were made with.
+    Without an `intercept` nothing changes. The weight stays: `weight` is the one that the sums were computed with.
     """
     weight, shift = weight.double(), shift.double()
     variance = held_out.variance(intercept=intercept)

@@ -1,16 +1,16 @@
-"""Second moments of what a layer reads, and the least-squares weights that follow from them.
+"""Second moments of a layer's input, and the least-squares weights that follow from them.
 
 A convolution is a linear layer over its windows (im2col, with the true padding); a transposed one is a convolution over
-its input spread out by the stride. Rows are the windows of many images at many output positions: where there are more
-than are needed, positions are drawn. Products are taken in float32, batch by batch about the batch's mean, and added up
-in float64: about zero, rounding would drown the variance of what hardly varies.
+its input, spread out by the stride. Rows are the windows of many images at many output positions; positions are drawn
+where there are more than needed. Products are computed in float32, batch by batch about the batch's mean, and summed in
+float64: about zero, rounding would exceed the variance of features that hardly vary.
 
-With X what the layer reads, T what it should give, C the covariances, W₀ the weights it has and λ = ρ · mean diag C_XX:
+With X the layer's input, T its target output, C the covariances, W₀ its current weights and λ = ρ · mean diag C_XX:
 
     W = (C_TX + λ W₀) (C_XX + λ I)⁻¹        b = E[T] − W E[X]
 
-ρ → ∞ leaves W₀ and only moves the bias. ρ is the one that does best on batches that were not fitted on. Where a row of
-W may use some features alone, as behind a mask, it is the same on those (`planning.masked_solve`).
+ρ → ∞ keeps W₀ and only changes the bias. ρ is chosen on batches that were not used for the fit. Where a row of W may
+use only some features, as under a mask, the formula holds on those features (`planning.masked_solve`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from compressor.planning.walk import CONVOLVING, CONVOLVING_PADDED, TRANSPOSING,
 
 ROWS_PER_FEATURE, LEAST_ROWS = 24, 16_384  # of windows, over all batches
 WIDEST = 6_000  # features; above it a covariance takes more than 300 MB and minutes: only the bias is fitted
-ROUNDING = 1e-12  # of a second moment: a variance below it is a constant's
+ROUNDING = 1e-12  # of a second moment: a feature with a smaller variance is a constant
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-RIDGES_WIDE = (1e-4, 1e-2)  # each takes a Cholesky factorisation of its own
-EXACT = 1e-7  # of the target's variance: what sums in float32 leave of an error that is none (3.6e-8 was seen)
+RIDGES_WIDE = (1e-4, 1e-2)  # each needs a Cholesky factorisation of its own
+EXACT = 1e-7  # of the target's variance: the rounding of float32 sums where the true error is 0 (3.6e-8 measured)
 EIGEN_AT_MOST = 1_500  # features; below it one eigendecomposition serves every ridge
 
 
@@ -54,14 +54,14 @@ class Reader:
     spread: tuple[int, ...] | None  # of a transposed convolution: its stride
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The layer's weight as `[groups, outputs / groups, features]`."""
-        if self.spread is not None:  # [in, out / groups, ...] → [out, in / groups, ...], kernel turned round
+        """Return the layer's weight as `[groups, outputs / groups, features]`."""
+        if self.spread is not None:  # [in, out / groups, ...] → [out, in / groups, ...], kernel flipped
             blocks = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
             weight = blocks.flip(tuple(range(3, blocks.ndim))).flatten(0, 1)
         return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
 
     def tensor(self, matrix: Tensor) -> Tensor:
-        """The way back: a weight in the layer's own shape."""
+        """Return a matrix form as a weight in the layer's own shape."""
         weight = matrix.reshape(matrix.shape[0] * matrix.shape[1], -1, *self.kernel)
         if self.spread is None:
             return weight if self.dims else weight.flatten(1)
@@ -70,12 +70,12 @@ class Reader:
 
     @property
     def window(self) -> int:
-        """Features of one channel."""
+        """The features of one channel."""
         return math.prod(self.kernel)
 
 
 def reader_of(program: Program, node: fx.Node, weight: Tensor) -> Reader:
-    """The layer that a node of `readers(program)` runs, with a weight of the given shape."""
+    """Return the layer that a node of `readers(program)` runs, with a weight of this shape."""
     args: list[Any] = [*node.args, *[None] * 8]
     named = node.kwargs
     bias = program.tensor_name(named.get("bias", args[2]))
@@ -115,9 +115,9 @@ def reader_of(program: Program, node: fx.Node, weight: Tensor) -> Reader:
 
 
 def features(reader: Reader, x: Tensor, positions: Tensor) -> Tensor:
-    """What the layer reads at some output positions: float32 `[groups, rows, features]`.
+    """Return the layer's input at some output positions: float32 `[groups, rows, features]`.
 
-    `positions` counts a convolution's output positions row by row, or the rows of a linear layer's input.
+    `positions` are a convolution's output positions counted row by row, or the rows of a linear layer's input.
     """
     if not reader.dims:
         return x.reshape(-1, x.shape[-1])[positions].float().unsqueeze(0)
@@ -141,7 +141,7 @@ def features(reader: Reader, x: Tensor, positions: Tensor) -> Tensor:
 
 
 def targets(reader: Reader, output: Tensor, positions: Tensor) -> Tensor:
-    """What the layer gives at those positions: float32 `[groups, rows, outputs / groups]`."""
+    """Return the layer's output at those positions: float32 `[groups, rows, outputs / groups]`."""
     if not reader.dims:
         return output.reshape(-1, output.shape[-1])[positions].float().unsqueeze(0)
     output = output if output.ndim == reader.dims + 2 else output.unsqueeze(0)
@@ -152,7 +152,7 @@ def targets(reader: Reader, output: Tensor, positions: Tensor) -> Tensor:
 
 
 def drawn_positions(reader: Reader, output: Tensor, *, wanted: int, generator: torch.Generator) -> Tensor:
-    """Positions of one batch that give about `wanted` rows, all of them where there are no more; sorted."""
+    """Return positions of one batch that yield about `wanted` rows, all of them where there are no more; sorted."""
     if reader.dims:
         images = output.shape[0] if output.ndim == reader.dims + 2 else 1
         there, each = math.prod(output.shape[-reader.dims :]), images
@@ -165,7 +165,7 @@ def drawn_positions(reader: Reader, output: Tensor, *, wanted: int, generator: t
 
 
 def wanted_rows(reader: Reader, weight: Tensor) -> int:
-    """How many rows determine the layer's covariance well."""
+    """Return how many rows determine the layer's covariance well."""
     return max(LEAST_ROWS // max(1, reader.groups // 8), ROWS_PER_FEATURE * reader.matrix(weight).shape[-1])
 
 
@@ -197,17 +197,18 @@ class Moments:
         return both
 
     def covariance(self) -> Tensor:
-        """The covariance of X, exactly zero for what is constant: `[groups, features, features]`, float64."""
+        """Return the covariance of X, exactly zero for constant features: `[groups, features, features]`, float64."""
         mean = self.x / self.rows
         xx: Tensor = self.xx / self.rows - mean.unsqueeze(2) * mean.unsqueeze(1)
         varies = self._varies(xx)
         return xx * varies.unsqueeze(2) * varies.unsqueeze(1)
 
     def _varies(self, covariance: Tensor) -> Tensor:
+        """A mask of the features that vary by more than rounding."""
         return covariance.diagonal(dim1=1, dim2=2) > ROUNDING * self.xx.diagonal(dim1=1, dim2=2) / self.rows
 
     def centred(self, *, intercept: bool = True) -> Covariances:
-        """Means and covariances; about zero instead of the means where there is no intercept."""
+        """Return means and covariances; without an intercept, second moments about zero."""
         mean_x, mean_t = self.x / self.rows, self.t / self.rows
         xx, tx, tt = self.xx / self.rows, self.tx / self.rows, self.tt / self.rows
         if intercept:
@@ -218,7 +219,11 @@ class Moments:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The sum over rows of a bᵀ, `[groups, a's, b's]` in float64, from float32 products about the means."""
+    """The sum over rows of a bᵀ, `[groups, a's, b's]` in float64, from float32 products about the means.
+
+    With a = m_a + o_a (mean and offset) and n rows, Σ a bᵀ = Σ o_a o_bᵀ + m_aᵀ (Σ o_b + n m_b) + (Σ o_a)ᵀ m_b. Only the
+    first term is a float32 product; Σ o is 0 but for rounding, and is kept because m is large against it.
+    """
     mean_a, mean_b = a.mean(dim=1, keepdim=True), b.mean(dim=1, keepdim=True)
     off_a, off_b = a - mean_a, b - mean_b
     rest_a, rest_b = (t.sum(dim=1, keepdim=True, dtype=torch.float64) for t in (off_a, off_b))
@@ -239,7 +244,7 @@ class Covariances:
     intercept: bool
 
     def error(self, weight: Tensor, shift: Tensor) -> float:
-        """Mean squared error of `weight` X + `shift`, summed over the outputs."""
+        """Return the mean squared error of `weight` X + `shift`, summed over the outputs."""
         spread = self.tt.sum() - 2 * (weight * self.tx).sum() + ((weight @ self.xx) * weight).sum()
         if self.intercept:
             off = self.mean_t - (weight @ self.mean_x.unsqueeze(2)).squeeze(2) - shift
@@ -247,7 +252,7 @@ class Covariances:
         return float(spread.clamp(min=0))  # rounding
 
     def shift(self, weight: Tensor) -> Tensor:
-        """The bias that makes the means agree: `[groups, outputs]`; zero without an intercept."""
+        """Return the bias that matches the means: `[groups, outputs]`; zero without an intercept."""
         if not self.intercept:
             return torch.zeros_like(self.mean_t)
         return self.mean_t - (weight @ self.mean_x.unsqueeze(2)).squeeze(2)
@@ -257,12 +262,12 @@ class Covariances:
 class Fit:
     """A layer's new weight `[groups, outputs / groups, features]` and bias `[groups, outputs / groups]`, float64.
 
-    `before` and `after` are mean squared errors on rows that were not fitted on, over the variance of the target there.
+    `before` and `after` are mean squared errors on rows outside the fit, over the target's variance there.
     """
 
     weight: Tensor
     shift: Tensor
-    ridge: float  # ρ; infinite where only the bias moved
+    ridge: float  # ρ; infinite where only the bias changed
     before: float
     after: float
 
@@ -276,11 +281,11 @@ def fit(
     intercept: bool,
     kept: Tensor | None = None,
 ) -> Fit:
-    """The weights that give T from X best, of those on the ridge path from `weight` `[groups, outputs, features]`.
+    """Return the weights that predict T from X best, on the ridge path from `weight` `[groups, outputs, features]`.
 
-    `shift` is the bias that the layer has. `kept`, bool and of the weight's shape, says which weights may be anything
-    but zero; the weight is zero elsewhere already. The ridge is chosen on `held_out`, the weights are then fitted on
-    all rows. Where nothing does better there than what the layer has, or its error is one of rounding, it keeps that.
+    `shift` is the layer's bias. `kept`, bool in the weight's shape, marks the weights that may be non-zero; the weight
+    is already zero elsewhere. The ridge is chosen on `held_out`, then the weights are fitted on all rows. The layer
+    keeps its weights where no fit does better there, or where its own error is only rounding.
     """
     weight, shift = weight.double(), shift.double()
     part, judge = fitted.centred(intercept=intercept), held_out.centred(intercept=intercept)
@@ -301,7 +306,7 @@ def fit(
 
 
 def _path(part: Covariances, weight: Tensor, *, kept: Tensor | None = None) -> list[tuple[float, Tensor]]:
-    """The weights at each ridge, the unmoved ones at an infinite one."""
+    """The weights at each ridge, with the unchanged ones at an infinite ridge."""
     path = [(math.inf, weight)]
     if not bool(part.xx.isfinite().all()):
         return path
@@ -321,7 +326,10 @@ def _path(part: Covariances, weight: Tensor, *, kept: Tensor | None = None) -> l
 
 
 def solve(covariances: Covariances, weight: Tensor, *, ridge: float, kept: Tensor | None = None) -> Tensor:
-    """(C_TX + λ W₀) (C_XX + λ I)⁻¹ by Cholesky, row by row on what is `kept`; a larger λ where that is not definite."""
+    """Return (C_TX + λ W₀) (C_XX + λ I)⁻¹ by Cholesky, for each row on its `kept` features.
+
+    λ grows where the matrix is not positive definite.
+    """
     residual = covariances.tx - weight @ covariances.xx
     scale = _scale(covariances.xx)
     for power in range(8):
@@ -334,6 +342,7 @@ def solve(covariances: Covariances, weight: Tensor, *, ridge: float, kept: Tenso
 
 
 def _moved(system: Tensor, residual: Tensor, kept: Tensor | None) -> Tensor | None:
+    """The change of the weights: `residual` times the inverse of `system`; `None` if that is not definite."""
     if kept is not None:
         return on_support(system, residual, kept)
     factor, failed = torch.linalg.cholesky_ex(system)
@@ -341,6 +350,6 @@ def _moved(system: Tensor, residual: Tensor, kept: Tensor | None) -> Tensor | No
 
 
 def _scale(xx: Tensor) -> Tensor:
-    """The mean of each group's diagonal, `[groups, 1]`; one where the layer reads nothing but zeros."""
+    """The mean of each group's diagonal, `[groups, 1]`; 1 where the layer's input is all zeros."""
     mean = xx.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
     return torch.where(mean > 1e-30, mean, torch.ones_like(mean))

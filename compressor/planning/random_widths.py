@@ -1,6 +1,7 @@
-"""Widths drawn by chance at a given cost: the control of an architecture (Liu et al. 2019, arXiv:1810.05270, sec. 5).
+"""Draw random widths at a given cost: the control for an architecture (Liu et al. 2019, arXiv:1810.05270, sec. 5).
 
-If a network whose widths nobody chose learns as well from scratch at equal MACs, then what chose them found nothing.
+If a network with random widths learns as well from scratch at equal MACs, the method that chose the widths is worth
+nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from compressor.channels.groups import ChannelGroup
 from compressor.errors import PlanError
 from compressor.surgery.rounding import multiple_of
 
-NARROWEST = 0.125  # of a group's channels, where the widest keeps all, before the draw is scaled
-TOLERANCE = 0.01  # of the target: how far below it the cost of a draw that is taken at once may lie
+NARROWEST = 0.125  # the least share of a group's channels, relative to the widest group, before scaling
+TOLERANCE = 0.01  # of the target: a draw is accepted at once if its cost is at most so far below
 DRAWS = 16
-SCALES = 256  # factors that a draw is tried at
+SCALES = 256  # a draw is tried at so many factors
 
 Numbers = NDArray[np.float64]
-Share = Callable[[Numbers], Numbers]  # widths `[rows, groups]` → what the network costs, over what the dense one does
+Share = Callable[[Numbers], Numbers]  # widths `[rows, groups]` → the network's cost over the dense network's cost
 
 
 def random_widths(
@@ -33,12 +34,13 @@ def random_widths(
     align: int | None = 1,
     min_channels: int = 1,
 ) -> dict[str, int]:
-    """A width for each group, by root, at which the network costs at most `target` of the dense one, and nearly so.
+    """Return a width for each group, by root, at which the network's cost is at most, and close to, `target` of the
+    dense one.
 
-    Each group's share of its channels is drawn log-uniformly between `NARROWEST` and all; a common factor scales the
-    draw to the target, then groups in a random order grow by a step each where that fits. The first of `DRAWS` draws
-    within `TOLERANCE` is taken; where widths are too coarse for that, the nearest. The same seed gives the same widths.
-    Refused: a target that the narrowest widths miss, or that removes nothing.
+    Each group's share of its channels is drawn log-uniformly between `NARROWEST` and 1. A common factor scales the draw
+    to the target; then groups in random order grow by one step each where that fits. The first of `DRAWS` draws within
+    `TOLERANCE` is returned or, where widths are too coarse for that, the nearest. The same seed returns the same
+    widths. Refused: a target that the narrowest widths miss, or that removes nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     steps = np.array([float(multiple_of(g, align)) for g in groups])
@@ -70,7 +72,7 @@ def random_widths(
 
 
 def _scaled(drawn: Numbers, target: float, share: Share, *, steps: Numbers, least: Numbers, dense: Numbers) -> Numbers:
-    """The draw times the largest factor that meets the target, in whole steps; the factor 0 is the narrowest widths."""
+    """The draw times the largest factor that meets the target, in whole steps; factor 0 is the narrowest widths."""
     factors = np.linspace(0, 1 / NARROWEST, SCALES)[:, None]
     rows = np.clip(np.round(factors * drawn / steps) * steps, least, dense)  # [SCALES, groups]
     fits = share(rows) <= target

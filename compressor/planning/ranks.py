@@ -1,7 +1,7 @@
-"""At which rank each layer becomes two: the spectra of the weights, and a budget shared by equal energy.
+"""Choose the rank at which each layer is split: the spectra of the weights, and a budget shared by equal energy.
 
-A layer's energy is the sum of the squares of its singular values. Under a budget of cost every layer keeps the same
-share of its own, the largest one that the budget allows; a layer that would cost no less as two stays as it is.
+A layer's energy is the sum of the squares of its singular values. Under a cost budget every layer keeps the same share
+of its own energy, the largest share that the budget allows. A layer that would not become cheaper stays as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from compressor.surgery.plan import CostBudget, Countable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyBudget:
-    """Every layer keeps this share of the squares of its singular values, at the least."""
+    """Every layer keeps at least this share of the squares of its singular values."""
 
     keeps: float
 
@@ -34,13 +34,13 @@ class EnergyBudget:
         if not 0 < self.keeps < 1:
             raise PlanError(
                 f"the energy that stays must lie between 0 and 1, and {self.keeps:g} does not",
-                hint="for nine tenths of it: `--energy 0.9`",
+                hint="to keep nine tenths of it: `--energy 0.9`",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankBudget:
-    """Every layer has this rank; 1 makes of `separable` the block of MobileNets."""
+    """Every layer has this rank; with rank 1, `separable` is the block of MobileNets."""
 
     rank: int = 1
 
@@ -51,7 +51,7 @@ class RankBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A layer that can become two: how, what each further rank adds, and what it costs, before and for each rank.
+    """A layer that can be split: the kind, what each further rank adds, and its cost, dense and per rank.
 
     Ranks that keep a share of the energy are multiples of `align`, or full.
     """
@@ -65,24 +65,24 @@ class Split:
 
     @property
     def kept(self) -> Tensor:
-        """The share of the energy that each rank keeps, `[full rank]`; all of it where there is none."""
+        """The share of the energy that each rank keeps, `[full rank]`; 1 for a weight of zeros."""
         squares = self.values.square().cumsum(0)
         return squares / squares[-1] if float(squares[-1]) else torch.ones_like(squares)
 
     def rank_keeping(self, share: float) -> int:
-        """The smallest rank that keeps this share of the energy."""
+        """Return the smallest rank that keeps this share of the energy."""
         return self.aligned(int(torch.searchsorted(self.kept, torch.tensor(share, dtype=torch.float64))) + 1)
 
     def aligned(self, rank: int) -> int:
-        """The next multiple of `align`, or the full rank where that is less."""
+        """Return the next multiple of `align`, or the full rank if that is less."""
         return min(len(self.values), math.ceil(rank / self.align) * self.align)
 
     def cost(self, rank: int, counted: Countable) -> int:
-        """What the layer costs at this rank: what it costs as it is, where that is no more."""
+        """Return the layer's cost at this rank, or its dense cost if that is no more."""
         return min(self.dense[counted], rank * self.per_rank[counted])
 
     def pays(self, rank: int, counted: Countable) -> bool:
-        """Whether two layers of this rank cost less than the one."""
+        """True if two layers of this rank cost less than the one."""
         return rank * self.per_rank[counted] < self.dense[counted]
 
 
@@ -94,84 +94,87 @@ def splits_of(
     protect: Sequence[str] = (),
     align: int = 1,
 ) -> tuple[tuple[Split, ...], tuple[tuple[str, str], ...]]:
-    """The layers that can become two, in the order of the forward pass, and those that cannot with the reason.
+    """Return the layers that can be split, in execution order, and those that cannot, with the reason.
 
     Refused: a glob that matches no layer, a network in which nothing can be factorised.
     """
     if isinstance(module, RecordedProgram):
         raise GroupError(
             "the network is an exported program, which has no layers to factorise",
-            hint="give its weights and its class: `--arch net.py:Net`",
+            hint="load its weights with its class: `--arch net.py:Net`",
         )
     layers = dict(module.named_modules())
     for glob in protect:
         if not fnmatch.filter(layers, glob):
             raise GroupError(f"`--protect {glob}` matches no layer", hint=f"layers are named like `{[*layers][-1]}`")
     calls, shared = _calls(module, example_inputs), _shared(module)
-    splits, left = [], []
+    splits, excluded = [], []
     for name in [*calls, *(n for n in layers if n not in calls)]:
         layer = layers[name]
         if not isinstance(layer, (nn.Conv2d, nn.Linear)):
             continue
         kind = next((kind for kind in how if why_not(layer, kind) is None), None)
         if any(fnmatch.fnmatch(name, glob) for glob in protect):
-            left.append((name, "protected"))
+            excluded.append((name, "protected"))
         elif kind is None:
-            left.append((name, str(why_not(layer, how[0]))))
+            excluded.append((name, str(why_not(layer, how[0]))))
         elif not name or name not in calls:
-            left.append((name, "the forward pass does not call it as a layer"))
+            excluded.append((name, "the forward pass does not call it as a layer"))
         elif id(layer.weight) in shared:
-            left.append((name, "another layer has the same weight"))
+            excluded.append((name, "another layer has the same weight"))
         else:
             splits.append(_split(name, layer, kind, calls[name], align=align))
     if not splits:
-        told = "; ".join(f"`{layer}`: {reason}" for layer, reason in left[:4])
+        reasons = "; ".join(f"`{layer}`: {reason}" for layer, reason in excluded[:4])
         raise GroupError(
-            f"nothing to factorise by {', '.join(how)}" + f": {told}" * bool(told),
+            f"nothing to factorise by {', '.join(how)}" + f": {reasons}" * bool(reasons),
             hint="`--how spatial` is for k x k convolutions, `channel` for any, `svd` for linear layers",
         )
-    return tuple(splits), tuple(left)
+    return tuple(splits), tuple(excluded)
 
 
-Shapes = tuple[torch.Size, torch.Size]  # of what a layer reads and gives
+Shapes = tuple[torch.Size, torch.Size]  # of a layer's input and output
 
 
 def _calls(module: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, list[Shapes]]:
     """The calls of each convolution and linear layer in one forward pass at batch size 1, in order."""
-    found: dict[str, list[Shapes]] = {}
+    shapes: dict[str, list[Shapes]] = {}
     twin = copy_of(module).eval()
     for name, layer in twin.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            hook = lambda _, given, output, name=name: found.setdefault(name, []).append(  # noqa: E731  # a name each
-                (given[0].shape, output.shape)
+            hook = lambda _, inputs, output, name=name: shapes.setdefault(name, []).append(  # noqa: E731  # binds `name`
+                (inputs[0].shape, output.shape)
             )
             layer.register_forward_hook(hook)
     with plain_attention(), torch.no_grad():
         twin(*[t[:1] for t in example_inputs])
-    return found
+    return shapes
 
 
 def _shared(module: nn.Module) -> set[int]:
-    """The identities of the parameters that several layers hold."""
-    held = [id(p) for _, p in module.named_parameters(remove_duplicate=False)]
-    return {one for one in held if held.count(one) > 1}
+    """The identities of the parameters that several layers share."""
+    identities = [id(p) for _, p in module.named_parameters(remove_duplicate=False)]
+    return {one for one in identities if identities.count(one) > 1}
 
 
 def _split(name: str, layer: Any, kind: Kind, calls: Sequence[Shapes], *, align: int) -> Split:
+    """The costs and singular values of one layer."""
     weight = layer.weight
-    given = middle = 0
-    for read, gave in calls:
-        given += gave.numel() // weight.shape[0]
+    positions = middle = 0
+    for inputs, outputs in calls:
+        positions += outputs.numel() // weight.shape[0]
         if kind is not Kind.SVD:
-            middle += read.numel() // weight.shape[1] // read[-2] * gave[-2]  # as high as what it gives
+            middle += (
+                inputs.numel() // weight.shape[1] // inputs[-2] * outputs[-2]
+            )  # the column's output has the height of the layer's output
     return Split(
         layer=name,
         kind=kind,
         values=spectrum(weight, kind),
-        align=1 if kind is Kind.SEPARABLE else align,  # its rank is no number of channels
-        dense={Countable.MACS: given * weight.numel(), Countable.PARAMS: weight.numel()},
+        align=1 if kind is Kind.SEPARABLE else align,  # its rank is not a number of channels
+        dense={Countable.MACS: positions * weight.numel(), Countable.PARAMS: weight.numel()},
         per_rank={
-            Countable.MACS: cost_of_a_rank(weight, kind, positions=given, middle=middle),
+            Countable.MACS: cost_of_a_rank(weight, kind, positions=positions, middle=middle),
             Countable.PARAMS: cost_of_a_rank(weight, kind, positions=1, middle=1),
         },
     )
@@ -180,10 +183,10 @@ def _split(name: str, layer: Any, kind: Kind, calls: Sequence[Shapes], *, align:
 def ranks_within(
     splits: Sequence[Split], budget: CostBudget | EnergyBudget | RankBudget, *, total: int
 ) -> dict[str, int]:
-    """The rank of each layer that becomes two; `total` is what the whole network costs of what the budget counts.
+    """Return the rank of each layer that is split; `total` is the whole network's cost in the budget's unit.
 
-    Under a budget of cost every layer keeps the same share of its energy, at the least, and the largest share that
-    the budget allows. Refused: a budget that the lowest ranks do not meet.
+    Under a cost budget every layer keeps at least the same share of its energy, and the largest share that the budget
+    allows. Refused: a budget that the lowest ranks do not meet.
     """
     if isinstance(budget, RankBudget):
         ranks = {s.layer: min(budget.rank, len(s.values)) for s in splits}
@@ -196,7 +199,7 @@ def ranks_within(
     def stays(share: float) -> int:
         return fixed + sum(s.cost(s.rank_keeping(share), counted) for s in splits)
 
-    shares = sorted({float(share) for s in splits for share in s.kept})  # between two of them no rank changes
+    shares = sorted({float(share) for s in splits for share in s.kept})  # no rank changes between two of them
     least = stays(shares[0])
     if least > budget.stays * total:
         raise OutOfReach(
@@ -208,5 +211,6 @@ def ranks_within(
 
 
 def _keeping(splits: Sequence[Split], share: float, counted: Countable) -> dict[str, int]:
+    """The ranks that keep this share of the energy, of the layers that become cheaper."""
     ranks = {s.layer: s.rank_keeping(share) for s in splits}
     return {s.layer: ranks[s.layer] for s in splits if s.pays(ranks[s.layer], counted)}

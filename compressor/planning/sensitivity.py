@@ -1,14 +1,14 @@
-"""How much the network's output suffers when one channel group alone is narrowed and repaired: a curve per group.
+"""The error at the network's output when one channel group alone is narrowed and repaired: a curve per group.
 
-The dense network walks through its operators once, on images that nothing was fitted on. Where a group's channels are
-read first, the walk forks: once for every width that is tried, with the readers' weights fitted to the channels that
-stay (least squares on the dense network's own second moments, which for a group alone is exact), and on to the end.
-What comes before is never computed twice.
+The dense network walks through its operators once, on images that no fit has used. Where a group's channels are read
+first, the walk forks once for every width to try, with the readers' weights fitted to the remaining channels (least
+squares on the dense network's own second moments, which is exact for a single group), and continues to the end.
+Operators before the fork are never computed twice.
 
-The rise is the squared error of the output over the dense output's variance, for class scores as for any other output:
-the errors that groups add are nearly independent, so that the rises add up (Kullback and Leibler's divergence of
-saturated class probabilities hangs on a few images, and made worse allocations). Curves are made monotone and convex:
-what a width costs beyond its neighbours' line is taken to be noise.
+The rise is the squared error of the output over the dense output's variance, for class scores as for any other output.
+The errors of several groups are nearly independent, so their rises add up. (The Kullback-Leibler divergence of
+saturated class probabilities depends on a few images, and made worse allocations.) Curves are made monotone and convex:
+points above the convex hull are treated as noise.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from compressor.planning.moments import Covariances, solve
 from compressor.planning.walk import Program, Walk, calls, readers
 from compressor.progress import Say, quiet
 
-Orders = Mapping[str, Sequence[int]]  # root → channels, the first to leave first
+Orders = Mapping[str, Sequence[int]]  # root → channels, in the order of removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A group's widths, falling from all channels, and the rise of the output's error at each."""
+    """A group's widths, descending from all channels, and the rise of the output's error at each."""
 
     root: str
     widths: tuple[int, ...]
@@ -43,7 +43,7 @@ class Curve:
 
     @property
     def rises(self) -> tuple[float, ...]:
-        """The measured rises, the convex and monotone curve below them."""
+        """The measured rises, replaced by the convex and monotone curve below them."""
         gone = [self.widths[0] - w for w in self.widths]
         running = [max(self.measured[: i + 1]) for i in range(len(self.measured))]
         hull: list[int] = []
@@ -54,7 +54,7 @@ class Curve:
         return tuple(_interpolated(g, [gone[i] for i in hull], [running[i] for i in hull]) for g in gone)
 
     def at(self, width: int) -> float:
-        """The rise at any width between those measured."""
+        """Return the rise at any width between the measured ones."""
         gone = [self.widths[0] - w for w in self.widths]
         return _interpolated(self.widths[0] - width, gone, list(self.rises))
 
@@ -80,15 +80,15 @@ def sensitivity(
     *,
     say: Say = quiet,
 ) -> tuple[Curve, ...]:
-    """A curve for every group whose readers are known; `widths` are what is tried, full width left out."""
+    """Return a curve for every group whose readers have a reading; `widths` are those to try, besides the full one."""
     first: dict[int, list[ChannelGroup]] = {}
     called_first: dict[str | None, int] = {}
     for i, node in calls(program):
         called_first.setdefault(program.tensor_name(node.args[1]), i)
     for group in groups:
-        known = consumers(group, readings)
-        if known:
-            first.setdefault(min(called_first[m.tensor] for m, _ in known), []).append(group)
+        pairs = consumers(group, readings)
+        if pairs:
+            first.setdefault(min(called_first[m.tensor] for m, _ in pairs), []).append(group)
     named = ((program.tensor_name(node.args[1]), node) for _, node in readers(program))
     norms = {name: norm_behind(program, node) for name, node in named if name is not None}
     curves: dict[str, Curve] = {}
@@ -121,11 +121,12 @@ def narrowed(
     norms: Mapping[str, str | None],
     gone: Tensor,
 ) -> dict[str, Tensor]:
-    """The readers' weights and biases, in the dense shapes, when the channels in `gone` are silent and made up for.
+    """Return the readers' weights and biases, in the dense shapes, with the channels in `gone` silenced and
+    compensated.
 
-    Layers that are called several times are not repaired (`pruning.repair.least_squares`), and make up for nothing.
+    Layers that are called several times are not repaired (`pruning.repair.least_squares`), and compensate nothing.
     """
-    held = {name: program.constants[node] for node, name in program.names.items()}
+    tensors = {name: program.constants[node] for node, name in program.names.items()}
     changed: dict[str, Tensor] = {}
     for member, reading in consumers(group, readings):
         at, channels = features_of(member, reading)
@@ -149,23 +150,23 @@ def narrowed(
             if reading.called == 1:
                 shift[block] = (weight - fitted) @ mean[block]
         name = member.tensor
-        changed[name] = reading.reader.tensor(matrix).to(held[name].dtype)
+        changed[name] = reading.reader.tensor(matrix).to(tensors[name].dtype)
         bias, norm = reading.reader.bias, norms.get(name)
         if bias is not None:
-            changed[bias] = held[bias] + shift.flatten().to(held[bias].dtype)
+            changed[bias] = tensors[bias] + shift.flatten().to(tensors[bias].dtype)
         elif norm is not None:
-            changed[norm] = held[norm] - shift.flatten().to(held[norm].dtype)
+            changed[norm] = tensors[norm] - shift.flatten().to(tensors[norm].dtype)
     return changed
 
 
 def _fitted(covariance: Tensor, weight: Tensor, index: Tensor) -> Tensor:
-    """The weights on the features in `index` that give W X best: W C[:, K] (C[K, K] + λ I)⁻¹, towards W[:, K]."""
+    """The weights on the features in `index` that predict W X best: W C[:, K] (C[K, K] + λ I)⁻¹, towards W[:, K]."""
     part = covariance[index][:, index].unsqueeze(0)
     zero = torch.zeros(1, 1, dtype=torch.float64)
-    known = Covariances(
+    covariances = Covariances(
         mean_x=zero, mean_t=zero, xx=part, tx=(weight @ covariance[:, index]).unsqueeze(0), tt=zero, intercept=False
     )
-    return solve(known, weight[:, index].unsqueeze(0), ridge=RIDGE)[0]
+    return solve(covariances, weight[:, index].unsqueeze(0), ridge=RIDGE)[0]
 
 
 def _outputs(values: Sequence[Sequence[Any]]) -> Tensor:
@@ -174,9 +175,10 @@ def _outputs(values: Sequence[Sequence[Any]]) -> Tensor:
 
 
 def rise(dense: Tensor, other: Tensor) -> float:
-    """The squared error of an output against the dense network's, over that one's variance; infinite where not finite.
+    """Return the squared error of an output against the dense network's, over the dense variance; infinite if not
+    finite.
 
-    Class scores `[images, classes]` are centred image by image first: a shift of all of them says nothing.
+    Class scores `[images, classes]` are centred image by image first, because a shift of all scores changes nothing.
     """
     dense, other = dense.double(), other.double()
     if dense.ndim == 2 and dense.shape[1] > 1:
@@ -187,5 +189,5 @@ def rise(dense: Tensor, other: Tensor) -> float:
 
 
 def writable(rise: float) -> float:
-    """The rise as a number that JSON has: the largest one for what is infinite."""
+    """Return the rise as a number that JSON can store: the largest float if it is infinite."""
     return min(rise, sys.float_info.max) if not math.isnan(rise) else sys.float_info.max

@@ -149,7 +149,7 @@ class TestRefusals:
     def test_a_test_split_alone(self) -> None:
         held = np.load("data.npz")
         np.savez("test.npz", test_images=held["images"], test_labels=held["labels"])
-        refused("quantize", "tiny.pt", *ARCH, "--data", "test.npz", says="a test split alone", hints="tuning")
+        refused("quantize", "tiny.pt", *ARCH, "--data", "test.npz", says="only a test split", hints="tuning")
 
     def test_a_network_that_gives_no_class_scores(self) -> None:
         torch.save(nn.Conv2d(1, 2, 3), "maps.pt")

@@ -252,7 +252,7 @@ def test_a_group_that_no_known_layer_reads_has_no_curve_and_no_score() -> None:
     group = trace(net, given[0]).groups[0]
     assert eliminate(group, {}) is None
     calibration = Calibration(module=net, weights={}, generator=torch.Generator(), readings={})
-    with pytest.raises(CalibrationError, match="no layer shows what is read") as caught:
+    with pytest.raises(CalibrationError, match="cannot be observed at any layer") as caught:
         criteria.load("obs").score(group, calibration=calibration)
     assert "--protect 0" in str(caught.value.hint)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.graph.outputs import outputs_of
 from compressor.planning import moments as module_moments
-from compressor.planning.mean_fit import Leftovers, fit_mean
+from compressor.planning.mean_fit import Residuals, fit_mean
 from compressor.planning.moments import (
     Moments,
     Reader,
@@ -192,7 +192,7 @@ def test_a_fit_of_the_bias_alone_is_the_mean_of_what_the_weights_leave_over() ->
     x, weight, shift = data(2, 500, 4) + 2, data(2, 3, 4, seed=1), data(2, 3, seed=2)
     t = x @ weight.mT + shift.unsqueeze(1) + 0.1 * data(2, 500, 3, seed=3)
     other = weight + 0.05
-    left = Leftovers(other), Leftovers(other)
+    left = Residuals(other), Residuals(other)
     left[0].add(x[:, :200], t[:, :200])
     left[0].add(x[:, 200:350], t[:, 200:350])
     left[1].add(x[:, 350:], t[:, 350:])
@@ -239,7 +239,7 @@ def test_a_fit_is_finite_and_never_worse_on_the_rows_that_judge(
     parts = [(x[:rows].unsqueeze(0), t[:rows].unsqueeze(0)), (x[rows:].unsqueeze(0), t[rows:].unsqueeze(0))]
     shift = torch.zeros(1, 3)
     if mean_only:
-        left = Leftovers(before), Leftovers(before)
+        left = Residuals(before), Residuals(before)
         for sums, part in zip(left, parts, strict=True):
             sums.add(*part)
         found = fit_mean(*left, before, shift, intercept=intercept)

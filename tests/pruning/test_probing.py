@@ -89,7 +89,7 @@ def test_the_test_split_decides_nothing(split: str) -> None:
 
 def test_a_test_split_alone_is_refused_with_a_way_on() -> None:
     data = Data(name="noise", source="noise", train=None, tune=None, test=Sealed())
-    with pytest.raises(CalibrationError, match="test split alone") as refusal:
+    with pytest.raises(CalibrationError, match="only a test split") as refusal:
         calibration_split(data)
     assert refusal.value.hint
 

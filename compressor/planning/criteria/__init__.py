@@ -1,7 +1,7 @@
 """Criteria: one file each; the file name is the criterion's name.
 
-A criterion's module says its help in its docstring's first line, what it takes in `NEEDS`, whether its scores compare
-across groups as they are in `COMPARABLE`, and has
+The first line of a criterion's docstring is its help text. Its `NEEDS` are what must be gathered for it, `COMPARABLE`
+is true if its scores compare across groups without normalising, and it has
 
     def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor  # float64 [channels], higher = keep
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # naming the criteria, as `--help` does, must not import torc
 
 
 class Score(Protocol):
-    """How a criterion judges the channels of one group: float64 `[channels]`, higher = keep."""
+    """The function of a criterion: it scores the channels of one group, float64 `[channels]`, higher = keep."""
 
     def __call__(self, group: ChannelGroup, *, calibration: Calibration) -> Tensor:
-        """One number for every channel."""
+        """Return one number for every channel."""
         ...
 
 
@@ -41,12 +41,12 @@ class Criterion:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all criteria, sorted; nothing of theirs is imported."""
+    """Return the names of all criteria, sorted, without importing them."""
     return plugin_names(__path__)
 
 
 def load(name: str) -> Criterion:
-    """The criterion called `name`; refused where there is none."""
+    """Return the criterion called `name`. Refused: an unknown name."""
     module = plugin_named(
         name, package=__name__, names=names(), one="criterion", many="criteria", refusal=CalibrationError
     )

@@ -8,9 +8,9 @@ from compressor.planning.calibration import Calibration, over_channels
 
 
 def norm_scales(group: ChannelGroup, *, calibration: Calibration, instead: str) -> list[Member]:
-    """The batch norms' scales among the group's members.
+    """Return the batch norms' scales among the group's members.
 
-    Refused where they leave a channel without one; `instead` is the criterion that the hint names.
+    Refused: a channel without a scale; `instead` is the criterion that the hint names.
     """
     scales = [
         m

@@ -1,9 +1,9 @@
 """Share of non-zero activations, one minus APoZ (Hu et al. 2016, arXiv:1607.03250).
 
 score(c) = 1 − mean over images, positions and consumers of [x_c = 0], where x is what the group's consumers read,
-behind the norm and the activation function. Only an activation that gives exact zeros (ReLU, ReLU6, hard swish) ranks
-channels: a group read without one scores 1 throughout, and its ties are broken by index; a network without any zero is
-refused. Labels are not used. Without data it is refused: give `--data`.
+behind the norm and the activation function. Only an activation with exact zeros (ReLU, ReLU6, hard swish) ranks
+channels: a group without one scores 1 throughout, with ties broken by index. Refused: a network without any zero.
+Labels are not used. Refused without data: add `--data`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COMPARABLE = True
 
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
-    """Shares of activations that are not zero; `[channels]`, float64."""
+    """Return the shares of activations that are not zero; `[channels]`, float64."""
     shares = required(calibration.zero_share, NEEDS)
     if not any(bool(share.any()) for share in shares.values()):
         raise CalibrationError(

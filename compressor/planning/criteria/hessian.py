@@ -2,8 +2,8 @@
 
 score(c) = ½ Σ over every parameter w of channel c of w² · h, with the Hessian's diagonal h estimated by the mean over
 images of the squared gradient of that image's loss. With labels this is the empirical Fisher diagonal; without, targets
-drawn from the network's own distribution make it the Gauss-Newton diagonal in expectation (`planning.calibration`).
-It takes one backward pass per image. Without data it is refused: give `--data`.
+drawn from the network's own distribution make it the Gauss-Newton diagonal in expectation (`planning.calibration`). It
+needs one backward pass per image. Refused without data: add `--data`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMPARABLE = True  # all in units of the loss
 
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
-    """Second-order changes of the loss; `[channels]`, float64."""
+    """Return the second-order changes of the loss; `[channels]`, float64."""
     curvatures = required(calibration.squared_gradients, NEEDS)
     trained = [m for m in group.members if m.tensor in curvatures]  # running statistics have no gradient
     saliencies = over_channels(

@@ -1,7 +1,7 @@
 """L2 norm of each channel's filter (He et al. 2018, Soft Filter Pruning, arXiv:1808.06866).
 
 score(c) = Σ over producers sqrt(Σ w²) over the producer's row of channel c. Where several layers write into the same
-channels, as before a residual sum, their norms add. Biases and norms are not counted. Takes no data.
+channels, as before a residual sum, their norms add. Biases and norms are not counted. Needs no data.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ COMPARABLE = False  # it grows with the square root of the fan-in
 
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
-    """Euclidean norms; `[channels]`, float64."""
+    """Return the Euclidean norms; `[channels]`, float64."""
     return over_channels(group, producers(group), by_row(calibration.weights, lambda rows: rows.norm(dim=1)))

@@ -1,8 +1,8 @@
-"""Optimal brain surgeon on channels: what is lost when the others make up for one (Hassibi & Stork 1992).
+"""Optimal brain surgeon on channels: the loss when the others compensate for one (Hassibi & Stork 1992).
 
-Channels are taken out one by one, the cheapest first (`planning.elimination`, with the formula). The score of
-a channel is what it cost when it went, over the variance of what its readers give, summed over them; never less than
-that of the channel before it, so that the order of the scores is the order of the elimination.
+Channels are removed one by one, the cheapest first (`planning.elimination`, with the formula). A channel's score is its
+cost at its removal, over the variance of its readers' outputs, summed over the readers. It is at least the score of the
+channel before it, so that the order of the scores is the order of the elimination.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ COMPARABLE = True  # all are shares of a variance
 
 
 def score(group: ChannelGroup, *, calibration: Calibration) -> Tensor:
-    """What each channel cost when it left; `[channels]`, float64."""
-    found = eliminate(group, required(calibration.readings, NEEDS))
-    if found is None:
+    """Return the cost of each channel at its removal; `[channels]`, float64."""
+    elimination = eliminate(group, required(calibration.readings, NEEDS))
+    if elimination is None:
         raise CalibrationError(
-            f"no layer shows what is read of the group of `{group.root}`",
+            f"what is read of the group of `{group.root}` cannot be observed at any layer",
             hint=f"use a criterion on weights or gradients, or `--protect {group.root}`",
         )
     scores = torch.zeros(group.channels, dtype=torch.float64)
     highest = before = 0.0
-    for rank, (channel, lost) in enumerate(zip(found.order, found.lost, strict=True)):
+    for rank, (channel, lost) in enumerate(zip(elimination.order, elimination.lost, strict=True)):
         highest, before = max(highest, lost - before), lost
-        scores[channel] = highest * (1 + 1e-9 * rank) + 1e-15 * rank  # ties in the order of leaving
+        scores[channel] = highest * (1 + 1e-9 * rank) + 1e-15 * rank  # ties in the order of removal
     return scores

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from compressor.graph.copies import copy_of
 from compressor.planning.affording import affords, rows_within
 from compressor.planning.branches import LAYOUTS, Branch, norm_behind, residual_sum
-from compressor.planning.mean_fit import Leftovers, fit_mean
+from compressor.planning.mean_fit import Residuals, fit_mean
 from compressor.planning.moments import (
     LEAST_ROWS,
     WIDEST,
@@ -197,7 +197,7 @@ class _SideBySide:
         kept = self.kept.get(reader.weight)
         support = None if kept is None else reader.matrix(kept).to(matrix.device)
         if mean_only:
-            left = Leftovers(matrix), Leftovers(matrix)
+            left = Residuals(matrix), Residuals(matrix)
             self._add_rows(left, index, node, source, reader, matrix, branch)
             found = fit_mean(*left, matrix, shift, intercept=intercept)
         else:
@@ -219,7 +219,7 @@ class _SideBySide:
 
     def _add_rows(
         self,
-        parts: tuple[Moments, Moments] | tuple[Leftovers, Leftovers],
+        parts: tuple[Moments, Moments] | tuple[Residuals, Residuals],
         index: int,
         node: fx.Node,
         source: fx.Node,
