@@ -504,7 +504,7 @@ def test_a_layer_that_is_never_called_shows_its_activations_all_the_same() -> No
 def test_a_group_that_no_layer_shows_is_refused() -> None:
     net = Direct(products=True)
     (group,) = trace(net, (torch.zeros(2, 3),)).groups
-    with pytest.raises(CalibrationError, match="activations of the group of .* cannot be observed"):
+    with pytest.raises(CalibrationError, match=r"activations of the group of .* cannot be observed"):
         gather(net, [group], needs=Needs.ACTIVATIONS, batches=data((3,)), seed=0)
 
 
