@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
-from markupsafe import Markup
+from compressor.report.plots.look import INK, axes, beside, cover, dots, line, plot, title, words
+from compressor.report.style import SERIES
 
-from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.markup import tag
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANEL, PLOT, COLUMNS = 300, 130, 2
 LEFT, RIGHT, TOP, STEP = 52, 84, 60, PLOT + 84
-LOOK = """
-svg { background: #fdfdfb; font: 11px system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
-text { fill: #1b1c1e; font-variant-numeric: tabular-nums; } .title { font-size: 15px; font-weight: 600; }
-.panel { font-weight: 600; } .axis { fill: #63656a; } .tick { stroke: #ecece7; } .frame { stroke: #dcdcd6; }
-.curve { fill: none; stroke-width: 1.6; } .first.curve { stroke: #1c5fa8; } .second.curve { stroke: #a9aaa6; }
-.first.dot { fill: #1c5fa8; } .second.dot { fill: #a9aaa6; }
-.first.label { fill: #1c5fa8; } .second.label { fill: #63656a; }
-"""
+COLOURS = (SERIES["series-1"][0], SERIES["series-5"][0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,51 +35,42 @@ class Panel:
     series: tuple[Series, ...]
 
 
-def picture(title: str, below: str, panels: Sequence[Panel]) -> str:
+def picture(heading: str, below: str, panels: Sequence[Panel]) -> str:
     """A whole SVG file: panels two in a row, under a title and a line of what there is to know of it."""
     filled = [panel for panel in panels if any(series.points for series in panel.series)]
-    rows = -(-len(filled) // COLUMNS)
-    parts: list[str] = [
-        tag("style", Markup(LOOK)),
-        text(8, 20, title, class_="title"),
-        text(8, 38, below, class_="axis"),
-    ]
-    for i, panel in enumerate(filled):
-        parts += _panel(panel, left=LEFT + i % COLUMNS * (LEFT + PANEL + RIGHT), top=TOP + 14 + i // COLUMNS * STEP)
-    said = f"{title}: " + "; ".join(_said(panel) for panel in filled)
-    svg = drawing(COLUMNS * (LEFT + PANEL + RIGHT), TOP + rows * STEP, said, *parts)
-    return str.replace(svg, "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+    said = f"{heading}: " + "; ".join(_said(panel) for panel in filled)
+    fill = partial(_draw, heading=heading, below=below, panels=filled)
+    height = TOP + -(-len(filled) // COLUMNS) * STEP
+    return plot(fill, width=COLUMNS * (LEFT + PANEL + RIGHT), height=height, said=said)
 
 
-def _panel(panel: Panel, *, left: float, top: float) -> list[str]:
-    everything = [point for series in panel.series for point in series.points]
-    widest, floor = max(x for x, _ in everything), top + PLOT
-    heights = ticks(0, max(y for _, y in everything) or 1.0, about=4, cover=True)
+def _draw(figure: Figure, *, heading: str, below: str, panels: Sequence[Panel]) -> None:
+    title(figure, heading)
+    words(figure, 6, 36, below)
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, COLUMNS)
+        _draw_panel(figure, panel, left=LEFT + column * (LEFT + PANEL + RIGHT), top=TOP + 14 + row * STEP)
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        return left + PANEL * point[0] / widest, floor - PLOT * point[1] / heights[-1]
 
-    parts: list[str] = [text(left, top - 12, panel.title, class_="panel")]
-    for tick in heights:
-        y = place((0, tick))[1]
-        parts.append(line(left, y, left + PANEL, y, class_="tick"))
-        parts.append(text(left - 6, y + 4, f"{tick:g}", class_="axis", text_anchor="end"))
-    for tick in ticks(0, widest, about=5):
-        x = place((tick, 0))[0]
-        parts.append(line(x, floor, x, floor + 4, class_="frame"))
-        parts.append(text(x, floor + 16, f"{tick:,g}", class_="axis", text_anchor="middle"))
-    parts.append(line(left, floor, left + PANEL, floor, class_="frame"))
-    parts.append(text(left + PANEL, floor + 34, panel.across, class_="axis", text_anchor="end"))
-    drawn = [(look, series) for look, series in zip(("first", "second"), panel.series, strict=False) if series.points]
-    ends = [place(series.points[-1])[1] for _, series in drawn]
-    for (look, series), label_y in zip(drawn, spread(ends, gap=13, low=top, high=floor), strict=True):
-        places = [place(point) for point in series.points]
-        parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places), class_=f"curve {look}"))
-        for (x, y), point in zip(places, series.points, strict=True):
-            told = tag("title", f"{series.name}: {point[1]:.3g} at {point[0]:,g}")
-            parts.append(tag("circle", told, cx=x, cy=y, r=2.8, class_=f"dot {look}"))
-        parts.append(text(places[-1][0] + 7, label_y + 4, series.name, class_=f"label {look}"))
-    return parts
+def _draw_panel(figure: Figure, panel: Panel, *, left: float, top: float) -> None:
+    points = [point for series in panel.series for point in series.points]
+    words(figure, left, top - 12, panel.title, colour=INK, weight="bold")
+    words(figure, left + PANEL, top + PLOT + 34, panel.across, align="right")
+    on = axes(figure, left=left, top=top, width=PANEL, height=PLOT)
+    heights = cover(0, max(y for _, y in points) or 1.0, about=4)
+    on.set_xlim(0, max(x for x, _ in points))
+    on.set_ylim(0, heights[-1])
+    on.set_yticks(heights, [f"{height:g}" for height in heights])
+    on.xaxis.set_major_formatter("{x:,g}")
+    ends = []
+    for series, colour in zip(panel.series, COLOURS, strict=False):
+        if series.points:
+            x, y = zip(*series.points, strict=True)
+            line(on, x, y, name=series.name, colour=colour)
+            told = [f"{series.name}: {b:.3g} at {a:,g}" for a, b in series.points]
+            dots(on, x, y, titles=told, colour=colour, radius=2.8)
+            ends.append((y[-1], series.name, colour))
+    beside(on, ends, x=left + PANEL + 12)
 
 
 def _said(panel: Panel) -> str:

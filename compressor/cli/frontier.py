@@ -87,8 +87,8 @@ def command(
     """
     from compressor.checkpoint.artifacts import write_json
     from compressor.pruning.speed.frontier import frontier
-    from compressor.report.frontiers import picture
-    from compressor.report.sensitivities import write_picture
+    from compressor.report.plots.frontiers import picture
+    from compressor.report.plots.look import write_picture
 
     speedups = _speedups(points.speedups)
     request, goal = _asked(points, clock, speedup=speedups[0], seed=seed)

@@ -64,7 +64,8 @@ def command(
     - `compress sensitivity model.pt --data images/`
     """
     from compressor.jobs.sensitivity import measure_curves
-    from compressor.report.sensitivities import picture, write_picture
+    from compressor.report.plots.look import write_picture
+    from compressor.report.plots.sensitivities import picture
 
     request = _request(curve, seed=seed)
     with status("loading") as say:

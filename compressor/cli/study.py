@@ -92,8 +92,9 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
     from compressor.checkpoint.artifacts import write_json
     from compressor.report.markdown import markdown
     from compressor.report.page import page
-    from compressor.report.sensitivities import write_picture
-    from compressor.report.studies import document, picture
+    from compressor.report.plots.look import write_picture
+    from compressor.report.plots.studies import picture
+    from compressor.report.studies import document
 
     write_json(folder / "results.json", results)
     write_picture(folder / "report.html", page(document(results)))

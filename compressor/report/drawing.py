@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from compressor.report.markup import tag
+from compressor.report.style import ALONE
 
 
 def ticks(low: float, high: float, *, about: int, cover: bool = False) -> list[float]:
@@ -37,12 +38,16 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
     return result
 
 
-def drawing(width: float, height: float, said: str, *parts: str, class_: str | None = None) -> Markup:
-    """The whole drawing, with `said` as what a screen reader says."""
+def drawing(
+    width: float, height: float, said: str, *parts: str, class_: str | None = None, alone: bool = False
+) -> Markup:
+    """The whole drawing, with `said` as what a screen reader says; with `alone`, a file that needs no page round it."""
     return tag(
         "svg",
         tag("title", said),
+        *([tag("style", Markup(ALONE))] if alone else []),
         *parts,
+        xmlns="http://www.w3.org/2000/svg" if alone else None,
         viewBox=f"0 0 {width:g} {height:g}",
         width=width,
         height=height,

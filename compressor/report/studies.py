@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from markupsafe import Markup
 
 from compressor.report.document import (
     Block,
@@ -26,17 +22,8 @@ from compressor.report.document import (
     Text,
     Tone,
 )
-from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.markup import tag
+from compressor.report.plots.studies import picture
 from compressor.report.wording import digits
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720.0, 372.0, 52.0, 190.0, 48.0, 44.0
-COLOURS = ("#1c5fa8", "#b3541e", "#5f7a2e", "#7a4f9a", "#8a8b87", "#a8862a", "#2f8f8f", "#b03a62")
-LOOK = """
-svg { background: #fdfdfb; font: 12px system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }
-text { fill: #1b1c1e; } .title { font-size: 15px; font-weight: 600; } .quiet { fill: #63656a; }
-.grid { stroke: #ecece7; } .frame { stroke: #9a9ca1; } polyline { fill: none; stroke-width: 1.8; }
-"""
 
 
 def document(found: Mapping[str, Any]) -> Document:
@@ -61,7 +48,7 @@ def document(found: Mapping[str, Any]) -> Document:
             Section(
                 anchor="pictures",
                 title="Pictures",
-                blocks=tuple(Figure(drawings=(plot_drawing(plot),), caption=()) for plot in found["plots"]),
+                blocks=tuple(Figure(drawings=(picture(plot, alone=False),), caption=()) for plot in found["plots"]),
                 note=("Lines join means over seeds; bands reach from the lowest to the highest seed, dots are seeds.",),
             ),
             Section(anchor="about", title="What was run", blocks=(*about, *_cells(found["cells"]))),
@@ -150,93 +137,3 @@ def _provenance(found: Mapping[str, Any]) -> Block:
     facts: list[tuple[str, Text]] = [("command", (Code(content=found["command"]),))]
     facts += [(str(name), (str(value),)) for name, value in found["environment"].items() if name != "command"]
     return Facts(pairs=tuple(facts))
-
-
-def picture(plot: Mapping[str, Any]) -> str:
-    """A plot as a whole SVG file."""
-    svg = plot_drawing(plot, look=LOOK)
-    return str.replace(svg, "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
-
-
-def plot_drawing(plot: Mapping[str, Any], *, look: str = "") -> Markup:
-    """The mean of each curve, a band from its lowest to its highest seed, and the seeds as dots."""
-    curves = [c for c in plot["curves"] if c["points"]]
-    title = [text(0, 16, plot["title"], class_="title")]
-    if not curves:
-        return drawing(WIDTH, 40, plot["title"], *title, text(0, 34, "no points", class_="quiet"))
-    every_x = [float(p["x"]) for c in curves for p in c["points"]]
-    every_y = [float(v) for c in curves for p in c["points"] for v in p["values"]]
-    logarithmic = bool(plot["logarithmic"]) and min(every_x) > 0
-    start, end = (_log(min(every_x)), _log(max(every_x))) if logarithmic else (min(every_x), max(every_x))
-    room = (end - start) or 1.0
-    start, end = start - 0.03 * room, end + 0.03 * room
-    margin = 0.06 * (max(every_y) - min(every_y)) or 0.5
-    ticks_y = ticks(min(every_y) - margin, max(every_y) + margin, about=6, cover=True)
-    low, high, floor = ticks_y[0], ticks_y[-1], HEIGHT - BOTTOM
-
-    def x(value: float) -> float:
-        at = _log(value) if logarithmic else value
-        return float(LEFT + (WIDTH - LEFT - RIGHT) * (at - start) / (end - start))
-
-    def y(value: float) -> float:
-        return float(TOP + (floor - TOP) * (1 - (value - low) / (high - low)))
-
-    parts: list[str] = [tag("style", Markup(look))] if look else []
-    parts += title
-    for tick in ticks_y:
-        parts.append(line(LEFT, y(tick), WIDTH - RIGHT, y(tick), class_="tick grid"))
-        parts.append(text(LEFT - 6, y(tick) + 4, f"{tick:g}", class_="axis quiet", text_anchor="end"))
-    places = sorted(set(every_x)) if logarithmic or len(set(every_x)) <= 8 else ticks(start, end, about=6)
-    last = -math.inf
-    for place in places:
-        if x(place) - last < 30:
-            continue
-        last = x(place)
-        parts.append(line(x(place), floor, x(place), floor + 4, class_="frame"))
-        parts.append(text(x(place), floor + 17, _tick(place), class_="axis quiet", text_anchor="middle"))
-    parts.append(line(LEFT, floor, WIDTH - RIGHT, floor, class_="frame"))
-    parts.append(text(WIDTH - RIGHT, HEIGHT - 6, plot["x"], class_="axis quiet", text_anchor="end"))
-    parts.append(text(LEFT - 46, TOP - 14, plot["y"], class_="axis quiet"))
-    ends = []
-    for number, one in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
-        points = [(x(p["x"]), [y(v) for v in p["values"]]) for p in one["points"]]
-        parts += _drawn(one, points, colour=colour, joined=bool(plot["joined"]))
-        ends.append((statistics.fmean(points[-1][1]), one["name"], colour))
-    heights = spread([e[0] for e in ends], gap=15, low=TOP, high=floor)
-    for at, (_, name, colour) in zip(heights, ends, strict=True):
-        parts.append(tag("circle", cx=WIDTH - RIGHT + 12, cy=at - 4, r=3.6, fill=colour))
-        parts.append(text(WIDTH - RIGHT + 20, at, name, class_="axis name"))
-    said = f"{plot['title']}: {plot['y']} against {plot['x']} for " + ", ".join(c["name"] for c in curves)
-    return drawing(WIDTH, HEIGHT, said, *parts)
-
-
-def _tick(place: float) -> str:
-    """A place on an axis: three significant digits, thousands in full."""
-    return f"{place:,.0f}" if abs(place) >= 1000 else f"{place:.3g}"
-
-
-def _drawn(
-    one: Mapping[str, Any], points: Sequence[tuple[float, Sequence[float]]], *, colour: str, joined: bool
-) -> list[str]:
-    parts: list[str] = []
-    if joined and len(points) > 1:
-        band = [(a, min(v)) for a, v in points] + [(a, max(v)) for a, v in reversed(points)]
-        parts.append(tag("path", d=_path(band) + "Z", fill=colour, stroke="none", opacity="0.13"))
-        parts.append(
-            tag("path", d=_path([(a, statistics.fmean(v)) for a, v in points]), fill="none", stroke=colour,
-                stroke_width="1.8")
-        )  # fmt: skip
-    for (a, values), point in zip(points, one["points"], strict=True):
-        told = f"{one['name']} at {point['x']:.4g}: " + ", ".join(f"{v:.4g}" for v in point["values"])
-        dots = [tag("circle", cx=a, cy=b, r=2.4, fill=colour, opacity="0.75") for b in values]
-        parts.append(tag("g", tag("title", told), *dots))
-    return parts
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
-
-
-def _log(value: float) -> float:
-    return math.log10(value)

@@ -3,10 +3,54 @@
 One accent marks the small model everywhere; everything else is ink and greys, so that the eye finds what was gained.
 """
 
-STYLE = """
+from collections.abc import Mapping
+
+COLOURS = {
+    "paper": ("#fdfdfb", "#17191c"),
+    "ink": ("#1b1c1e", "#e4e3de"),
+    "quiet": ("#63656a", "#9c9ea2"),
+    "rule": ("#dcdcd6", "#373a3f"),
+    "faint": ("#ecece7", "#26292d"),
+}
+"""On a light and on a dark screen."""
+SERIES = {
+    "series-1": ("#1c5fa8", "#74b3f2"),
+    "series-2": ("#b3541e", "#e8935c"),
+    "series-3": ("#5f7a2e", "#a3c266"),
+    "series-4": ("#7a4f9a", "#bf9adf"),
+    "series-5": ("#8a8b87", "#8f918d"),
+    "series-6": ("#a8862a", "#d9b95c"),
+    "series-7": ("#2f8f8f", "#6cc7c7"),
+    "series-8": ("#b03a62", "#ec86a8"),
+}
+"""Of the lines of a plot; the first is the accent."""
+
+
+def variables(colours: Mapping[str, tuple[str, str]], *, dark: bool) -> str:
+    """Colours as CSS variables."""
+    return " ".join(f"--{name}: {of[dark]};" for name, of in colours.items())
+
+
+PLOTS = "".join(
+    f"svg .fill-{name} {{ fill: var(--{name}); }} svg .stroke-{name} {{ stroke: var(--{name}); }}\n"
+    for name in COLOURS | SERIES
+)
+ALONE = f"""
+:root {{ color-scheme: light dark; {variables(COLOURS | SERIES, dark=False)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {variables(COLOURS | SERIES, dark=True)} }} }}
+svg {{ background: var(--paper); font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }}
+{PLOTS}"""
+"""Of a plot that stands in a file of its own."""
+
+STYLE = (
+    f"""
+:root {{ {variables(COLOURS | SERIES, dark=False)} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {variables(COLOURS | SERIES, dark=True)} }} }}
+"""
+    + """
 :root {
   color-scheme: light dark;
-  --paper: #fdfdfb; --ink: #1b1c1e; --quiet: #63656a; --rule: #dcdcd6; --faint: #ecece7; --panel: #f5f5f0;
+  --panel: #f5f5f0;
   --dense: #a9aaa6; --masked: #cdb58b; --small: #1c5fa8; --caution: #9a4a00; --caution-paper: #fbf3e6;
   --prose: Charter, "Bitstream Charter", "Iowan Old Style", "Source Serif 4", Georgia, serif;
   --labels: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif;
@@ -14,7 +58,7 @@ STYLE = """
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #17191c; --ink: #e4e3de; --quiet: #9c9ea2; --rule: #373a3f; --faint: #26292d; --panel: #1f2226;
+    --panel: #1f2226;
     --dense: #6d7076; --masked: #8d7a54; --small: #74b3f2; --caution: #f0b266; --caution-paper: #2b2419;
   }
 }
@@ -104,6 +148,9 @@ figcaption { font: 13px/1.45 var(--labels); color: var(--quiet); margin-top: 4px
 svg { display: block; max-width: 100%; height: auto; overflow: visible; }
 svg.inline { display: inline-block; vertical-align: -1px; overflow: hidden; }
 svg text { font: 12px var(--labels); fill: var(--ink); font-variant-numeric: tabular-nums lining-nums; }
+"""
+    + PLOTS
+    + """
 svg .head { font-weight: 600; font-size: 13px; }
 svg .panel { fill: var(--quiet); }
 svg .axis { font-size: 11px; fill: var(--quiet); }
@@ -175,3 +222,4 @@ footer { color: var(--quiet); font: 13px/1.5 var(--labels); padding-top: 34px; p
   a { color: inherit; text-decoration: none; }
 }
 """
+)

@@ -91,7 +91,7 @@ import sys
 from pathlib import Path
 from compressor.checkpoint.artifacts import load_artifact
 load_artifact(Path("tiny.compressed"))
-print("imported:", *({"torch", "torchvision", "sympy", "scipy"} & set(sys.modules)))
+print("imported:", *({"torch", "torchvision", "sympy", "scipy", "matplotlib"} & set(sys.modules)))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=pruned, check=True)
     assert found.stdout.split() == ["imported:", "torch"]

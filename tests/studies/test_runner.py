@@ -18,10 +18,12 @@ from compressor.errors import StudyError
 from compressor.report.document import Code, Strong
 from compressor.report.markdown import markdown
 from compressor.report.page import page
-from compressor.report.studies import document, picture, spans
+from compressor.report.plots.studies import picture
+from compressor.report.studies import document, spans
 from compressor.studies.interval import Interval
 from compressor.studies.runner import Progressed, in_order, run_study, told
 from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Verdict, curve, scale_named
+from tests.support.picture import Picture
 
 RAN: list[str] = []
 
@@ -203,8 +205,11 @@ def test_the_page_says_every_verdict_and_shows_every_picture(tmp_path: Path) -> 
         assert "cutting costs" in text
         assert "compress study made-up" in text
     assert "as &lt;expected&gt;" in html
-    assert html.count("<circle") >= 6
-    assert picture(found["plots"][0]).startswith("<svg xmlns")
+    values = [v for c in found["plots"][0]["curves"] for p in c["points"] for v in p["values"]]
+    alone = picture(found["plots"][0])
+    assert len(Picture(alone).titled) == len(values) > 0
+    assert alone.startswith("<svg xmlns")
+    assert picture(found["plots"][0], alone=False) in html
 
 
 def test_a_docstrings_marks_are_set_and_not_shown() -> None:

@@ -20,9 +20,10 @@ from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier, share_of
 from compressor.pruning.speed.planner import Goal
-from compressor.report.frontiers import picture
+from compressor.report.plots.frontiers import picture
 from compressor.surgery.plan import LatencyBudget, Scope
 from tests.support.command_line import make_inputs
+from tests.support.picture import Picture
 from tests.support.topologies import alive, checkpoint_of, plain
 
 GOAL = Goal(budget=LatencyBudget(speedup=2), threads=1)
@@ -107,15 +108,24 @@ def test_a_speed_that_cannot_be_reached_is_a_point_with_its_reason(pruner: Prune
     found = frontier(checkpoint_of(alive(plain())), request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0))
     refused = [p for p in found["points"] if "refused" in p]
     assert [p["asked"] for p in refused] == [2.0, 2.0, 2.0]
-    assert picture(found).count("<polyline") == 3
+    assert list(Picture(picture(found)).lines) == [arm.name for arm in arms_of(request())]
 
 
 def test_the_picture_has_a_line_for_every_arm_and_the_dense_network(pruner: Pruner, tmp_path: Path) -> None:
     found = frontier(checkpoint_of(alive(plain())), request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0, 4.0))
-    drawn = picture(found)
-    assert drawn.count("<polyline") == 3
-    assert drawn.count("<circle") == 1 + 3 * 3 + 3  # dense, points, names
-    assert all(word in drawn for word in ("uniform", "global magnitude", "dense", "tune split"))
+    drawn = Picture(picture(found))
+    arms = list(drawn.lines)
+    assert arms == list(dict.fromkeys(p["arm"] for p in found["points"]))
+    assert [len(line) for line in drawn.lines.values()] == [3, 3, 3]
+    assert len(drawn.titled) == 1 + 3 * 3
+    x, y = drawn.scale("x"), drawn.scale("y")
+    shift = abs(y(4) - y(0))  # a label's base line stands some 4 pixels below its tick
+    points = sorted(found["points"], key=lambda p: (arms.index(p["arm"]), p["speedup"]["ratio"]))
+    for dot, point in zip(drawn.titled[1:], points, strict=True):
+        assert x(dot.x) == pytest.approx(1 / point["speedup"]["ratio"], abs=0.01)
+        assert y(dot.y) == pytest.approx(100 * share_of(point["quality"]), abs=shift + 0.1)
+    assert {"uniform", "global magnitude", "dense"} <= set(drawn.texts)
+    assert any("tune split" in text for text in drawn.texts)
     del pruner
 
 
