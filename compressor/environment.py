@@ -15,7 +15,7 @@ ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # one package under two names
 
 
 class Processor(enum.StrEnum):
-    """What an int8 file is for: the processor of this machine, or one of a kind."""
+    """The target of an int8 file: this machine's processor, or one of a kind."""
 
     HERE = "here"
     X86 = "x86"
@@ -33,7 +33,7 @@ class Processor(enum.StrEnum):
 
 
 def environment() -> dict[str, object]:
-    """Plain values; what cannot be found out is `None`, never a guess."""
+    """Return plain values; what cannot be determined is `None`, never a guess."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -53,12 +53,12 @@ def environment() -> dict[str, object]:
 
 
 def as_typed(words: Sequence[str]) -> str:
-    """A command line as a user would type it, whatever the locale that Python read its words in."""
+    """Return a command line as a user would type it, whatever the locale in which Python read its words."""
     return shlex.join(words).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def version(*names: str) -> str | None:
-    """The installed version of the first of these packages that is installed."""
+    """Return the installed version of the first of these packages that is installed; `None` if none is."""
     for name in names:
         try:
             return metadata.version(name)
@@ -68,7 +68,7 @@ def version(*names: str) -> str | None:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The processor's model name, with the widest vectors that it offers where the system says so."""
+    """Return the processor's model name, with its widest vector instructions where the system lists them."""
     fields = _fields(cpuinfo)
     if fields is None:
         return platform.processor() or None
@@ -79,7 +79,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 def saturates_int8(cpuinfo: Path = Path("/proc/cpuinfo"), *, machine: str | None = None) -> bool:
-    """True if products of 8-bit weights may saturate on this processor: x86 that is not known to have VNNI.
+    """Return true if products of 8-bit weights may saturate on this processor: x86 without a VNNI flag.
 
     Without VNNI an x86 processor adds two products in 16 bits, which two large weights overflow
     (onnxruntime's documentation on quantisation, "reduce_range").
@@ -91,7 +91,7 @@ def saturates_int8(cpuinfo: Path = Path("/proc/cpuinfo"), *, machine: str | None
 
 
 def _fields(cpuinfo: Path) -> dict[str, str] | None:
-    """What the system says of its processors, the last one's; `None` where it says nothing."""
+    """The fields of the last processor in the system's list; `None` where there is no list."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -100,9 +100,9 @@ def _fields(cpuinfo: Path) -> dict[str, str] | None:
 
 
 def cores() -> int:
-    """How many cores this process may use; a container's CPU set or `taskset` may allow it fewer than there are.
+    """Return the number of cores that this process may use; a container's CPU set or `taskset` may restrict it.
 
-    A container's quota of processor time is not among them: it slows all cores, and takes none away.
+    A container's quota of processor time does not count: it slows all cores and removes none.
     """
     import psutil  # `--help` does not need it
 
@@ -111,9 +111,9 @@ def cores() -> int:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the package's own source, `-dirty` where it was changed since; `None` outside a checkout."""
+    """Return the git commit of the package's own source, with `-dirty` if it was changed; `None` outside a checkout."""
     folder = Path(__file__).parent if folder is None else folder
-    # installed into an environment inside somebody's repository, it would else name that repository's commit
+    # without this check a package installed inside another repository would return that repository's commit
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     head = _git(folder, "rev-parse", "--short=12", "HEAD")
@@ -123,7 +123,7 @@ def commit(folder: Path | None = None) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or `None` where there is no git or it says no."""
+    """What git prints, or `None` if git is missing or fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=10

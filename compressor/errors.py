@@ -1,4 +1,4 @@
-"""Everything that this package raises for something a user can cause or mend.
+"""All errors that this package raises for a fault that a user can cause or repair.
 
 CompressError
 ├── CheckpointError        a file is missing, broken, or not a checkpoint of this architecture
@@ -13,14 +13,14 @@ CompressError
 ├── CalibrationError       a criterion or a repair lacks the data it needs
 ├── RepairError            the small network cannot be followed, or not beside the dense one
 ├── RetrainError           training cannot start, or its loss is no longer finite
-├── ExportError            the ONNX file does not say what the network says
+├── ExportError            the ONNX file has other outputs than the network
 ├── StudyError             no such study, or its folder holds another run's results
-├── RuntimeUnavailable     a runtime or device that is not here
+├── RuntimeUnavailable     a runtime or device that this machine lacks
 ├── ArtifactError          an artifact is missing, incomplete, or in the way
-├── OutputError            stdout takes no more
+├── OutputError            stdout cannot be written to
 └── InternalError          a fault of this package's own, to be reported
 
-Each carries what was found, what is allowed, and a `hint`: what to do next.
+Each message has the faulty value and what is allowed; its `hint` is what to do next.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import TypeVar
 
 
 class CompressError(Exception):
-    """An error with a way out: `str(error)` says what is wrong, `error.hint` what to do."""
+    """An error with a way out: `str(error)` is the fault, `error.hint` what to do."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class CheckpointError(CompressError):
 
 
 class UntrustedPickle(CheckpointError):
-    """Loading the file would run code; `classes` names what it wants to build."""
+    """Loading the file would run code; `classes` are the names of what it would create."""
 
     def __init__(self, message: str, *, classes: tuple[str, ...], hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -92,7 +92,7 @@ class RetrainError(CompressError):
 
 
 class ExportError(CompressError):
-    """The ONNX file does not say what the network says."""
+    """The ONNX file has other outputs than the network."""
 
 
 class StudyError(CompressError):
@@ -100,7 +100,7 @@ class StudyError(CompressError):
 
 
 class RuntimeUnavailable(CompressError):
-    """A runtime or device that is not here."""
+    """A runtime or device that this machine lacks."""
 
 
 class ArtifactError(CompressError):
@@ -108,7 +108,7 @@ class ArtifactError(CompressError):
 
 
 class OutputError(CompressError):
-    """Stdout takes no more; `closed` where it is a pipe that nobody reads any longer."""
+    """Stdout cannot be written to; `closed` if it is a pipe without a reader."""
 
     def __init__(self, message: str, *, hint: str | None = None, closed: bool = False) -> None:
         super().__init__(message, hint=hint)
@@ -116,7 +116,7 @@ class OutputError(CompressError):
 
 
 class InternalError(CompressError):
-    """A fault of this package's own: nothing that a user can cause or mend, and no reason for anything."""
+    """A fault of this package itself, which a user can neither cause nor repair."""
 
     def __init__(self, message: str) -> None:
         super().__init__(
@@ -128,15 +128,15 @@ E = TypeVar("E", bound=enum.StrEnum)
 
 
 def named(kind: type[E], name: str, *, one: str, many: str, refusal: type[CompressError]) -> E:
-    """The member of `kind` called `name`; refused by `refusal` where there is none: `there is no ONE called ...`."""
+    """Return the member of `kind` called `name`; raise `refusal` if there is none: `there is no ONE called ...`."""
     try:
         return kind(name)
     except ValueError:
         raise refusal(f"there is no {one} called `{name}`", hint=unknown(many, name, list(kind))) from None
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The hint for a misspelt name: the nearest known one, else all of them."""
-    names = sorted(known)
+def unknown(kind: str, name: str, candidates: Iterable[str]) -> str:
+    """Return the hint for a misspelt name: the nearest known name, else all of them."""
+    names = sorted(candidates)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean `{near[0]}`?" if near else f"known {kind}: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What a long computation reports while it runs: a line of text about what it does now."""
+"""What a long computation reports while it runs: a line of text about its current step."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ Say = Callable[[str], None]
 
 
 def quiet(_: str) -> None:
-    """Reports to nobody."""
+    """Report nothing."""

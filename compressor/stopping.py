@@ -1,4 +1,4 @@
-"""Being asked to end (SIGTERM, a terminal that closes) is an interruption: what is half written goes, as on Ctrl-C."""
+"""Treat a request to end (SIGTERM, a closed terminal) as Ctrl-C: an interruption that removes half-written files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import sys
 import threading
 from typing import Any
 
-SIGNALS = ("SIGTERM", "SIGHUP")  # of `docker stop`, schedulers, `timeout`; of a terminal
-_asked: list[int] = []  # the signals that came
+SIGNALS = ("SIGTERM", "SIGHUP")  # sent by `docker stop`, schedulers, `timeout`; by a terminal
+_asked: list[int] = []  # the received signals
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end, by a signal other than Ctrl-C."""
+    """A signal other than Ctrl-C asked the process to end."""
 
 
 def stop_when_asked() -> None:
-    """From now on these signals raise `Terminated` in the main thread; one that is ignored stays so, as by `nohup`."""
+    """Let these signals raise `Terminated` in the main thread; a signal that is ignored stays ignored, as under
+    `nohup`.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     for name in SIGNALS:
@@ -28,7 +30,7 @@ def stop_when_asked() -> None:
 
 
 def end_at_once() -> None:
-    """From now on these signals end the process as they end any: all is done, and Python is about to leave."""
+    """Let these signals end the process directly again: the work is done, and Python is about to exit."""
     for name in SIGNALS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is _stop:
@@ -36,20 +38,21 @@ def end_at_once() -> None:
 
 
 def was_asked() -> bool:
-    """Whether it has been asked to end: what raises after that may be code that was stopped half way and goes on."""
+    """Return true if the process was asked to end; an error after that may come from interrupted code."""
     return bool(_asked)
 
 
 def _stop(number: int, frame: Any) -> None:
+    """Note the signal and raise `Terminated`."""
     del frame
     _asked.append(number)
-    # `timeout` sends it twice: the second one must not interrupt the clearing away that the first one began
+    # `timeout` sends it twice: the second signal must not interrupt the clean-up after the first
     signal.signal(number, signal.SIG_IGN)
     raise Terminated
 
 
 def die_with_parent() -> None:
-    """Have the system end this process with the one that started it, where it can: a fork is nobody else's to end."""
+    """Let the system end this process together with its parent, where it can, because nobody else would end a fork."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG

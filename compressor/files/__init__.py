@@ -1,1 +1,1 @@
-"""Files and folders of every kind: whole or not at all, strictly read, with names that are safe."""
+"""Files and folders of every kind: written whole or not at all, read strictly, with safe names."""

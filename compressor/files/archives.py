@@ -1,7 +1,7 @@
-"""Archives that torch writes, read member by member: what could be read in two ways, or is damaged, is refused.
+"""Read torch's archives member by member. Refused: an archive that is damaged or can be read in two ways.
 
-torch's writer stores members as they are, under one folder, each once. Anything else was made by hand. Every member's
-checksum is verified, which torch's own reader does not do.
+torch's writer stores members uncompressed, under one folder, each once. An archive of any other form was not written by
+torch. Every member's checksum is verified, which torch's own reader does not do.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ DAMAGED = "fetch or copy it again: the file was changed since it was written, or
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """An open archive: its members by their names below the one folder that holds them."""
+    """An open archive: its members by their names below its single folder."""
 
     path: Path
     file: zipfile.ZipFile
     members: Mapping[str, zipfile.ZipInfo]
 
     def read(self, name: str) -> bytes:
-        """A member's bytes. Refused: one that is not there, or whose checksum is another."""
+        """Return a member's bytes. Refused: a missing member, a wrong checksum."""
         if name not in self.members:
             raise CheckpointError(f"{self.path} lacks `{printable(name)}`", hint=DAMAGED)
         with _refused(self.path):
             return self.file.read(self.members[name])
 
     def check(self) -> None:
-        """Refuses an archive of which any member's checksum is another."""
+        """Refuse an archive with a wrong checksum in any member."""
         for name in self.members:
             with _refused(self.path), self.file.open(self.members[name]) as stream:
                 while stream.read(1 << 20):
@@ -44,7 +44,9 @@ class Archive:
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """The archive at `path`. Refused: no archive, a damaged one, members twice, packed or outside the one folder."""
+    """Open the archive at `path`. Refused: no archive, a damaged one, members that are repeated, compressed or outside
+    its folder.
+    """
     check_regular(path, refusal=CheckpointError)
     with contextlib.ExitStack() as stack:
         with _refused(path):
@@ -54,13 +56,14 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of an archive's members, below the folder that holds them. Refused: a damaged archive."""
+    """Return the names of an archive's members, below its single folder. Refused: a damaged archive."""
     check_regular(path, refusal=CheckpointError)
     with _refused(path), zipfile.ZipFile(path) as file:
         return [name.partition("/")[2] for name in file.namelist()]
 
 
 def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The members by name. Refused: what torch does not write."""
     roots = {info.filename.partition("/")[0] for info in infos}
     members: dict[str, zipfile.ZipInfo] = {}
     folded: set[str] = set()
@@ -82,10 +85,11 @@ def _members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipI
 
 @contextlib.contextmanager
 def _refused(path: Path) -> Iterator[None]:
+    """Turn any error of the reader into a `CheckpointError`."""
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # the reader follows the file's own bytes: a broken one makes it raise anything
-        said = printable((str(error).splitlines() or [""])[0], longest=160) or type(error).__name__
-        raise CheckpointError(f"{path} is a damaged archive, or is cut short: {said}", hint=DAMAGED) from error
+    except Exception as error:  # the reader can raise anything on broken bytes
+        text = printable((str(error).splitlines() or [""])[0], longest=160) or type(error).__name__
+        raise CheckpointError(f"{path} is a damaged archive, or is cut short: {text}", hint=DAMAGED) from error

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, readable by whom the user lets read, their text as UTF-8."""
+"""Write files and folders that appear whole or not at all, with the permissions of the umask, and text as UTF-8."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from compressor.files.leftovers import PART, beside
 
-EXCHANGE = 2  # of renameat2(2) on Linux and of renamex_np(2) on macOS: swap both names
+EXCHANGE = 2  # flag of renameat2(2) on Linux and of renamex_np(2) on macOS: swap both names
 
 
 @contextlib.contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """A neighbour of `file` to write to, which takes its name when the block ends well, and is gone otherwise.
+    """Yield a path beside `file` to write to; it replaces `file` when the block succeeds, and is removed otherwise.
 
-    What the system raises (`OSError`) is for the caller to tell the user.
+    The caller reports what the system raises (`OSError`).
     """
     part = beside(file.with_name(f".{file.name}"), PART)
     try:
@@ -31,12 +31,12 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, content: str) -> None:
-    """Write UTF-8, whatever the locale; a file name's bytes that are no text are spelt out, as JSON escapes them."""
+    """Write UTF-8, whatever the locale; bytes of a file name that are not text are escaped, as in JSON."""
     file.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def save_tensors(state: Mapping[str, Any], file: Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that others may read as the umask says: the library makes it the owner's alone."""
+    """Write a safetensors file with the permissions of the umask: the library itself makes it private to its owner."""
     from safetensors.torch import save_file
 
     save_file(dict(state), file, metadata=None if metadata is None else dict(metadata))
@@ -44,22 +44,22 @@ def save_tensors(state: Mapping[str, Any], file: Path, *, metadata: Mapping[str,
 
 
 def umask() -> int:
-    """The process's umask."""
+    """Return the process's umask."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        said = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(said.partition("\nUmask:")[2].split()[0], 8)
-    mask = os.umask(0o022)  # elsewhere it is told only when it is set
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("\nUmask:")[2].split()[0], 8)
+    mask = os.umask(0o022)  # other systems return it only when it is set
     os.umask(mask)
     return mask
 
 
 def exchanged(one: Path, other: Path) -> bool:
-    """Swap two files or folders at once; false, and nothing is done, where the system or the disk cannot."""
+    """Swap two files or folders atomically; return false, without any change, if the system or the disk cannot."""
     try:
         system: Any = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
             return bool(system.renamex_np(os.fsencode(one), os.fsencode(other), EXCHANGE) == 0)
         here = -100  # AT_FDCWD
         return bool(system.renameat2(here, os.fsencode(one), here, os.fsencode(other), EXCHANGE) == 0)
-    except (OSError, AttributeError, TypeError):  # no such call here
+    except (OSError, AttributeError, TypeError):  # the system has no such call
         return False

@@ -1,7 +1,7 @@
-"""JSON in files: strictly read, and written whole.
+"""JSON in files: read strictly, and written whole.
 
-What a parser forgives and a reader then trips over is refused here: numbers that are not finite or have no end, a key
-that stands twice, nesting without end, bytes that are no UTF-8.
+Refused is what a parser accepts but a reader may misread: numbers that are not finite or too long, repeated keys,
+excessive nesting, bytes that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 from compressor.errors import ArtifactError, CompressError
 from compressor.files.atomic import whole, write_text
 
-DEEPEST = 64  # as nested as our own files never are
-DIGITS = 20  # of a whole number; 2**64 has as many
+DEEPEST = 64  # deeper than our own files
+DIGITS = 20  # of an integer; 2**64 has as many
 AGAIN = "another program wrote or edited it; make it again with the command that writes it"
 
 
 def read_json(path: Path, *, refusal: type[CompressError] = ArtifactError, hint: str = AGAIN) -> dict[str, Any]:
-    """The JSON object in `path`; refused by `refusal` where there is none."""
+    """Return the JSON object in `path`. Refused by `refusal`: a file without one."""
     try:
         if path.exists() and not path.is_file():  # a pipe would block whoever opens it
-            raise refusal(f"{path} is not a regular file", hint="give a file")
+            raise refusal(f"{path} is not a regular file", hint="use a file")
         content = path.read_bytes()
     except OSError as error:
         raise refusal(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
@@ -34,9 +34,9 @@ def read_json(path: Path, *, refusal: type[CompressError] = ArtifactError, hint:
 def parsed(
     content: bytes | str, *, where: str, refusal: type[CompressError] = ArtifactError, hint: str = AGAIN
 ) -> dict[str, Any]:
-    """The JSON object in a text; `where` says whose it is."""
+    """Return the JSON object in a text; `where` names its source in errors."""
     try:
-        found = json.loads(
+        value = json.loads(
             content.decode() if isinstance(content, bytes) else content,
             object_pairs_hook=_once,
             parse_constant=_no_number,
@@ -46,11 +46,11 @@ def parsed(
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise refusal(f"cannot read {where}: {why}", hint=hint) from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise refusal(f"{where} holds no JSON object", hint=hint)
-    if _is_deep(found):
+    if _is_deep(value):
         raise refusal(f"cannot read {where}: it is nested too deep", hint=hint)
-    return found
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -65,32 +65,33 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """The object of these pairs. Refused: a repeated key."""
+    by_key = dict(pairs)
+    if len(by_key) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:60]!r} stands twice")
-    return found
+    return by_key
 
 
-def _no_number(said: str) -> Any:
-    raise ValueError(f"{said} is no number")
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
-def _finite(said: str) -> float:
-    found = float(said)
-    if not math.isfinite(found):
-        raise ValueError(f"{said[:40]} is no finite number")
-    return found
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
 
 
-def _whole(said: str) -> int:
-    if len(said) > DIGITS:
-        raise ValueError(f"a whole number of {len(said)} digits")
-    return int(said)
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
-def _is_deep(found: dict[str, Any]) -> bool:
-    level: list[Any] = [found]
+def _is_deep(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
     for _ in range(DEEPEST):
         level = [
             inner

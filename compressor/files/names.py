@@ -1,7 +1,7 @@
-"""Names that come out of files: what they may be as parts of a network, and what they become as names of files.
+"""Names that come from files: which names a network's parts may have, and how a name becomes a file name.
 
-`torch.export` and fx write the names of modules, parameters and buffers into Python code as they are. So a name holds
-letters, digits, `_` and `-` alone: none of them ends a line or a string.
+`torch.export` and fx write the names of modules, parameters and buffers into Python code unchanged. So a name may hold
+only letters, digits, `_` and `-`: none of them ends a line or a string.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 
 from compressor.errors import CheckpointError
 
-if TYPE_CHECKING:  # the command line's help needs names, and must not wait for torch
+if TYPE_CHECKING:  # the command line's help needs this module, and must not wait for torch
     from torch import nn
 
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-LONGEST = 200  # characters; file systems take 255 bytes, and endings are added
+LONGEST = 200  # bytes; file systems allow 255, and endings are added
 RENAME = "rename the module or tensor in the code that makes the network, and save it again"
 
 
 def is_name(name: object) -> bool:
-    """Whether `name` is one or more parts of letters, digits, `_` and `-`, with dots between them."""
+    """Return true if `name` is one or more parts of letters, digits, `_` and `-`, separated by dots."""
     return isinstance(name, str) and all(PART.fullmatch(part) for part in name.split("."))
 
 
 def printable(name: object, *, longest: int = 60) -> str:
-    """A name from a file as one may print it: what could move the cursor or end the line is escaped."""
+    """Return a name from a file in printable form: characters that move the cursor or end the line are escaped."""
     text = name if isinstance(name, str) else str(name)
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: longest + 1])
     return f"{shown[:longest]}…" if len(text) > longest else shown
 
 
 def check_names(names: Iterable[object], *, where: str) -> None:
-    """Refuses names that Python code could not hold as they are."""
+    """Refuse names that Python code could not contain unchanged."""
     for name in names:
         if not is_name(name):
             raise CheckpointError(
@@ -43,7 +43,7 @@ def check_names(names: Iterable[object], *, where: str) -> None:
 
 
 def check_names_in(module: nn.Module, *, where: str) -> None:
-    """The same for every module, parameter and buffer of a network, at every depth."""
+    """Check the names of every module, parameter and buffer of a network, at every depth."""
     seen: set[int] = set()
     waiting = [module]
     while waiting:
@@ -62,7 +62,9 @@ def check_names_in(module: nn.Module, *, where: str) -> None:
 
 
 def file_name_from(name: object) -> str:
-    """A name out of a file as the name of a new file: its last part, without what a path or a shell would read."""
+    """Return a name from a file as the name of a new file: its last part, without special characters of paths or
+    shells.
+    """
     text = unicodedata.normalize("NFC", name if isinstance(name, str) else str(name))
     leaf = re.split(r"[/\\]", text)[-1]
     kept = "".join(c if c.isprintable() and c not in '<>:"|?*' else "_" for c in leaf).strip().lstrip("-.~").rstrip(".")

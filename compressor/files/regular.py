@@ -1,4 +1,4 @@
-"""Plain files alone: a pipe, a device or a socket would block whoever opens it, or give no end of bytes."""
+"""Regular files only: opening a pipe, a device or a socket would block, or never end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressor.errors import CompressError
 
 
 def check_regular(path: Path, *, refusal: type[CompressError]) -> None:
-    """Refuses what is there and is no plain file, before anything opens it; links are followed."""
+    """Refuse a path that exists but is not a regular file, before anything opens it; links are followed."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -17,4 +17,4 @@ def check_regular(path: Path, *, refusal: type[CompressError]) -> None:
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
         what = kinds.get(stat.S_IFMT(mode), "a folder")
-        raise refusal(f"{path} is {what}, not a regular file", hint="copy what it gives to a file, and give that")
+        raise refusal(f"{path} is {what}, not a regular file", hint="copy its content to a file, and use that file")

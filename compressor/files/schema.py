@@ -1,8 +1,8 @@
-"""What plain values out of a file may be: small checks that make bigger ones, and name the field that does not fit.
+"""Check plain values from a file: small checks that combine into bigger ones, and name the field that does not fit.
 
-A form is a function of a value and its place in the file. A library of validated classes (pydantic, cattrs) would
-build objects and convert on the way; what is needed here is one refusal, in our words, before our own constructors see
-the value, and no dependency for it.
+A form is a function of a value and its place in the file. A library of validated classes (pydantic, cattrs) would build
+objects and convert values on the way. Here a single refusal is needed, in our own words, before our own constructors
+see the value, and without a dependency.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from compressor.errors import ArtifactError, CompressError
 
 Form = Callable[[object, str], None]
 
-MOST = 2**53  # whole numbers beyond it are no counts, and no float holds them
+MOST = 2**53  # larger integers are not counts, and are not exact as floats
 
 
 class Misfit(Exception):
-    """A value that does not fit; says its place, what is wanted there, and what is there."""
+    """A value that does not fit: its place, the expected form, and the value."""
 
     def __init__(self, place: str, wanted: str, value: object) -> None:
         shown = repr(value) if not isinstance(value, (dict, list)) else f"a JSON {_kind(value)}"
@@ -27,7 +27,7 @@ class Misfit(Exception):
 
 
 class Missing(Misfit):
-    """A field that has to be there and is not."""
+    """A required field that is missing."""
 
     def __init__(self, place: str) -> None:
         Exception.__init__(self, f"`{place}` is missing")
@@ -41,7 +41,7 @@ def check(
     hint: str,
     refusal: type[CompressError] = ArtifactError,
 ) -> None:
-    """Refuses a value that does not fit, by the file (`where`) and the field."""
+    """Refuse a value that does not fit, naming the file (`where`) and the field."""
     try:
         form(value, "")
     except Misfit as error:
@@ -53,18 +53,18 @@ def _kind(value: object) -> str:
 
 
 def anything(value: object, place: str) -> None:
-    """Whatever JSON knows."""
+    """Accept any JSON value."""
     del value, place
 
 
 def text(value: object, place: str) -> None:
-    """A string that every file and terminal can hold."""
+    """Accept a string that every file and terminal can represent."""
     if not isinstance(value, str) or not _encodable(value):
         raise Misfit(place, "a text", value)
 
 
 def path(value: object, place: str) -> None:
-    """A string that the system takes for a path; bytes of it that are no text are escaped as Python does."""
+    """Accept a string that can be a path; its bytes that are not text are escaped as in Python."""
     if not isinstance(value, str) or "\0" in value or len(value) > 4096:
         raise Misfit(place, "a path", value)
 
@@ -78,13 +78,13 @@ def _encodable(value: str) -> bool:
 
 
 def flag(value: object, place: str) -> None:
-    """True or false."""
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise Misfit(place, "true or false", value)
 
 
 def number(value: object, place: str) -> None:
-    """A finite number, whole or not."""
+    """Accept a finite number, integer or not."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise Misfit(place, "a finite number", value)
 
@@ -97,7 +97,7 @@ def _finite(value: float) -> bool:
 
 
 def between(low: float, high: float, *, open_low: bool = False) -> Form:
-    """A number from `low` to `high`; above `low` alone where that is open."""
+    """Accept a number from `low` to `high`; with `open_low`, only above `low`."""
     wanted = f"a number {'above' if open_low else 'from'} {low:g}" + ("" if high == math.inf else f" to {high:g}")
 
     def form(value: object, place: str) -> None:
@@ -110,7 +110,7 @@ def between(low: float, high: float, *, open_low: bool = False) -> Form:
 
 
 def count(least: int = 0, most: int = MOST) -> Form:
-    """A whole number from `least` to `most`."""
+    """Accept an integer from `least` to `most`."""
     wanted = f"a whole number from {least}" + ("" if most == MOST else f" to {most}")
 
     def form(value: object, place: str) -> None:
@@ -121,18 +121,18 @@ def count(least: int = 0, most: int = MOST) -> Form:
 
 
 def one_of(*values: object) -> Form:
-    """One of these values."""
+    """Accept one of these values."""
     wanted = f"one of {', '.join(map(str, values))}"
 
     def form(value: object, place: str) -> None:
-        if not any(type(value) is type(known) and value == known for known in values):
+        if not any(type(value) is type(one) and value == one for one in values):
             raise Misfit(place, wanted, value)
 
     return form
 
 
 def optional(inner: Form) -> Form:
-    """The form, or null."""
+    """Accept the form, or null."""
 
     def form(value: object, place: str) -> None:
         if value is not None:
@@ -142,7 +142,7 @@ def optional(inner: Form) -> Form:
 
 
 def either(wanted: str, *forms: Form) -> Form:
-    """What fits one of the forms; `wanted` says what they are together."""
+    """Accept a value that fits one of the forms; `wanted` describes them together."""
 
     def form(value: object, place: str) -> None:
         for one in forms:
@@ -156,7 +156,7 @@ def either(wanted: str, *forms: Form) -> Form:
 
 
 def listed(inner: Form, *, least: int = 0, most: int | None = None) -> Form:
-    """A list of so many values of the form."""
+    """Accept a list of so many values of the form."""
     length = "" if not least and most is None else f" of {least}" if least == most else f" of at least {least}"
 
     def form(value: object, place: str) -> None:
@@ -171,7 +171,7 @@ def listed(inner: Form, *, least: int = 0, most: int | None = None) -> Form:
 
 
 def tuple_of(*forms: Form) -> Form:
-    """A list of exactly these."""
+    """Accept a list of exactly these forms."""
 
     def form(value: object, place: str) -> None:
         if not isinstance(value, (list, tuple)) or len(value) != len(forms):
@@ -183,7 +183,7 @@ def tuple_of(*forms: Form) -> Form:
 
 
 def table(inner: Form, *, key: Form = text) -> Form:
-    """An object whose keys are free, and whose values are all of one form."""
+    """Accept an object with free keys, whose values all have one form."""
 
     def form(value: object, place: str) -> None:
         for name, one in _object(value, place).items():
@@ -194,15 +194,15 @@ def table(inner: Form, *, key: Form = text) -> Form:
 
 
 def record(fields: Mapping[str, Form], *, may: Mapping[str, Form] | None = None, others: bool = False) -> Form:
-    """An object with all of `fields`, some of `may`, and `others` only where that is said."""
+    """Accept an object with all of `fields`, some of `may`, and other fields only with `others`."""
     every = {**fields, **(may or {})}
 
     def form(value: object, place: str) -> None:
-        found = _object(value, place)
+        by_name = _object(value, place)
         for name in fields:
-            if name not in found:
+            if name not in by_name:
                 raise Missing(_inside(place, name))
-        for name, one in found.items():
+        for name, one in by_name.items():
             if name in every:
                 every[name](one, _inside(place, name))
             elif not others:
@@ -212,7 +212,7 @@ def record(fields: Mapping[str, Form], *, may: Mapping[str, Form] | None = None,
 
 
 def also(form: Form, wanted: str, holds: Callable[[object], bool]) -> Form:
-    """The form, and what must hold besides: of fields with each other, say."""
+    """Accept the form if a further condition holds, for example between its fields."""
 
     def both(value: object, place: str) -> None:
         form(value, place)
@@ -234,7 +234,7 @@ def _inside(place: str, name: str) -> str:
 
 
 def lengths_agree(*names: str) -> Callable[[object], bool]:
-    """Whether these fields of an object are lists of one length."""
+    """Return a condition: these fields of an object are lists of equal length."""
 
     def agree(value: object) -> bool:
         assert isinstance(value, Mapping)

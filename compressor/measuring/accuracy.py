@@ -136,7 +136,7 @@ class OnnxNetwork:
 def evaluate(
     network: nn.Module | OnnxNetwork, images: ImageSet, *, split: str, preprocessing: Preprocessing
 ) -> Accuracy:
-    """The network's top-1 accuracy on labelled images; a module is lent and comes back as it was.
+    """The network's top-1 accuracy on labelled images; a module stays unchanged.
 
     Refused: images without labels, labels that the network has no output for, scores that are not finite.
     """

@@ -1,7 +1,7 @@
 """ONNX files in turns on a stream of images, one image at a time: the clock for networks that hurry over some of them.
 
-A network with early exits has no latency of its own: it hangs on the images. So a timed call is a pass over several of
-them, for each candidate the same.
+The latency of a network with early exits depends on the images. So a timed call is a pass over several of them, the
+same for each candidate.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ and, where it can say how long each operator takes,
 
     def profile(model, inputs, *, threads, warmup, calls) -> list[NodeTime]
 
-The model is lent: each preparation has weights and inputs of its own. Optional packages are imported inside these two.
+The model stays unchanged: each preparation has weights and inputs of its own. Optional packages are imported inside
+these functions.
 """
 
 from __future__ import annotations

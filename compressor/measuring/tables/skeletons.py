@@ -1,6 +1,6 @@
 """A network's ONNX graph with shapes in the place of weights, at any widths of its channel groups.
 
-What a runtime takes for a forward pass hangs on shapes, not on what the weights are. So each weight is a constant that
+A runtime's latency depends on the shapes of the weights, not on their values. So each weight is a constant that
 the runtime fills when it loads the file: some ten kilobytes instead of hundreds of megabytes, read in milliseconds,
 fused and laid out as the real file is. Narrower widths are other shapes in the same file; no network has to be exported
 again. It says nothing but how long things take.

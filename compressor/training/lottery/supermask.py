@@ -84,7 +84,7 @@ def learn_mask(
     protect: Sequence[str] = (),
     state_file: Path | None = None,
 ) -> LearnedMask:
-    """The mask that `recipe` learns for the weights of `module`, which is lent; every logit begins at 0.
+    """The mask that `recipe` learns for the weights of `module`, which stays unchanged; every logit begins at 0.
 
     No weight, bias or norm is trained. Rates are far above those of weights: the paper's is 100. Refused: what
     `maskable` and `train` refuse.

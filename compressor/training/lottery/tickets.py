@@ -76,7 +76,7 @@ def rounds_with_output(
 
 
 def output_weight(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
-    """The name of the weight that is used last in a forward pass: a classifier's output layer's; the module is lent."""
+    """The name of the weight that a forward pass uses last (a classifier's output layer); the module stays as is."""
     weights = maskable(module)
     by_layer = {name.rpartition(".")[0]: name for name in weights}
     last = last_to_run(module, by_layer, example_inputs)
