@@ -11,7 +11,7 @@ from compressor.channels.groups import ChannelGroup, Traced, trace
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.graph.input_spec import specs_of
 from compressor.planning.costs import Cost, CostModel
-from compressor.surgery.plan import ChannelBudget, Countable, Scores, plan_pruning
+from compressor.surgery.plan import ChannelBudget, Countable, Scores, Sharing, plan_pruning
 
 RATIOS = (0.25, 0.5, 0.75)
 
@@ -62,7 +62,9 @@ def inspect(checkpoint: Checkpoint, *, protect: tuple[str, ...] = ()) -> Inspect
     channels = sum(g.channels for g in traced.groups)
     rows = []
     for ratio in RATIOS:
-        plan = plan_pruning(traced.groups, alike, budget=ChannelBudget(ratio=ratio), align=None, may_be_empty=True)
+        plan = plan_pruning(
+            traced.groups, alike, budget=ChannelBudget(ratio=ratio), sharing=Sharing(align=None), may_be_empty=True
+        )
         stays = model.stays(plan)
         rows.append((ratio, 1 - plan.count / channels, stays[Countable.PARAMS], stays[Countable.MACS]))
     held = {g.root: _held(g, model) for g in traced.groups}

@@ -47,7 +47,7 @@ def gap_between(budget: Budget, shares: Mapping[str, float], *, align: int | str
     if isinstance(budget, LatencyBudget):
         return None
     if isinstance(budget, ChannelBudget):
-        counted, asked = "channels", 1 - budget.ratio
+        counted, asked = "channels", budget.stays
     else:
         counted, asked = str(budget.counted), budget.stays
     achieved = shares[counted]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +16,16 @@ from compressor.planning.sensitivity import Curve
 from compressor.progress import Say, quiet
 from compressor.pruning.probing import allocated, drawn, probing_of
 from compressor.pruning.request import Request
-from compressor.surgery.plan import ChannelBudget, CostBudget, LatencyBudget, PruningPlan, Scope, Scores, plan_pruning
+from compressor.surgery.plan import (
+    ChannelBudget,
+    CostBudget,
+    LatencyBudget,
+    PruningPlan,
+    Scope,
+    Scores,
+    Sharing,
+    plan_pruning,
+)
 from compressor.surgery.shrinking import shrink
 
 
@@ -76,14 +84,8 @@ def planned_level(
     if request.scope is Scope.RANDOM:
         return Planned(plan=drawn(module, traced.groups, scores, budget, request, dense.inputs))
     already_smaller = sum(p.numel() for p in module.parameters()) < dense.cost.params
-    options: dict[str, Any] = {
-        "scope": request.scope,
-        "align": request.align,
-        "min_channels": request.min_channels,
-        "dense_widths": dense.widths,
-        "may_be_empty": request.levels > 1 and (level < request.levels or already_smaller),
-    }
-    return Planned(plan=_plan(module, traced, scores, budget, dense.inputs, options))
+    may_be_empty = request.levels > 1 and (level < request.levels or already_smaller)
+    return Planned(plan=_plan(scored, budget, request.sharing, dense, may_be_empty=may_be_empty))
 
 
 def finer_share(scored: Scored, planned: Planned, request: Request, dense: Dense) -> float | None:
@@ -102,22 +104,23 @@ def finer_share(scored: Scored, planned: Planned, request: Request, dense: Dense
 
 
 def _plan(
-    module: nn.Module,
-    traced: Traced,
-    scores: Scores,
-    budget: ChannelBudget | CostBudget,
-    inputs: tuple[Tensor, ...],
-    options: dict[str, Any],
+    scored: Scored, budget: ChannelBudget | CostBudget, sharing: Sharing, dense: Dense, *, may_be_empty: bool
 ) -> PruningPlan:
     """The plan within the budget; a cost budget is corrected by what the small network really costs."""
+    module, traced, inputs = scored.module, scored.traced, dense.inputs
     groups = traced.groups
     if isinstance(budget, ChannelBudget):
-        return plan_pruning(groups, scores, budget=budget, **options)
+        return plan_pruning(
+            groups, scored.scores, budget=budget, sharing=sharing, dense_widths=dense.widths, may_be_empty=may_be_empty
+        )
     model = CostModel(module, groups, inputs)
     aim = budget.stays
     for _ in range(4):
         aimed = dataclasses.replace(budget, stays=aim)
-        plan = plan_pruning(groups, scores, budget=aimed, cost_of=model.stays, **options)
+        plan = plan_pruning(
+            groups, scored.scores, budget=aimed, sharing=sharing, cost_of=model.stays, dense_widths=dense.widths,
+            may_be_empty=may_be_empty,
+        )  # fmt: skip
         try:
             cost = count(shrink(module, traced, plan, inputs)[0], inputs)
         except SurgeryError:
@@ -141,7 +144,7 @@ def _budget_at(request: Request, level: int, module: nn.Module, dense: Dense) ->
             "a budget of latency takes a clock", hint="`compressor.pruning.speed.search.prune_to_speed` has one"
         )
     if isinstance(budget, ChannelBudget):
-        return ChannelBudget(ratio=1 - (1 - budget.ratio) ** share)
+        return ChannelBudget(ratio=1 - budget.stays**share)
     if request.levels == 1:
         return budget
     counted = str(budget.counted)

@@ -105,7 +105,7 @@ def _priced(
     """The share of the dense network's cost that may stay, and what networks cost at any widths."""
     sizes = Sizes(module, groups)
     if isinstance(budget, ChannelBudget):
-        return 1 - budget.ratio, ChannelCost(sizes)
+        return budget.stays, ChannelCost(sizes)
     return budget.stays, CountedCost(CostModel(module, groups, example_inputs), sizes, budget.counted)
 
 

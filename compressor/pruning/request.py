@@ -8,7 +8,7 @@ from compressor.errors import PlanError
 from compressor.pruning.repair.repairing import Repair
 from compressor.surgery.mask_criteria import MaskCriterion
 from compressor.surgery.masks import MaskScope
-from compressor.surgery.plan import Budget, ChannelBudget, CostBudget, LatencyBudget, Scope
+from compressor.surgery.plan import Budget, ChannelBudget, CostBudget, LatencyBudget, Scope, Sharing
 
 CALIBRATION_IMAGES = 512
 MEMORY_BYTES = 4 * 2**30
@@ -72,6 +72,11 @@ class Request:
             scope=scope if self.scope is Scope.AUTO else self.scope,
             repair=repair if self.repair is Repair.AUTO else self.repair,
         )
+
+    @property
+    def sharing(self) -> Sharing:
+        """How the budget is shared among the groups, and the widths that they may have."""
+        return Sharing(scope=self.scope, align=self.align, min_channels=self.min_channels)
 
     @property
     def alignment(self) -> int | str:

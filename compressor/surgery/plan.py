@@ -8,7 +8,6 @@ group, `global` ranks the channels of all groups, `isomorphic` those of groups w
 from __future__ import annotations
 
 import enum
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from compressor.channels.groups import ChannelGroup, Role
 from compressor.errors import PlanError
-from compressor.surgery.rounding import kept, met_in_all, multiple_of, rounded
+from compressor.surgery.rounding import kept, met_in_all, multiple_of, rounded, whole
 
 
 class Scope(enum.StrEnum):
@@ -44,6 +43,11 @@ class ChannelBudget:
                 f"a pruning ratio must lie between 0 and 1, and {self.ratio:g} does not",
                 hint="it is the share of channels to remove: `--ratio 0.5`",
             )
+
+    @property
+    def stays(self) -> float:
+        """The share of the channels that stays, as every other budget counts."""
+        return 1 - self.ratio
 
 
 class Countable(enum.StrEnum):
@@ -87,6 +91,26 @@ class LatencyBudget:
 
 
 Budget = ChannelBudget | CostBudget | LatencyBudget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """How a budget is shared among the groups, and the widths that they may have.
+
+    Widths are multiples of `align` where a group is wide enough; `None` chooses the multiple for each group
+    (`surgery.rounding`). Every group keeps `min_channels`.
+    """
+
+    scope: Scope = Scope.UNIFORM
+    align: int | None = 1
+    min_channels: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.align is not None and self.align < 1) or self.min_channels < 1:
+            raise PlanError(f"alignment {self.align} and least width {self.min_channels} must be at least 1")
+
+
+EVENLY = Sharing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,32 +178,29 @@ def plan_pruning(
     scores: Scores,
     *,
     budget: ChannelBudget | CostBudget,
-    scope: Scope = Scope.UNIFORM,
-    align: int | None = 1,
-    min_channels: int = 1,
+    sharing: Sharing = EVENLY,
     cost_of: CostOf | None = None,
     dense_widths: Mapping[str, int] | None = None,
     may_be_empty: bool = False,
 ) -> PruningPlan:
-    """Return the plan that meets the budget; widths are multiples of `align` where a group is wide enough (`rounding`).
+    """Return the plan that meets the budget, shared among the groups as `sharing` says.
 
-    The total removed is as near to the request as those multiples allow, and never more. `cost_of` returns the share
-    that stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio still counts the
-    dense network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a budget that
-    removes nothing, or that cannot be met with `min_channels` in every group.
+    The total removed is as near to the request as the multiples of the widths allow, and never more. `cost_of` returns
+    the share that stays under a plan (a cost budget needs it). At a later level of iterative pruning a ratio still
+    counts the dense network's channels: `dense_widths` has them by root, and the level `may_be_empty`. Refused: a
+    budget that removes nothing, or that cannot be met with the least width in every group.
     """
-    if (align is not None and align < 1) or min_channels < 1:
-        raise PlanError(f"alignment {align} and least width {min_channels} must be at least 1")
-    widths = dense_widths or {g.root: g.channels for g in groups}
-    ranking = _Ranking(groups, scores, dense_widths=widths, scope=scope, align=align, min_channels=min_channels)
+    ranking = _Ranking(
+        groups, scores, dense_widths=dense_widths or {g.root: g.channels for g in groups}, sharing=sharing
+    )
     if isinstance(budget, ChannelBudget):
-        plan = ranking.at(budget.ratio)
+        plan = ranking.at(budget.stays)
     else:
         assert cost_of is not None
         plan = _within_budget(ranking, budget, cost_of)
     if not plan.count and not may_be_empty:
         widest = max(g.channels for g in groups)
-        finer = "" if align == 1 else ", or for `--align 1`"
+        finer = "" if sharing.align == 1 else ", or for `--align 1`"
         raise PlanError(
             "nothing would be removed: the budget rounds to no channel at all",
             hint=f"ask for more{finer}: the widest group has {widest} channels",
@@ -189,7 +210,7 @@ def plan_pruning(
 
 
 class _Ranking:
-    """The order in which each group's channels are removed, and how many at a ratio."""
+    """The order in which each group's channels are removed, and how many at a share that stays."""
 
     def __init__(
         self,
@@ -197,12 +218,9 @@ class _Ranking:
         scores: Scores,
         *,
         dense_widths: Mapping[str, int],
-        scope: Scope,
-        align: int | None,
-        min_channels: int,
+        sharing: Sharing,
     ) -> None:
-        self.groups, self.dense_widths = groups, dense_widths
-        self.scope, self.align, self.min_channels = scope, align, min_channels
+        self.groups, self.dense_widths, self.sharing = groups, dense_widths, sharing
         self.orders: dict[str, Tensor] = {}  # root → channels, in the order of removal
         self.rising: dict[str, Tensor] = {}  # root → their scores
         for group in groups:
@@ -216,7 +234,7 @@ class _Ranking:
 
     def multiple(self, group: ChannelGroup) -> int:
         """Return the multiple that the group's width is rounded up to."""
-        return multiple_of(group, self.align)
+        return multiple_of(group, self.sharing.align)
 
     def plan(self, widths: Mapping[str, int]) -> PruningPlan:
         """Return the plan with the given width for each group."""
@@ -228,51 +246,53 @@ class _Ranking:
 
     def least_width(self, group: ChannelGroup) -> int:
         """Return the smallest width that the group may have."""
-        return kept(group.channels, 1.0, multiple=self.multiple(group), at_least=min(self.min_channels, group.channels))
+        at_least = min(self.sharing.min_channels, group.channels)
+        return kept(group.channels, 0, multiple=self.multiple(group), at_least=at_least)
 
-    def at(self, ratio: float) -> PruningPlan:
-        """Return the plan at a pruning ratio, shared by the scope."""
-        if self.scope is Scope.AUTO:
-            raise PlanError("the scope `auto` is not resolved yet", hint="`Request.resolved` chooses one")
-        if self.scope is Scope.MEASURED:
-            raise PlanError(
-                "measured widths do not come from scores",
-                hint="`compressor.planning.allocation` computes them from curves",
-            )
-        if self.scope is Scope.RANDOM:
-            raise PlanError(
-                "random widths do not come from scores", hint="`compressor.planning.random_widths` draws them"
-            )
-        dense = sum(self.dense_widths[g.root] for g in self.groups)
-        total = dense - math.floor(dense * ratio + 1e-9)
-        if self.scope is Scope.UNIFORM:
-            exact = {g.root: min(g.channels, self.dense_widths[g.root] * (1 - ratio)) for g in self.groups}
-        else:
-            classes: dict[object, list[ChannelGroup]] = defaultdict(list)
-            for group in self.groups:
-                classes[None if self.scope is Scope.GLOBAL else _structure(group)].append(group)
-            gone = {root: count for some in classes.values() for root, count in self._ranked(some, ratio).items()}
-            exact = {g.root: float(g.channels - gone[g.root]) for g in self.groups}
-            total = max(total, round(sum(exact.values())))  # each class has rounded down its own
+    def at(self, stays: float) -> PruningPlan:
+        """Return the plan that keeps this share of the dense network's channels, shared by the scope."""
+        exact, total = self._exact(stays)
         widths = {
             g.root: rounded(
-                g.channels, exact[g.root], step=self.multiple(g), at_least=self.min_channels,
+                g.channels, exact[g.root], step=self.multiple(g), at_least=self.sharing.min_channels,
                 rising=self.rising[g.root].tolist(),
             )
             for g in self.groups
         }  # fmt: skip
         return self.plan(met_in_all(widths, least={g.root: self.least_width(g) for g in self.groups}, total=total))
 
-    def _ranked(self, groups: Sequence[ChannelGroup], ratio: float) -> dict[str, int]:
+    def _exact(self, stays: float) -> tuple[dict[str, float], int]:
+        """Return the width of every group before any rounding, and the whole number of channels that stay in all."""
+        scope = self.sharing.scope
+        if scope is Scope.AUTO:
+            raise PlanError("the scope `auto` is not resolved yet", hint="`Request.resolved` chooses one")
+        if scope is Scope.MEASURED:
+            raise PlanError(
+                "measured widths do not come from scores",
+                hint="`compressor.planning.allocation` computes them from curves",
+            )
+        if scope is Scope.RANDOM:
+            raise PlanError(
+                "random widths do not come from scores", hint="`compressor.planning.random_widths` draws them"
+            )
+        total = whole(sum(self.dense_widths[g.root] for g in self.groups) * stays)
+        if scope is Scope.UNIFORM:
+            return {g.root: min(g.channels, self.dense_widths[g.root] * stays) for g in self.groups}, total
+        classes: dict[object, list[ChannelGroup]] = defaultdict(list)
+        for group in self.groups:
+            classes[None if scope is Scope.GLOBAL else _structure(group)].append(group)
+        gone = {root: count for some in classes.values() for root, count in self._ranked(some, stays).items()}
+        exact = {g.root: float(g.channels - gone[g.root]) for g in self.groups}
+        return exact, max(total, round(sum(exact.values())))  # each class has rounded its own up
+
+    def _ranked(self, groups: Sequence[ChannelGroup], stays: float) -> dict[str, int]:
         """The number of channels removed from each group when the lowest of all groups are removed; exact, ties by
         position.
         """
-        dense = sum(self.dense_widths[g.root] for g in groups)
-        gone_already = dense - sum(g.channels for g in groups)
-        wanted = math.floor(dense * ratio + 1e-9) - gone_already
+        wanted = sum(g.channels for g in groups) - whole(sum(self.dense_widths[g.root] for g in groups) * stays)
         candidates: list[tuple[float, int, int]] = []
         for index, group in enumerate(groups):
-            free = group.channels - max(1, min(self.min_channels, group.channels))
+            free = group.channels - max(1, min(self.sharing.min_channels, group.channels))
             candidates += [(s, index, c) for c, s in enumerate(self.rising[group.root][:free].tolist())]
         candidates.sort()
         gone = [0] * len(groups)
@@ -287,7 +307,7 @@ def _structure(group: ChannelGroup) -> object:
 
 
 def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> PruningPlan:
-    """The widest plan within the budget: bisection on the ratio, then single groups widened again step by step."""
+    """The widest plan within the budget: bisection on the share of channels, then single groups are widened."""
 
     def stays(plan: PruningPlan) -> float:
         return cost_of(plan)[budget.counted]
@@ -298,14 +318,14 @@ def _within_budget(ranking: _Ranking, budget: CostBudget, cost_of: CostOf) -> Pr
             f"{budget.stays:.1%} of the {budget.counted} cannot be met: the narrowest network keeps {stays(least):.1%}",
             hint="ask for more, lower `--min-channels` or `--align`, or protect less",
         )
-    low, high, plan = 0.0, 1.0, least
+    fits, too_wide, plan = 0.0, 1.0, least
     for _ in range(24):
-        middle = (low + high) / 2
+        middle = (fits + too_wide) / 2
         candidate = ranking.at(middle)
         if stays(candidate) > budget.stays:
-            low = middle
+            too_wide = middle
         else:
-            high, plan = middle, candidate
+            fits, plan = middle, candidate
     widths = {g.root: g.channels - len(plan.removed[g.root]) for g in ranking.groups}
     for _ in range(4):  # each pass widens every group by one step at most
         before = dict(widths)

@@ -17,9 +17,14 @@ AUTO_ALIGN = 8  # onnxruntime's blocked convolutions: 8 channels with AVX2; also
 STEPS = 4  # steps per group at least: 4 channels at a width of 16; below 4 onnxruntime leaves its blocked layout
 
 
-def kept(channels: int, ratio: float, *, multiple: int, at_least: int = 1) -> int:
-    """Return how many channels stay: never fewer than requested, never none, a multiple of `multiple` where it fits."""
-    wanted = max(1, at_least, channels - math.floor(channels * ratio + 1e-9))  # 0.29 * 100 is 28.999…
+def whole(exact: float) -> int:
+    """Return the smallest whole number that is not below `exact`; an error of rounding does not count."""
+    return math.ceil(exact - 1e-9)  # 0.42 * 50 is 21.000…04
+
+
+def kept(channels: int, exact: float, *, multiple: int, at_least: int = 1) -> int:
+    """Return how many channels stay: `exact` ones or more, never none, a multiple of `multiple` where it fits."""
+    wanted = max(1, at_least, whole(exact))
     return min(channels, math.ceil(wanted / multiple) * multiple)
 
 
@@ -57,7 +62,7 @@ class Rounded:
 
 def rounded(channels: int, exact: float, *, step: int, at_least: int, rising: Sequence[float]) -> Rounded:
     """Return the group's width for an exact one; `rising` has the costs of its `channels`, in ascending order."""
-    width = kept(channels, 1 - exact / channels, multiple=step, at_least=at_least)
+    width = kept(channels, exact, multiple=step, at_least=at_least)
     below = (math.ceil(width / step) - 1) * step  # the full width need not be a multiple
     leaving = rising[channels - width : channels - below]
     return Rounded(

@@ -47,7 +47,7 @@ def test_widths_are_rounded_down() -> None:
     )  # fmt: skip
     pruner.step()
     assert module[0].out_channels == 8  # 16 * 0.6 = 9.6 asked for
-    assert kept(16, 0.4, multiple=8) == 16
+    assert kept(16, 16 * 0.6, multiple=8) == 16
 
 
 def test_layer_norm_weights_are_permuted_beyond_a_few_channels() -> None:

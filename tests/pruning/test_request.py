@@ -14,7 +14,16 @@ from compressor.jobs.sensitivity import measure_curves
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import MaskRequest
-from compressor.surgery.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope, plan_pruning
+from compressor.surgery.plan import (
+    Budget,
+    ChannelBudget,
+    CostBudget,
+    Countable,
+    LatencyBudget,
+    Scope,
+    Sharing,
+    plan_pruning,
+)
 from tests.pruning.test_masking import data, same_state
 from tests.support.topologies import Residual, alive, checkpoint_of, plain
 from tests.surgery.test_plan import group, scores
@@ -107,4 +116,6 @@ def test_a_mask_is_repaired_where_there_is_data() -> None:
 
 def test_a_scope_that_nobody_resolved_shares_nothing() -> None:
     with pytest.raises(PlanError, match="auto"):
-        plan_pruning([group("a", 4)], scores([group("a", 4)]), budget=ChannelBudget(ratio=0.5), scope=Scope.AUTO)
+        plan_pruning(
+            [group("a", 4)], scores([group("a", 4)]), budget=ChannelBudget(ratio=0.5), sharing=Sharing(scope=Scope.AUTO)
+        )

@@ -18,6 +18,7 @@ from compressor.surgery.plan import (
     PruningPlan,
     Scope,
     Scores,
+    Sharing,
     plan_from_json,
     plan_pruning,
 )
@@ -48,7 +49,7 @@ def scores(groups: list[ChannelGroup], *, seed: int | None = 0, comparable: bool
      (3, 0.5, 1, 2), (64, 0.7, 8, 24), (100, 0.29, 1, 71), (50, 0.58, 1, 21), (90, 0.7, 1, 27)],
 )  # fmt: skip
 def test_kept_by_hand(channels: int, ratio: float, multiple: int, stays: int) -> None:
-    assert kept(channels, ratio, multiple=multiple) == stays
+    assert kept(channels, channels * (1 - ratio), multiple=multiple) == stays
 
 
 @pytest.mark.parametrize(("channels", "ratio"), [(10, 0.1), (5, 0.2), (100, 0.29)])
@@ -56,13 +57,13 @@ def test_kept_by_hand(channels: int, ratio: float, multiple: int, stays: int) ->
 def test_rounding_takes_no_channel_from_the_ratio(channels: int, ratio: float, scope: Scope) -> None:
     """The last row is 28.999… as a product; in the others a ratio was one less what stays, and came back too small."""
     plan = plan_pruning([group("a", channels)], scores([group("a", channels)]), budget=ChannelBudget(ratio=ratio),
-                        scope=scope)  # fmt: skip
+                        sharing=Sharing(scope=scope))  # fmt: skip
     assert plan.count == round(channels * ratio)
 
 
 @given(st.integers(1, 512), st.floats(0.01, 0.99), st.integers(1, 32))
 def test_never_more_removed_than_asked_and_never_all(channels: int, ratio: float, multiple: int) -> None:
-    stays = kept(channels, ratio, multiple=multiple)
+    stays = kept(channels, channels * (1 - ratio), multiple=multiple)
     assert 1 <= stays <= channels
     assert channels - stays <= channels * ratio + 1e-6
     assert stays % multiple == 0 or stays == channels
@@ -80,7 +81,10 @@ def test_ties_do_not_change_how_many_channels_go(widths: list[int], ratio: float
     whole = math.floor(sum(widths) * ratio + 1e-9)
     try:
         plan = plan_pruning(
-            groups, scores(groups, seed=None if tied else 3), budget=ChannelBudget(ratio=ratio), scope=scope
+            groups,
+            scores(groups, seed=None if tied else 3),
+            budget=ChannelBudget(ratio=ratio),
+            sharing=Sharing(scope=scope),
         )
     except PlanError:
         assert whole == 0
@@ -108,7 +112,10 @@ def test_global_takes_from_the_group_with_the_low_scores() -> None:
     groups = [group("low", 8), group("high", 8)]
     by_root = {"low": torch.arange(8) * 0.1, "high": torch.arange(8) + 10.0}
     plan = plan_pruning(
-        groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.25), scope=Scope.GLOBAL
+        groups,
+        Scores(by_root=by_root, comparable=True),
+        budget=ChannelBudget(ratio=0.25),
+        sharing=Sharing(scope=Scope.GLOBAL),
     )
     assert (len(plan.removed["low"]), len(plan.removed["high"])) == (4, 0)
 
@@ -117,7 +124,7 @@ def test_scores_that_are_not_comparable_are_divided_by_their_groups_mean() -> No
     groups = [group("small", 8), group("large", 8)]
     shape = torch.arange(1, 9).double()
     given_scores = Scores(by_root={"small": shape * 1e-3, "large": shape * 1e3}, comparable=False)
-    plan = plan_pruning(groups, given_scores, budget=ChannelBudget(ratio=0.5), scope=Scope.GLOBAL)
+    plan = plan_pruning(groups, given_scores, budget=ChannelBudget(ratio=0.5), sharing=Sharing(scope=Scope.GLOBAL))
     assert len(plan.removed["small"]) == len(plan.removed["large"]) == 4
 
 
@@ -126,14 +133,17 @@ def test_isomorphic_ranks_within_groups_of_one_structure() -> None:
     groups = [group("a", 8), odd]
     by_root = {"a": torch.arange(8) * 1e-3, "odd": torch.arange(8) + 5.0}
     plan = plan_pruning(
-        groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.5), scope=Scope.ISOMORPHIC
+        groups,
+        Scores(by_root=by_root, comparable=True),
+        budget=ChannelBudget(ratio=0.5),
+        sharing=Sharing(scope=Scope.ISOMORPHIC),
     )
     assert len(plan.removed["a"]) == len(plan.removed["odd"]) == 4
 
 
 def test_min_channels_holds() -> None:
     groups = [group("a", 8), group("b", 32)]
-    plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=0.9), min_channels=6)
+    plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=0.9), sharing=Sharing(min_channels=6))
     assert 8 - len(plan.removed["a"]) >= 6
     assert 32 - len(plan.removed["b"]) >= 6
 
@@ -148,7 +158,9 @@ def test_the_positions_that_stay_are_aligned_where_the_channels_suffice(
     groups = [group("a", channels, size), group("b", 16, 2)]
     assert groups[0].size == size
     try:
-        plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=ratio), align=align, scope=scope)
+        plan = plan_pruning(
+            groups, scores(groups), budget=ChannelBudget(ratio=ratio), sharing=Sharing(align=align, scope=scope)
+        )
     except PlanError:
         return
     plan.check(groups)
@@ -176,7 +188,11 @@ def test_the_total_is_what_was_asked_but_for_less_than_one_step(
     else:
         assume(ratio * sum(widths) < min(widths) - max(steps))
     plan = plan_pruning(
-        groups, scores(groups), budget=ChannelBudget(ratio=ratio), align=align, scope=scope, may_be_empty=True
+        groups,
+        scores(groups),
+        budget=ChannelBudget(ratio=ratio),
+        sharing=Sharing(align=align, scope=scope),
+        may_be_empty=True,
     )
     short = sum(widths) * ratio - plan.count
     assert -1e-6 <= short < max(steps) + 1
@@ -189,7 +205,7 @@ def test_the_total_is_what_was_asked_but_for_less_than_one_step(
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 0.7])
 def test_narrow_networks_lose_what_was_asked_without_an_alignment(widths: tuple[int, ...], ratio: float) -> None:
     groups = [group(f"l{i}", w) for i, w in enumerate(widths)]
-    plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=ratio), align=None)
+    plan = plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=ratio), sharing=Sharing(align=None))
     assert plan.count / sum(widths) == pytest.approx(ratio, abs=0.05)
     for g in groups:  # and as evenly as two steps allow
         assert len(plan.removed[g.root]) / g.channels == pytest.approx(ratio, abs=0.35)
@@ -199,7 +215,7 @@ def test_what_rounding_kept_leaves_where_it_kept_most_and_costs_least() -> None:
     groups = [group("dear", 16), group("cheap", 16), group("exact", 32)]
     by_root = {"dear": torch.full((16,), 2.0), "cheap": torch.full((16,), 1.0), "exact": torch.ones(32)}
     plan = plan_pruning(
-        groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.25), align=8
+        groups, Scores(by_root=by_root, comparable=True), budget=ChannelBudget(ratio=0.25), sharing=Sharing(align=8)
     )  # 12, 12 and 24 channels are to stay: 16, 16 and 24 by rounding up
     assert {root: len(gone) for root, gone in plan.removed.items()} == {"dear": 0, "cheap": 8, "exact": 8}
 
@@ -254,7 +270,9 @@ def test_a_ratio_that_rounds_to_nothing_is_refused() -> None:
     with pytest.raises(PlanError, match="nothing would be removed"):
         plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=0.1))
     with pytest.raises(PlanError, match="nothing would be removed"):
-        plan_pruning([group("a", 16)], scores([group("a", 16)]), budget=ChannelBudget(ratio=0.3), align=8)
+        plan_pruning(
+            [group("a", 16)], scores([group("a", 16)]), budget=ChannelBudget(ratio=0.3), sharing=Sharing(align=8)
+        )
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -1.0, 1.5, float("nan")])
@@ -284,4 +302,4 @@ def test_a_plan_survives_json_and_is_checked() -> None:
 def test_measured_widths_are_not_made_up_from_scores() -> None:
     groups = [group("a", 8)]
     with pytest.raises(PlanError, match="measured"):
-        plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=0.5), scope=Scope.MEASURED)
+        plan_pruning(groups, scores(groups), budget=ChannelBudget(ratio=0.5), sharing=Sharing(scope=Scope.MEASURED))

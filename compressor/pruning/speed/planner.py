@@ -35,7 +35,7 @@ from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.speed.aim import Aim
-from compressor.surgery.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, plan_pruning
+from compressor.surgery.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, Sharing, plan_pruning
 
 TOLERANCE = 0.05
 TRIALS = 9  # plans before anything is shrunk; one that was measured before is not measured again
@@ -134,8 +134,8 @@ class Choice:
         while low < high:
             middle = (low + high) // 2
             plan = plan_pruning(
-                groups, self.scored.scores, budget=ChannelBudget(ratio=max(1, middle) / (RATIOS + 1)), scope=scope,
-                align=self.align, min_channels=self.min_channels, may_be_empty=True,
+                groups, self.scored.scores, budget=ChannelBudget(ratio=max(1, middle) / (RATIOS + 1)),
+                sharing=Sharing(scope=scope, align=self.align, min_channels=self.min_channels), may_be_empty=True,
             )  # fmt: skip
             found = self._allocation(plan, {g.root: g.channels - len(plan.removed.get(g.root, ())) for g in groups})
             if found.share <= target and plan.count:

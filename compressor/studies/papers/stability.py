@@ -270,7 +270,7 @@ def _departures(values: Mapping[str, Any], traced: Traced) -> list[Departure]:
     return [
         Departure(
             root=group.root,
-            channels=group.channels - kept(group.channels, fraction, multiple=1),
+            channels=group.channels - kept(group.channels, group.channels * (1 - fraction), multiple=1),
             schedule=EventSchedule(start=start, end=end, every=values["every"]),
         )
         for group, fraction, start, end in zip(groups, fractions, starts, ends, strict=True)
