@@ -18,7 +18,7 @@ from torch import nn
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Images, Preprocessing, SplitName
-from compressor.training.loop import Progress, correct_in, train
+from compressor.training.loop import Hooks, Progress, correct_in, train
 from sample_models import networks
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def train_to(
         data,
         recipe=recipe,
         preprocessing=PREPROCESSING,
-        callbacks=(show,),
+        hooks=Hooks(callbacks=(show,)),
         state_file=state,
         snapshot=snapshot,
     )

@@ -30,7 +30,7 @@ from compressor.files.schema import check
 from compressor.graph.copies import copy_of
 from compressor.surgery.zeroed import ALL, PRODUCERS, Holder, add_noise_, slices_of
 from compressor.training.events import Departure, Event, event_from_json, targeted
-from compressor.training.loop import Callback, correct_in, iterations_per_epoch, train
+from compressor.training.loop import Callback, Hooks, correct_in, iterations_per_epoch, train
 from compressor.training.resume import EpochRecord
 
 Choose = Callable[[nn.Module, int], Mapping[str, Tensor]]
@@ -109,8 +109,8 @@ def train_with_events(
         events.restore()
     try:
         trained = train(
-            module, data, recipe=recipe, preprocessing=preprocessing, callbacks=callbacks, state_file=state_file,
-            before_epoch=(events.before_epoch,), after_step=(events.after_step,),
+            module, data, recipe=recipe, preprocessing=preprocessing, state_file=state_file,
+            hooks=Hooks(callbacks=callbacks, before_epoch=(events.before_epoch,), after_step=(events.after_step,)),
         )  # fmt: skip
     except BaseException:
         if state_file is not None and not state_file.exists():

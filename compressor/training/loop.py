@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,6 +62,23 @@ AfterStep = Callable[[nn.Module], object]
 BeforeEpoch = Callable[[nn.Module, int], object]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Functions to call while a network trains.
+
+    `callbacks` get the progress after every iteration. `after_step` gets the training copy before the first step and
+    after every step of the optimiser; it can restore a mask, for example. `before_epoch` gets the training copy and the
+    number of the next epoch.
+    """
+
+    callbacks: tuple[Callback, ...] = ()
+    after_step: tuple[AfterStep, ...] = ()
+    before_epoch: tuple[BeforeEpoch, ...] = ()
+
+
+NO_HOOKS = Hooks()
+
+
 class Objective(Protocol):
     """A loss that replaces the cross entropy; `identity` names it in plain values, to check a resumed run."""
 
@@ -93,9 +110,7 @@ def train(
     preprocessing: Preprocessing,
     teacher: nn.Module | None = None,
     objective: Objective | None = None,
-    callbacks: tuple[Callback, ...] = (),
-    after_step: tuple[AfterStep, ...] = (),
-    before_epoch: tuple[BeforeEpoch, ...] = (),
+    hooks: Hooks = NO_HOOKS,
     state_file: Path | None = None,
     snapshot: tuple[Step, Path] | None = None,
 ) -> Trained:
@@ -105,10 +120,8 @@ def train(
     `objective` replaces the whole loss and excludes a teacher. In each case the loss also contains the recipe's `bn_l1`
     times the absolute scales of the batch norms.
 
-    Each function of `after_step` is called with the training copy before the first step and after every step of the
-    optimiser; it can restore a mask, for example. Each function of `before_epoch` is called with the training copy and
-    the number of the next epoch. The state is written to `state_file` after every epoch; if the file exists at the
-    start, the run continues from it. `snapshot` is an early step and the file to write the weights of that step to.
+    The state is written to `state_file` after every epoch; if the file exists at the start, the run continues from it.
+    `snapshot` is an early step and the file to write the weights of that step to.
 
     Refused: unlabelled data, labels without a matching network output, a network without trainable parameters (with
     `bn_l1`: without batch norm scales), a loss that is not finite, the state of another run, a processor that computes
@@ -122,36 +135,25 @@ def train(
         raise ValueError("an objective is the whole loss: it leaves no place for a teacher")
     identity = {} if objective is None else objective.identity
     run = Run(recipe=recipe, data=data, start=digest_of(module), objective=identity)
-    module = copy_of(module)
-    teacher = None if teacher is None else copy_of(teacher).eval()
-    device = next(module.parameters()).device
-    if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in nn.Module.modules(module)):
-        module = module.to(memory_format=torch.channels_last)  # 1.2 to 2 times faster
-    check_gradients(module, [_first_batch(images, preprocessing).to(device)])
-    optimiser = optimiser_of(module, recipe)
+    module = _training_copy(module)
+    check_gradients(module, [_first_batch(images, preprocessing).to(next(module.parameters()).device)])
+    course = _Course(
+        module=module, optimiser=optimiser_of(module, recipe), images=images, recipe=recipe,
+        preprocessing=preprocessing, teacher=None if teacher is None else copy_of(teacher).eval(),
+        objective=objective, hooks=hooks,
+    )  # fmt: skip
     history: list[EpochRecord] = []
     if state_file is not None and state_file.exists():
-        history = restore_(state_file, module, optimiser, run)
-    for call in after_step:
+        history = restore_(state_file, module, course.optimiser, run)
+    for call in hooks.after_step:
         call(module)
     for epoch in range(len(history), recipe.budget.epochs):
-        for happen in before_epoch:
+        for happen in hooks.before_epoch:
             happen(module, epoch)
-        rate, losses, last = _epoch(
-            module,
-            images,
-            optimiser,
-            epoch=epoch,
-            recipe=recipe,
-            preprocessing=preprocessing,
-            teacher=teacher,
-            objective=objective,
-            callbacks=callbacks,
-            after_step=after_step,
-        )
+        losses, last = _epoch(course, epoch)
         record = EpochRecord(
             epoch=epoch,
-            rate=rate,
+            rate=last.rate,
             train_loss=sum(losses) / len(losses),
             tune_correct=correct_in(module.eval(), tune, preprocessing=preprocessing),
             tune_total=len(tune),
@@ -160,10 +162,55 @@ def train(
         if snapshot is not None and snapshot[0].epochs == len(history):
             write(module.state_dict(), snapshot[1])
         if state_file is not None:
-            save(state_file, module, optimiser, run, history)
-        for callback in callbacks:
+            save(state_file, module, course.optimiser, run, history)
+        for callback in hooks.callbacks:
             callback(dataclasses.replace(last, record=record))
     return Trained(module=module.eval().to(memory_format=torch.contiguous_format), history=tuple(history))
+
+
+def _training_copy(module: nn.Module) -> nn.Module:
+    """The copy that trains, in the memory layout that is fast on its device."""
+    module = copy_of(module)
+    device = next(module.parameters()).device
+    if device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in nn.Module.modules(module)):
+        return module.to(memory_format=torch.channels_last)  # 1.2 to 2 times faster
+    return module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Course:
+    """Everything that is the same in every epoch of a run."""
+
+    module: nn.Module
+    optimiser: torch.optim.Optimizer
+    images: ImageSet
+    recipe: Recipe
+    preprocessing: Preprocessing
+    teacher: nn.Module | None
+    objective: Objective | None
+    hooks: Hooks
+
+    @property
+    def iterations(self) -> int:
+        """Steps in an epoch."""
+        return iterations_per_epoch(len(self.images), self.recipe.batch_size)
+
+    def stream(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches, shuffled and augmented by `seed`."""
+        size = self.preprocessing.size or (int(self.images[0][0].shape[-2]), int(self.images[0][0].shape[-1]))
+        return batches(
+            self.images,
+            batch_size=self.recipe.batch_size,
+            preprocessing=self.preprocessing,
+            augmentation=augmentation_named(self.recipe.augment, size=size),
+            shuffle_seed=seed,
+        )
+
+    def loss(self, inputs: Tensor, labels: Tensor, *, step: int, steps: int) -> Tensor:
+        """The loss of a batch, without the penalty on batch norm scales."""
+        if self.objective is not None:
+            return self.objective(self.module, inputs, labels, step=step, steps=steps)
+        return _loss(self.module, inputs, labels, recipe=self.recipe, teacher=self.teacher)
 
 
 def _check(module: nn.Module, data: Data, images: ImageSet, tune: ImageSet) -> None:
@@ -180,73 +227,51 @@ def _first_batch(images: ImageSet, preprocessing: Preprocessing) -> Tensor:
     return next(iter(batches(images, batch_size=EXAMPLES, preprocessing=preprocessing)))[0]
 
 
-def _epoch(
-    module: nn.Module,
-    images: ImageSet,
-    optimiser: torch.optim.Optimizer,
-    *,
-    epoch: int,
-    recipe: Recipe,
-    preprocessing: Preprocessing,
-    teacher: nn.Module | None,
-    objective: Objective | None,
-    callbacks: tuple[Callback, ...],
-    after_step: tuple[AfterStep, ...],
-) -> tuple[float, list[float], Progress]:
-    """Train for one epoch, in place; return the last rate, the loss of every step, and the last step's progress."""
-    device = next(module.parameters()).device
-    amp = recipe.mixed_precision and device.type == "cuda"
-    size = preprocessing.size or (int(images[0][0].shape[-2]), int(images[0][0].shape[-1]))
-    per_epoch = iterations_per_epoch(len(images), recipe.batch_size)
+def _epoch(course: _Course, epoch: int) -> tuple[list[float], Progress]:
+    """Train for one epoch, in place; return the loss of every step, and the last step's progress."""
+    recipe, epochs, per_epoch = course.recipe, course.recipe.budget.epochs, course.iterations
+    device = next(course.module.parameters()).device
+    seed = recipe.seed * 1_000_003 + epoch
     losses: list[float] = []
     progress: Progress | None = None
-    module.train()
+    course.module.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(recipe.seed * 1_000_003 + epoch)
-        stream = batches(
-            images,
-            batch_size=recipe.batch_size,
-            preprocessing=preprocessing,
-            augmentation=augmentation_named(recipe.augment, size=size),
-            shuffle_seed=recipe.seed * 1_000_003 + epoch,
-        )
-        for iteration, (inputs, labels) in zip(range(per_epoch), stream, strict=False):
-            step, steps = epoch * per_epoch + iteration, per_epoch * recipe.budget.epochs
+        torch.manual_seed(seed)
+        for iteration, (inputs, labels) in zip(range(per_epoch), course.stream(seed), strict=False):
+            step, steps = epoch * per_epoch + iteration, per_epoch * epochs
             rate = recipe.schedule.at(step / steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with right_gradients(), torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
-                inputs, labels = inputs.to(device), labels.to(device)
-                if objective is None:
-                    loss = _loss(module, inputs, labels, recipe=recipe, teacher=teacher)
-                else:
-                    loss = objective(module, inputs, labels, step=step, steps=steps)
-            if recipe.bn_l1:
-                loss = loss + recipe.bn_l1 * scale_norm(module)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimiser.step()
-            for call in after_step:
-                call(module)
-            losses.append(float(loss.detach()))
+            losses.append(_step(course, inputs.to(device), labels.to(device), rate=rate, step=step, steps=steps))
             if not math.isfinite(losses[-1]):
                 raise RetrainError(
                     f"the loss is {losses[-1]} in epoch {epoch + 1}", hint=f"try a lower `--lr` than {rate:.3g}"
                 )
             progress = Progress(
-                epoch=epoch,
-                epochs=recipe.budget.epochs,
-                iteration=iteration,
-                iterations=per_epoch,
-                loss=losses[-1],
-                rate=rate,
+                epoch=epoch, epochs=epochs, iteration=iteration, iterations=per_epoch, loss=losses[-1], rate=rate,
                 record=None,
-            )
+            )  # fmt: skip
             if iteration < per_epoch - 1:
-                for callback in callbacks:
+                for callback in course.hooks.callbacks:
                     callback(progress)
     assert progress is not None  # a split is never empty
-    return progress.rate, losses, progress
+    return losses, progress
+
+
+def _step(course: _Course, inputs: Tensor, labels: Tensor, *, rate: float, step: int, steps: int) -> float:
+    """One step of the optimiser, in place; return the loss before it."""
+    recipe, device = course.recipe, inputs.device
+    for group in course.optimiser.param_groups:
+        group["lr"] = rate
+    amp = recipe.mixed_precision and device.type == "cuda"
+    with right_gradients(), torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
+        loss = course.loss(inputs, labels, step=step, steps=steps)
+    if recipe.bn_l1:
+        loss = loss + recipe.bn_l1 * scale_norm(course.module)
+    course.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    course.optimiser.step()
+    for call in course.hooks.after_step:
+        call(course.module)
+    return float(loss.detach())
 
 
 def iterations_per_epoch(images: int, batch_size: int) -> int:

@@ -18,7 +18,7 @@ from compressor.graph.copies import copy_of
 from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.masks import WeightMask, apply_mask_
 from compressor.surgery.surgery import put_state_
-from compressor.training.loop import AfterStep, Callback, Progress, train
+from compressor.training.loop import AfterStep, Callback, Hooks, Progress, train
 from compressor.training.ways import SCRATCH, Wishes, recipe_for
 
 if TYPE_CHECKING:
@@ -140,8 +140,7 @@ def retrain(
         recipe=recipe,
         preprocessing=checkpoint.preprocessing,
         teacher=None if teacher is None else copy_of(teacher).to(place),
-        callbacks=callbacks,
-        after_step=((masked,) if mask is not None else ()) + after_step,
+        hooks=Hooks(callbacks=callbacks, after_step=((masked,) if mask is not None else ()) + after_step),
         state_file=state_file,
     )
     retrained = trained.module.to(home)

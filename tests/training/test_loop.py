@@ -28,7 +28,7 @@ from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.graph.outputs import class_scores
 from compressor.surgery.masks import apply_mask_, magnitude
-from compressor.training.loop import Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
+from compressor.training.loop import Hooks, Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
 
 PREPROCESSING = Preprocessing(mean=(0.5,), std=(0.5,), size=(8, 8), channels=1)
 RECIPE = Recipe(budget=Step(epochs=3), schedule=Schedule(rate=0.05), batch_size=16, augment=("flip", "crop"), seed=4)
@@ -58,7 +58,8 @@ def small_network() -> nn.Module:
 
 
 def run(module: nn.Module | None = None, **options: object) -> Trained:
-    arguments = {"recipe": RECIPE, "preprocessing": PREPROCESSING, **options}
+    hooks = {name: options.pop(name) for name in ("callbacks", "after_step", "before_epoch") if name in options}
+    arguments = {"recipe": RECIPE, "preprocessing": PREPROCESSING, "hooks": Hooks(**hooks), **options}  # type: ignore[arg-type]
     return train(module or small_network(), small_data(), **arguments)  # type: ignore[arg-type]  # as given
 
 

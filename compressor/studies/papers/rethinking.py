@@ -49,7 +49,7 @@ from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, R
 from compressor.studies.subjects import percent_correct, subject
 from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope
-from compressor.training.loop import train
+from compressor.training.loop import Hooks, train
 from compressor.training.retraining import device_named, retrain, starting_module
 from compressor.training.ways import SCRATCH, Wishes, recipe_for
 
@@ -249,7 +249,7 @@ def _run_masked(
         fresh = starting_module(dense, WAYS[cell.arm], seed=recipe.seed).to(device_named("auto"))
         made = train(
             fresh, data, recipe=recipe, preprocessing=dense.preprocessing, state_file=workspace.state_file,
-            after_step=(lambda module: apply_mask_(module, mask),),
+            hooks=Hooks(after_step=(lambda module: apply_mask_(module, mask),)),
         )  # fmt: skip
         trained = dataclasses.replace(dense, module=made.module.cpu())
     else:

@@ -37,7 +37,7 @@ from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, R
 from compressor.studies.subjects import subject
 from compressor.surgery.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.surgery.masks import WeightMask, maskable
-from compressor.training.loop import train
+from compressor.training.loop import Hooks, train
 from compressor.training.lottery.initialisation import glorot_normal
 from compressor.training.lottery.supermask import Multiplied, learn_mask
 from compressor.training.lottery.treatments import Frozen, Kept, Pruned, start_weights, with_weights
@@ -219,7 +219,7 @@ def _trained(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -
     )
     trained = train(
         with_weights(network, start), data, recipe=_recipe(cell), preprocessing=INPUTS,
-        after_step=(Frozen(mask, start),), state_file=workspace.state_file,
+        hooks=Hooks(after_step=(Frozen(mask, start),)), state_file=workspace.state_file,
     ).module  # fmt: skip
     if values["iterative"]:
         workspace.keep({**trained.state_dict(), **{f"mask.{name}": kept for name, kept in mask.kept.items()}})

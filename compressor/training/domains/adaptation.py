@@ -30,7 +30,7 @@ from compressor.graph.copies import copy_of
 from compressor.graph.outputs import class_scores
 from compressor.training.domains.features import features_in, last_linear, layer_named, reading
 from compressor.training.domains.mmd import Kernels, mmd
-from compressor.training.loop import Callback, classification_loss, train
+from compressor.training.loop import Callback, Hooks, classification_loss, train
 from compressor.training.retraining import device_named
 
 STEEPNESS = 10.0
@@ -146,7 +146,7 @@ def adapt(
         recipe=recipe,
         preprocessing=checkpoint.preprocessing,
         objective=objective,
-        callbacks=callbacks,
+        hooks=Hooks(callbacks=callbacks),
         state_file=state_file,
     )
     entry: dict[str, object] = {

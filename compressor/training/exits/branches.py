@@ -23,7 +23,7 @@ from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
 from compressor.graph.recorded import check_has_layers
 from compressor.planning.costs import count
-from compressor.training.loop import Callback, Trained, classification_loss, train
+from compressor.training.loop import Callback, Hooks, Trained, classification_loss, train
 
 # Places per side that a branch sees of an image, and features in all. On the sample ResNet-20, three epochs on the
 # shipped sample, correct of 2,000 tuning images: after `stages.0` 1774 with 4 x 4 places and 1815 with 7 x 7, after
@@ -169,7 +169,9 @@ def train_exits(
     working.frozen = not joint
 
     objective = _Branches(shares=shares if joint else (0.0, *shares[1:]), label_smoothing=recipe.label_smoothing)
-    trained = train(working, data, recipe=recipe, preprocessing=preprocessing, callbacks=callbacks, objective=objective)
+    trained = train(
+        working, data, recipe=recipe, preprocessing=preprocessing, hooks=Hooks(callbacks=callbacks), objective=objective
+    )
     made = trained.module
     assert isinstance(made, EarlyExits)
     made.frozen = exits.frozen

@@ -13,7 +13,7 @@ from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, SplitName
 from compressor.graph.copies import copy_of
 from compressor.surgery.masks import WeightMask
-from compressor.training.loop import train
+from compressor.training.loop import Hooks, train
 from compressor.training.lottery.tickets import Keeping
 from compressor.training.resume import EpochRecord
 from compressor.training.watch import Seen, State, StateAt, TuningLoss
@@ -51,7 +51,7 @@ def train_watched(
     module = checkpoint.module if device is None else copy_of(checkpoint.module).to(device)
     found = train(
         module, data, recipe=recipe, preprocessing=checkpoint.preprocessing,
-        after_step=(*(() if mask is None else (Keeping(mask),)), early, look),
+        hooks=Hooks(after_step=(*(() if mask is None else (Keeping(mask),)), early, look)),
     )  # fmt: skip
     return Watched(
         trained=found.module, stopped=holding(found.module, look.lowest_state), early=early.state,

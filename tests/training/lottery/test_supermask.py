@@ -13,7 +13,7 @@ from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import PlanError
-from compressor.training.loop import train
+from compressor.training.loop import Hooks, train
 from compressor.training.lottery.initialisation import glorot_normal
 from compressor.training.lottery.supermask import LearnedMask, MaskLearner, Multiplied, learn_mask, masked
 from compressor.training.lottery.treatments import signed_constant
@@ -167,7 +167,14 @@ def test_a_run_that_was_stopped_gives_the_same_logits(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        train(learner, data(), recipe=recipe(3), preprocessing=Preprocessing(), state_file=file, callbacks=(stop,))
+        train(
+            learner,
+            data(),
+            recipe=recipe(3),
+            preprocessing=Preprocessing(),
+            state_file=file,
+            hooks=Hooks(callbacks=(stop,)),
+        )
     again = learn_mask(net(), data(), recipe=recipe(3), preprocessing=Preprocessing(), state_file=file)
     assert len(again.history) == 3
     assert all(torch.equal(logits, again.logits[name]) for name, logits in whole.logits.items())

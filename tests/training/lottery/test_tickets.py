@@ -14,7 +14,7 @@ from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.surgery.masks import MaskScope, WeightMask, magnitude, maskable
-from compressor.training.loop import train
+from compressor.training.loop import Hooks, train
 from compressor.training.lottery.tickets import (
     Keeping,
     Round,
@@ -36,7 +36,7 @@ ROUNDS = Rounds(rounds=3, rate=0.4, rates={"8": 0.2})
 
 def trained_with(module: nn.Module, mask: WeightMask | None, data: Data) -> nn.Module:
     hooks = () if mask is None else (Keeping(mask),)
-    return train(module, data, recipe=RECIPE, preprocessing=PREPROCESSING, after_step=hooks).module
+    return train(module, data, recipe=RECIPE, preprocessing=PREPROCESSING, hooks=Hooks(after_step=hooks)).module
 
 
 def search(early: dict[str, Tensor] | None, **options: object) -> tuple[list[Round], list[dict[str, Tensor]]]:
@@ -101,7 +101,9 @@ def test_a_search_that_was_stopped_goes_on_as_one_that_was_not() -> None:
 
 def test_rewinding_late_takes_the_weights_of_that_step() -> None:
     snapshot = StateAt(2)
-    train(small_network(), small_data(), recipe=RECIPE, preprocessing=PREPROCESSING, after_step=(snapshot,))
+    train(
+        small_network(), small_data(), recipe=RECIPE, preprocessing=PREPROCESSING, hooks=Hooks(after_step=(snapshot,))
+    )
     _, starts = search(snapshot.state)
     first = state_of(small_network())
     kept = starts[0]["0.weight"] != 0

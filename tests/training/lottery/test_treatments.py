@@ -12,7 +12,7 @@ from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
 from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import PlanError
 from compressor.surgery.masks import WeightMask
-from compressor.training.loop import train
+from compressor.training.loop import Hooks, train
 from compressor.training.lottery.treatments import (
     Frozen,
     Kept,
@@ -174,7 +174,9 @@ def test_pruned_weights_stay_where_they_are_and_kept_ones_train(pruned: Pruned, 
         budget=Step(epochs=2), schedule=Schedule(rate=0.1), optimiser=optimiser, batch_size=16, augment=(),
         weight_decay=0.1,
     )  # fmt: skip
-    trained = train(begun, data(), recipe=recipe, preprocessing=Preprocessing(), after_step=(Frozen(mask, start),))
+    trained = train(
+        begun, data(), recipe=recipe, preprocessing=Preprocessing(), hooks=Hooks(after_step=(Frozen(mask, start),))
+    )
     for name, kept in mask.kept.items():
         weight = trained.module.get_parameter(name).detach()
         assert torch.equal(weight[~kept], start[name][~kept])
