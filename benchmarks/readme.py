@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import accuracy, coverage, reference, repair, speed, transformer, verdicts
+from benchmarks import accuracy, coverage, latency, reference, repair, speed, transformer, verdicts
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
@@ -24,6 +24,7 @@ def table_in(page: Path) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "latency": latency.table,
     "repair": repair.table,
     "transformer": lambda: transformer.table(json.loads(transformer.FILE.read_text())),
     "masked": lambda: table_in(HERE / "masked_repair.md"),

@@ -43,9 +43,13 @@ def value_of(hint: Any) -> str:
     return "" if kind is bool else VALUES.get(kind, "TEXT")
 
 
-def default_of(default: Any) -> str:
+def default_of(default: Any, parameter: Any) -> str:
     """The default as a user would type it; nothing where leaving the option out means something of its own."""
-    if default is None or default is False or default is inspect.Parameter.empty or default == []:
+    if isinstance(default, bool) and parameter.secondary_opts:
+        return f"`{(parameter.opts if default else parameter.secondary_opts)[0]}`"
+    if isinstance(default, bool):
+        return "on" if default else ""
+    if default is None or default is inspect.Parameter.empty or default == []:
         return ""
     return f"`{default.value if isinstance(default, Enum) else default}`"
 
@@ -57,7 +61,7 @@ def row(parameter: Any, *, hint: Any, default: Any) -> str:
     value = "" if is_argument else value_of(hint)
     shown = ", ".join(f"`{name} {value}`" if value else f"`{name}`" for name in names)
     shown += " (required)" if parameter.required else " (repeatable)" if getattr(parameter, "multiple", False) else ""
-    return f"| {shown} | {default_of(default)} | {escaped(parameter.help or '')} |"
+    return f"| {shown} | {default_of(default, parameter)} | {escaped(parameter.help or '')} |"
 
 
 def panels(name: str, callback: Callable[..., None], parameters: list[Any]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def test_panels_values_and_defaults_are_shown() -> None:
     plain, budget = panels("cut", command, parameters)
     assert plain == (
         head + "| `MODEL` (required) |  | The network. |\n| `--seed N` | `0` | A seed. |\n"
-        "| `--name TEXT` (repeatable) |  | a\\|b |\n| `--go`, `--stay` |  | Go on. |"
+        "| `--name TEXT` (repeatable) |  | a\\|b |\n| `--go`, `--stay` | `--stay` | Go on. |"
     )
     assert budget == "### `cut`: budget: one\n\n" + head + "| `--ratio NUMBER` | `0.5` | A \\*share\\*. |"
     assert usage("cut", parameters) == "compress cut MODEL [OPTIONS]"

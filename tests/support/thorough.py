@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 WHOLE = {
+    "contracts/test_walkthroughs.py::test_a_page_can_be_followed",
     "attacks/test_littered.py::test_after_a_kill_the_next_command_clears_away",
     "attacks/test_printed.py::test_every_name_can_be_written_in_any_locale",
     "measuring/test_benchmark.py::test_every_candidate_has_a_row_for_every_setting",
