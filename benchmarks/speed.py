@@ -41,7 +41,7 @@ from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import speedup
 from compressor.pruning.repair.repairing import calibration_batches, renormed
 from compressor.pruning.request import Request
-from compressor.pruning.speed.planner import Goal, Known
+from compressor.pruning.speed.planner import Cache, Goal
 from compressor.pruning.speed.search import Fast, prune_to_speed
 from compressor.surgery.plan import LatencyBudget
 
@@ -89,7 +89,7 @@ def speedup_cell(name: str, asked: float, batch: int, threads: int) -> dict[str,
 def ours(**options: Any) -> Callable[..., Fast]:
     """An arm of the tool's own."""
 
-    def arm(checkpoint: Checkpoint, data: Data, asked: float, draw: int, threads: int, known: Known) -> Fast:
+    def arm(checkpoint: Checkpoint, data: Data, asked: float, draw: int, threads: int, cache: Cache) -> Fast:
         by_ratio = options.get("by_ratio", False)
         given = {k: v for k, v in options.items() if k != "by_ratio"}
         goal = Goal(
@@ -100,7 +100,7 @@ def ours(**options: Any) -> Callable[..., Fast]:
         for align in ("auto", "4", "1") if given.get("scope") == "uniform" else ("auto",):
             request = request_from(speedup=asked, data_given=True, seed=draw, align=align, **given)
             assert isinstance(request, Request)
-            tried.append(prune_to_speed(checkpoint, request, goal, data=data, known=known))
+            tried.append(prune_to_speed(checkpoint, request, goal, data=data, cache=cache))
             if tried[-1].met:
                 break
         return min(tried, key=lambda fast: abs((fast.measured.ratio if fast.measured else 0) / asked - 1))
@@ -170,13 +170,13 @@ def accuracy_cells(name: str, asked: float, threads: int, wanted: tuple[str, ...
         }
 
     with tempfile.TemporaryDirectory() as scratch:
-        known: dict[int, Known] = {}
+        caches: dict[int, Cache] = {}
         for draw in range(DRAWS):
             for arm, run in ((a, r) for a, r in ARMS.items() if a in wanted):
                 path = _path(f"accuracy-{name}-{asked:g}-{arm}-{draw}")
                 if path.exists():
                     continue
-                here = known.setdefault(draw, Known(folder=Path(scratch)))
+                here = caches.setdefault(draw, Cache(folder=Path(scratch)))
                 here = dataclasses.replace(here, curves={}) if "measured" not in arm else here
                 fast = run(checkpoint, data, asked, draw, threads, here)
                 found = {k: v for k, v in fast.to_json().items() if k != "samples_ns"}

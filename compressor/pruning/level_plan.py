@@ -1,4 +1,4 @@
-"""The plan of one level of pruning: a request's budget, shared among the groups of a network that has been scored."""
+"""The plan of one level of pruning: shares a request's budget among the scored channel groups of a network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from compressor.surgery.shrinking import shrink
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A network with everything that a plan is made of: groups, scores, and images to measure on, if there are."""
+    """A network with everything a plan depends on: groups, scores, and images to measure on (empty without data)."""
 
     module: nn.Module
     traced: Traced
@@ -42,7 +42,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, the curves that decided if there are, and the groups of which nothing is to stay."""
+    """A plan, the curves it depends on (with measured widths), and the roots of the groups that lose all channels."""
 
     plan: PruningPlan
     curves: tuple[Curve, ...] = ()
@@ -54,7 +54,7 @@ Planner = Callable[[Scored], Planned]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """What a budget is a share of: the dense network's widths by root, and its cost; and inputs to run it on."""
+    """The dense network's widths by root and its cost, of which a budget is a share; and inputs to run it on."""
 
     widths: Mapping[str, int]
     cost: Cost
@@ -70,9 +70,9 @@ def planned_level(
     say: Say,
     curves: tuple[Curve, ...] | None = None,
 ) -> Planned:
-    """The plan of the `level`-th of the request's levels. Where `curves` are given, widths are not measured again.
+    """Return the plan of the request's level number `level`; existing `curves` replace a new measurement of widths.
 
-    Refused: what `plan_pruning` refuses, measured and random widths that their own planners refuse.
+    Refused: what `plan_pruning` refuses, and for measured and random widths what their planners refuse.
     """
     module, traced, scores = scored.module, scored.traced, scored.scores
     budget = _budget_at(request, level, module, dense)
@@ -89,7 +89,7 @@ def planned_level(
 
 
 def finer_share(scored: Scored, planned: Planned, request: Request, dense: Dense) -> float | None:
-    """The share of what the budget counts that `--align 1` is predicted to leave; `None` where it makes no plan."""
+    """Return the predicted share of the counted cost that stays with `--align 1`; `None` if there is no such plan."""
     try:
         finer = planned_level(
             scored, dataclasses.replace(request, align=1), dense, level=1, say=quiet,
@@ -106,7 +106,7 @@ def finer_share(scored: Scored, planned: Planned, request: Request, dense: Dense
 def _plan(
     scored: Scored, budget: ChannelBudget | CostBudget, sharing: Sharing, dense: Dense, *, may_be_empty: bool
 ) -> PruningPlan:
-    """The plan within the budget; a cost budget is corrected by what the small network really costs."""
+    """Return the plan within the budget; a cost budget is corrected by the measured cost of the small network."""
     module, traced, inputs = scored.module, scored.traced, dense.inputs
     groups = traced.groups
     if isinstance(budget, ChannelBudget):
@@ -124,7 +124,7 @@ def _plan(
         try:
             cost = count(shrink(module, traced, plan, inputs)[0], inputs)
         except SurgeryError:
-            break  # the caller finds out which group is at fault
+            break  # the caller finds the group that cannot be cut
         real = {"macs": cost.macs / model.dense.macs, "params": cost.params / model.dense.params}[str(budget.counted)]
         predicted = model.stays(plan)[budget.counted]
         if real <= budget.stays * 1.0001 and abs(real - predicted) < 0.005:
@@ -134,14 +134,15 @@ def _plan(
 
 
 def _budget_at(request: Request, level: int, module: nn.Module, dense: Dense) -> ChannelBudget | CostBudget:
-    """The level's budget: what stays falls by the same factor each time.
+    """Return the level's budget: the share that stays falls by the same factor at each level.
 
-    Channels are counted from the dense network's, costs from those of the network before the level.
+    A budget of channels is relative to the dense network, a budget of costs to the network before the level.
     """
     share, budget = level / request.levels, request.budget
     if isinstance(budget, LatencyBudget):
         raise PlanError(
-            "a budget of latency takes a clock", hint="`compressor.pruning.speed.search.prune_to_speed` has one"
+            "a budget of latency needs time measurements",
+            hint="call `compressor.pruning.speed.search.prune_to_speed`, which makes them",
         )
     if isinstance(budget, ChannelBudget):
         return ChannelBudget(ratio=1 - budget.stays**share)

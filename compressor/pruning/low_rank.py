@@ -1,4 +1,4 @@
-"""From a checkpoint to a network of low-rank layers: ranks within a budget (`planning.ranks`), surgery, proof."""
+"""Factorise a checkpoint's layers into low-rank ones: ranks within a budget (`planning.ranks`), surgery, proof."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from compressor.surgery.surgery import Surgery, operate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
-    """How a network is factorised: into what, within which budget, and which layers are left alone (globs).
+    """The request for a factorised network: kinds of factors, budget, and the layers to leave alone (globs).
 
-    `how` names several kinds where a network has several: each layer takes the first that it can be. Ranks are rounded
-    up to multiples of `align`: they are the channels between the two layers. At 0.4 of the MACs, by `spatial`, the
-    sample networks ran 1.39 and 1.45 times as fast as dense at any ranks, 1.80 and 2.01 times at multiples of 8
-    (onnxruntime, batch 1, one thread with AVX-512).
+    Each layer takes the first kind of `how` that fits it. Ranks are rounded up to multiples of `align`, because the
+    rank is the number of channels between the two layers. At 0.4 of the MACs, by `spatial`, the sample networks ran
+    1.39 and 1.45 times as fast as dense at any ranks, 1.80 and 2.01 times at multiples of 8 (onnxruntime, batch 1, one
+    thread with AVX-512).
     """
 
     budget: CostBudget | EnergyBudget | RankBudget
@@ -42,11 +42,11 @@ class LowRank:
 
     def __post_init__(self) -> None:
         if not self.how:
-            raise PlanError("no way to factorise", hint=f"give one: `--how {Kind.SPATIAL}`")
+            raise PlanError("no kind of factors is chosen", hint=f"choose one: `--how {Kind.SPATIAL}`")
         if self.align < 1:
-            raise PlanError(f"an alignment is a positive number, not {self.align}", hint="for example `--align 8`")
+            raise PlanError(f"an alignment must be positive, not {self.align}", hint="for example `--align 8`")
         if len(set(self.how)) != len(self.how):
-            raise PlanError(f"a way to factorise is named twice: {', '.join(self.how)}", hint="name each once")
+            raise PlanError(f"a kind of factors appears twice: {', '.join(self.how)}", hint="name each kind once")
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
@@ -67,7 +67,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorizedLayer:
-    """A layer that became two: the rank, of how many, the share of its energy that stays, its MACs and weights."""
+    """A layer that became two: its rank, its full rank, the share of energy that stays, its MACs and weights."""
 
     layer: str
     factors: Factors
@@ -90,7 +90,7 @@ class FactorizedLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factorized:
-    """The network of low-rank layers, and what was asked, done and left alone on the way to it."""
+    """The network of low-rank layers with its request, its costs, the factorised layers and those left alone."""
 
     checkpoint: Checkpoint
     request: LowRank
@@ -116,23 +116,23 @@ class Factorized:
 
 
 def factorize(checkpoint: Checkpoint, request: LowRank, *, say: Say = quiet) -> Factorized:
-    """The checkpoint's network with its layers factorised as `request` says; the checkpoint stays as it was.
+    """Return the checkpoint's network with layers factorised within the budget; the checkpoint is not modified.
 
-    The lineage gets a step with the ranks, the surgery what replays it. Refused: nothing to factorise or to gain, a
-    budget that the lowest ranks do not meet, a network whose code reads the weights of a layer that became two.
+    The lineage gets a step with the ranks; the surgery replays the factorisation. Refused: no layer to factorise or
+    nothing to gain, a budget that the lowest ranks exceed, a network whose code reads a factorised layer's weights.
     """
     module, inputs = checkpoint.module, checkpoint.example_inputs
     say("decomposing")
-    splits, left = splits_of(module, inputs, how=request.how, protect=request.protect, align=request.align)
+    splits, left_alone = splits_of(module, inputs, how=request.how, protect=request.protect, align=request.align)
     dense_cost = count(module, inputs)
     counted = request.budget.counted if isinstance(request.budget, CostBudget) else Countable.MACS
     ranks = ranks_within(splits, request.budget, total=getattr(dense_cost, str(counted)))
     chosen = {s.layer: Factors(kind=s.kind, rank=ranks[s.layer]) for s in splits if s.layer in ranks}
     reason = "as two layers it would cost no less"
-    left = (*left, *((s.layer, reason) for s in splits if s.layer not in ranks))
+    left_alone = (*left_alone, *((s.layer, reason) for s in splits if s.layer not in ranks))
     if not chosen:
         raise PlanError(
-            "no layer would cost less as two at what is asked", hint="ask for less: `--energy 0.9`, `--macs 0.5`"
+            "no layer becomes cheaper within this budget", hint="try a lower one: `--energy 0.9`, `--macs 0.5`"
         )
     surgery = Surgery(factors=chosen)
     small = operate(module, surgery)
@@ -151,12 +151,13 @@ def factorize(checkpoint: Checkpoint, request: LowRank, *, say: Say = quiet) -> 
         dense_cost=dense_cost,
         small_cost=count(small, inputs),
         layers=layers,
-        left_alone=left,
+        left_alone=left_alone,
         proof=proof,
     )
 
 
 def _layer(split: Split, factors: Factors) -> FactorizedLayer:
+    """Return the record of one factorised layer."""
     macs, params = ((split.dense[c], factors.rank * split.per_rank[c]) for c in (Countable.MACS, Countable.PARAMS))
     return FactorizedLayer(
         layer=split.layer, factors=factors, full_rank=len(split.values),
@@ -167,10 +168,10 @@ def _layer(split: Split, factors: Factors) -> FactorizedLayer:
 def prove_factors(
     module: nn.Module, small: nn.Module, chosen: Mapping[str, Factors], example_inputs: Sequence[Tensor]
 ) -> Proof:
-    """The small network against the dense one whose weights are the products of the factors, on random inputs.
+    """Compare the small network on random inputs with the dense one whose weights are the products of the factors.
 
-    In float64, or float32 where the network does not run in that. Refused: a difference beyond rounding, a network that
-    does not run.
+    The comparison runs in float64, or in float32 if the network does not run in float64. Refused: a difference beyond
+    rounding, a network that does not run.
     """
     for dtype in (torch.float64, torch.float32):
         dense, twin = (copy_in_precision(m, dtype).eval() for m in (module, small))
@@ -183,12 +184,12 @@ def prove_factors(
                     dense.get_parameter(f"{layer}.weight").copy_(product(first, second, factors))
             expected = outputs_of(dense, inputs)
         except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, AssertionError) as error:
-            # a forward pass raises whatever its code raises, and one that reads a weight by name finds none
+            # the network's own code can raise anything, for example where it reads a removed weight by name
             if dtype is torch.float64:
                 continue
             raise SurgeryError(
-                f"the network does not run with two layers in one's place: {error}",
-                hint="its code may read a layer's weight: leave that one alone, `--protect NAME`",
+                f"the network does not run with two layers in place of one: {error}",
+                hint="its code may read the layer's weight: leave the layer alone, `--protect NAME`",
             ) from error
         proof = Proof(
             largest_relative_difference=max(map(relative_difference, answers, expected)),

@@ -1,4 +1,4 @@
-"""From a checkpoint to a masked network: choose the weights that stay, zero the others in place, repair."""
+"""Mask a checkpoint's weights: choose the weights that stay, set the others to zero in place, repair."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from compressor.surgery.surgery import Surgery
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masked:
-    """The masked network, its mask, and how it was repaired; `None` where it was not."""
+    """The masked network, its mask, and its repair (`None` without one)."""
 
     checkpoint: Checkpoint
     request: MaskRequest
@@ -33,7 +33,7 @@ class Masked:
 
     def to_json(self) -> dict[str, Any]:
         """The `mask` section of an artifact's results."""
-        return _said(self.request, self.mask)
+        return _mask_to_json(self.request, self.mask)
 
     def repair_to_json(self) -> dict[str, Any] | None:
         """The `repair` section of an artifact's results; `None` where nothing was repaired."""
@@ -48,17 +48,17 @@ def mask_weights(
     data: Data | None = None,
     say: Say = quiet,
 ) -> Masked:
-    """The masked network that `request` asks for, repaired on images of `data`; the checkpoint stays as it was.
+    """Return the masked network that `request` asks for, repaired on images of `data`.
 
-    `initial` is the network's state before training, or early on, for criteria that look back. Refused: a sparsity
-    that cannot be met, a criterion without the initial values that it takes or with some that it does not, a repair
-    without images.
+    The checkpoint is not modified. `initial` is the network's state before training or early in it, for criteria that
+    compare with it. Refused: a sparsity that cannot be met, a criterion that needs `initial` without it, another
+    criterion with it, a repair without images.
     """
     request = request.resolved(has_data=data is not None)
     module = copy_of(checkpoint.module)
     mask = _chosen(module, request, initial)
     apply_mask_(module, mask)
-    lineage: list[dict[str, object]] = [{"step": "mask", **_said(request, mask)}]
+    lineage: list[dict[str, object]] = [{"step": "mask", **_mask_to_json(request, mask)}]
     repaired: Repaired | None = None
     if request.repair is not Repair.NONE:
         if data is None:
@@ -81,17 +81,17 @@ def mask_weights(
 
 
 def _chosen(module: nn.Module, request: MaskRequest, initial: Mapping[str, Tensor] | None) -> WeightMask:
-    """The weights that stay by the request's criterion."""
+    """Return the mask of the weights that stay by the request's criterion."""
     criterion = request.criterion
     if criterion.looks_back and initial is None:
         raise PlanError(
-            f"`{criterion}` compares every weight with what it was before training",
-            hint="give the weights that the network had then, or early on: `--initial FILE`",
+            f"`{criterion}` compares every weight with its value before training",
+            hint="give the network's weights from before training, or from early in it: `--initial FILE`",
         )
     if initial is not None and not criterion.looks_back:
         raise PlanError(
-            f"`{criterion}` does not look at initial weights",
-            hint="leave `--initial` out, or choose a criterion that does: `--mask-criterion magnitude-increase`",
+            f"`{criterion}` does not use initial weights",
+            hint="omit `--initial`, or choose a criterion that uses them: `--mask-criterion magnitude-increase`",
         )
     if criterion is MaskCriterion.LARGE_FINAL:
         return magnitude(module, sparsity=request.sparsity, scope=request.scope, protect=request.protect)
@@ -105,7 +105,8 @@ def _chosen(module: nn.Module, request: MaskRequest, initial: Mapping[str, Tenso
     )
 
 
-def _said(request: MaskRequest, mask: WeightMask) -> dict[str, Any]:
+def _mask_to_json(request: MaskRequest, mask: WeightMask) -> dict[str, Any]:
+    """Return the request and the mask's counts as plain values."""
     return {
         "requested": request.sparsity,
         "sparsity": mask.sparsity,

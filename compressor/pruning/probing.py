@@ -1,4 +1,4 @@
-"""Widths by measurement, from a request: second moments, curves of error against width, an allocation."""
+"""Measured widths for a request: gather second moments, measure curves of error against width, allocate."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ PROBE_IMAGES = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probing:
-    """What measuring takes: the network with its groups and their scores, and images to fit and to judge on."""
+    """The inputs of a measurement: the network with its groups and scores, and images to fit on and to judge on."""
 
     module: nn.Module
     groups: tuple[ChannelGroup, ...]
     scores: Scores
-    readings: Mapping[str, Reading] | None  # what the criterion gathered of the consumers, where it did
+    readings: Mapping[str, Reading] | None  # the consumers' second moments, if the criterion gathered them
     fitted: Batches
     probed: Batches
 
 
 def fitted_and_probed(images: Batches) -> tuple[Batches, Batches]:
-    """Images to fit readers on, and others to judge by: at most a quarter, about `PROBE_IMAGES`."""
-    held = max(1, min(len(images) // 4, -(-PROBE_IMAGES // len(images[0][0]))))
-    return images[:-held] or images, images[-held:]
+    """Split batches into those to fit readers on and those to judge by: at most a quarter, about `PROBE_IMAGES`."""
+    judging = max(1, min(len(images) // 4, -(-PROBE_IMAGES // len(images[0][0]))))
+    return images[:-judging] or images, images[-judging:]
 
 
 def probing_of(
     module: nn.Module, groups: tuple[ChannelGroup, ...], scores: Scores, calibration: Calibration, images: Batches
 ) -> Probing:
-    """What measuring takes, with the images split in two."""
+    """Return the inputs of a measurement, with the images split in two."""
     fitted, probed = fitted_and_probed(images)
     return Probing(
         module=module, groups=groups, scores=scores, readings=calibration.readings, fitted=fitted, probed=probed
@@ -64,7 +64,7 @@ def allocated(
     say: Say,
     curves: tuple[Curve, ...] | None = None,
 ) -> tuple[Allocation, tuple[Curve, ...]]:
-    """The widths within the budget at the least measured rise, and the curves that decided; measured if not given."""
+    """Return the allocation within the budget with the least measured rise, and its curves (measured if `None`)."""
     curves = measured_curves(probing, request, say=say) if curves is None else curves
     target, cost = _priced(probing.module, probing.groups, budget, example_inputs)
     allocation = allocate(
@@ -87,7 +87,7 @@ def drawn(
     request: Request,
     example_inputs: tuple[Tensor, ...],
 ) -> PruningPlan:
-    """Random widths within the budget, drawn by the request's seed; which channels leave the scores say."""
+    """Return a plan of random widths within the budget, drawn by the request's seed; scores choose the channels."""
     target, cost = _priced(module, groups, budget, example_inputs)
     widths = random_widths(
         groups, target=target, share=cost.stays, seed=request.seed, align=request.align,
@@ -102,7 +102,7 @@ def _priced(
     budget: ChannelBudget | CostBudget,
     example_inputs: tuple[Tensor, ...],
 ) -> tuple[float, WidthCost]:
-    """The share of the dense network's cost that may stay, and what networks cost at any widths."""
+    """Return the share of the dense network's cost that may stay, and the cost of the network at any widths."""
     sizes = Sizes(module, groups)
     if isinstance(budget, ChannelBudget):
         return budget.stays, ChannelCost(sizes)
@@ -112,9 +112,9 @@ def _priced(
 def measured_curves(
     probing: Probing, request: Request, *, say: Say, align: int | None = None, strict: bool = False
 ) -> tuple[Curve, ...]:
-    """How the output suffers from each group alone at a few widths, where the group's readers can be seen.
+    """Measure for each group alone how the output's error rises at a few widths; groups without readings are skipped.
 
-    `align` takes the place of the request's; `strict` is about widths that are no multiple of it.
+    `align` replaces the request's alignment; with `strict`, only its multiples are probed, also in narrow groups.
     """
     align = request.align if align is None else align
     module, groups, probed = probing.module, probing.groups, probing.probed
@@ -137,28 +137,29 @@ def measured_curves(
         )
         for g in groups
     }
-    known = [g for g in groups if consumers(g, readings)]
-    return sensitivity(program, known, readings, orders_from(groups, probing.scores), widths, probed, say=say)
+    readable = [g for g in groups if consumers(g, readings)]
+    return sensitivity(program, readable, readings, orders_from(groups, probing.scores), widths, probed, say=say)
 
 
 def emptiable(module: nn.Module, program: Program, groups: Sequence[ChannelGroup]) -> frozenset[str]:
-    """The groups without any of which the network stays whole: all that reads them ends in a sum with something else.
+    """Return the roots of the groups that can lose all channels.
 
-    Of the branches of one sum only the first is among them: without both the sum would have nothing to give.
+    Every reader of such a group ends in a sum with another term. For each sum only the first branch is returned:
+    if both branches were empty, the sum would have no term.
     """
     nodes = {program.tensor_name(node.args[1]): node for _, node in readers(program)}
-    found: list[str] = []
+    roots: list[str] = []
     sums: set[int] = set()
     for group in groups:
         ends = _ends(module, program, group, nodes)
         if ends and not ends & sums:
-            found.append(group.root)
+            roots.append(group.root)
             sums |= ends
-    return frozenset(found)
+    return frozenset(roots)
 
 
 def _ends(module: nn.Module, program: Program, group: ChannelGroup, nodes: Mapping[str | None, fx.Node]) -> set[int]:
-    """The sums that the group's readers end in; empty where one of them does not, or reads something else too."""
+    """Return the sums that the group's readers end in; empty if a reader ends elsewhere or reads other channels too."""
     ends: set[int] = set()
     weights = dict(module.named_parameters())
     for member in group.members:

@@ -1,4 +1,4 @@
-"""The images that a run looks at without their labels, and every group's scores by a criterion."""
+"""A pruning run's unlabelled images, and the scores of every channel group by a criterion."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OTHERWISE = "l1-norm"  # takes no data, and judges any group that a layer writes
 def calibration_images(
     checkpoint: Checkpoint, request: Request, data: Data | None, *, say: Say
 ) -> list[tuple[Tensor, ...]]:
-    """What second moments, measuring and repair look at: inputs in batches of one size, as many as memory holds.
+    """Return the images for second moments, measuring and repair, in batches of one size, as many as memory holds.
 
-    Empty where nothing looks at them. Refused: images that are asked for and not there.
+    The list is empty if none of the three needs images. Refused: images that are needed without data.
     """
     moments = criteria.load(request.criterion).needs is Needs.SECOND_MOMENTS
     measured = request.scope is Scope.MEASURED
     if not (moments or measured or request.repair is not Repair.NONE):
         return []
     if data is None and request.repair is Repair.MEAN and not (moments or measured):
-        return []  # the batch norms know
+        return []  # the batch norms' shifts and scales replace images
     if data is None:
         what = f"the criterion `{request.criterion}`"
         if measured or not moments:
@@ -56,10 +56,11 @@ def score(
     checkpoint: Checkpoint,
     say: Say = quiet,
 ) -> tuple[Scores, Calibration]:
-    """Every group's scores by the requested criterion, and what it knew; refused where its data is missing.
+    """Return every group's scores by the requested criterion, and the calibration they depend on.
 
-    A group that the criterion cannot judge is judged by `OTHERWISE`, and `say` names it; refused if that is all groups.
-    Second moments come from those of `images` that nothing is judged on; other criteria draw theirs, with labels.
+    `OTHERWISE` scores the groups that the criterion cannot judge, and `say` names them. Second moments come from the
+    part of `images` that no error is judged on; other criteria draw their own images, with labels. Refused: missing
+    data, a criterion that can judge no group.
     """
     criterion = criteria.load(request.criterion)
     stream: Iterable[tuple[Tensor, Tensor | None]] | None = None
@@ -81,7 +82,7 @@ def score(
     for group in groups:
         try:
             by_root[group.root] = criterion.score(group, calibration=calibration)
-        except CalibrationError:
+        except CalibrationError:  # this criterion cannot judge the group
             unjudged.append(group)
             if len(unjudged) == len(groups):
                 raise
@@ -95,7 +96,7 @@ def score(
 def _otherwise(
     groups: Iterable[ChannelGroup], judged: Mapping[str, Tensor], calibration: Calibration
 ) -> dict[str, Tensor]:
-    """Scores by `OTHERWISE`, on the scale of the others: with the mean that all of those have together."""
+    """Return the groups' scores by `OTHERWISE`, scaled so that each group's mean is the mean of all `judged` scores."""
     mean = float(torch.cat([scores.double() for scores in judged.values()]).mean()) if judged else 1.0
-    found = {group.root: criteria.load(OTHERWISE).score(group, calibration=calibration) for group in groups}
-    return {root: scores * (mean / float(scores.mean().clamp(min=1e-30))) for root, scores in found.items()}
+    unscaled = {group.root: criteria.load(OTHERWISE).score(group, calibration=calibration) for group in groups}
+    return {root: scores * (mean / float(scores.mean().clamp(min=1e-30))) for root, scores in unscaled.items()}

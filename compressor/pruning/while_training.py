@@ -1,7 +1,8 @@
-"""From a checkpoint to a small network whose channels left, event by event, while it trained.
+"""Prune a network while it trains: channels leave at events during training (Bartoldson et al. 2020).
 
-How many channels leave each group is planned before the first step, which ones is decided at each event. They are held
-silent until training is over and then cut, which changes nothing: the small network is compared with the held one.
+The number of channels that leave each group is planned before the first step; each event chooses which ones. Removed
+channels are held at zero until training ends, and are cut then. The cut changes no output: the small network is
+compared with the trained one.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from compressor.training.retraining import device_named
 from compressor.training.ways import Wishes, recipe_for
 
 EPOCHS = 6
-SHARE_WITH_EVENTS = 0.85  # of the epochs, of a run that says no more: the paper's 275 of 325
-STILL_SPEAKING = "held silent while the network trains, its channels are still counted, as by a layer norm"
+SHARE_WITH_EVENTS = 0.85  # default share of epochs with events: the paper's 275 of 325
+STILL_SPEAKING = "its channels still affect others when they are zero while the network trains, as in a layer norm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class During:
-    """How a network trains while its channels leave; with `regrow` they train on after each event."""
+    """The training of a network while its channels leave; with `regrow`, removed channels train on after each event."""
 
     recipe: Recipe
     schedule: EventSchedule
@@ -56,7 +57,7 @@ class During:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunedWhileTraining:
-    """The small network, what happened on the way to it, and how far it lies from the network it was cut from."""
+    """The small network, and the training with its events."""
 
     pruned: Pruned
     trained: TrainedWithEvents
@@ -76,7 +77,7 @@ class PrunedWhileTraining:
 
 
 def schedule_to_json(during: During) -> dict[str, Any]:
-    """When the events are, and what they do, as plain values."""
+    """Return the epochs of the events, and whether channels regrow, as plain values."""
     schedule = during.schedule
     return {"start": schedule.start, "end": schedule.end, "every": schedule.every, "regrow": during.regrow}
 
@@ -95,16 +96,17 @@ def during_from(
     seed: int = 0,
     callbacks: tuple[Callback, ...] = (),
 ) -> During | None:
-    """What a command line's plain values make: a fine-tuning recipe, and events in the first 85 % of its epochs.
+    """Return a fine-tuning recipe and an event schedule from a command line's plain values.
 
-    Channels that grow again are chosen from the first epoch's end on, for an optimiser without momentum may not move a
-    zero, and to the last. `None` where it is not wanted; then other values are refused.
+    By default events fall into the first 85 % of the epochs. With `regrow` they begin after the first epoch, because an
+    optimiser without momentum may not move a zero, and go on to the last one. `None` if not `wanted`; other values are
+    then refused.
     """
     if not wanted:
-        given = {"--epochs": epochs, "--every": every, "--start": start, "--end": end, "--lr": rate,
-                 "--device": device, "--regrow": regrow or None}  # fmt: skip
-        for option in (option for option, value in given.items() if value is not None):
-            raise PlanError(f"`{option}` is about training", hint="add `--while-training`, or leave it out")
+        options = {"--epochs": epochs, "--every": every, "--start": start, "--end": end, "--lr": rate,
+                   "--device": device, "--regrow": regrow or None}  # fmt: skip
+        for option in (option for option, value in options.items() if value is not None):
+            raise PlanError(f"`{option}` is about training", hint="add `--while-training`, or omit the option")
         return None
     cost = count(checkpoint.module, checkpoint.example_inputs)
     wishes = Wishes(epochs=EPOCHS if epochs is None else epochs, rate=rate, seed=seed)
@@ -121,18 +123,19 @@ def during_from(
 def prune_while_training(
     checkpoint: Checkpoint, request: Request, during: During, *, data: Data | None, say: Say = quiet
 ) -> PrunedWhileTraining:
-    """Train the checkpoint's network, let the channels leave that `request` asks for, and cut them; lent, as it was.
+    """Train the checkpoint's network, remove the requested channels during training, and cut them at the end.
 
-    Groups whose channels cannot be cut, or cannot be held silent, are left alone with their reason. Refused: what
-    `prune` and `train` refuse, no data, a request of more than a share of channels, MACs or parameters.
+    The checkpoint is not modified. Groups whose channels cannot be cut, or still affect others when they are zero, are
+    left alone with the reason. Refused: what `prune` and `train` refuse, no data, a budget of latency, measured widths,
+    levels, a repair.
     """
     request = request.resolved(has_data=data is not None, while_training=True)
     _check(request)
     if data is None:
-        raise RetrainError("pruning while training takes images with labels", hint="give them: `--data DIR`")
+        raise RetrainError("pruning while training needs images with labels", hint="give them: `--data DIR`")
     checkpoint = with_examples_of(checkpoint, data)
     request = dataclasses.replace(request, repair=Repair.NONE)
-    first, reasons = _planned(checkpoint, request, data, say)
+    first, loud = _planned(checkpoint, request, data, say)
     removed = first.levels[-1].plan.removed
     departures = [
         Departure(root=root, channels=len(gone), schedule=during.schedule) for root, gone in removed.items() if gone
@@ -152,18 +155,18 @@ def prune_while_training(
         callbacks=during.callbacks,
         state_file=during.state_file,
     )
-    held = trained.module.to(home)
+    silenced = trained.module.to(home)
     if frozen:
-        held.requires_grad_(False)
+        silenced.requires_grad_(False)
     entry = _entry(during, trained, data)
-    known = dataclasses.replace(checkpoint, module=held, lineage=(*checkpoint.lineage, entry))
+    retrained = dataclasses.replace(checkpoint, module=silenced, lineage=(*checkpoint.lineage, entry))
     say("cutting what is silent")
-    pruned = prune(known, request, data=data, say=say, planner=lambda scored: _silent(scored, trained.silent))
-    worst = difference_beyond_rounding(held, pruned.checkpoint.module, first.traced, checkpoint.example_inputs)
+    pruned = prune(retrained, request, data=data, say=say, planner=lambda scored: _silent(scored, trained.silent))
+    worst = difference_beyond_rounding(silenced, pruned.checkpoint.module, first.traced, checkpoint.example_inputs)
     if worst is not None:
-        raise SurgeryError(f"the small network differs from the one it was cut from, by {worst:.2g}")
-    left = tuple(LeftAlone(layer=root, reason=STILL_SPEAKING) for root in reasons)
-    traced = dataclasses.replace(pruned.traced, left_alone=_told(pruned.traced, left))
+        raise SurgeryError(f"the small network differs from the trained one before its cut, by {worst:.2g}")
+    still_speaking = tuple(LeftAlone(layer=root, reason=STILL_SPEAKING) for root in loud)
+    traced = dataclasses.replace(pruned.traced, left_alone=_left_alone(pruned.traced, still_speaking))
     return PrunedWhileTraining(pruned=dataclasses.replace(pruned, traced=traced), trained=trained, during=during)
 
 
@@ -175,7 +178,7 @@ def choosing(
     *,
     say: Say = quiet,
 ) -> Choose:
-    """Scores by the request's criterion on the network as it is at an event; chance is drawn anew at each."""
+    """Return a function that scores the network at an event by the request's criterion, with a new seed per epoch."""
     request = request.resolved(has_data=data is not None, while_training=True)
     images = calibration_images(checkpoint, request, data, say=say)
 
@@ -188,24 +191,25 @@ def choosing(
 
 
 def _check(request: Request) -> None:
+    """Raise where the request cannot be met while the network trains."""
     if isinstance(request.budget, LatencyBudget):
         raise PlanError(
-            "a latency is met before training, not while it goes on", hint="prune to it, then `compress retrain`"
+            "a budget of latency cannot be met while training", hint="prune to it first, then `compress retrain`"
         )
     if request.scope is Scope.MEASURED:
         raise PlanError(
-            "measured widths belong to the weights as they are, and these train on", hint="`--scope uniform` or global"
+            "measured widths depend on the weights, and training changes these", hint="`--scope uniform` or `global`"
         )
     if request.levels > 1:
-        raise PlanError("`--levels` are rounds of pruning, and here the events are", hint="leave it out: `--every 1`")
+        raise PlanError("pruning while training has events in place of `--levels`", hint="omit it, use `--every 1`")
     if request.repair is not Repair.NONE:
         raise PlanError(
-            f"repair by {request.repair} mends a cut, and this cut changes nothing", hint="leave `--repair` out"
+            f"there is nothing to repair by {request.repair}: this cut changes no output", hint="omit `--repair`"
         )
 
 
 def _planned(checkpoint: Checkpoint, request: Request, data: Data, say: Say) -> tuple[Pruned, tuple[str, ...]]:
-    """The plan of one cut here and now, by groups that can be held silent; and the roots of those that cannot."""
+    """Prune once by groups that can be held at zero; return it, and the roots of the groups that cannot be."""
     first = prune(checkpoint, request, data=data, say=say)
     plan, inputs = first.levels[-1].plan, checkpoint.example_inputs
     say("holding channels silent, to see that none speaks")
@@ -215,7 +219,7 @@ def _planned(checkpoint: Checkpoint, request: Request, data: Data, say: Say) -> 
     layers = tuple(root.partition("/")[0] for root in loud)
     if {root.partition("/")[0] for root, gone in plan.removed.items() if gone} <= set(layers):
         raise GroupError(
-            f"no channels of this network can be held silent while it trains: {', '.join(loud[:4])}",
+            f"no channels of this network can be held at zero while it trains: {', '.join(loud[:4])}",
             hint="prune it first, then train it: `compress prune`, then `compress retrain`",
         )
     narrower = dataclasses.replace(request, protect=(*request.protect, *layers))
@@ -223,24 +227,25 @@ def _planned(checkpoint: Checkpoint, request: Request, data: Data, say: Say) -> 
 
 
 def _trainable(module: nn.Module) -> tuple[nn.Module, bool]:
-    """A copy to train, and whether the module is frozen throughout: then all of the copy is trained."""
+    """Return a copy to train, and whether the module is frozen throughout; all of such a copy is trained."""
     module = copy_of(module)
     frozen = not any(p.requires_grad for p in module.parameters())
     return (module.requires_grad_(True) if frozen else module), frozen
 
 
 def _silent(scored: Scored, silent: Mapping[str, tuple[int, ...]]) -> Planned:
+    """Return the plan that removes the channels held at zero, by root."""
     return Planned(plan=PruningPlan(removed={g.root: silent.get(g.root, ()) for g in scored.traced.groups}))
 
 
-def _told(traced: Traced, left: tuple[LeftAlone, ...]) -> tuple[LeftAlone, ...]:
-    """What is left alone, with the better reason where there are two."""
-    better = {one.layer for one in left}
-    return (*(one for one in traced.left_alone if one.layer not in better), *left)
+def _left_alone(traced: Traced, still_speaking: tuple[LeftAlone, ...]) -> tuple[LeftAlone, ...]:
+    """Return all layers left alone; the reason in `still_speaking` replaces another reason for the same layer."""
+    layers = {one.layer for one in still_speaking}
+    return (*(one for one in traced.left_alone if one.layer not in layers), *still_speaking)
 
 
 def _entry(during: During, trained: TrainedWithEvents, data: Data) -> dict[str, object]:
-    """What was done, as a lineage has it."""
+    """Return the training as a step of a lineage."""
     return {
         "step": "train while pruning",
         **schedule_to_json(during),

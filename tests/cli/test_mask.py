@@ -41,7 +41,7 @@ def test_the_result_says_what_judged(early: Path) -> None:
 def test_what_does_not_go_together_is_refused(early: Path) -> None:
     refused(*ASK, "movement", says="`movement` compares every weight", hints="--initial FILE")
     refused(*ASK, "movemnt", says="no mask criterion called `movemnt`", hints="movement")
-    refused(*ASK, "random", "--initial", early, says="`random` does not look at initial weights", hints="--initial")
+    refused(*ASK, "random", "--initial", early, says="`random` does not use initial weights", hints="--initial")
     refused(
         "prune", "tiny.pt", *ARCH, "--ratio", 0.5, "--mask-criterion", "movement",
         says="`--mask-criterion` judges single weights", hints="--sparsity",

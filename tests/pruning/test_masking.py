@@ -288,10 +288,10 @@ def test_a_masked_checkpoint_is_masked_by_its_criterion_and_says_so(criterion: M
 
 def test_initial_weights_are_given_where_they_are_looked_at_and_nowhere_else() -> None:
     checkpoint, initial = checkpoint_of(alive(plain())), plain().state_dict()
-    with pytest.raises(PlanError, match="`movement` compares every weight with what it was") as caught:
+    with pytest.raises(PlanError, match="`movement` compares every weight with its value") as caught:
         mask_weights(checkpoint, MaskRequest(sparsity=0.6, criterion=MaskCriterion.MOVEMENT))
     assert "--initial FILE" in str(caught.value.hint)
-    with pytest.raises(PlanError, match="`large-final` does not look at initial weights"):
+    with pytest.raises(PlanError, match="`large-final` does not use initial weights"):
         mask_weights(checkpoint, MaskRequest(sparsity=0.6), initial=initial)
     with pytest.raises(PlanError, match=r"initial values of `0\.weight` are missing"):
         mask_weights(

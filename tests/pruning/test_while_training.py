@@ -54,7 +54,7 @@ def checkpoint(make: Callable[[], nn.Module] = network) -> Checkpoint:
 
 
 class Normed(nn.Module):
-    """A layer norm over the channels of the first layer; those of the second can be held silent."""
+    """A layer norm over the channels of the first layer; those of the second can be held at zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ def test_channels_that_are_normalised_together_are_left_alone_with_the_reason() 
     assert set(found.trained.silent) == {"b"}
     assert found.pruned.checkpoint.module.get_parameter("a.weight").shape[0] == 12
     reasons = {one.layer: one.reason for one in found.pruned.traced.left_alone}
-    assert "still counted" in reasons["a"]
+    assert "still affect others" in reasons["a"]
 
 
 def test_a_network_of_which_nothing_can_be_held_is_refused() -> None:
-    with pytest.raises(GroupError, match="no channels of this network can be held silent"):
+    with pytest.raises(GroupError, match="no channels of this network can be held at zero"):
         prune_while_training(checkpoint(Normed), dataclasses.replace(HALF, protect=("b",)), DURING, data=DATA)
 
 
@@ -117,10 +117,10 @@ def test_a_frozen_network_is_trained_and_comes_back_frozen() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"budget": LatencyBudget(speedup=2.0)}, "a latency is met before training"),
-        ({"scope": Scope.MEASURED}, "measured widths belong to the weights"),
-        ({"levels": 2}, "`--levels` are rounds of pruning"),
-        ({"repair": Repair.BATCH_NORM}, "repair by batch-norm mends a cut"),
+        ({"budget": LatencyBudget(speedup=2.0)}, "a budget of latency cannot be met while training"),
+        ({"scope": Scope.MEASURED}, "measured widths depend on the weights"),
+        ({"levels": 2}, "events in place of `--levels`"),
+        ({"repair": Repair.BATCH_NORM}, "nothing to repair by batch-norm"),
     ],
 )
 def test_what_does_not_go_with_training_is_refused(change: dict[str, Any], says: str) -> None:
@@ -130,7 +130,7 @@ def test_what_does_not_go_with_training_is_refused(change: dict[str, Any], says:
 
 
 def test_images_with_labels_are_needed() -> None:
-    with pytest.raises(RetrainError, match="takes images with labels"):
+    with pytest.raises(RetrainError, match="needs images with labels"):
         prune_while_training(checkpoint(), HALF, DURING, data=None)
     bare = dataclasses.replace(DATA, train=type(bars(4, seed=0))(bars(40, seed=0).images))
     with pytest.raises(CompressError, match="no labels"):
@@ -210,8 +210,8 @@ class TestCommand:
             (("--sparsity", 0.5, "--while-training"), "channels leave while a network trains", "--ratio"),
             (("--max-drop", 1, "--while-training"), "channels leave while a network trains", "--ratio"),
             (("--speedup", 2, "--while-training"), "channels leave while a network trains", "--ratio"),
-            (("--ratio", 0.5, "--while-training", "--every", 0), "events every 0 epochs", "--every 1"),
-            (("--ratio", 0.5, "--while-training", "--end", 6), "an event before epoch 6", "--end"),
+            (("--ratio", 0.5, "--while-training", "--every", 0), "events cannot be every 0 epochs", "--every 1"),
+            (("--ratio", 0.5, "--while-training", "--end", 6), "the last event is before epoch 6", "--end"),
         ],
     )
     def test_what_makes_no_sense_is_refused(self, options: tuple[object, ...], says: str, hints: str) -> None:

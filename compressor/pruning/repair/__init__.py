@@ -1,1 +1,1 @@
-"""Accuracy back before any retraining, without labels."""
+"""Repair a small network before any retraining, without labels."""

@@ -1,8 +1,8 @@
-"""Mean compensation without any data: what a removed channel gave on average, from its batch norm alone.
+"""Mean compensation without data: the mean output of a removed channel, computed from its batch norm alone.
 
-Behind a batch norm with scale γ and shift β a channel is taken to be N(β, γ²), which is what training made it. The mean
-of what an activation makes of that, by Gauss and Hermite's quadrature through the network's own operators, times the
-weights that read the channel, goes into the reader's bias (or into the running mean of the norm behind it).
+A channel behind a batch norm with scale γ and shift β is assumed to be N(β, γ²), its distribution in training. The mean
+of its activation follows by Gauss-Hermite quadrature through the network's own operators. This mean times the weights
+that read the channel is added to the reader's bias (or subtracted from the running mean of the norm behind it).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ POINTWISE = {
     aten.hardswish.default, aten.leaky_relu.default, aten.elu.default, aten.sigmoid.default, aten.tanh.default,
     aten.hardsigmoid.default, aten.mish.default, aten.softplus.default, aten.dropout.default, aten.clone.default,
 }  # fmt: skip
-POOLING = {  # a mean stays, a maximum is at least the mean
+POOLING = {  # an average keeps the mean; a maximum is at least the mean
     aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.max_pool2d.default, aten.flatten.using_ints,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compensation:
-    """A copy of the small network with the expected values in its biases, and the layers that took them."""
+    """A copy of the small network with the expected values in its biases, and the names of the changed layers."""
 
     module: nn.Module
     layers: tuple[str, ...]
 
 
 def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_inputs: Sequence[Tensor]) -> Compensation:
-    """The small network with the expected values of what `surgery` removed; layers that read no batch norm stay.
+    """Add the expected outputs of the removed channels to the biases of a copy of `small`, and return it.
 
-    Refused: networks that cannot be followed (`planning.walk`).
+    Layers that read no batch norm stay as they are. Refused: networks that cannot be followed (`planning.walk`).
     """
     programs = side_by_side(dense, small, example_inputs, batch=len(example_inputs[0]))
     module = copy_of(small)
@@ -65,8 +65,8 @@ def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_in
             gone = torch.ones(weight.shape[1], dtype=torch.bool)
             gone[kept] = False
             means = means.repeat_interleave(weight.shape[1] // len(means))  # behind a flattening
-            given = weight.flatten(2).sum(dim=2) if weight.ndim > 2 else weight
-            shift = given[:, gone] @ means[gone].to(given.dtype)
+            summed = weight.flatten(2).sum(dim=2) if weight.ndim > 2 else weight  # [out, in]
+            shift = summed[:, gone] @ means[gone].to(summed.dtype)
             rows = surgery.slices[name].get(0)
             shift = shift if rows is None else shift[rows]
             bias, norm = reader.bias, norm_behind(programs[1], node)
@@ -81,7 +81,7 @@ def compensated(dense: nn.Module, small: nn.Module, surgery: Surgery, example_in
 
 
 def _means(program: Program, walk: Walk, source: object) -> Tensor | None:
-    """The expected value of every channel of an operator's input, where that comes from a batch norm: `[channels]`."""
+    """Return the expected values `[channels]` of an operator's input; `None` if it does not come from a batch norm."""
     chain: list[fx.Node] = []
     at = source
     while isinstance(at, fx.Node) and operator(at) in POINTWISE | POOLING:
@@ -96,5 +96,5 @@ def _means(program: Program, walk: Walk, source: object) -> Tensor | None:
     points, weights = (torch.from_numpy(v).float() for v in np.polynomial.hermite_e.hermegauss(POINTS))
     value = walk.constant(shift) + walk.constant(scale).abs() * points.unsqueeze(1)  # [points, channels]
     for node in reversed(chain):
-        value = call(node, lambda _, v=value: v)  # type: ignore[misc]  # its only value is the one before
+        value = call(node, lambda _, v=value: v)  # type: ignore[misc]  # its only input is the value before
     return (value * (weights / weights.sum()).unsqueeze(1)).sum(dim=0)

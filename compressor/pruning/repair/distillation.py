@@ -1,15 +1,15 @@
-"""Label-free distillation: the small network follows what the dense one says and holds inside, on unlabelled images.
+"""Label-free distillation: train the small network to match the dense one's outputs and inner values, without labels.
 
-The loss of a batch is the squared error of the outputs plus its mean over the *block outputs* h, the sums at the end of
-residual branches (where there are none, what the layers give), each over its variance:
+The loss of a batch is the squared error of the outputs plus the mean squared error of the *block outputs* h, each
+divided by its variance. Block outputs are the sums at the end of residual branches; without any, the layers' outputs:
 
     ‖z_dense − z_small‖² / Var z_dense + mean over blocks of ‖h_dense − h_small‖² / Var h_dense
 
-(Ba & Caruana 2014, arXiv:1312.6184, for the scores before the softmax, centred image by image; Romero et al. 2015,
-arXiv:1412.6550, for the inside). Batch norms use the batch's statistics and take new running ones, as in any training:
-with the dense network's kept fixed the same steps made small ResNets worse. Images are flipped and shifted at random
-where they are images. A part of them is held out; what did best there is returned, the start included: it is never
-worse than what it started from.
+(Ba & Caruana 2014, arXiv:1312.6184, for the scores before the softmax, centred for each image; Romero et al. 2015,
+arXiv:1412.6550, for the inner values). Batch norms use the batch's statistics and update the running ones, as in any
+training: with the dense network's statistics kept fixed, the same steps made small ResNets worse. Inputs of the shape
+of images are flipped and shifted at random. The network with the lowest error on held-out inputs is returned; the start
+is a candidate too, so the result is never worse than it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ from compressor.progress import Say, quiet
 from compressor.surgery.masks import WeightMask
 from compressor.surgery.surgery import Surgery
 
-STEPS, JUDGED_EVERY, PATIENCE = 900, 50, 8  # steps; between judgements; judgements in a row that found none better
-RATE, WARMUP = 1e-3, 20  # Adam's; 1e-4 to 3e-4 were too slow, 3e-3 undid the start
+STEPS, JUDGED_EVERY, PATIENCE = 900, 50, 8  # all steps; steps between evaluations; evaluations without progress to stop
+RATE, WARMUP = 1e-3, 20  # of Adam; 1e-4 to 3e-4 were too slow, 3e-3 made the start worse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """The small network that followed best, and its held-out error (`planning.sensitivity.rise`) as it went.
+    """The small network with the lowest held-out error, and all held-out errors (`planning.sensitivity.rise`).
 
-    `errors[0]` is the start's, then one every `JUDGED_EVERY` steps; `best` is the position of the one returned.
+    `errors[0]` is the error at the start, followed by one per `JUDGED_EVERY` steps; `best` is the index of the returned
+    network's error.
     """
 
     module: nn.Module
@@ -70,51 +71,50 @@ def distil(
     seed: int = 0,
     say: Say = quiet,
 ) -> Distilled:
-    """A copy of `small`, trained to follow `dense` on `batches` of inputs, judged on `held_out` ones.
+    """Train a copy of `small` to match `dense` on `batches` of inputs, and return the best one on `held_out` inputs.
 
-    Every batch has the same number of images. The parameters named in `frozen` stay, and the weights
-    that `mask` removed stay zero. Refused: networks that cannot be
-    followed (`planning.walk`).
+    Every batch has the same number of images. Parameters named in `frozen` are not trained; weights that `mask` removed
+    stay zero. Refused: networks that cannot be followed (`planning.walk`).
     """
     size = len(batches[0][0])
     student = copy_of(small)
     programs = side_by_side(dense, small, batches[0], batch=size)
     points = _points(programs[1], surgery)
-    held = {n: _layout(t.detach().clone()) for n, t in (*student.named_parameters(), *student.named_buffers())}
-    learning = {n: held[n] for n, p in student.named_parameters() if p.is_floating_point() and n not in frozen}
+    tensors = {n: _layout(t.detach().clone()) for n, t in (*student.named_parameters(), *student.named_buffers())}
+    learning = {n: tensors[n] for n, p in student.named_parameters() if p.is_floating_point() and n not in frozen}
     for tensor in learning.values():
         tensor.requires_grad_(True)
-    removed = {} if mask is None else {n: ~kept.to(held[n].device) for n, kept in mask.kept.items()}
+    removed = {} if mask is None else {n: ~kept.to(tensors[n].device) for n, kept in mask.kept.items()}
     optimiser = torch.optim.Adam(learning.values(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
-    given = [_layout(torch.cat([batch[i] for batch in batches])) for i in range(len(batches[0]))]
+    all_inputs = [_layout(torch.cat([batch[i] for batch in batches])) for i in range(len(batches[0]))]
     reference = _outputs(programs[0], held_out, {})
-    errors = [rise(reference, _outputs(programs[1], held_out, held))]
-    best, kept = 0, {n: t.detach().clone() for n, t in held.items()}
+    errors = [rise(reference, _outputs(programs[1], held_out, tensors))]
+    best, kept = 0, {n: t.detach().clone() for n, t in tensors.items()}
     order = torch.empty(0, dtype=torch.int64)
     for step in range(steps):
         if len(order) < size:
-            order = torch.randperm(len(given[0]), generator=generator)
+            order = torch.randperm(len(all_inputs[0]), generator=generator)
         chosen, order = order[:size], order[size:]
-        inputs = [t[chosen] for t in given]
+        inputs = [t[chosen] for t in all_inputs]
         if augment:
             inputs = [_layout(_moved(t, generator)) if t.ndim == 4 else t for t in inputs]
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         with right_gradients():
-            loss = _loss(programs, points, inputs, held)
+            loss = _loss(programs, points, inputs, tensors)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimiser.step()
         with torch.no_grad():
             for name, gone in removed.items():
-                held[name].masked_fill_(gone, 0)
+                tensors[name].masked_fill_(gone, 0)
         say(f"distilling, step {step + 1} of {steps}, held-out error {errors[-1]:.3g} (start {errors[0]:.3g})")
         if (step + 1) % JUDGED_EVERY and step + 1 < steps:
             continue
-        errors.append(rise(reference, _outputs(programs[1], held_out, held)))
+        errors.append(rise(reference, _outputs(programs[1], held_out, tensors)))
         if errors[-1] < errors[best]:
-            best, kept = len(errors) - 1, {n: t.detach().clone() for n, t in held.items()}
+            best, kept = len(errors) - 1, {n: t.detach().clone() for n, t in tensors.items()}
         elif len(errors) - 1 - best >= PATIENCE:
             break
     with torch.no_grad():
@@ -124,14 +124,14 @@ def distil(
 
 
 def _layout(tensor: Tensor) -> Tensor:
-    """The tensor with channels last where it is four-dimensional: convolutions train faster on a CPU."""
+    """Return a four-dimensional tensor in channels-last format, in which convolutions train faster on a CPU."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _points(small: Program, surgery: Surgery) -> list[tuple[int, Tensor | None]]:
-    """Where the two are compared inside: an operator's index, and the dense channels that are left there.
+    """Return where inner values are compared: an operator's index, and the dense channels that stay there.
 
-    The sums that end residual branches; where there are none, what the layers give.
+    These are the sums that end residual branches; without any, the layers' outputs.
     """
     layers: dict[int, Tensor | None] = {}
     sums: dict[int, Tensor | None] = {}
@@ -149,19 +149,20 @@ def _loss(
     programs: Sequence[Program],
     points: Sequence[tuple[int, Tensor | None]],
     inputs: Sequence[Tensor],
-    held: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
 ) -> Tensor:
+    """Return the loss of a batch (the module's docstring has the formula)."""
     with torch.no_grad():
         inside, output = _through(programs[0], points, inputs, {}, training=False)
-    followed, said = _through(programs[1], points, inputs, held, training=True)
-    distance = _distance(_centred(output), _centred(said))
-    for (_, kept), target, found in zip(points, inside, followed, strict=True):
-        if target.shape != found.shape:
-            dims = [d for d, (a, b) in enumerate(zip(target.shape, found.shape, strict=True)) if a != b]
-            if kept is None or len(dims) != 1 or len(kept) != found.shape[dims[0]]:
+    small_inside, small_output = _through(programs[1], points, inputs, weights, training=True)
+    distance = _distance(_centred(output), _centred(small_output))
+    for (_, kept), target, value in zip(points, inside, small_inside, strict=True):
+        if target.shape != value.shape:
+            dims = [d for d, (a, b) in enumerate(zip(target.shape, value.shape, strict=True)) if a != b]
+            if kept is None or len(dims) != 1 or len(kept) != value.shape[dims[0]]:
                 continue
             target = target.index_select(dims[0], kept)
-        distance = distance + _distance(target, found) / len(points)
+        distance = distance + _distance(target, value) / len(points)
     return distance
 
 
@@ -173,7 +174,7 @@ def _through(
     *,
     training: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """The values at the points, and the network's first output."""
+    """Return the values at the points, and the network's first output."""
     walk = Walk(program, [[t] for t in inputs], weights=weights, training=training)
     wanted = {i for i, _ in points}
     inside = []
@@ -195,12 +196,12 @@ def _distance(dense: Tensor, small: Tensor) -> Tensor:
 
 def _outputs(program: Program, batches: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        found = [Walk(program, [[t] for t in batch], weights=weights).finish()[0][0] for batch in batches]
-    return torch.cat([next(iter(tensors_in(value))) for value in found])
+        outputs = [Walk(program, [[t] for t in batch], weights=weights).finish()[0][0] for batch in batches]
+    return torch.cat([next(iter(tensors_in(value))) for value in outputs])
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images flipped at random, and shifted together by up to an eighth; what comes in at the rim repeats the edge."""
+    """Flip each image at random, and shift all of them by up to an eighth; new pixels repeat the edge."""
     flipped = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(flipped.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
     reach = max(1, images.shape[-1] // 8)

@@ -1,14 +1,14 @@
-"""Least-squares reconstruction: every layer behind the cut is fitted to give what the dense network's gives.
+"""Least-squares reconstruction: fit the outputs of every layer behind the cut to those of the dense network.
 
-The cut is of channels, which narrows layers, or of single weights, which a mask leaves at zero in place.
+A cut removes channels, which narrows layers, or single weights, which a mask keeps at zero in place.
 
-The dense and the small network walk through their operators side by side, on the same images. At each convolution or
-linear layer whose input or weights are no longer the dense network's, the small network's weights are fitted: X is
-what the layer reads behind the *already repaired* prefix, T what the dense network's layer gives (He et al. 2017,
-arXiv:1707.06168, sec. 3; the sequential form). Where the layer's output is added to a stream, as at the end of a
-residual branch, T also makes up for what the stream is off by: the sum is to be the dense network's.
+The operators of the dense and the small network run side by side, on the same images. The small network's weights are
+fitted at each convolution or linear layer whose input or weights differ from the dense network's: X is the layer's
+input behind the *already repaired* prefix, T is the output of the dense network's layer (He et al. 2017,
+arXiv:1707.06168, sec. 3; the sequential form). If the layer's output is added to a stream, as at the end of a residual
+branch, T also corrects the stream's error: the sum is fitted to the dense network's sum.
 
-A new bias goes into the layer's own, or into the running mean of the batch norm behind it; the network's shape stays.
+A new bias is stored in the layer's own bias, or in the running mean of the batch norm behind it; no shape changes.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from compressor.progress import Say, quiet
 from compressor.surgery.masks import WeightMask
 from compressor.surgery.surgery import Surgery
 
-HELD_OUT = 4  # every so many batches, one judges the ridge
+HELD_OUT = 4  # one batch of this many is held out, to choose the ridge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFit:
-    """How well one layer says what the dense network's says, on images that it was not fitted on.
+    """The error of one layer's output on held-out images, before and after its fit.
 
-    `before` and `after` are mean squared errors over the variance of the dense network's output.
+    Both are mean squared errors divided by the variance of the dense network's output.
     """
 
     layer: str
@@ -59,7 +59,7 @@ class LayerFit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconstruction:
-    """A repaired copy of the small network, and what each fit did, in the order of the forward pass."""
+    """A repaired copy of the small network, and each layer's errors, in the order of the forward pass."""
 
     module: nn.Module
     layers: tuple[LayerFit, ...]
@@ -79,22 +79,21 @@ def reconstruct(
     seed: int = 0,
     say: Say = quiet,
 ) -> Reconstruction:
-    """A copy of `small`, which `surgery` cut from `dense`, fitted layer by layer on `batches` of inputs.
+    """Fit a copy of `small`, which `surgery` cut from `dense`, layer by layer on `batches` of inputs, and return it.
 
-    Weights that `mask` removed, which are zero in `small`, stay exactly zero. Every batch has the same number of
-    images. With `mean_only` no weight moves: the mean of what left goes into the biases. Layers whose weights are named
-    in `silent` read nothing any more: their weights become zero, their biases the mean of what they are to give.
-    A layer whose covariance is too large for `memory_bytes` (`planning.affording`) has its bias fitted alone, and
-    `say` names it.
-    Refused: networks that cannot be followed (`planning.walk`).
+    Every batch has the same number of images. Weights that `mask` removed, which are zero in `small`, stay exactly
+    zero. With `mean_only` only biases change: they take the mean of the removed channels' contribution. Layers whose
+    weights are named in `silent` read no channel any more: their weights become zero, their biases the mean of their
+    targets. If a layer's covariance is too large for `memory_bytes` (`planning.affording`), only its bias is fitted,
+    and `say` names the layer. Refused: networks that cannot be followed (`planning.walk`).
     """
     size = len(batches[0][0])
     programs = side_by_side(dense, small, batches[0], batch=size)
     module = copy_of(small)
-    given = [list(column) for column in zip(*batches, strict=True)]
+    inputs = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
         walk = _SideBySide(
-            programs[0], programs[1], given, surgery, mean_only=mean_only, silent=silent, mask=mask,
+            programs[0], programs[1], inputs, surgery, mean_only=mean_only, silent=silent, mask=mask,
             memory_bytes=memory_bytes, seed=seed, say=say,
         )  # fmt: skip
         layers = walk.through()
@@ -105,7 +104,7 @@ def reconstruct(
 
 
 class _SideBySide:
-    """Both programs on the same batches: the dense one runs ahead as far as the small one needs to look."""
+    """Runs both programs on the same batches; the dense one runs ahead as far as the small one's targets need."""
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class _SideBySide:
         self.generator = torch.Generator().manual_seed(seed)
         self.readers = dict(readers(small))
         self.repeated = {i: node for i, node in calls(small) if i not in self.readers}
-        self.told: set[str] = set()
+        self.skipped: set[str] = set()
         self.index = small.index
         self.changed: set[fx.Node] = set()
         dense_tensors = {name: dense.constants[node] for node, name in dense.names.items()}
@@ -139,7 +138,7 @@ class _SideBySide:
         self.dense_index = dense.index
 
     def through(self) -> tuple[LayerFit, ...]:
-        """Fit every layer whose input or weights are others now, in order."""
+        """Fit every layer whose input or weights differ from the dense network's, in order."""
         done: list[LayerFit] = []
         for i, node in enumerate(self.small.program.nodes):
             source = node.args[0] if node.args else None
@@ -149,7 +148,7 @@ class _SideBySide:
                 self.say(f"repairing {name}")
                 done += self._fit(i, node, source)
             if i in self.repeated and source in self.changed:
-                self._tell_of(node)
+                self._skip(node)
             self._advance_dense(i)
             if any(a in self.changed or a in self.different for a in node.all_input_nodes):
                 self.changed.add(node)
@@ -157,11 +156,11 @@ class _SideBySide:
             self._free_dense(i)
         return tuple(done)
 
-    def _tell_of(self, node: fx.Node) -> None:
-        """A layer that is called several times reads other things each time, some of them not made yet: it stays."""
+    def _skip(self, node: fx.Node) -> None:
+        """Report a layer that is called several times: it is not fitted, for some of its inputs do not exist yet."""
         name = self.small.program.tensor_name(node.args[1]) or ""
-        if name not in self.told:
-            self.told.add(name)
+        if name not in self.skipped:
+            self.skipped.add(name)
             self.say(f"{name} is called several times: it is not repaired")
 
     def _advance_dense(self, index: int) -> None:
@@ -174,7 +173,7 @@ class _SideBySide:
                 del self.dense.values[node]
 
     def _fit(self, index: int, node: fx.Node, source: fx.Node) -> list[LayerFit]:
-        """Fit one layer; an empty list where there is nothing that may move."""
+        """Fit one layer; return an empty list if neither its weights nor a bias may change."""
         program = self.small.program
         weight_node = node.args[1]
         assert isinstance(weight_node, fx.Node)
@@ -197,19 +196,19 @@ class _SideBySide:
         kept = self.kept.get(reader.weight)
         support = None if kept is None else reader.matrix(kept).to(matrix.device)
         if mean_only:
-            left = Residuals(matrix), Residuals(matrix)
-            self._add_rows(left, index, node, source, reader, matrix, branch)
-            found = fit_mean(*left, matrix, shift, intercept=intercept)
+            residuals = Residuals(matrix), Residuals(matrix)
+            self._add_rows(residuals, index, node, source, reader, matrix, branch)
+            fitted = fit_mean(*residuals, matrix, shift, intercept=intercept)
         else:
             parts = Moments(), Moments()
             self._add_rows(parts, index, node, source, reader, matrix, branch)
-            found = fit(*parts, matrix, shift, intercept=intercept, kept=support)
-        self._set(weight_node, name_of_shift, norm is not None, reader, found, weight)
+            fitted = fit(*parts, matrix, shift, intercept=intercept, kept=support)
+        self._set(weight_node, name_of_shift, norm is not None, reader, fitted, weight)
         layer = reader.weight.rpartition(".")[0] or reader.weight
-        return [LayerFit(layer=layer, before=found.before, after=found.after, ridge=found.ridge)]
+        return [LayerFit(layer=layer, before=fitted.before, after=fitted.after, ridge=fitted.ridge)]
 
     def _mean_only(self, reader: Reader, matrix: Tensor) -> bool:
-        """Whether the layer's weights stay; with a word where that is for want of memory."""
+        """True if only the layer's bias is fitted; reports the layer if the reason is a lack of memory."""
         if self.mean_only or reader.weight in self.silent:
             return True
         if matrix.shape[-1] <= WIDEST and affords(matrix, self.memory_bytes):
@@ -227,7 +226,7 @@ class _SideBySide:
         matrix: Tensor,
         branch: Branch | None,
     ) -> None:
-        """Add what the layer reads and what it should give to the rows that are fitted on and those that judge."""
+        """Add the layer's inputs and targets to both parts: the rows to fit on, and the rows to judge the fit on."""
         small, dense_node = self.small, self.dense.program.nodes[index]
         whole = isinstance(parts[0], Moments)
         wanted = wanted_rows(reader, reader.tensor(matrix))
@@ -246,19 +245,20 @@ class _SideBySide:
             positions = drawn_positions(reader, output, wanted=each, generator=self.generator)
             x = features(reader, small.argument(source, b), positions)
             t = targets(reader, output, positions)
-            if small.batches == 1 and x.shape[1] == 1:  # too little to judge anything but the mean
+            if small.batches == 1 and x.shape[1] == 1:  # one row: it must serve both for the fit and the judgement
                 parts[0].add(x, t)
                 parts[1].add(x, t)
-            elif small.batches == 1:  # rows stand in for batches
+            elif small.batches == 1:  # hold out rows in place of batches
                 cut = -(-x.shape[1] * (HELD_OUT - 1) // HELD_OUT)
                 cut = min(cut, x.shape[1] - 1)
                 parts[0].add(x[:, :cut], t[:, :cut])
                 parts[1].add(x[:, cut:], t[:, cut:])
             else:
-                parts[b % HELD_OUT == HELD_OUT - 1 or b == small.batches - 1 < HELD_OUT - 1].add(x, t)
+                judges = b % HELD_OUT == HELD_OUT - 1 or b == small.batches - 1 < HELD_OUT - 1
+                parts[judges].add(x, t)  # False is the first part, True the second
 
     def _like_small(self, output: Tensor, reader: Reader, matrix: Tensor) -> Tensor:
-        """The dense layer's output at the channels that the small one still has."""
+        """Return the dense layer's output at the channels that the small layer still has."""
         channels = matrix.shape[0] * matrix.shape[1]
         dim = output.ndim - 1 if not reader.dims else output.ndim - reader.dims - 1
         shape = list(output.shape)
@@ -266,7 +266,7 @@ class _SideBySide:
         return self._kept(output, torch.Size(shape), reader)
 
     def _kept(self, value: Tensor, shape: torch.Size, reader: Reader) -> Tensor:
-        """The dense value at the channels that stay; itself where none left."""
+        """Return the dense value at the channels that stay; the value itself if none was removed."""
         if value.shape == shape:
             return value
         out_dim = 1 if reader.spread is not None else 0
@@ -276,28 +276,29 @@ class _SideBySide:
         return value.index_select(dims[0], kept)
 
     def _set(
-        self, weight_node: fx.Node, shift_name: str | None, in_norm: bool, reader: Reader, found: Fit, weight: Tensor
+        self, weight_node: fx.Node, shift_name: str | None, in_norm: bool, reader: Reader, fitted: Fit, weight: Tensor
     ) -> None:
+        """Store the fitted weights and shift; `in_norm`: the shift is subtracted from the norm's running mean."""
         names = self.small.program.names
-        self.small.weights[names[weight_node]] = reader.tensor(found.weight).to(weight.dtype).contiguous()
+        self.small.weights[names[weight_node]] = reader.tensor(fitted.weight).to(weight.dtype).contiguous()
         if shift_name is not None:
             before = self.small.named(shift_name)
-            shift = found.shift.flatten().to(before.dtype)
+            shift = fitted.shift.flatten().to(before.dtype)
             self.small.weights[shift_name] = before - shift if in_norm else shift
 
     def _branch(self, index: int, node: fx.Node) -> Branch | None:
-        """The sum that the layer's output goes into unbent, where what it is added to is there already."""
-        found = residual_sum(self.small.program, node)
-        if found is None or self.index.get(found.other, -1) >= index or found.other not in self.small.values:
+        """Return the sum that the layer's output reaches linearly; `None` if its other term is not computed yet."""
+        branch = residual_sum(self.small.program, node)
+        if branch is None or self.index.get(branch.other, -1) >= index or branch.other not in self.small.values:
             return None
-        return found
+        return branch
 
 
 class _Undo:
-    """From what a sum is to be back to what the layer should give: the chain between them turned round.
+    """Inverts the chain of operators between a layer and a sum: from the sum's target to the layer's target.
 
-    The chain moves values and scales them; where it puts them is read off by sending positions through it, how it
-    scales them by sending zeros and ones.
+    The chain is affine: it moves and scales values and adds an offset. Sending indices through its layout operators
+    shows where each value goes; sending zeros and ones through all of it shows offset and scale.
     """
 
     def __init__(self, walk: Walk, node: fx.Node, branch: Branch) -> None:
@@ -321,11 +322,11 @@ class _Undo:
         self.usable = size > 1e-3 * size.mean()
 
     def one_by_one(self, other: Tensor) -> bool:
-        """Whether every value goes into a sum of its own: nothing is spread over the other side, or over a constant."""
+        """True if each value of the layer goes into exactly one value of the sum, without broadcasting."""
         return other.shape == self.offset.shape and self.places.numel() == self.offset.numel()
 
     def target(self, total: Tensor, plain: Tensor) -> Tensor:
-        """What the layer should give, so that the sum is right; `plain` where the chain lets nothing through."""
+        """Return the layer's target for the sum `total`; `plain` where the chain's scale is close to zero."""
         if total.shape != self.offset.shape:
             return plain
         usable = self.usable

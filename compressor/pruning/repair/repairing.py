@@ -1,16 +1,16 @@
-"""Accuracy back before any retraining: what is left of a network is fitted to say what the dense one says.
+"""Repair a small network before any retraining: fit its outputs to those of the dense network, without labels.
 
-No labels are used. From the cheapest to the strongest:
+The repairs, from the cheapest to the strongest:
 
-    mean            what the removed channels gave on average goes into the biases of their readers
-    batch-norm      the batch norms' statistics are taken again from the small network
-    least-squares   every layer behind the cut is fitted to the dense network's (`pruning.repair.least_squares`)
-    distill         then all weights together follow the dense network (`pruning.repair.distillation`)
+    mean            add the mean contribution of the removed channels to the biases of their readers
+    batch-norm      estimate the batch norms' statistics again, on the small network
+    least-squares   fit every layer behind the cut to the dense network's (`pruning.repair.least_squares`)
+    distill         then train all weights together to match the dense network (`pruning.repair.distillation`)
 
-The same for channels that left and for single weights that a mask made zero, which stay zero.
+They repair removed channels, and single weights that a mask set to zero; masked weights stay zero.
 
-Without images, `mean` takes the expected values from the batch norms (`pruning.repair.batch_norm_means`), and the
-others take synthetic images (`pruning.repair.synthetic`).
+Without images, `mean` computes expected values from the batch norms (`pruning.repair.batch_norm_means`), and the
+other repairs use synthetic images (`pruning.repair.synthetic`).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from compressor.pruning.repair.least_squares import LayerFit, reconstruct
 from compressor.surgery.masks import Masker, WeightMask
 from compressor.surgery.surgery import Surgery, operate
 
-HELD_OUT_SHARE = 8  # of the batches, one in so many judges
+HELD_OUT_SHARE = 8  # one batch of this many is held out, to judge the repair
 
 
 class Repair(enum.StrEnum):
-    """How a small network is repaired before any retraining."""
+    """The repairs of a small network before any retraining."""
 
-    AUTO = "auto"  # as the data suggest: `pruning.request`
+    AUTO = "auto"  # depends on the data: `pruning.request`
     NONE = "none"
     MEAN = "mean"
     BATCH_NORM = "batch-norm"
@@ -58,15 +58,15 @@ class Repair(enum.StrEnum):
 
 
 def repair_named(name: str) -> Repair:
-    """The repair called `name`."""
+    """Return the repair called `name`."""
     return named(Repair, name, one="repair", many="repairs", refusal=RepairError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """A repaired copy of the small network, how it was made, and how far its output is from the dense network's.
+    """A repaired copy of the small network, the repair, and the distance of its output from the dense network's.
 
-    `before` and `after` are `planning.sensitivity.rise` on `judged` images; `images` were looked at in all.
+    `before` and `after` are `planning.sensitivity.rise` on `judged` images; `images` counts all images that were used.
     """
 
     module: nn.Module
@@ -77,7 +77,7 @@ class Repaired:
     after: float | None
     layers: tuple[LayerFit, ...] = ()
     distilled: tuple[float, ...] = ()
-    kept: bool = True  # False where the repair made things worse, and the network stays as it was
+    kept: bool = True  # False if the repair increased the error, and the network stays as it was
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -96,7 +96,7 @@ class Repaired:
         }
 
     def step(self, *, seed: int) -> dict[str, object]:
-        """The repair as a step of a lineage."""
+        """Return the repair as a step of a lineage."""
         return {"step": "repair", "how": str(self.how), "images": self.images, "seed": seed}
 
 
@@ -118,17 +118,17 @@ def repair(
     seed: int = 0,
     say: Say = quiet,
 ) -> Repaired:
-    """A repaired copy of `small`, which `surgery` cut from `dense`; both stay as they were.
+    """Return a repaired copy of `small`, which `surgery` cut from `dense`; both networks are not modified.
 
-    `batches` are inputs `[images, ...]`, every batch of one size; `silent` names the weights of layers that read
-    nothing any more; what `mask` removed, which is zero in `small`, stays zero. An eighth of the batches (one at least)
-    is not fitted on, and judges: a repair whose output there is further from the dense network's than the network's was
-    before it is not kept. No covariance is made that `memory_bytes` has no room for (`planning.affording`).
+    `batches` are inputs `[images, ...]`, all of one batch size. `silent` names the weights of layers that read no
+    channel any more. Weights that `mask` removed, which are zero in `small`, stay zero. An eighth of the batches (at
+    least one) is held out to judge: if the repair increases the error there, it is not kept. A covariance that does not
+    fit into `memory_bytes` is not computed (`planning.affording`).
 
-    Refused: `auto`, no images, networks that cannot be followed where that is needed, a mask that does not fit.
+    Refused: `auto`, no images, networks that cannot be followed where the repair needs it, a mask that does not fit.
     """
     if how is Repair.AUTO:
-        raise RepairError("a repair that is `auto` is none yet", hint="`Request.resolved` chooses one")
+        raise RepairError("the repair `auto` is not resolved", hint="call `Request.resolved`, which chooses one")
     if not batches:
         raise RepairError("no images to repair with", hint="give at least a few: `--data DIR`")
     if mask is not None:
@@ -143,16 +143,16 @@ def repair(
     if how is Repair.BATCH_NORM:
         repaired = renormed(small, fitted)
     elif how is not Repair.NONE:
-        found = reconstruct(
+        fitted_copy = reconstruct(
             dense, small, surgery, fitted, mean_only=how is Repair.MEAN, silent=silent, mask=mask,
             memory_bytes=memory_bytes, seed=seed, say=say,
         )  # fmt: skip
-        repaired, layers = found.module, found.layers
+        repaired, layers = fitted_copy.module, fitted_copy.layers
         if how is Repair.DISTILL:
-            followed = distil(
+            distilled_copy = distil(
                 dense, repaired, surgery, fitted, judges, steps=steps, frozen=silent, mask=mask, seed=seed, say=say,
             )  # fmt: skip
-            repaired, distilled = followed.module, followed.errors
+            repaired, distilled = distilled_copy.module, distilled_copy.errors
     after = rise(reference, _outputs(repaired, judges))
     kept = how is Repair.NONE or bool(silent) or after <= before
     return Repaired(
@@ -169,7 +169,8 @@ def repair(
 
 
 def _check(small: nn.Module, mask: WeightMask) -> None:
-    Masker(small, mask)  # refuses other names and shapes
+    """Raise where the mask does not fit the network, or a masked weight is not zero."""
+    Masker(small, mask)  # raises for other names and shapes
     for name, kept in mask.kept.items():
         if bool(small.get_parameter(name).detach()[~kept].any()):
             raise RepairError(
@@ -178,17 +179,17 @@ def _check(small: nn.Module, mask: WeightMask) -> None:
 
 
 def repair_blind(dense: nn.Module, small: nn.Module, surgery: Surgery, example_inputs: Sequence[Tensor]) -> Repaired:
-    """Mean compensation without images, from the batch norms; how far the output is from the dense one's is not known.
+    """Compensate means without images, from the batch norms; the errors before and after stay unknown.
 
-    Refused: a network in which no layer reads what a batch norm made.
+    Refused: a network in which no removed channel comes from a batch norm.
     """
-    found = compensated(dense, small, surgery, example_inputs)
-    if not found.layers:
+    compensation = compensated(dense, small, surgery, example_inputs)
+    if not compensation.layers:
         raise RepairError(
-            "no removed channel comes from a batch norm, which alone says what it gave",
+            "no removed channel comes from a batch norm, and only a batch norm gives its mean without images",
             hint="give images: `--data DIR`, or use `--repair least-squares`, which draws synthetic ones",
         )
-    return Repaired(module=found.module, how=Repair.MEAN, images=0, judged=0, before=None, after=None)
+    return Repaired(module=compensation.module, how=Repair.MEAN, images=0, judged=0, before=None, after=None)
 
 
 def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -197,9 +198,10 @@ def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module:
-    """A copy whose batch norms have the statistics of the batches (a plain mean over them; EagleEye's adaptive norm).
+    """Return a copy whose batch norms have the statistics of the batches: the mean over all batches.
 
-    Li et al. 2020, arXiv:2007.02491, sec. 3.3. Refused: a network without batch norms.
+    This is EagleEye's adaptive batch norm (Li et al. 2020, arXiv:2007.02491, sec. 3.3). Refused: a network without
+    batch norms.
     """
     module = copy_of(small)
     norms = [m for m in nn.Module.modules(module) if isinstance(m, BATCH_NORMS) and m.track_running_stats]
@@ -223,9 +225,9 @@ def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module
 
 
 def emptied(module: nn.Module, layers: Sequence[str], example_inputs: Sequence[Tensor]) -> tuple[nn.Module, Surgery]:
-    """A copy in which the layers, whose weights say nothing any more, give their bias alone; and the surgery for it.
+    """Return a copy in which the layers, whose weights are zero, output their bias alone; and the surgery for it.
 
-    Refused: a copy that says anything else than the module.
+    Refused: a copy whose outputs differ from the module's.
     """
     cut = Surgery(emptied=tuple(layers))
     lighter = operate(module, cut)
@@ -249,21 +251,21 @@ def images_to_repair_with(
     seed: int,
     say: Say,
 ) -> list[tuple[Tensor, ...]]:
-    """Up to `images` inputs in batches of one size, drawn by `seed`; as many as `how` can hold in `memory_bytes`."""
-    found = calibration_batches(calibration_split(data), images, preprocessing=checkpoint.preprocessing, seed=seed)
+    """Return up to `images` inputs in batches of one size, drawn by `seed`; as many as fit into `memory_bytes`."""
+    batches = calibration_batches(calibration_split(data), images, preprocessing=checkpoint.preprocessing, seed=seed)
     if how in (Repair.MEAN, Repair.LEAST_SQUARES, Repair.DISTILL):
         say("seeing how many images fit")
-        size = len(found[0][0])
-        fits = affordable(checkpoint.module, found[0], images=len(found) * size, memory_bytes=memory_bytes)
-        found = found[: max(1, fits // size)]
-    return found
+        size = len(batches[0][0])
+        fits = affordable(checkpoint.module, batches[0], images=len(batches) * size, memory_bytes=memory_bytes)
+        batches = batches[: max(1, fits // size)]
+    return batches
 
 
 def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memory_bytes: int) -> int:
-    """How many of `images` can be held at once: two networks' live values, within `memory_bytes`; at least one batch.
+    """Return how many of `images` fit into `memory_bytes` with two networks' live values; at least one batch.
 
-    The largest fit that the network's layers may need (`planning.affording`) is set aside first.
-    Every value that some later operator still reads is counted, batch by batch, as the walk holds them.
+    The memory of the largest fit that the layers may need (`planning.affording`) is subtracted first. Live values are
+    those that a later operator still reads.
     """
     size = len(batch[0])
     program = program_of(module, batch, batch=size)
@@ -272,8 +274,8 @@ def affordable(module: nn.Module, batch: Sequence[Tensor], *, images: int, memor
         walk = Walk(program, [[t] for t in batch])
         while walk.at < len(program.nodes):
             walk.step()
-            held = [v[0] for v in walk.values.values() if isinstance(v[0], Tensor)]
-            unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+            live = [v[0] for v in walk.values.values() if isinstance(v[0], Tensor)]
+            unique = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in live}
             peak = max(peak, sum(unique.values()))
     weights = [(node, program.constants[node.args[1]]) for _, node in readers(program)]  # type: ignore[index]  # a node
     memory_bytes -= reserved((reader_of(program, n, weight).matrix(weight) for n, weight in weights), memory_bytes)

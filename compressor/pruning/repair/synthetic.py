@@ -1,8 +1,8 @@
-"""Images out of nothing, for repair where there is no data: random pictures with the spectrum of natural ones.
+"""Synthetic images for repair without data: random noise with the spectrum of natural images.
 
-The amplitude of a natural image's frequencies falls like one over the frequency (Field 1987, J. Opt. Soc. Am. A 4).
-Such noise says nothing of what a network was trained on, but its filters answer to it as they are alike or unlike,
-which is what least squares needs to know: how one channel can stand in for others.
+The amplitude of a natural image falls like one over the frequency (Field 1987, J. Opt. Soc. Am. A 4). Such noise
+contains nothing of the training data, but it shows how similar the responses of channels are. Least squares needs just
+this: how far a channel can be predicted from others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "synthetic images"
 
 
 def synthetic_images(count: int, *, channels: int, size: tuple[int, int], seed: int) -> Images:
-    """`count` pictures `[channels, *size]` in [0, 1], without labels, drawn by `seed`; contrast and brightness vary."""
+    """Return `count` unlabelled images `[channels, *size]` in [0, 1], drawn by `seed`; contrast and brightness vary."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     rows, columns = torch.fft.fftfreq(height).unsqueeze(1), torch.fft.rfftfreq(width)
@@ -31,9 +31,9 @@ def synthetic_images(count: int, *, channels: int, size: tuple[int, int], seed: 
 
 
 def synthetic_data(checkpoint: Checkpoint, *, count: int, seed: int) -> Data:
-    """Data of synthetic images for the checkpoint's network; refused where it does not read images."""
+    """Return data of synthetic images for the checkpoint's network; refused: a network that does not read images."""
     seen = checkpoint.preprocessing
     if seen.size is None or seen.channels is None:
-        raise DataError("only a network that reads images can do without data", hint="give some: `--data DIR`")
+        raise DataError("a network whose inputs are not images needs data", hint="give some: `--data DIR`")
     images = synthetic_images(count, channels=seen.channels, size=seen.size, seed=seed)
     return Data(name=NAME, source="drawn at random", train=images, tune=None, test=None, split_seed=seed)

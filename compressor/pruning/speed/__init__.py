@@ -1,1 +1,1 @@
-"""Pruning to a measured speed."""
+"""Prune a network to a measured speed."""

@@ -1,10 +1,10 @@
-"""Accuracy against measured latency: the whole curve, and the fastest network that loses little enough.
+"""Accuracy against measured latency: the whole curve, and the fastest network within an accuracy drop.
 
-Each point is a network that was pruned to a speed (`pruning.speed.search`), repaired as asked, exported, timed against
-the dense one in turns, and judged on the tuning split: accuracy where there are labels, agreement with the
-dense network where there are none. The test split is not looked at, for points are chosen from this curve.
+Each point is a network that is pruned to a speed (`pruning.speed.search`), repaired as requested, exported, timed in
+turns with the dense one, and evaluated on the tuning split: accuracy with labels, agreement with the dense network
+without. The test split is not read, because users choose points from this curve.
 
-A finished point is a file of its own, so that an interrupted run goes on where it stopped.
+Each finished point is a file, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from compressor.measuring.accuracy import agreement, evaluate
 from compressor.progress import Say, quiet
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json
-from compressor.pruning.speed.planner import Goal, Known
+from compressor.pruning.speed.planner import Cache, Goal
 from compressor.pruning.speed.search import Fast, prune_to_speed
 from compressor.surgery.plan import LatencyBudget, Scope
 
 SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 FIRST, FASTEST, SEARCHES = 2.0, 16.0, 7
-CLOSE = 1.05  # two speeds of which no search need look between
+CLOSE = 1.05  # the search stops when its two bounds are within this factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A way to prune to a speed, by its name in the picture."""
+    """A way to prune to a speed; `name` is its name in the plot."""
 
     name: str
     request: Request
@@ -52,29 +52,29 @@ class Arm:
 
 
 def arms_of(request: Request) -> tuple[Arm, ...]:
-    """What is asked for, and beside it uniform pruning and global magnitude, by l1-norm with re-estimated norms."""
+    """Return the request, and two baselines by l1-norm with re-estimated batch norms: uniform and global magnitude."""
     plain = dataclasses.replace(
         request, criterion="l1-norm", repair=Repair.NONE if request.repair is Repair.NONE else Repair.BATCH_NORM
     )
     return (
         Arm(name="compress", request=request, by_ratio=False),
         Arm(name="uniform", request=dataclasses.replace(plain, scope=Scope.UNIFORM), by_ratio=True),
-        # as torch-pruning's users do: one ranking of all channels, and any width that comes out
+        # torch-pruning's usual setting: one ranking of all channels, and any resulting width
         Arm(name="global magnitude", request=dataclasses.replace(plain, scope=Scope.GLOBAL, align=1), by_ratio=True),
     )
 
 
 class Judge:
-    """How good a network is on the tuning split; the dense one is judged first."""
+    """Evaluates networks on the tuning split; `dense` is the dense network's result."""
 
     def __init__(self, checkpoint: Checkpoint, data: Data) -> None:
-        """Refused: data with a test split alone."""
+        """Evaluate the dense network; refused: data with a test split alone."""
         data = with_labels_of(data, checkpoint.classes)
         name = SplitName.TUNE if data.tune is not None else SplitName.TRAIN
         if getattr(data, name) is None:
             raise DataError(
-                f"{data.name} has a test split alone, and points are chosen by what is measured here",
-                hint="give images to tune on: a folder of at least three is split by itself",
+                f"{data.name} has a test split alone, and points must not be chosen on it",
+                hint="give images to tune on: a folder of at least three images is split automatically",
             )
         self.images: ImageSet = data.split(name)
         self.split, self.checkpoint = str(name), checkpoint
@@ -82,7 +82,7 @@ class Judge:
         self.dense = self(checkpoint.module)
 
     def __call__(self, module: nn.Module) -> dict[str, Any]:
-        """`correct` (or `agreeing`) of `total`, with the share's interval."""
+        """Return `correct` (or `agreeing`) of `total`, with the share's interval."""
         options: dict[str, Any] = {"split": self.split, "preprocessing": self.checkpoint.preprocessing}
         if self.labelled:
             return evaluate(module, self.images, **options).to_json()
@@ -90,7 +90,7 @@ class Judge:
 
 
 def share_of(quality: Mapping[str, Any]) -> float:
-    """Correct, or agreeing, of all."""
+    """Return the share of images that are correct, or agree with the dense network."""
     return float(quality["correct"] if "correct" in quality else quality["agreeing"]) / float(quality["total"])
 
 
@@ -105,9 +105,9 @@ def frontier(
     baselines: bool = True,
     say: Say = quiet,
 ) -> dict[str, Any]:
-    """The curve of every arm, as plain values; points that lie in `folder` from before are not made again.
+    """Return the curves of all arms as plain values; points that `folder` already contains are not computed again.
 
-    A speed that an arm cannot reach is a point with its reason.
+    If an arm cannot reach a speed, the point holds the reason.
     """
     request = request.resolved(has_data=True)
     say("judging the dense network")
@@ -115,17 +115,17 @@ def frontier(
     points: list[dict[str, Any]] = []
     arms = arms_of(request)[: None if baselines else 1]
     with temporary("frontier") as scratch:
-        known = Known(folder=Path(scratch))
+        cache = Cache(folder=Path(scratch))
         for arm in arms:
             for asked in speedups:
                 file = folder / f"{_point_key(checkpoint, arm, goal, asked, data)}.json"
                 if not file.exists():
                     say(f"{arm.name}, {asked:g} times the speed")
-                    point = _point(checkpoint, arm, goal, asked, data, judge, known, say)
+                    point = _point(checkpoint, arm, goal, asked, data, judge, cache, say)
                     folder.mkdir(parents=True, exist_ok=True)
                     write_json(file, point)
                 points.append(read_json(file))
-                check(points[-1], forms.POINT, where=str(file), hint="delete it: it is made again")
+                check(points[-1], forms.POINT, where=str(file), hint="delete it: it is computed again")
     return {
         "schema": 1,
         "name": checkpoint.name,
@@ -140,24 +140,25 @@ def frontier(
 
 
 def _point(
-    checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data, judge: Judge, known: Known, say: Say
+    checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data, judge: Judge, cache: Cache, say: Say
 ) -> dict[str, Any]:
+    """Return one point of an arm's curve: the network's speed, size and quality, or why the speed is out of reach."""
     budget = LatencyBudget(speedup=asked)
     request = dataclasses.replace(arm.request, budget=budget)
     mine = dataclasses.replace(goal, budget=budget, by_ratio=arm.by_ratio)
     try:
         fast = prune_to_speed(
-            checkpoint, request, mine, data=data, known=known, say=lambda s: say(f"{arm.name}, {asked:g}×: {s}")
+            checkpoint, request, mine, data=data, cache=cache, say=lambda s: say(f"{arm.name}, {asked:g}×: {s}")
         )
     except OutOfReach as error:
         return {"arm": arm.name, "asked": asked, "refused": str(error), "hint": error.hint}
-    found = fast.to_json()
-    kept = {k: found[k] for k in ("speedup", "dense_ms", "small_ms", "threads", "met", "trials", "table_error")}
+    latency = fast.to_json()
+    timing = {k: latency[k] for k in ("speedup", "dense_ms", "small_ms", "threads", "met", "trials", "table_error")}
     cost = fast.pruned.small_cost
     return {
         "arm": arm.name,
         "asked": asked,
-        **kept,
+        **timing,
         "params": cost.params,
         "macs": cost.macs,
         "quality": judge(fast.pruned.checkpoint.module),
@@ -165,21 +166,21 @@ def _point(
 
 
 def _point_key(checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data) -> str:
-    """The same for the same network, request, target, speed and data."""
+    """Return the point's file name; it is equal for equal network, request, target, speed and data."""
     request = dataclasses.replace(arm.request, budget=LatencyBudget(speedup=asked))
-    told = [
+    identity = [
         checkpoint.sha256, list(checkpoint.lineage), repr(request), budget_to_json(request.budget), arm.by_ratio,
         goal.runtime, goal.batch, goal.threads, goal.tolerance, data.name,
     ]  # fmt: skip
-    return f"{arm.name.replace(' ', '-')}-{asked:g}-" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    return f"{arm.name.replace(' ', '-')}-{asked:g}-" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """The fastest network within a drop, and everything that was tried on the way."""
+class Fastest:
+    """The fastest network within a drop, and the speed-up and drop of every network that was tried."""
 
     fast: Fast
-    drop: float  # points of a hundred, on the tuning split
+    drop: float  # in percentage points, on the tuning split
     allowed: float
     tried: tuple[tuple[float, float], ...]  # measured speed-up, drop
 
@@ -200,21 +201,20 @@ def fastest_within(
     *,
     max_drop: float,
     say: Say = quiet,
-) -> Found:
-    """The fastest network that loses at most `max_drop` points of a hundred on the tuning split, by bisection.
+) -> Fastest:
+    """Return the fastest network that loses at most `max_drop` percentage points on the tuning split, by bisection.
 
-    The budgets of `request` and `goal` are where the search starts. Refused: a drop that even a slightly faster
-    network exceeds.
+    The search sets the budgets of `request` and `goal`. Refused: a drop that even a slightly faster network exceeds.
     """
     if not max_drop > 0:
-        raise PlanError(f"a drop must be positive, and {max_drop:g} is not", hint="one point: `--max-drop 1`")
+        raise PlanError(f"a drop must be positive, not {max_drop:g}", hint="one percentage point: `--max-drop 1`")
     judge = Judge(checkpoint, data)
     reference = share_of(judge.dense)
-    low, high = 1.0, FASTEST  # the fastest known to be within, the slowest known to be beyond
+    low, high = 1.0, FASTEST  # the fastest speed-up within the drop, the slowest one beyond it
     asked, tried = FIRST, []
     best: tuple[float, float, Fast] | None = None  # speed-up, drop
     with temporary("drop") as scratch:
-        known = Known(folder=Path(scratch))
+        cache = Cache(folder=Path(scratch))
         for _ in range(SEARCHES):
             budget = LatencyBudget(speedup=asked)
             words = f"{asked:.2f}×"
@@ -224,7 +224,7 @@ def fastest_within(
                     dataclasses.replace(request, budget=budget),
                     dataclasses.replace(goal, budget=budget),
                     data=data,
-                    known=known,
+                    cache=cache,
                     say=lambda s, w=words: say(f"{w}: {s}"),  # type: ignore[misc]  # a default that is no parameter
                 )
             except OutOfReach:
@@ -244,9 +244,9 @@ def fastest_within(
                 break
             asked = min(math.sqrt(low * high), 2 * low) if low > 1 else math.sqrt(high)
     if best is None:
-        told = ", ".join(f"{s:.2f}× loses {d:.2f}" for s, d in tried)
+        drops = ", ".join(f"{s:.2f}× loses {d:.2f}" for s, d in tried)
         raise PlanError(
-            f"no faster network within {max_drop:g} points was found ({told or 'no speed could be reached'})",
-            hint="allow more, or repair by more: `--repair distill`",
+            f"no faster network within {max_drop:g} points was found ({drops or 'no speed could be reached'})",
+            hint="allow a larger drop, or use a stronger repair: `--repair distill`",
         )
-    return Found(fast=best[2], drop=best[1], allowed=max_drop, tried=tuple(tried))
+    return Fastest(fast=best[2], drop=best[1], allowed=max_drop, tried=tuple(tried))

@@ -1,11 +1,11 @@
-"""A plan for a speed: widths chosen by a latency table, tried on the clock without their weights, and chosen again.
+"""Plan widths for a speed: choose them by a latency table, time a network of these widths, correct, and repeat.
 
-    table      what each operator takes at what widths on the target (`measuring.tables.measured`), measured or known
-    allocate   the widths whose predicted latency meets the budget at the least loss (`planning.allocation`)
-    measure    the network at those widths, as the runtime runs it, against the dense one in turns
-    correct    where the clock says otherwise than the table did, aim further or nearer (`pruning.speed.aim`), and again
+    table      the latency of each operator at any width on the target (`measuring.tables.measured`), or a table's file
+    allocate   the widths whose predicted latency meets the budget with the lowest error (`planning.allocation`)
+    measure    time the network at these widths in the runtime, in turns with the dense one
+    correct    if measurement and prediction differ, change the predicted speed-up to plan for (`pruning.speed.aim`)
 
-The trials cost no export: they run a graph without weights (`measuring.tables.skeletons`).
+The trials need no export: they run a graph without weights (`measuring.tables.skeletons`).
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from compressor.pruning.speed.aim import Aim
 from compressor.surgery.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, Sharing, plan_pruning
 
 TOLERANCE = 0.05
-TRIALS = 9  # plans before anything is shrunk; one that was measured before is not measured again
+TRIALS = 9  # plans before the network is shrunk; equal plans are measured once
 TRIAL_SECONDS = 4.0
-MARGIN = 0.25  # of the tolerance: aimed at beyond what was asked, for short of it is worse than beyond it
+MARGIN = 0.25  # of the tolerance: the target lies this much above the request, because too slow is worse than too fast
 RATIOS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """A speed on a runtime; `table` is one that was measured elsewhere, and then nothing can be measured here."""
+    """A speed on a runtime; with a `table` of another machine, nothing is measured on this one."""
 
     budget: LatencyBudget
     runtime: str = "onnxruntime-cpu"
@@ -54,20 +54,20 @@ class Goal:
     threads: int | None = None
     tolerance: float = TOLERANCE
     table: LatencyTable | None = None
-    by_ratio: bool = False  # the scope's plan at the ratio that suffices, as ratios are tried by hand; no knapsack
+    by_ratio: bool = False  # plan by the scope at the lowest sufficient pruning ratio, not by `allocate`
 
     def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise PlanError(
-                f"a tolerance lies between 0 and 1, and {self.tolerance:g} does not", hint="5 %: `--tolerance 0.05`"
+                f"a tolerance must lie between 0 and 1, not at {self.tolerance:g}", hint="5 %: `--tolerance 0.05`"
             )
         if self.batch < 1:
-            raise PlanError(f"a batch of {self.batch}", hint="for example `--batch 1`")
+            raise PlanError(f"a batch size must be at least 1, not {self.batch}", hint="for example `--batch 1`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What was aimed at, predicted and measured: speed-ups."""
+    """One plan's speed-ups: the aim, the table's prediction and the measurement."""
 
     aim: float
     predicted: float
@@ -81,10 +81,10 @@ class Trial:
 
 
 @dataclass(slots=True, eq=False)
-class Known:
-    """What one run found out that the next one on the same network and target needs again; the folder is the caller's.
+class Cache:
+    """Measurements that later runs on the same network and target use again; the caller owns the folder.
 
-    Curves are of a criterion, an alignment and the groups that there are.
+    The keys of `curves` hold criterion, scope, alignment and group roots.
     """
 
     folder: Path
@@ -95,9 +95,9 @@ class Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Everything that widths are chosen by: what they cost, and what they lose.
+    """Everything the choice of widths depends on: the latency of each width, and the error it causes.
 
-    With `scope` it is that scope's plan at the ratio that suffices, as ratios are tried by hand; else the solver's.
+    With `scope`, the plan is that scope's at the lowest sufficient pruning ratio; otherwise `allocate` makes it.
     """
 
     scored: Scored
@@ -108,7 +108,10 @@ class Choice:
     scope: Scope | None
 
     def allocated(self, target: float) -> Allocation:
-        """The plan of the least loss whose predicted share of the dense latency is at most `target`; else refused."""
+        """Return the plan with the lowest error whose predicted share of the dense latency is at most `target`.
+
+        Refused: a target that no plan meets.
+        """
         if self.scope is not None:
             return self._by_ratio(target, self.scope)
         return allocate(
@@ -117,7 +120,7 @@ class Choice:
         )  # fmt: skip
 
     def cheapest(self) -> Allocation:
-        """The plan that is predicted to be the fastest of all."""
+        """Return the plan with the lowest predicted latency of all."""
         groups = self.scored.traced.groups
         widths = cheapest(
             groups, self.curves, share=self.cost.stays, align=self.align, min_channels=self.min_channels, strict=True
@@ -128,7 +131,7 @@ class Choice:
         return orders_from(self.scored.traced.groups, self.scored.scores)
 
     def _by_ratio(self, target: float, scope: Scope) -> Allocation:
-        """The plan of the least ratio that is predicted to suffice."""
+        """Return the plan with the lowest pruning ratio whose predicted share is at most `target`."""
         groups = self.scored.traced.groups
         low, high, best = 0, RATIOS, None
         while low < high:
@@ -137,13 +140,13 @@ class Choice:
                 groups, self.scored.scores, budget=ChannelBudget(ratio=max(1, middle) / (RATIOS + 1)),
                 sharing=Sharing(scope=scope, align=self.align, min_channels=self.min_channels), may_be_empty=True,
             )  # fmt: skip
-            found = self._allocation(plan, {g.root: g.channels - len(plan.removed.get(g.root, ())) for g in groups})
-            if found.share <= target and plan.count:
-                best, high = found, middle
+            tried = self._allocation(plan, {g.root: g.channels - len(plan.removed.get(g.root, ())) for g in groups})
+            if tried.share <= target and plan.count:
+                best, high = tried, middle
             else:
                 low = middle + 1
         if best is None:
-            raise OutOfReach(f"{target:.1%} cannot be met by any ratio")
+            raise OutOfReach(f"no pruning ratio meets {target:.1%} of the latency")
         return best
 
     def _allocation(self, plan: PruningPlan, widths: Mapping[str, int]) -> Allocation:
@@ -158,84 +161,84 @@ class Choice:
 
 @dataclass(slots=True, eq=False)
 class Planner:
-    """Makes plans, measures what they are worth, and remembers what the table got wrong."""
+    """Makes plans, measures their speed-ups, and corrects the table's predictions by the measurements."""
 
     checkpoint: Checkpoint
     request: Request
     goal: Goal
     runtime: Runtime
     target: Target
-    known: Known
+    cache: Cache
     say: Say
     measures: bool
-    wanted: float = 0.0  # the speed-up; 0 before it is known
-    aim: Aim = field(default_factory=lambda: Aim(wished=1.0))
+    wanted: float = 0.0  # the requested speed-up; 0 before the first plan
+    aim: Aim = field(default_factory=lambda: Aim(target=1.0))
     trials: list[Trial] = field(default_factory=list)
-    ratios: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict)  # by widths, as measured
-    best: tuple[float, Allocation, float] | None = None  # how far off on the clock, the plan, and its aim
-    bias: float = 1.0  # what came out measured, over what the plan had
+    ratios: dict[tuple[tuple[str, int], ...], float] = field(default_factory=dict)  # measured speed-ups, by widths
+    best: tuple[float, Allocation, float] | None = None  # the relative error of the speed-up, the plan, and its aim
+    bias: float = 1.0  # measured speed-up of the exported network, over that of the plan's graph without weights
     exhausted: bool = False
 
     def __call__(self, scored: Scored) -> Planned:
-        """The plan whose network measures as fast as wanted, or comes closest of those that were tried."""
+        """Return the plan whose measured speed-up meets the request, or the closest of all tried plans."""
         choice = self._choice(scored)
         if not self.wanted:
             self.wanted = self._speedup_of(choice.cost)
-            self.aim = Aim(wished=self.wanted * (1 + MARGIN * self.goal.tolerance))
+            self.aim = Aim(target=self.wanted * (1 + MARGIN * self.goal.tolerance))
         best, fresh = self.best, False
         for number in range(TRIALS):
             self.say(f"planning for {self.wanted:.2f} times the speed, trial {number + 1}")
             last = False
             try:
-                found = choice.allocated(1 / self.aim.at)
+                allocation = choice.allocated(1 / self.aim.at)
             except OutOfReach:
-                found, last = choice.cheapest(), True
-            told = _told(found)
-            if told in self.ratios:  # between two speeds there may be no plan: nothing to measure again
-                self.aim.hear(self.ratios[told])
+                allocation, last = choice.cheapest(), True
+            widths = _widths_of(allocation)
+            if widths in self.ratios:  # neighbouring aims can have the same plan, which is measured once
+                self.aim.update(self.ratios[widths])
                 continue
-            trial = self._tried(found, choice.cost)
+            trial = self._tried(allocation, choice.cost)
             if trial.measured is None:
-                return Planned(plan=found.plan, curves=choice.curves, emptied=found.emptied)
-            ratio = self.ratios[told] = trial.measured.ratio * self.bias
+                return Planned(plan=allocation.plan, curves=choice.curves, emptied=allocation.emptied)
+            ratio = self.ratios[widths] = trial.measured.ratio * self.bias
             fresh = True
-            judged = abs(ratio / self.aim.wished - 1)
-            if best is None or judged < best[0]:
-                best = (judged, found, self.aim.at)
-            if judged <= self.goal.tolerance / 2:
+            off = abs(ratio / self.aim.target - 1)
+            if best is None or off < best[0]:
+                best = (off, allocation, self.aim.at)
+            if off <= self.goal.tolerance / 2:
                 break
             if ratio < self.wanted and last:
-                self._check_reach(ratio, found, choice.cost)
+                self._check_reach(ratio, allocation, choice.cost)
                 break
-            self.aim.hear(ratio)
+            self.aim.update(ratio)
         self.exhausted = not fresh
         self.best = best or self.best
         assert self.best is not None
-        found = self.best[1]
-        return Planned(plan=found.plan, curves=choice.curves, emptied=found.emptied)
+        allocation = self.best[1]
+        return Planned(plan=allocation.plan, curves=choice.curves, emptied=allocation.emptied)
 
     def correct(self, ratio: float) -> None:
-        """The files that came out measured otherwise than the best plan did: by as much all plans did.
+        """Correct all plans' measurements by the speed-up `ratio` of the best plan's exported network.
 
-        A graph without weights is not quite the file; what came out is what counts.
+        A graph without weights is not exactly as fast as the exported file, and the file's speed-up counts.
         """
         assert self.best is not None
-        _, found, self.aim.at = self.best
-        self.best = math.inf, found, self.aim.at
-        off = ratio / self.ratios[_told(found)]
+        _, allocation, self.aim.at = self.best
+        self.best = math.inf, allocation, self.aim.at
+        off = ratio / self.ratios[_widths_of(allocation)]
         self.bias *= off
         self.ratios = {widths: r * off for widths, r in self.ratios.items()}
-        self.aim.hear_again(ratio, off=off)
+        self.aim.correct(ratio, off=off)
 
-    def _check_reach(self, ratio: float, found: Allocation, cost: WidthCost) -> None:
-        """Refuse what even the fastest widths do not reach, measured once more: a busy moment slows any network."""
+    def _check_reach(self, ratio: float, allocation: Allocation, cost: WidthCost) -> None:
+        """Raise if even the fastest widths are too slow; they are timed again first, as the machine may be busy."""
         enough = self.wanted * (1 - self.goal.tolerance)
         if ratio >= enough:
             return
-        again = self._tried(found, cost)
+        again = self._tried(allocation, cost)
         assert again.measured is not None
         if again.measured.ratio * self.bias < enough:
-            raise self._unreachable(max(ratio, again.measured.ratio * self.bias), found, cost)
+            raise self._unreachable(max(ratio, again.measured.ratio * self.bias), allocation, cost)
 
     def _choice(self, scored: Scored) -> Choice:
         networks, table = self._ready(scored)
@@ -250,55 +253,55 @@ class Planner:
         )
 
     def _ready(self, scored: Scored) -> tuple[Networks, LatencyTable]:
-        """The network at any widths, and the table; both made once, for a plan may be asked for again."""
-        if self.known.networks is None or len(self.known.networks.traced.groups) != len(scored.traced.groups):
+        """Return the network at any widths and the latency table; both are made once and cached."""
+        if self.cache.networks is None or len(self.cache.networks.traced.groups) != len(scored.traced.groups):
             self.say(f"writing the network for {self.runtime.name}")
-            self.known.networks = Networks(
-                self.checkpoint.module, scored.traced, self.checkpoint.example_inputs, self.runtime, self.known.folder,
+            self.cache.networks = Networks(
+                self.checkpoint.module, scored.traced, self.checkpoint.example_inputs, self.runtime, self.cache.folder,
                 batch=self.target.batch,
             )  # fmt: skip
-        if self.known.table is None:
-            self.known.table = self.goal.table
-            if self.known.table is None:
-                self.known.table = table_for(self.known.networks, self.target, seed=self.request.seed, say=self.say)
-            elif not self.known.table.describes(self.known.networks.keys, self.known.networks.signature):
+        if self.cache.table is None:
+            self.cache.table = self.goal.table
+            if self.cache.table is None:
+                self.cache.table = table_for(self.cache.networks, self.target, seed=self.request.seed, say=self.say)
+            elif not self.cache.table.describes(self.cache.networks.keys, self.cache.networks.signature):
                 raise PlanError(
-                    "this latency table does not know all operators of this network",
+                    "this latency table lacks some operators of this network",
                     hint="measure it on the target, for this network: `compress measure-table MODEL`",
                 )
-        return self.known.networks, self.known.table
+        return self.cache.networks, self.cache.table
 
     def _speedup_of(self, cost: WidthCost) -> float:
-        """The budget as a speed-up; a latency over what the dense network takes."""
+        """Return the budget as a speed-up; a latency is compared with the dense network's."""
         budget = self.goal.budget
         if budget.speedup is not None:
             return budget.speedup
         assert budget.latency_ms is not None
         dense_ms = cost.dense / 1e6
         if self.measures:
-            assert self.known.networks is not None
-            model = self.known.networks.at(self.known.networks.sizes.dense)
+            assert self.cache.networks is not None
+            model = self.cache.networks.at(self.cache.networks.sizes.dense)
             dense, _ = self.in_turns(model, model, seconds=TRIAL_SECONDS)
             dense_ms = dense.median_ms
         if dense_ms <= budget.latency_ms:
             raise PlanError(
                 f"the dense network takes {dense_ms:.3g} ms there, which is within {budget.latency_ms:g} ms",
-                hint="nothing has to leave; ask for less time",
+                hint="no channel has to leave; choose a lower latency",
             )
         return dense_ms / budget.latency_ms
 
     def _curves(self, scored: Scored, align: int) -> tuple[Curve, ...]:
         roots = (self.request.criterion, self.request.scope, align, *(g.root for g in scored.traced.groups))
-        if roots not in self.known.curves:
+        if roots not in self.cache.curves:
             if self.request.scope is Scope.MEASURED:
                 probing = probing_of(
                     scored.module, scored.traced.groups, scored.scores, scored.calibration, scored.images
                 )
-                self.known.curves[roots] = measured_curves(
+                self.cache.curves[roots] = measured_curves(
                     probing, self.request, say=self.say, align=align, strict=True
                 )
             else:
-                self.known.curves[roots] = tuple(
+                self.cache.curves[roots] = tuple(
                     scored_curves(
                         scored.traced.groups,
                         scored.scores,
@@ -307,19 +310,22 @@ class Planner:
                         strict=True,
                     )
                 )
-        return self.known.curves[roots]
+        return self.cache.curves[roots]
 
-    def _tried(self, found: Allocation, cost: WidthCost) -> Trial:
-        """The plan on the clock, where it can be."""
-        networks = self.known.networks
+    def _tried(self, allocation: Allocation, cost: WidthCost) -> Trial:
+        """Time the plan's network, if this machine is the target, and record the trial."""
+        networks = self.cache.networks
         assert networks is not None
         measured = None
         if self.measures:
-            row = cost.sizes.row(found.widths)
+            row = cost.sizes.row(allocation.widths)
             dense, small = self.in_turns(networks.at(networks.sizes.dense), networks.at(row), seconds=TRIAL_SECONDS)
             measured = speedup(dense, small)
         trial = Trial(
-            aim=self.aim.at, predicted=1 / found.share, measured=measured, channels=int(sum(found.widths.values()))
+            aim=self.aim.at,
+            predicted=1 / allocation.share,
+            measured=measured,
+            channels=int(sum(allocation.widths.values())),
         )
         self.trials.append(trial)
         return trial
@@ -327,17 +333,18 @@ class Planner:
     def in_turns(
         self, dense: nn.Module | Path, small: nn.Module | Path, *, seconds: float
     ) -> tuple[Measurement, Measurement]:
-        """Both on the target's runtime, batch and threads."""
+        """Time both networks in turns on the target's runtime, batch size and threads."""
         target = self.target
         return timed_in_turns(
             dense, small, self.checkpoint.example_inputs, runtime=target.runtime, batch=target.batch,
             threads=target.threads, seconds=seconds, seed=self.request.seed,
         )  # fmt: skip
 
-    def _unreachable(self, ratio: float, found: Allocation, cost: WidthCost) -> OutOfReach:
-        assert self.known.networks is not None
-        operators = self.known.networks.operators
-        by_layer = cost.by_layer(cost.sizes.row(found.widths)[None])[0]
+    def _unreachable(self, ratio: float, allocation: Allocation, cost: WidthCost) -> OutOfReach:
+        """Return the error for a speed out of reach; its hint names the layers that take most of the time."""
+        assert self.cache.networks is not None
+        operators = self.cache.networks.operators
+        by_layer = cost.by_layer(cost.sizes.row(allocation.widths)[None])[0]
         total, starts = float(by_layer.sum()), float(cost.prices[:, START].sum())
         holding = [
             f"{operators[k].tensor.rpartition('.')[0]} ({by_layer[k] / total:.0%})" for k in np.argsort(-by_layer)[:3]
@@ -350,6 +357,6 @@ class Planner:
         )
 
 
-def _told(found: Allocation) -> tuple[tuple[str, int], ...]:
-    """A plan's widths, to know it again."""
-    return tuple(sorted(found.widths.items()))
+def _widths_of(allocation: Allocation) -> tuple[tuple[str, int], ...]:
+    """Return the widths by root, as a hashable value."""
+    return tuple(sorted(allocation.widths.items()))

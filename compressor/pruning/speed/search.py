@@ -1,8 +1,8 @@
-"""Prune to a measured speed: latency is the budget, and the clock has the last word.
+"""Prune to a measured speed: the budget is a latency, and measurement decides whether it is met.
 
-A plan is made for the speed (`pruning.speed.planner`), the network shrunk by it, proved and repaired; it is exported,
-and the file that came out is timed against the dense one in turns. Where that is not what was asked for, the plan is
-made again with what the clock said; what is said of the speed-up in the end was measured on the files that came out.
+A plan for the speed is made (`pruning.speed.planner`). The network is shrunk by it, proved, repaired and exported, and
+the exported file is timed in turns with the dense one. If the speed-up misses the request, the plan is corrected by the
+measurement and made again. The reported speed-up is always measured on the exported files.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from compressor.measuring.turns import Measurement, Speedup, caveats_of_machine,
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
-from compressor.pruning.speed.planner import Goal, Known, Planner, Trial
+from compressor.pruning.speed.planner import Cache, Goal, Planner, Trial
 
-RETURNS = 2  # times that the real network may send the plan back
+RETURNS = 2  # how often the measured network may cause a new plan
 FINAL_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fast:
-    """A pruned network with what the clock says of it."""
+    """A pruned network and its measured speed-up."""
 
     pruned: Pruned
     goal: Goal
     target: Target
     table: LatencyTable
-    error: float  # of the table on the network, before any correction; relative
+    error: float  # relative error of the table's first prediction
     trials: tuple[Trial, ...]
-    wanted: float  # the speed-up
+    wanted: float  # the requested speed-up
     measured: Speedup | None
     dense: Measurement | None
     small: Measurement | None
-    caveats: tuple[str, ...] = ()  # what the machine's state says against the measurement
+    caveats: tuple[str, ...] = ()  # about the machine's state during the measurement
 
     @property
     def met(self) -> bool:
-        """Whether what was measured lies within the tolerance."""
+        """True if the measured speed-up is within the tolerance of the requested one."""
         return self.measured is not None and abs(self.measured.ratio / self.wanted - 1) <= self.goal.tolerance
 
     def to_json(self) -> dict[str, Any]:
@@ -87,15 +87,14 @@ def prune_to_speed(
     *,
     data: Data | None = None,
     say: Say = quiet,
-    known: Known | None = None,
+    cache: Cache | None = None,
     look: Callable[[], Conditions] = conditions,
 ) -> Fast:
-    """The network that is as fast as `goal` says, at the least loss; the checkpoint stays as it was.
+    """Return the network with the goal's speed and the lowest error; the checkpoint is not modified.
 
-    With `known`, what an earlier run with the same goal but for its speed found out is not measured again. `look` says
-    what others take of the machine; where that is much, it is said beside what was measured. Refused: a
-    speed that cannot be reached, with the best that can and what holds it; a small network that measures slower than
-    the dense one; a runtime that is not here.
+    `cache` holds the table and curves of an earlier run that differs only in the requested speed. `look` returns the
+    load of the machine; high load becomes a caveat. Refused: a speed that cannot be reached (the error names the best
+    one and the slowest layers), a small network that measures slower than the dense one, a missing runtime.
     """
     request = request.resolved(has_data=data is not None)
     (runtime,) = usable((goal.runtime,))
@@ -109,7 +108,7 @@ def prune_to_speed(
             goal=goal,
             runtime=runtime,
             target=here if goal.table is None else goal.table.target,
-            known=known or Known(folder=Path(folder)),
+            cache=cache or Cache(folder=Path(folder)),
             say=say,
             measures=not elsewhere,
         )
@@ -142,14 +141,14 @@ def _fast(
     small: Measurement | None = None,
     caveats: tuple[str, ...] = (),
 ) -> Fast:
-    """What came out, and what was measured of it."""
-    assert planner.known.table is not None
+    """Return the pruned network with its measurements and the planner's trials."""
+    assert planner.cache.table is not None
     first = planner.trials[0]
     return Fast(
         pruned=pruned,
         goal=planner.goal,
         target=planner.target,
-        table=planner.known.table,
+        table=planner.cache.table,
         error=0.0 if first.measured is None else abs(first.predicted / first.measured.ratio - 1),
         trials=tuple(planner.trials),
         wanted=planner.wanted,
@@ -161,10 +160,10 @@ def _fast(
 
 
 def _timed_files(checkpoint: Checkpoint, small: Checkpoint, planner: Planner) -> tuple[Measurement, Measurement]:
-    """The dense and the small network as they come out, in turns."""
+    """Export the dense and the small network, where the runtime reads files, and time them in turns."""
     if planner.runtime.reads is Reads.MODULE:
         return planner.in_turns(checkpoint.module, small.module, seconds=FINAL_SECONDS)
-    files = planner.known.folder / "dense.onnx", planner.known.folder / "small.onnx"
+    files = planner.cache.folder / "dense.onnx", planner.cache.folder / "small.onnx"
     if not files[0].exists():
         export_onnx(checkpoint, files[0])
     export_onnx(small, files[1])

@@ -1,1 +1,1 @@
-"""Pruning while a network is drawn to another domain."""
+"""Prune a network while it adapts to another domain."""

@@ -1,9 +1,9 @@
-"""Channels leave while a network is drawn to another domain (Yu et al. 2019, arXiv:1904.02654, algorithm 1).
+"""Prune a network in rounds while it adapts to another domain (Yu et al. 2019, arXiv:1904.02654, algorithm 1).
 
-In every round all channels are scored by the joint loss of both domains (`pruning.transfer.scores`), the lowest of
-all layers leave until the round's share of the MACs is met, and the network is trained on, adapting; a longer run
-follows the last round. What stays falls by the same factor in every round. Without a target the same is done on the
-source alone, which is the paper's comparison without a domain loss.
+Each round scores all channels by the joint loss of both domains (`pruning.transfer.scores`), removes the channels with
+the lowest scores of all layers until the round's share of the MACs is met, and trains on with adaptation. A longer
+training follows the last round. The share that stays falls by the same factor in every round. Without a target, the
+same is done on the source alone: the paper's comparison without a domain loss.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ ROUNDS, LEAST_WIDTH, IMAGES = 5, 2, 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferPruning:
-    """What stays of the MACs after how many rounds, and the training after each of them and, if any, at the end.
+    """The share of the MACs that stays after all rounds, and the training after each round and at the end.
 
-    Channels are scored on up to `images` of the source and as many of the target, in batches of training's size. Seeds
-    count on from the recipes' own, so that every round has an order of its own.
+    Channels are scored on up to `images` of the source and as many of the target, in batches of the training's size.
+    Each round derives its own seed from the recipe's, so that every round has a different order of images.
     """
 
     stays: float
@@ -52,20 +52,20 @@ class TransferPruning:
     protect: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        CostBudget(counted=Countable.MACS, stays=self.stays)  # refuses what is no share
+        CostBudget(counted=Countable.MACS, stays=self.stays)  # raises for a number that is no share
         if self.rounds < 1:
             raise PlanError(f"{self.rounds} rounds of pruning", hint=f"at least one: `--rounds {ROUNDS}`")
         if self.images < 2:
             raise PlanError(f"{self.images} image to score channels on", hint=f"for example `--calibration {IMAGES}`")
 
     def share_after(self, number: int) -> float:
-        """What stays of the dense network's MACs after round `number`, counted from 1."""
+        """Return the share of the dense network's MACs that stays after round `number`, counted from 1."""
         return float(self.stays ** (number / self.rounds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transferred:
-    """The small, adapted network, and what was pruned on the way to it: all rounds as the levels of one pruning."""
+    """The small, adapted network, and the prunings of all rounds as the levels of one."""
 
     checkpoint: Checkpoint
     pruned: Pruned
@@ -83,26 +83,27 @@ def prune_while_adapting(
     device: str | None = None,
     say: Say = quiet,
 ) -> Transferred:
-    """The network with the channels gone that matter to neither domain, each cut proved; the checkpoint stays.
+    """Remove the channels that matter to neither domain, in rounds with training, and prove each cut.
 
-    It is taken to be adapted already: the discrepancy has its whole weight throughout. `states` is a folder in which
-    each stage keeps what it needs to go on after an interruption. Refused: what `prune` and `adapt` refuse.
+    The checkpoint is not modified. It should be adapted already: the discrepancy has its full weight from the first
+    step. `states` is a folder in which each stage keeps its state, to continue after an interruption. Refused: what
+    `prune` and `adapt` refuse.
     """
     check_comparable(checkpoint.module, alignment.layer)
-    held = dataclasses.replace(alignment, rising=False)
+    constant = dataclasses.replace(alignment, rising=False)
     dense_macs = count(checkpoint.module, checkpoint.example_inputs).macs
     done: list[Pruned] = []
     for number in range(1, pruning.rounds + 1):
         say(f"round {number} of {pruning.rounds}")
         now = count(checkpoint.module, checkpoint.example_inputs).macs
-        if now > pruning.share_after(number) * dense_macs:  # a round before may have overshot
+        if now > pruning.share_after(number) * dense_macs:  # an earlier round may have removed more than its share
             request = _request(pruning, stays=pruning.share_after(number) * dense_macs / now)
             judge = _judge(
                 checkpoint,
                 source,
                 target,
                 request,
-                alignment=held,
+                alignment=constant,
                 batch_size=pruning.between.batch_size,
                 device=device,
             )
@@ -113,7 +114,7 @@ def prune_while_adapting(
             source,
             target,
             recipe=_seeded(pruning.between, number),
-            alignment=held,
+            alignment=constant,
             callbacks=callbacks,
             state_file=None if states is None else states / f"round-{number}.state",
             device=device,
@@ -125,7 +126,7 @@ def prune_while_adapting(
             source,
             target,
             recipe=_seeded(pruning.final, pruning.rounds + 1),
-            alignment=held,
+            alignment=constant,
             callbacks=callbacks,
             state_file=None if states is None else states / "final.state",
             device=device,
@@ -134,6 +135,7 @@ def prune_while_adapting(
 
 
 def _request(pruning: TransferPruning, *, stays: float) -> Request:
+    """Return the request of one round, in which the share `stays` of the current MACs stays."""
     return Request(
         budget=CostBudget(counted=Countable.MACS, stays=stays),
         criterion=CRITERION,
@@ -143,7 +145,7 @@ def _request(pruning: TransferPruning, *, stays: float) -> Request:
         protect=pruning.protect,
         images=pruning.images,
         seed=pruning.between.seed,
-        repair=Repair.NONE,  # training goes on
+        repair=Repair.NONE,  # training follows
     )
 
 
@@ -157,7 +159,7 @@ def _judge(
     batch_size: int,
     device: str | None,
 ) -> Judge:
-    """What scores the channels of a round: both domains."""
+    """Return the function that scores a round's channels on both domains."""
 
     def judge(module: nn.Module, groups: Sequence[ChannelGroup]) -> Scores:
         pairs = pairs_of(checkpoint, source, target, images=request.images, batch_size=batch_size, seed=request.seed)
@@ -167,11 +169,12 @@ def _judge(
 
 
 def _seeded(recipe: Recipe, number: int) -> Recipe:
+    """Return the recipe with the seed of stage `number`."""
     return dataclasses.replace(recipe, seed=recipe.seed * 101 + number)
 
 
 def _as_one(done: Sequence[Pruned], pruning: TransferPruning, last: Checkpoint) -> Pruned:
-    """All rounds as one pruning of so many levels, of which the dense network is the first round's."""
+    """Return all rounds as the levels of one pruning, which starts from the first round's dense network."""
     budget = CostBudget(counted=Countable.MACS, stays=pruning.stays)
     return dataclasses.replace(
         done[0],

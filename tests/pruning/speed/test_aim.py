@@ -13,35 +13,35 @@ from compressor.pruning.speed.aim import LEAST, Aim
 @settings(max_examples=200, deadline=None)
 def test_what_is_wished_is_heard_after_a_few_aims(wished: float, power: float, factor: float) -> None:
     """The clock says factor · aim ** power, where a table is off by both."""
-    aim = Aim(wished=wished)
+    aim = Aim(target=wished)
     if factor * LEAST**power > wished:
         return  # the least aim is too fast already
     for _ in range(9):
         heard = factor * aim.at**power
         if abs(heard / wished - 1) < 0.02:
             break
-        aim.hear(heard)
+        aim.update(heard)
     assert factor * aim.at**power == pytest.approx(wished, rel=0.05)
 
 
 def test_where_there_is_no_plan_between_two_it_ends_between_them() -> None:
-    aim = Aim(wished=2.0)
+    aim = Aim(target=2.0)
     for _ in range(12):
-        aim.hear(1.5 if aim.at < 1.9 else 2.6)
+        aim.update(1.5 if aim.at < 1.9 else 2.6)
     assert aim.at == pytest.approx(1.9, rel=0.05)
 
 
 def test_an_aim_is_never_below_the_dense_network() -> None:
-    aim = Aim(wished=1.5)
-    aim.hear(40.0)
+    aim = Aim(target=1.5)
+    aim.update(40.0)
     assert aim.at == LEAST
 
 
 def test_what_is_heard_otherwise_counts_for_all_aims() -> None:
-    aim = Aim(wished=2.0)
-    aim.hear(1.6)
-    aim.hear(2.0)
-    at = aim.at = aim.heard[-1][0]
-    aim.hear_again(2.4, off=1.2)
-    assert [ratio for _, ratio in aim.heard] == pytest.approx([1.92, 2.4])
-    assert aim.heard[0][0] < aim.at < at
+    aim = Aim(target=2.0)
+    aim.update(1.6)
+    aim.update(2.0)
+    at = aim.at = aim.pairs[-1][0]
+    aim.correct(2.4, off=1.2)
+    assert [ratio for _, ratio in aim.pairs] == pytest.approx([1.92, 2.4])
+    assert aim.pairs[0][0] < aim.at < at

@@ -24,7 +24,7 @@ from compressor.measuring.tables.skeletons import SHAPE
 from compressor.measuring.tables.table import LatencyTable, Whole
 from compressor.measuring.turns import Measurement
 from compressor.pruning.request import Request
-from compressor.pruning.speed.planner import Goal, Known
+from compressor.pruning.speed.planner import Cache, Goal
 from compressor.pruning.speed.search import prune_to_speed
 from compressor.surgery.plan import LatencyBudget, Scope
 from tests.pruning.test_masking import data
@@ -223,16 +223,16 @@ def test_before_a_speed_is_refused_it_is_measured_once_more(monkeypatch: pytest.
 
 def test_what_is_known_is_not_measured_again(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     request, goal = asked(2.0)
-    known = Known(folder=tmp_path)
-    prune_to_speed(net(), request, goal, known=known)
-    networks = known.networks
+    cache = Cache(folder=tmp_path)
+    prune_to_speed(net(), request, goal, cache=cache)
+    networks = cache.networks
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the table was measured twice")
 
     monkeypatch.setattr(compressor.pruning.speed.planner, "table_for", never)
-    prune_to_speed(net(), request, goal, known=known)
-    assert known.networks is networks
+    prune_to_speed(net(), request, goal, cache=cache)
+    assert cache.networks is networks
     del clock
 
 
