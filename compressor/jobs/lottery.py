@@ -29,7 +29,7 @@ from compressor.planning.costs import count
 from compressor.surgery.masks import MaskScope, WeightMask
 from compressor.training.loop import Callback, iterations_per_epoch
 from compressor.training.lottery.tickets import Round, Rounds, find_ticket, rest_of, rounds_with_output
-from compressor.training.resume import digest_of, digest_of_state, epochs_done, kept_in, tensors, write
+from compressor.training.resume import digest_of, digest_of_state, epochs_done, read_run, tensors, write
 from compressor.training.retraining import read_early_state, retrain, starting_module
 from compressor.training.watch import StateAt, state_of
 from compressor.training.ways import Wishes, recipe_for
@@ -319,7 +319,7 @@ def _kept(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state after the last whole round; `None` where there is none. Refused: that of another search."""
     if not file.exists():
         return None
-    state = kept_in(file, KEPT)
+    state = read_run(file, KEPT)
     found = state["identity"]
     if found != identity:
         other = ", ".join(name for name, value in identity.items() if found.get(name) != value)

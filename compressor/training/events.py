@@ -1,7 +1,7 @@
-"""Pruning events during training: when channels leave, how many each time, and what each event costs in accuracy.
+"""Pruning events during training: when channels leave, how many at each event, and the accuracy that each event costs.
 
-Instability of an event is the share of the accuracy that it takes: (before - after) / before; stability is one less it
-(Bartoldson et al. 2020, arXiv:1906.03728, sec. 3). The paper counts on its test split; here it is the tuning split.
+The instability of an event is its relative loss of accuracy, (before - after) / before; stability is 1 - instability
+(Bartoldson et al. 2020, arXiv:1906.03728, sec. 3). The paper measures on its test split; here it is the tuning split.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from compressor.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventSchedule:
-    """Events once `start`, `start + every`, ... epochs are over, up to and including `end`.
+    """Events after `start`, `start + every`, ... epochs, up to and including `end`.
 
-    The published code has `start` 6, `end` 275, `every` 4 or 40 for its last layer, which makes 68 or 7 events.
+    The published code uses `start` 6, `end` 275, and `every` 4, or 40 for its last layer: 68 or 7 events.
     """
 
     start: int
@@ -27,27 +27,27 @@ class EventSchedule:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise PlanError(f"events every {self.every} epochs", hint="at least 1: `--every 1`")
+            raise PlanError(f"events cannot be every {self.every} epochs", hint="at least 1: `--every 1`")
         if not 0 <= self.start <= self.end:
             raise PlanError(
-                f"events from epoch {self.start} to epoch {self.end}",
-                hint="the first is at 0 or later, the last not before it: `--start 0 --end 4`",
+                f"events cannot be from epoch {self.start} to epoch {self.end}",
+                hint="the first is at 0 or later, and not after the last: `--start 0 --end 4`",
             )
 
     @property
     def epochs(self) -> range:
-        """After how many epochs each event is: before the epoch of that number, counted from 0."""
+        """The numbers of the epochs, counted from 0, before which an event takes place."""
         return range(self.start, self.end + 1, self.every)
 
     @property
     def events(self) -> int:
-        """How many there are."""
+        """The number of events."""
         return len(self.epochs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Departure:
-    """How many channels leave the group `root` in all, over the events of a schedule, as evenly as they divide."""
+    """The number of channels that leave the group `root`, spread as evenly as possible over a schedule's events."""
 
     root: str
     channels: int
@@ -55,14 +55,14 @@ class Departure:
 
     def __post_init__(self) -> None:
         if self.channels < 1:
-            raise PlanError(f"{self.channels} channels leave `{self.root}`", hint="ask for more, or leave it out")
+            raise PlanError(f"no channel leaves `{self.root}`: {self.channels}", hint="remove more, or omit the group")
 
     def gone_after(self, event: int) -> int:
-        """How many have left once the first `event` events are over: the share of all, rounded down."""
+        """Return how many channels have left after the first `event` events: their share of all, rounded down."""
         return self.channels * event // self.schedule.events
 
     def due(self, epoch: int) -> int:
-        """How many leave before `epoch`; 0 where there is no event, or where too few channels are to be had by all."""
+        """Return how many channels leave before `epoch`; 0 without an event, or with fewer channels than events."""
         if epoch not in self.schedule.epochs:
             return 0
         event = self.schedule.epochs.index(epoch) + 1
@@ -71,7 +71,7 @@ class Departure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What one event chose, by the group's root, and the correct answers on the tuning split before and after it."""
+    """The channels that one event chose, by group root, and the correct answers on the tuning split around it."""
 
     epoch: int
     chosen: Mapping[str, tuple[int, ...]]
@@ -81,11 +81,11 @@ class Event:
 
     @property
     def instability(self) -> float | None:
-        """The share of the accuracy that the event took; negative where it gave some, `None` where there was none."""
+        """The relative loss of accuracy; negative if the accuracy rose, `None` if it was 0 before."""
         return (self.before - self.after) / self.before if self.before else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `event_from_json` is the way back."""
+        """Plain values; `event_from_json` reads them."""
         chosen = {root: list(channels) for root, channels in self.chosen.items()}
         return {
             "epoch": self.epoch, "chosen": chosen, "before": self.before, "after": self.after, "total": self.total,
@@ -93,7 +93,7 @@ class Event:
 
 
 def event_from_json(plain: Mapping[str, Any]) -> Event:
-    """The event that `to_json` wrote."""
+    """Return the event that `to_json` wrote."""
     chosen = {root: tuple(channels) for root, channels in plain["chosen"].items()}
     return Event(
         epoch=plain["epoch"], chosen=chosen, before=plain["before"], after=plain["after"], total=plain["total"]
@@ -101,15 +101,15 @@ def event_from_json(plain: Mapping[str, Any]) -> Event:
 
 
 def mean_stability(events: Iterable[Event]) -> float | None:
-    """100 (1 - instability) in per cent, averaged over the events; `None` where there is none to average."""
-    known = [i for i in (event.instability for event in events) if i is not None]
-    return 100 * (1 - statistics.fmean(known)) if known else None
+    """Return 100 (1 - instability) in per cent, averaged over the events; `None` if no event has an instability."""
+    instabilities = [i for i in (event.instability for event in events) if i is not None]
+    return 100 * (1 - statistics.fmean(instabilities)) if instabilities else None
 
 
 def targeted(events: Sequence[Event]) -> dict[str, tuple[int, ...]]:
-    """Every channel that some event chose, sorted, by the group's root."""
-    found: dict[str, set[int]] = {}
+    """Return all channels that an event chose, sorted, by group root."""
+    by_root: dict[str, set[int]] = {}
     for event in events:
         for root, channels in event.chosen.items():
-            found.setdefault(root, set()).update(channels)
-    return {root: tuple(sorted(channels)) for root, channels in found.items()}
+            by_root.setdefault(root, set()).update(channels)
+    return {root: tuple(sorted(channels)) for root, channels in by_root.items()}

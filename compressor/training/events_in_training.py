@@ -1,8 +1,8 @@
-"""Training with events: before some epochs channels are chosen, and pruned, noised, or zeroed and left to grow again.
+"""Training with events: before some epochs, channels are chosen and then removed, regrown, zeroed or made noisy.
 
-What happens to the chosen channels is a value. `Gone` and `Regrown` end in a smaller network; `Zeroed` and `Noisy` take
-no capacity out and show what the shock alone does (Bartoldson et al. 2020, arXiv:1906.03728, sec. 4.4; what each does
-to the weights is the published code's).
+The effect on the chosen channels is a value. `Gone` and `Regrown` lead to a smaller network. `Zeroed` and `Noisy`
+remove no capacity and show the effect of the disturbance alone (Bartoldson et al. 2020, arXiv:1906.03728, sec. 4.4; the
+changes to the weights follow the published code).
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from compressor.training.loop import Callback, Hooks, correct_in, iterations_per
 from compressor.training.resume import EpochRecord
 
 Choose = Callable[[nn.Module, int], Mapping[str, Tensor]]
-"""A network in eval mode on the CPU and an epoch, to scores by the group's root; the lowest are chosen first."""
+"""Takes a network in eval mode on the CPU and an epoch; returns scores by group root. The lowest are chosen first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gone:
-    """The chosen channels are silent for good, and can be cut out at the end."""
+    """The chosen channels stay zero until the end, and can be cut then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regrown:
-    """Every event chooses all channels anew and zeroes the weights that make them, which then train on.
+    """Every event chooses all channels again and zeroes the weights that produce them; these weights then train on.
 
-    Soft filter pruning (He et al. 2018, arXiv:1808.06866). Once training is over the channels are chosen a last time,
-    and silent. Behind a batch norm and a ReLU a channel of zeros with a negative shift has no gradient: what moves it
-    then is the optimiser's momentum, so that an event before the first step may be for good.
+    This is soft filter pruning (He et al. 2018, arXiv:1808.06866). After training, the channels are chosen a last time
+    and set to zero. Behind a batch norm and a ReLU, a channel of zeros with a negative shift has no gradient, and only
+    the optimiser's momentum can move it; an event before the first step may therefore be permanent.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zeroed:
-    """The weights that make the chosen channels are zero for so many batches, and train on from zero."""
+    """The weights that produce the chosen channels stay zero for `batches` steps, and then train on."""
 
     batches: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noisy:
-    """Gaussian noise is added to the weights that make the chosen channels, before each of so many batches."""
+    """Gaussian noise is added to the weights that produce the chosen channels, before each of `batches` steps."""
 
     batches: int
 
@@ -71,7 +71,7 @@ Effect = Gone | Regrown | Zeroed | Noisy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedWithEvents:
-    """A trained module, one record per epoch, the events, and the channels that are silent in it, by their root."""
+    """A trained module, one record per epoch, the events, and the channels that are zero in it, by group root."""
 
     module: nn.Module
     history: tuple[EpochRecord, ...]
@@ -94,9 +94,9 @@ def train_with_events(
 ) -> TrainedWithEvents:
     """Train a copy of `module`, whose channel groups are `groups`, with the events that `departures` schedule.
 
-    No channel is chosen twice, but by `Regrown`. At each event the accuracy is counted on the tuning split, just before
-    and just after. A run that finds its `state_file` goes on from it; its events lie beside that file. Refused: what
-    `train` refuses, an event behind the last epoch, a group that is not there or would lose all of its channels.
+    Only `Regrown` can choose a channel twice. The accuracy on the tuning split is measured right before and right after
+    each event. If `state_file` exists, the run continues from it; the events are stored next to it. Refused: what
+    `train` refuses, an event after the last epoch, an unknown group, a group that would lose all channels.
     """
     _check(groups, departures, recipe)
     events = _Events(
@@ -114,7 +114,7 @@ def train_with_events(
         )  # fmt: skip
     except BaseException:
         if state_file is not None and not state_file.exists():
-            _clear_away(events_file(state_file))  # there is nothing that it could be gone on with
+            _remove(events_file(state_file))  # without a state, no run can continue with these events
         raise
     silent = events.finish(trained.module)
     return TrainedWithEvents(
@@ -123,37 +123,39 @@ def train_with_events(
 
 
 def events_file(state_file: Path) -> Path:
-    """Where the events of the run lie whose state is in `state_file`."""
+    """Return the file with the events of the run whose state is in `state_file`."""
     return state_file.with_name(f"{state_file.name}.events.json")
 
 
-def _clear_away(file: Path) -> None:
+def _remove(file: Path) -> None:
+    """Delete the file, and its folder if it is empty then."""
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)
-        file.parent.rmdir()  # where nothing else lies in it
+        file.parent.rmdir()  # raises if the folder is not empty
 
 
 def _check(groups: Sequence[ChannelGroup], departures: Sequence[Departure], recipe: Recipe) -> None:
+    """Raise for an event after the last epoch, an unknown group, or a group that would lose all channels."""
     channels = {g.root: g.channels for g in groups}
     for departure in departures:
         last = departure.schedule.epochs[-1]
         if last >= recipe.budget.epochs:
             raise PlanError(
-                f"an event before epoch {last}, and epochs 0 to {recipe.budget.epochs - 1} are trained",
-                hint="train longer, or let the events end earlier: `--end`",
+                f"the last event is before epoch {last}, and training ends with epoch {recipe.budget.epochs - 1}",
+                hint="train longer, or end the events earlier: `--end`",
             )
-        there = channels.get(departure.root)
-        if there is None:
+        in_group = channels.get(departure.root)
+        if in_group is None:
             raise PlanError(f"there is no group `{departure.root}`", hint=f"there are: {', '.join(channels)}")
-        if departure.channels >= there:
+        if departure.channels >= in_group:
             raise PlanError(
-                f"{departure.channels} of the {there} channels of `{departure.root}` would leave",
-                hint="leave at least one: ask for less",
+                f"{departure.channels} of the {in_group} channels of `{departure.root}` would leave",
+                hint="at least one channel must stay: remove fewer",
             )
 
 
 class _Events:
-    """The hooks of one run: `before_epoch` lets events happen, `after_step` keeps up what they did."""
+    """The hooks of one run: `before_epoch` carries out events, `after_step` maintains their effect."""
 
     def __init__(
         self,
@@ -172,11 +174,11 @@ class _Events:
         self.recipe, self.tune, self.preprocessing = recipe, tune, preprocessing
         self.per_epoch, self.file = per_epoch, file
         self.happened: list[Event] = []
-        self.step: int | None = None  # before which the run is, counted from its beginning
+        self.step: int | None = None  # the next step, counted from the start of the run; `None` before the first epoch
         self._holder: Holder | None = None
 
     def before_epoch(self, module: nn.Module, epoch: int) -> None:
-        """Let the epoch's event happen; what an interrupted run had begun after its last whole epoch is forgotten."""
+        """Carry out the epoch's event; events that an interrupted run recorded for this epoch or later are dropped."""
         self.happened = [event for event in self.happened if event.epoch < epoch]
         self.step = epoch * self.per_epoch
         chosen = self._chosen(module, epoch)
@@ -190,7 +192,7 @@ class _Events:
             self._holder = Holder(module, slices_of(self.groups.values(), targeted(self.happened)))
 
     def after_step(self, module: nn.Module) -> None:
-        """Hold what is gone; zero or noise again what an event did that to less than its number of batches ago."""
+        """Set removed channels to zero again; repeat zeros or noise for the batches that the effect lasts."""
         if self.step is None:
             return
         self.step += 1
@@ -204,7 +206,7 @@ class _Events:
                         self._add_noise(module, event.chosen)
 
     def finish(self, module: nn.Module) -> Mapping[str, tuple[int, ...]]:
-        """What is silent in the trained module; where channels grew again, they are chosen a last time."""
+        """Return the channels that are zero in the trained module; with `Regrown`, choose them a last time."""
         if isinstance(self.effect, Gone):
             return targeted(self.happened)
         if not isinstance(self.effect, Regrown):
@@ -219,23 +221,24 @@ class _Events:
         return chosen
 
     def restore(self) -> None:
-        """Take up the events of the run that left its state; refused where there are none, or those of another."""
+        """Read the events of an interrupted run; refused: no such file, events of another run."""
         assert self.file is not None
         hint = "delete it and start again"
-        found = read_json(self.file, refusal=RetrainError, hint=hint)
-        check(found, forms.EVENTS, where=f"{self.file} does not say what happened", hint=hint, refusal=RetrainError)
-        self.happened = [event_from_json(event) for event in found["events"]]
-        if found.get("of") != self._identity():
+        plain = read_json(self.file, refusal=RetrainError, hint=hint)
+        check(plain, forms.EVENTS, where=f"{self.file} does not contain events", hint=hint, refusal=RetrainError)
+        self.happened = [event_from_json(event) for event in plain["events"]]
+        if plain.get("of") != self._identity():
             raise RetrainError(
                 f"{self.file} belongs to a run with other events", hint="delete its folder, or repeat its command"
             )
 
     def _identity(self) -> dict[str, Any]:
-        """What makes these events these."""
+        """Return plain values that are equal for equal effects and departures."""
         departures = [[d.root, d.channels, list(d.schedule.epochs)] for d in self.departures]
         return {"effect": [type(self.effect).__name__, dataclasses.asdict(self.effect)], "departures": departures}
 
     def _chosen(self, module: nn.Module, epoch: int) -> dict[str, tuple[int, ...]]:
+        """Return the channels that the event before `epoch` chooses, by group root; empty without an event."""
         again = isinstance(self.effect, Regrown)
         due = {d.root: d.channels if again and epoch in d.schedule.epochs else d.due(epoch) for d in self.departures}
         due = {root: count for root, count in due.items() if count}
@@ -253,13 +256,14 @@ class _Events:
         return correct_in(module.eval(), self.tune, preprocessing=self.preprocessing)
 
     def _zero(self, module: nn.Module, chosen: Mapping[str, Sequence[int]]) -> None:
-        """Silence for good what is gone, the weights alone of what may come back; noise is not a zero."""
+        """Set the chosen channels to zero: all their values with `Gone`, else the weights alone; not with `Noisy`."""
         if isinstance(self.effect, Noisy):
             return
         roles = ALL if isinstance(self.effect, Gone) else PRODUCERS
         Holder(module, slices_of(self.groups.values(), chosen, roles=roles))()
 
     def _add_noise(self, module: nn.Module, chosen: Mapping[str, Sequence[int]]) -> None:
+        """Add noise to the chosen channels' weights, scaled by the weights of channels that no event chose."""
         assert self.step is not None
         hit = targeted(self.happened)
         spared = {
@@ -270,19 +274,20 @@ class _Events:
         add_noise_(module, tuple(self.groups.values()), chosen, spared=spared, seed=seed)
 
     def _record(self, epoch: int, chosen: Mapping[str, tuple[int, ...]], *, before: int, after: int) -> None:
+        """Append the event, and write all events to the run's file."""
         event = Event(epoch=epoch, chosen=chosen, before=before, after=after, total=len(self.tune))
         self.happened.append(event)
         if self.file is not None:
-            told = {"of": self._identity(), "events": [event.to_json() for event in self.happened]}
+            plain = {"of": self._identity(), "events": [event.to_json() for event in self.happened]}
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 with whole(self.file) as part:
-                    write_text(part, json.dumps(told))
+                    write_text(part, json.dumps(plain))
             except OSError as error:
                 raise RetrainError(f"cannot write {self.file}: {error}", hint="free some space and repeat") from error
 
 
 def _lowest(scores: Tensor, count: int, *, spare: Sequence[int]) -> tuple[int, ...]:
-    """The `count` channels with the lowest scores but for `spare`, ties by index; sorted."""
-    left = scores.double().cpu().index_fill(0, torch.tensor(spare, dtype=torch.int64), math.inf)
-    return tuple(sorted(left.argsort(stable=True)[:count].tolist()))
+    """Return the `count` channels with the lowest scores, without those in `spare`; ties by index; sorted."""
+    eligible = scores.double().cpu().index_fill(0, torch.tensor(spare, dtype=torch.int64), math.inf)
+    return tuple(sorted(eligible.argsort(stable=True)[:count].tolist()))

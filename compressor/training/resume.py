@@ -1,4 +1,4 @@
-"""What a training run needs to go on after an interruption, and how it is kept: whole or not at all."""
+"""Saves and restores the state of a training run, so that it can continue after an interruption."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from compressor.files.schema import Form, Misfit, anything, check, count, listed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """What one epoch did: the rate of its last iteration, the mean of its losses, what the tune split says after it."""
+    """One epoch: the rate of its last iteration, its mean loss, and the correct answers on the tuning split."""
 
     epoch: int
     rate: float
@@ -36,7 +36,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What makes a run this run: recipe, data, the weights it starts from, and a loss of its own if it has one."""
+    """The identity of a run: recipe, data, first weights, and the objective if the loss is not the cross entropy."""
 
     recipe: Recipe
     data: Data
@@ -44,18 +44,18 @@ class Run:
     objective: Mapping[str, object] = field(default_factory=dict)  # empty: the cross entropy
 
     def identity(self) -> dict[str, object]:
-        """Plain values that are equal for equal runs."""
+        """Return plain values: equal runs have equal values."""
         plain: dict[str, object] = {"recipe": self.recipe.to_json(), "data": self.data.to_json(), "weights": self.start}
         return {**plain, "objective": dict(self.objective)} if self.objective else plain
 
 
 def digest_of(module: nn.Module) -> str:
-    """A sha256 over the names and bytes of the module's state."""
+    """Return a sha256 over the names and bytes of the module's state."""
     return digest_of_state(module.state_dict())
 
 
 def digest_of_state(state: Mapping[str, Tensor]) -> str:
-    """A sha256 over names and bytes of tensors, in their order."""
+    """Return a sha256 over the names and bytes of the tensors, in their order."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(name.encode())
@@ -64,7 +64,7 @@ def digest_of_state(state: Mapping[str, Tensor]) -> str:
 
 
 def save(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: Run, history: list[EpochRecord]) -> None:
-    """Keep all that the run needs to go on, whole or not at all."""
+    """Write the run's state to `file`, completely or not at all."""
     state: dict[str, Any] = {
         "run": run.identity(),
         "module": module.state_dict(),
@@ -75,7 +75,7 @@ def save(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: R
 
 
 def write(state: dict[str, Any], file: Path) -> None:
-    """Save whole or not at all."""
+    """Write `state` to `file`, completely or not at all."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as part:
@@ -87,10 +87,10 @@ def write(state: dict[str, Any], file: Path) -> None:
         ) from error
 
 
-def kept_in(file: Path, form: Form) -> dict[str, Any]:
-    """What `write` kept in `file`, as far as it fits the form; nothing that could run code is unpickled.
+def read_run(file: Path, form: Form) -> dict[str, Any]:
+    """Return what `write` wrote to `file`, checked against the form; nothing that could run code is unpickled.
 
-    Refused: what is no such file, or was damaged: torch itself does not look at the checksums.
+    Refused: another kind of file, a damaged file (torch does not verify checksums).
     """
     hint = "delete it and start again"
     try:
@@ -105,7 +105,7 @@ def kept_in(file: Path, form: Form) -> dict[str, Any]:
     return dict(state)
 
 
-# what zipfile and torch raise for files that are broken in their own way
+# the exceptions of zipfile and torch for broken files
 BROKEN = (
     OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError,
     AssertionError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
@@ -113,22 +113,22 @@ BROKEN = (
 
 
 def epochs_done(file: Path) -> int:
-    """How many epochs the run that is kept in `file` has behind it: none where no file is, or it cannot be read."""
+    """Return how many epochs the run in `file` has finished: 0 if the file is missing or cannot be read."""
     try:
-        return len(kept_in(file, STATE)["history"])
+        return len(read_run(file, STATE)["history"])
     except RetrainError:
-        return 0  # `restore_` refuses it
+        return 0  # `restore_` raises for such a file
 
 
 def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: Run) -> list[EpochRecord]:
-    """Put the module and the optimiser back to where the run was, in place: the epochs that are done.
+    """Restore the module and the optimiser in place, and return the records of the finished epochs.
 
     Refused: a file that is no state, the state of another run (recipe, data or first weights differ).
     """
-    state = kept_in(file, STATE)
-    found, expected = state["run"], run.identity()
-    if found != expected:
-        other = ", ".join(str(name)[:40] for name in {**expected, **found} if found.get(name) != expected.get(name))
+    state = read_run(file, STATE)
+    stored, expected = state["run"], run.identity()
+    if stored != expected:
+        other = ", ".join(str(name)[:40] for name in {**expected, **stored} if stored.get(name) != expected.get(name))
         raise RetrainError(
             f"{file} belongs to a run with another {other}", hint="delete it, or repeat the command that made it"
         )
@@ -141,12 +141,12 @@ def restore_(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, ru
 
 
 def tensors(value: object, place: str) -> None:
-    """Tensors by name."""
+    """Raise unless the value is a table of tensors by name."""
     table(tensor)(value, place)
 
 
 def tensor(value: object, place: str) -> None:
-    """A tensor."""
+    """Raise unless the value is a tensor."""
     if not isinstance(value, Tensor):
         raise Misfit(place, "a tensor", value)
 

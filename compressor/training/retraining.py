@@ -1,4 +1,4 @@
-"""Retraining what pruning left: from the right first weights, through the one training loop, to a new lineage entry."""
+"""Retrain a pruned network: choose its first weights, run the training loop, add a lineage entry."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ __all__ = ["Wishes", "read_early_state", "recipe_for", "retrain", "starting_modu
 def starting_module(
     checkpoint: Checkpoint, how: How, *, early_state: Mapping[str, Tensor] | None = None, seed: int = 0
 ) -> nn.Module:
-    """The module that a run starts from; the checkpoint's own stays as it was.
+    """Return the module that a run starts from; the checkpoint's own is not modified.
 
-    Scratch arms: the small architecture with fresh weights, drawn by `seed`, as a dense network of these shapes would
-    have (never the large one's, masked). `rewind-weights`: the dense network's `early_state`, cut as it was cut.
-    Refused: parameters that no `reset_parameters` draws, an early state that is missing or of another network.
+    Scratch arms: the small architecture with fresh weights, drawn by `seed` for the small shapes (not the large
+    network's initial weights, masked). `rewind-weights`: the dense network's `early_state`, cut by the checkpoint's
+    surgery. Refused: parameters without `reset_parameters`, an early state that is missing or belongs to another
+    network.
     """
     module: nn.Module = copy_of(checkpoint.module)
     if how in SCRATCH:
@@ -42,23 +43,23 @@ def starting_module(
     elif how is How.REWIND_WEIGHTS:
         if early_state is None:
             raise RetrainError(
-                "rewinding weights takes an early checkpoint of the dense network", hint="give it: `--rewind-to FILE`"
+                "rewinding weights needs an early checkpoint of the dense network", hint="give it: `--rewind-to FILE`"
             )
         try:
             early_state = _named_as(module, early_state)
             cut = checkpoint.surgery.cut_state(early_state) if checkpoint.surgery else dict(early_state)
             put_state_(module, cut)
-        except (RuntimeError, IndexError, KeyError) as error:  # a layer that became two may be missing
-            said = " ".join(str(error).split())
+        except (RuntimeError, IndexError, KeyError) as error:  # a factorised layer may be missing
+            reason = " ".join(str(error).split())
             raise RetrainError(
-                f"the early checkpoint is not one of this network: {said[:300]}",
-                hint="it must hold the dense network's weights at an earlier time",
+                f"the early checkpoint does not belong to this network: {reason[:300]}",
+                hint="it must hold the dense network's weights from earlier in its training",
             ) from error
     return module
 
 
 def _named_as(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state under the module's own names: reading it may have taken its first child's for a wrapper's prefix."""
+    """Return the state under the module's names: the reader may have removed a child's name as a wrapper's prefix."""
     own = set(module.state_dict())
     prefix = f"{next(iter(own)).partition('.')[0]}." if own else ""
     restored = {prefix + name: tensor for name, tensor in state.items()}
@@ -66,7 +67,7 @@ def _named_as(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Te
 
 
 def _draw_afresh_(module: nn.Module, *, seed: int) -> None:
-    """Every layer's own initialisation, in place; children first, for an attention layer sets its projection's bias."""
+    """Initialise every layer anew, in place; children first, because an attention layer sets its projection's bias."""
     if isinstance(module, RecordedProgram):
         raise RetrainError(
             "the small network is kept as its exported program, which has no layers to draw afresh",
@@ -80,8 +81,8 @@ def _draw_afresh_(module: nn.Module, *, seed: int) -> None:
     if without:
         raise RetrainError(
             f"no fresh weights for {', '.join(f'`{n}`' for n in without[:5])}{' …' * (len(without) > 5)}: "
-            "parameters of their own and no `reset_parameters`",
-            hint="give the layers one, or use `--how fine-tune`",
+            "they have parameters and no `reset_parameters`",
+            hint="add the method to these layers, or use `--how fine-tune`",
         )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -92,9 +93,10 @@ def _draw_afresh_(module: nn.Module, *, seed: int) -> None:
 
 
 def _initialiser(layer: nn.Module) -> Any:
+    """Return the layer's method that draws fresh weights; `None` if it has none."""
     name = "_reset_parameters" if isinstance(layer, nn.MultiheadAttention) else "reset_parameters"
-    found = getattr(layer, name, None)
-    return found if callable(found) else None
+    method = getattr(layer, name, None)
+    return method if callable(method) else None
 
 
 def retrain(
@@ -110,19 +112,18 @@ def retrain(
     early_state: Mapping[str, Tensor] | None = None,
     device: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint's network, retrained by `recipe`, with what was done as a new lineage entry.
+    """Return the checkpoint with its network retrained by `recipe`, and a new lineage entry.
 
-    It is trained on `device`, where that is given, and comes back to where it was.
-
-    With `mask`, its removed weights stay zero. A network that is frozen throughout is trained throughout, and comes
-    back frozen. Refused: what `starting_module` and `train` refuse, a mask on a scratch arm, a device that is not here.
+    `device` is used for training only; the result is on the checkpoint's device. Weights that `mask` removed stay zero.
+    If all parameters are frozen, all are trained, and the result is frozen again. Refused: what `starting_module` and
+    `train` refuse, a mask with a scratch arm, a missing device.
     """
     home = next((p.device for p in checkpoint.module.parameters()), torch.device("cpu"))
     place = home if device is None else device_named(device)
     how = recipe.how or How.FINE_TUNE
     if mask is not None and how in SCRATCH:
         raise RetrainError(
-            "a masked network has no small shapes to train from scratch",
+            "a masked network has no smaller shapes to train from scratch",
             hint="prune channels (`--ratio`), or use `--how rewind-weights`",
         )
     module = starting_module(checkpoint, how, early_state=early_state, seed=recipe.seed)
@@ -161,22 +162,22 @@ def retrain(
 
 
 def device_named(name: str) -> torch.device:
-    """The device called `name`; `auto` is a GPU where there is one. Refused: one that is not here."""
+    """Return the device called `name`; `auto` is a GPU if there is one. Refused: a missing device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise RuntimeUnavailable(
-            f"cannot train on `{name}`: {said}", hint="train on the CPU: `--device cpu`"
+            f"cannot train on `{name}`: {reason}", hint="train on the CPU: `--device cpu`"
         ) from error
     return device
 
 
 def read_early_state(file: Path) -> dict[str, Tensor]:
-    """The weights in an early checkpoint, under the usual keys and prefixes; nothing but tensors is unpickled."""
+    """Return the weights of an early checkpoint, under the usual keys and prefixes; only tensors are unpickled."""
     from compressor.checkpoint.reading import read_state
 
     return read_state(file)
@@ -184,7 +185,7 @@ def read_early_state(file: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def tensorboard(folder: Path) -> Iterator[Callback]:
-    """A callback that streams loss, rate and tune accuracy to `folder`; refused where TensorBoard is not installed."""
+    """Yield a callback that writes loss, rate and tuning accuracy to `folder`; refused: no TensorBoard installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""What is looked at while a network trains, from outside of the loop: its weights at a step, its loss on the way.
+"""Observers of a network in training: its weights at a step, and its tuning loss every few steps.
 
-Both are for `after_step` of `training.loop.train`, which calls them with the network that is trained, once before
-the first step and then after every one. A step is one update by the optimiser, counted from 0 before the first.
+Both are for `after_step` of `training.loop.train`, which calls them with the network in training, once before the first
+step and then after every step. A step is one update by the optimiser; step 0 is before the first update.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from compressor.data.splits import EVALUATION_BATCH, Images, ImageSet, Preproces
 from compressor.errors import RetrainError
 from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
-from compressor.training.resume import kept_in, tensors, write
+from compressor.training.resume import read_run, tensors, write
 
 State = dict[str, Tensor]
 
 
 class StateAt:
-    """Keeps a copy of the weights (and of all else in the state) that the network has after `step` steps.
+    """Copies the network's state after `step` steps.
 
-    With `file` the copy is written there, so that a run that is resumed after it still has it; `done` is how many steps
-    a resumed run has behind it.
+    With `file`, the copy is written there, for a run that is resumed later. `done` is the number of steps that a
+    resumed run has finished.
     """
 
     def __init__(self, step: int, *, file: Path | None = None, done: int = 0) -> None:
         if step < 0:
-            raise RetrainError(f"weights after {step} steps", hint="0 are the first weights: `--rewind-step 0`")
+            raise RetrainError(
+                f"a step cannot be negative: {step}", hint="step 0 has the first weights: `--rewind-step 0`"
+            )
         self.step, self.file, self._next = step, file, done
         self._state: State | None = None
 
     def __call__(self, module: nn.Module) -> None:
-        """Count a step, and copy the state where it is the one."""
+        """Count a step, and copy the state at the requested one."""
         if self._next == self.step:
             self._state = state_of(module)
             if self.file is not None:
@@ -45,20 +47,20 @@ class StateAt:
 
     @property
     def state(self) -> State:
-        """The copy; refused where the run has not come so far."""
+        """The copy; refused: a run that has not reached the step."""
         if self._state is None and self.file is not None and self.file.exists():
-            self._state = kept_in(self.file, tensors)
+            self._state = read_run(self.file, tensors)
         if self._state is None:
             raise RetrainError(
-                f"there are no weights of step {self.step}: the run has gone {max(0, self._next - 1)} steps",
-                hint="rewind to an earlier step, or delete what is kept of the run and start again",
+                f"there are no weights of step {self.step}: the run has {max(0, self._next - 1)} steps",
+                hint="rewind to an earlier step, or delete the run's files and start again",
             )
         return self._state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """The tuning split after `step` steps: the mean cross-entropy and how many are right."""
+    """The tuning split after `step` steps: the mean cross entropy and the correct answers."""
 
     step: int
     loss: float
@@ -67,25 +69,25 @@ class Seen:
 
 
 class TuningLoss:
-    """Looks at the tuning loss before the first step, after every `every`-th one, and keeps the weights of the lowest.
+    """Measures the tuning loss before the first step and after every `every` steps, and keeps the best weights.
 
-    A look costs one forward pass over the images (their inputs are made once and held in memory) and draws nothing, so
-    that training goes on as it would have. Where several looks are equally low, the earliest counts (early stopping,
-    Frankle & Carbin 2019, arXiv:1803.03635, sec. 2).
+    A measurement costs one forward pass over the images, whose inputs stay in memory. It draws no random numbers, so
+    training does not change. Among equal losses the earliest counts (early stopping, Frankle & Carbin 2019,
+    arXiv:1803.03635, sec. 2).
     """
 
     def __init__(self, images: ImageSet, *, preprocessing: Preprocessing, every: int) -> None:
         if every < 1:
-            raise RetrainError(f"a look every {every} steps", hint="at least 1")
+            raise RetrainError(f"the loss cannot be measured every {every} steps", hint="at least every 1")
         self.every, self.seen = every, list[Seen]()
         self.lowest_state: State = {}
         size = len(images) if isinstance(images, Images) else EVALUATION_BATCH
-        made = list(batches(images, batch_size=size, preprocessing=preprocessing))
-        self._inputs, self._labels = (torch.cat([pair[i] for pair in made]) for i in (0, 1))
+        pairs = list(batches(images, batch_size=size, preprocessing=preprocessing))
+        self._inputs, self._labels = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
         self._steps = 0
 
     def __call__(self, module: nn.Module) -> None:
-        """Count a step, and look where it is one of those."""
+        """Count a step, and measure the loss at every `every`-th."""
         if self._steps % self.every == 0:
             before = self.lowest.loss if self.seen else float("inf")
             self.seen.append(self._look(module))
@@ -95,7 +97,7 @@ class TuningLoss:
 
     @property
     def lowest(self) -> Seen:
-        """The earliest look with the lowest loss; refused (`ValueError`) before the first."""
+        """The earliest measurement with the lowest loss; raises `ValueError` before the first."""
         return min(self.seen, key=lambda s: s.loss)
 
     def _look(self, module: nn.Module) -> Seen:
@@ -113,5 +115,5 @@ class TuningLoss:
 
 
 def state_of(module: nn.Module) -> State:
-    """A copy of the module's state on the CPU, in torch's usual memory layout."""
+    """Return a copy of the module's state on the CPU, in torch's usual memory layout."""
     return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in module.state_dict().items()}

@@ -1,7 +1,7 @@
-"""The published ways to retrain, as recipes: how long, from where, and on which schedule.
+"""The published ways to retrain, as recipes: number of epochs, first weights and schedule.
 
-Fine-tuning goes on from the surviving weights; the scratch arms (Liu et al. 2019, arXiv:1810.05270) train the small
-architecture from fresh weights for the dense network's epochs (E) or MACs (B); the rewinding arms (Renda et al. 2020,
+Fine-tuning continues from the surviving weights. The scratch arms (Liu et al. 2019, arXiv:1810.05270) train the small
+architecture from fresh weights for the dense network's epochs (E) or MACs (B). The rewinding arms (Renda et al. 2020,
 arXiv:2003.02389) repeat the end of the dense schedule, from early weights or from the final ones.
 """
 
@@ -23,7 +23,7 @@ FINE_TUNE_EPOCHS = 3
 # A trial on the tuning split (sample ResNet-20 at ratio 0.5, 3 epochs of the shipped sample, correct of 2,000, mean of
 # 2 seeds): 0.05 of the dense peak 1792, 0.1 1820, 0.2 1822, 0.3 1825, 0.5 1816, 1.0 1792; seeds deviate by about 7.
 FINE_TUNE_SHARE_OF_PEAK = 0.2
-USUAL_PEAK = {Optimiser.SGD: 0.1, Optimiser.ADAMW: 1e-3}  # where the dense network's peak rate is not known
+USUAL_PEAK = {Optimiser.SGD: 0.1, Optimiser.ADAMW: 1e-3}  # if the dense network's peak rate is unknown
 STARTS = {
     How.FINE_TUNE: Start.TRAINED,
     How.REWIND_LR: Start.TRAINED,
@@ -37,11 +37,11 @@ REWINDING = (How.REWIND_WEIGHTS, How.REWIND_LR)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What the user decided about a recipe; `None` leaves it to the published way.
+    """The user's choices for a recipe; `None` stands for the published value.
 
-    `epochs` is how long fine-tuning takes, or how many of the dense run's last epochs a rewinding arm repeats;
-    `dense_epochs` how long the dense network trained, where its checkpoint does not say; `cap` the most times over
-    that Scratch-B trains longer (Liu et al. state 2 in the text and use none in their CIFAR code).
+    `epochs` is the length of fine-tuning, or the number of the dense run's last epochs that a rewinding arm repeats.
+    `dense_epochs` is the length of the dense network's training, if its checkpoint does not record it. `cap` is the
+    largest factor by which Scratch-B trains longer (Liu et al. state 2 in the text and use none in their CIFAR code).
     """
 
     epochs: int | None = None
@@ -61,7 +61,7 @@ class Wishes:
     def __post_init__(self) -> None:
         if self.cap is not None and self.cap < 1:
             raise RetrainError(
-                f"a cap of {self.cap:g} would shorten Scratch-B", hint="at least 1; the usual is `--cap 2`"
+                f"a cap of {self.cap:g} would shorten Scratch-B", hint="at least 1; the usual value is `--cap 2`"
             )
         for option, epochs in (("epochs", self.epochs), ("dense-epochs", self.dense_epochs)):
             if epochs is not None and epochs < 1:
@@ -75,14 +75,14 @@ def wishes_from(
     augment: str | None = None,
     **plain: Any,
 ) -> Wishes:
-    """The wishes that a command line's plain values make; refused where a name is not known."""
-    known = tuple(name.strip() for name in (augment or "").split(",") if name.strip() not in ("", "none"))
-    if known:
-        augmentation_named(known, size=(1, 1))
+    """Return the wishes for a command line's plain values; refused: an unknown name."""
+    augmentations = tuple(name.strip() for name in (augment or "").split(",") if name.strip() not in ("", "none"))
+    if augmentations:
+        augmentation_named(augmentations, size=(1, 1))  # raises for an unknown name
     return Wishes(
         shape=None if shape is None else _named(Shape, shape, "schedule"),
         optimiser=None if optimiser is None else _named(Optimiser, optimiser, "optimiser"),
-        augment=None if augment is None else known,
+        augment=None if augment is None else augmentations,
         **plain,
     )
 
@@ -91,16 +91,16 @@ def _named(kind: type[Closed], name: str, what: str) -> Closed:
     try:
         return kind(name)
     except ValueError:
-        known = [str(k) for k in kind]
-        raise RetrainError(f"there is no {what} called `{name}`", hint=unknown(f"{what}s", name, known)) from None
+        names = [str(k) for k in kind]
+        raise RetrainError(f"there is no {what} called `{name}`", hint=unknown(f"{what}s", name, names)) from None
 
 
 def recipe_for(
     how: How, *, dense_recipe: Recipe | None, dense_cost: Cost, small_cost: Cost, wishes: Wishes | None = None
 ) -> Recipe:
-    """The recipe that `how` means for this pair of networks; its `notes` say what was decided and from what.
+    """Return the recipe of `how` for this pair of networks; its `notes` explain each choice.
 
-    Refused: a scratch or rewinding arm of a network whose training is not known, wishes that contradict the arm.
+    Refused: a scratch or rewinding arm for a network whose training is unknown, wishes that contradict the arm.
     """
     wishes = wishes or Wishes()
     optimiser = wishes.optimiser or (dense_recipe.optimiser if dense_recipe else Optimiser.SGD)
@@ -139,6 +139,7 @@ def recipe_for(
 
 
 def _fine_tuning(wishes: Wishes, dense_recipe: Recipe | None, optimiser: Optimiser) -> tuple[int, Schedule, list[str]]:
+    """Return epochs, schedule and notes of fine-tuning: at a share of the dense network's peak rate."""
     same = dense_recipe is not None and dense_recipe.optimiser is optimiser
     peak = dense_recipe.schedule.rate if dense_recipe is not None and same else USUAL_PEAK[optimiser]
     rate = FINE_TUNE_SHARE_OF_PEAK * peak
@@ -153,10 +154,11 @@ def _fine_tuning(wishes: Wishes, dense_recipe: Recipe | None, optimiser: Optimis
 def _scratch(
     how: How, wishes: Wishes, dense_recipe: Recipe | None, base: Recipe, dense_cost: Cost, small_cost: Cost
 ) -> tuple[int, Schedule, list[str]]:
+    """Return epochs, schedule and notes of a scratch arm: as many epochs (E) or MACs (B) as the dense training."""
     if wishes.epochs is not None:
         raise RetrainError(
-            f"`{how}` has no length of its own: it follows from the dense network's",
-            hint="say how long that trained: `--dense-epochs`",
+            f"the number of epochs of `{how}` follows from the dense network's training",
+            hint="omit `--epochs`; if the checkpoint does not record its training, use `--dense-epochs`",
         )
     dense_epochs, notes = _dense_epochs(how, wishes, dense_recipe)
     notes.append("fresh weights, drawn by each layer's own initialisation, in the small shapes")
@@ -178,9 +180,10 @@ def _scratch(
 
 
 def _rewinding(how: How, wishes: Wishes, dense_recipe: Recipe | None, base: Recipe) -> tuple[int, Schedule, list[str]]:
+    """Return epochs, schedule and notes of a rewinding arm: the last part of the dense schedule."""
     total, notes = _dense_epochs(how, wishes, dense_recipe)
     if total < 2:
-        raise RetrainError(f"a run of {_epochs(total)} cannot be rewound", hint="say how long it was: `--dense-epochs`")
+        raise RetrainError(f"a run of {_epochs(total)} cannot be rewound", hint="give its length: `--dense-epochs`")
     epochs = wishes.epochs or total - 1
     if epochs > total:
         raise RetrainError(
@@ -193,17 +196,18 @@ def _rewinding(how: How, wishes: Wishes, dense_recipe: Recipe | None, base: Reci
 
 
 def _dense_epochs(how: How, wishes: Wishes, dense_recipe: Recipe | None) -> tuple[int, list[str]]:
+    """Return the epochs of the dense network's training, by the user or else by its recipe, with notes."""
     recorded = dense_recipe.budget.epochs if dense_recipe else None
     if wishes.dense_epochs is not None:
-        said = f", not the recorded {recorded}" if recorded not in (None, wishes.dense_epochs) else ""
-        notes = [f"the dense network is said to have trained for {_epochs(wishes.dense_epochs)}{said}"]
+        unlike = f", not the recorded {recorded}" if recorded not in (None, wishes.dense_epochs) else ""
+        notes = [f"the user states that the dense network trained for {_epochs(wishes.dense_epochs)}{unlike}"]
         if dense_recipe is None:
-            notes.append("its own recipe is not known: this one has the usual values")
+            notes.append("its own recipe is unknown: this recipe has the usual values")
         return wishes.dense_epochs, notes
     if recorded is None:
         raise RetrainError(
             f"`{how}` follows the dense network's training, and this checkpoint does not record it",
-            hint="say how long that took, and more where you know it: `--dense-epochs 160 --lr 0.1 --schedule step`",
+            hint="give its length, and more if you know it: `--dense-epochs 160 --lr 0.1 --schedule step`",
         )
     return recorded, []
 

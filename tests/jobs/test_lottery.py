@@ -150,7 +150,7 @@ class TestRun:
         results = ticketing.run(search("fresh", step=7, rounds=1), data())  # 5 steps in an epoch
         recipe = results["lineage"][-1]["recipe"]
         assert (recipe["budget"]["epochs"], recipe["schedule"]["skipped"]) == (1, 0.5)
-        with pytest.raises(RetrainError, match="10 steps: none is left after 10"):
+        with pytest.raises(RetrainError, match="10 steps: none remains after 10"):
             ticketing.run(search("fresh", step=10, rounds=1, out="other.compressed"), data())
 
     def test_the_state_of_another_search_is_refused(self, early: Path) -> None:
@@ -241,7 +241,7 @@ class TestCommand:
         [
             ((), "weights that its network had early", "--rewind-to fresh"),
             (("--rewind-to", "gone.pt"), "gone.pt is not there", "check the path"),
-            (("--rewind-to", "other.pt"), "not one of this network", "dense network's weights"),
+            (("--rewind-to", "other.pt"), "does not belong to this network", "dense network's weights"),
             (("--rewind-to", "trained", "--rewind-step", 3), "from fresh weights", "--rewind-to fresh"),
             (("--rewind-to", "fresh", "--epochs", 3), "is as long", "--dense-epochs"),
             (("--rewind-to", "trained", "--rate", 1.5), "between 0 and 1", "--rate 0.2"),

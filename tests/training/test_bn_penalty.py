@@ -82,7 +82,7 @@ def test_a_scale_that_two_layers_share_is_counted_once() -> None:
 )
 def test_a_penalty_on_nothing_is_refused(module: nn.Module) -> None:
     module = nn.Sequential(module, nn.Linear(2 if isinstance(module[1], nn.Linear) else 36, 2))
-    with pytest.raises(RetrainError, match="has none that train") as refused:
+    with pytest.raises(RetrainError, match="has no trainable ones") as refused:
         scales_after(RECIPE, module)
     assert "--bn-l1 0" in str(refused.value.hint)
 

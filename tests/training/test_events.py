@@ -66,7 +66,7 @@ def test_an_event_reads_back_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"start": 0, "end": 4, "every": 0}, "events every 0 epochs"),
+        ({"start": 0, "end": 4, "every": 0}, "events cannot be every 0 epochs"),
         ({"start": 5, "end": 4}, "from epoch 5 to epoch 4"),
         ({"start": -1, "end": 4}, "from epoch -1"),
     ],
@@ -78,5 +78,5 @@ def test_a_schedule_without_events_is_refused(values: dict[str, int], says: str)
 
 
 def test_nothing_that_leaves_is_refused() -> None:
-    with pytest.raises(PlanError, match="0 channels leave `r`"):
+    with pytest.raises(PlanError, match="no channel leaves `r`: 0"):
         departure(0)

@@ -208,14 +208,14 @@ def test_a_run_with_other_events_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(RetrainError, match="belongs to a run with other events"):
         run(Regrown(), state_file=state)
     events_file(state).write_text("{}")
-    with pytest.raises(RetrainError, match="does not say what happened"):
+    with pytest.raises(RetrainError, match="does not contain events"):
         run(Gone(), state_file=state)
 
 
 @pytest.mark.parametrize(
     ("leaving", "says"),
     [
-        (departures(end=4), "an event before epoch 4, and epochs 0 to 3 are trained"),
+        (departures(end=4), "the last event is before epoch 4, and training ends with epoch 3"),
         ([dataclasses.replace(departures()[0], root="9")], "there is no group `9`"),
         ([dataclasses.replace(departures()[0], channels=8)], "8 of the 8 channels of `0` would leave"),
     ],

@@ -1,1 +1,1 @@
-"""Training on one domain while another is drawn to it."""
+"""Train on a labelled domain and adapt to an unlabelled one."""

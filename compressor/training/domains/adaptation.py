@@ -1,13 +1,12 @@
-"""Training on a labelled source while the features of an unlabelled target are drawn to the source's.
+"""Train on a labelled source domain, and adapt the features to an unlabelled target domain.
 
 Deep adaptation networks (Long et al. 2015, arXiv:1502.02791): the loss is the source's cross entropy plus g times the
-squared maximum mean discrepancy of both domains' features, where g(p) = 2 / (1 + exp(-10 p)) - 1 rises with the run's
-progress p from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495, sec. 4.1), so that features mean something before they
-are compared.
+squared maximum mean discrepancy of both domains' features. g(p) = 2 / (1 + exp(-10 p)) - 1 rises with the progress p of
+the run from 0 to 1 (Ganin & Lempitsky 2015, arXiv:1409.7495, sec. 4.1), so that features are useful before they are
+compared.
 
-Both domains go through the network in one batch: what a batch norm sees in training, half source and half target, is
-what its running statistics describe afterwards. Where only `weight` is zero that is all the adaptation there is; where
-there is no target at all, nothing of it is ever seen.
+Both domains go through the network in one batch, so the running statistics of batch norms describe half source and half
+target. With `weight` zero, this is the only adaptation. Without a target, the network sees no target image.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ STEEPNESS = 10.0
 
 
 def domain_weight(progress: float) -> float:
-    """The weight g at `progress` in [0, 1]: 0 at first, 0.99 half-way."""
+    """Return the weight g at `progress` in [0, 1]: 0 at the start, 0.99 half-way."""
     return 2 / (1 + math.exp(-STEEPNESS * progress)) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
-    """How two domains are compared: by what `layer` reads, `weight` times their discrepancy.
+    """The comparison of two domains: `weight` times the discrepancy of the inputs of `layer`.
 
-    A `rising` weight starts at zero and follows g; a network that has been adapted already keeps the whole weight.
+    A `rising` weight starts at zero and follows g; for a network that is already adapted, the weight is constant.
     """
 
     layer: str
@@ -55,10 +54,12 @@ class Alignment:
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and math.isfinite(self.weight)):
-            raise RetrainError(f"a domain weight of {self.weight:g}", hint="0 or more: `--weight 1`")
+            raise RetrainError(
+                f"a domain weight must be at least 0, not {self.weight:g}", hint="for example `--weight 1`"
+            )
 
     def at(self, progress: float) -> float:
-        """What the discrepancy is multiplied with."""
+        """Return the factor of the discrepancy at `progress` in [0, 1]."""
         return self.weight * (domain_weight(progress) if self.rising else 1.0)
 
     def to_json(self) -> dict[str, object]:
@@ -69,7 +70,7 @@ class Alignment:
 def alignment_of(
     checkpoint: Checkpoint, *, layer: str | None = None, weight: float = 1.0, rising: bool = True
 ) -> Alignment:
-    """The alignment on what `layer` reads, by default the linear layer that runs last; refused: no such layer."""
+    """Return the alignment by the inputs of `layer`, by default the last linear layer; refused: no such layer."""
     if layer is None:
         layer = last_linear(checkpoint.module, checkpoint.example_inputs)
     layer_named(checkpoint.module, layer)
@@ -78,7 +79,7 @@ def alignment_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointLoss:
-    """An objective for `training.loop`: the source's cross entropy and both domains' discrepancy."""
+    """An objective for `training.loop`: the source's cross entropy plus the weighted discrepancy of both domains."""
 
     target: Target
     alignment: Alignment
@@ -88,11 +89,11 @@ class JointLoss:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """The target and how it is compared."""
+        """The target and the alignment, as plain values."""
         return {"target": self.target.to_json(), "alignment": self.alignment.to_json()}
 
     def __call__(self, module: nn.Module, inputs: Tensor, labels: Tensor, /, *, step: int, steps: int) -> Tensor:
-        """The loss of source images `[n, c, h, w]` with labels `[n]`, beside as many target images of step `step`."""
+        """Return the loss of source images `[n, c, h, w]` with labels `[n]` and of `n` target images for the step."""
         n = len(inputs)
         others = self.target.batch(
             step, size=n, preprocessing=self.preprocessing, seed=self.recipe.seed,
@@ -124,11 +125,11 @@ def adapt(
     state_file: Path | None = None,
     device: str | None = None,
 ) -> Checkpoint:
-    """The network trained on `source` and drawn to `target`, with a new lineage entry; the checkpoint stays as it was.
+    """Return the checkpoint with its network trained on `source` and adapted to `target`, and a new lineage entry.
 
-    It is trained on `device`, where that is given, and comes back to where it was. Without a target it is trained on
-    the source alone. The accuracies of the history are the source's tuning split's. Refused: what `train` refuses,
-    images of two shapes, batches of one image.
+    The checkpoint itself is not modified. `device` is used for training only; the result is on the checkpoint's device.
+    Without a target, the network is trained on the source alone. The history has the accuracies on the source's tuning
+    split. Refused: what `train` refuses, images of two shapes, batches of one image.
     """
     objective = None
     if target is not None:

@@ -1,4 +1,4 @@
-"""What a layer reads: the features by which two domains are compared."""
+"""The inputs of a layer: the features by which two domains are compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressor.graph.recorded import check_has_layers
 
 @contextlib.contextmanager
 def reading(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """A list that every call of the layer adds what it reads to, with its gradient: `[batch, ...]`."""
+    """Yield a list to which every call of the layer appends its input `[batch, ...]`, with its gradient graph."""
     read: list[Tensor] = []
     hook = layer_named(module, layer).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     try:
@@ -24,16 +24,17 @@ def reading(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 
 def features_in(read: Sequence[Tensor], layer: str) -> Tensor:
-    """`[batch, features]` of one forward pass; refused where the layer did not run exactly once."""
+    """Return the inputs of one forward pass, `[batch, features]`; refused: a layer that did not run exactly once."""
     if len(read) != 1:
         raise GroupError(
-            f"the layer `{layer}` ran {len(read)} times in one pass", hint="name one that runs once: `--layer NAME`"
+            f"the layer `{layer}` ran {len(read)} times in one pass",
+            hint="choose a layer that runs once: `--layer NAME`",
         )
     return read[0].flatten(1)
 
 
 def layer_named(module: nn.Module, layer: str) -> nn.Module:
-    """The layer called `layer`; refused where there is none."""
+    """Return the layer called `layer`; refused: no such layer."""
     check_has_layers(module)
     layers: dict[str, nn.Module] = dict(module.named_modules())
     if not layer or layer not in layers:
@@ -42,11 +43,11 @@ def layer_named(module: nn.Module, layer: str) -> nn.Module:
 
 
 def last_linear(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
-    """The name of the linear layer that runs last; the module stays as it was. Refused: a network without one."""
+    """Return the name of the linear layer that runs last; refused: a network without one."""
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    found = last_to_run(module, linear, example_inputs)
-    if found is None:
+    last = last_to_run(module, linear, example_inputs)
+    if last is None:
         raise GroupError(
-            "no linear layer runs in this network", hint="say whose inputs are the features: `--layer NAME`"
+            "no linear layer runs in this network", hint="name the layer whose inputs are compared: `--layer NAME`"
         )
-    return found
+    return last

@@ -1,1 +1,1 @@
-"""Early exits: classifiers on the way, when an image leaves, and their ONNX file."""
+"""Early exits: classifiers inside a network, the threshold at which images leave, and the ONNX file."""

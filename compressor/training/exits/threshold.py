@@ -1,6 +1,6 @@
-"""How certain is certain enough: the threshold at which images leave early, chosen on the tuning split.
+"""Choose the threshold of certainty at which images leave early, on the tuning split.
 
-What every exit says of every image is gathered once; the accuracy and the MACs at any threshold follow by counting.
+The answers of every exit for every image are gathered once; accuracy and MACs at any threshold follow by counting.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from compressor.graph.lent import evaluating
 from compressor.measuring.accuracy import Accuracy
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 
-MOST_THRESHOLDS = 2000  # that are tried; of more than that, evenly spread ones
+MOST_THRESHOLDS = 2000  # that are tried, evenly spaced among all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What every exit says of every image of a split: the branches in their order, the whole network last.
+    """Correctness and certainty of every exit for every image of a split: the branches in order, the network last.
 
     `right` is bool `[images, exits]`, `certain` float `[images, branches]`.
     """
@@ -39,9 +39,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """Who leaves at one exit: how many images, how many of them rightly classified, and how many all of them would be.
+    """Statistics of one exit: how many images leave, how many of those are correct, and how many of all would be.
 
-    `after` is the layer; `None` for the end of the network.
+    `correct_of_all` counts the images of the whole split that this exit classifies correctly. `after` is the layer,
+    `None` for the end of the network; `macs` are those of an image that leaves here.
     """
 
     after: str | None
@@ -53,7 +54,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitAccuracy:
-    """The accuracy at one threshold, and what each exit has to do with it."""
+    """The accuracy at one threshold, that of the full network, and each exit's statistics."""
 
     threshold: float
     accuracy: Accuracy
@@ -67,11 +68,11 @@ class ExitAccuracy:
 
     @property
     def macs(self) -> float:
-        """The MACs of an image, in the mean."""
+        """The mean MACs of an image."""
         return sum(e.leaving * e.macs for e in self.exits) / self.accuracy.total
 
     def to_json(self) -> dict[str, object]:
-        """Plain values; a threshold that lets nobody leave is `None`."""
+        """Plain values; `threshold` is `None` if no image leaves early."""
         return {
             "threshold": self.threshold if math.isfinite(self.threshold) else None,
             "accuracy": self.accuracy.to_json(),
@@ -95,13 +96,15 @@ def answers(
     preprocessing: Preprocessing,
     kind: Certainty = Certainty.ENTROPY,
 ) -> Answers:
-    """What the exits say of the images, in one pass over them; refused: images without labels."""
+    """Return the exits' answers for the images, in one pass; refused: images without labels."""
     right, certain = [], []
     device = next(exits.parameters()).device
     with evaluating(exits), torch.no_grad():
         for inputs, labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
             if int(labels.min()) <= UNLABELLED:
-                raise DataError("exits are judged by labels, and these images have none", hint="give labelled images")
+                raise DataError(
+                    "choosing a threshold needs labels, and these images have none", hint="give labelled images"
+                )
             own, *early = exits(inputs.to(device))
             right.append(torch.stack([s.argmax(1).cpu() == labels for s in (*early, own)], dim=1))
             certain.append(torch.stack([certainty(s, kind).cpu() for s in early], dim=1))
@@ -109,30 +112,30 @@ def answers(
 
 
 def exit_taken(certain: Tensor, threshold: float) -> Tensor:
-    """The exit that each image takes: certainties `[images, branches]` to `[images]`.
+    """Return the exit that each image takes: certainties `[images, branches]` to `[images]`.
 
-    It is the first branch whose certainty is at least `threshold`, or else the end of the network: 0 sends every image
-    out at the first branch, infinity none.
+    It is the first branch whose certainty is at least `threshold`, or else the end of the network. With 0, every image
+    leaves at the first branch; with infinity, none leaves early.
     """
     enough = torch.cat([certain >= threshold, torch.ones(len(certain), 1, dtype=torch.bool)], dim=1)
-    return enough.int().argmax(dim=1)  # the first of the largest
+    return enough.int().argmax(dim=1)  # of equal maxima, argmax returns the first
 
 
-def at_threshold(found: Answers, threshold: float, *, after: Sequence[str], macs: Sequence[int]) -> ExitAccuracy:
-    """The accuracy, and who leaves where, at a threshold; `macs` are spent at each exit (`macs_of_exits`)."""
-    taken = exit_taken(found.certain, threshold)
-    correct = found.right.gather(1, taken.unsqueeze(1)).squeeze(1)
-    total = len(found.right)
+def at_threshold(answers: Answers, threshold: float, *, after: Sequence[str], macs: Sequence[int]) -> ExitAccuracy:
+    """Return accuracy and statistics of the exits at a threshold; `macs` are those of each exit (`macs_of_exits`)."""
+    exits = exit_taken(answers.certain, threshold)
+    correct = answers.right.gather(1, exits.unsqueeze(1)).squeeze(1)
+    total = len(answers.right)
     return ExitAccuracy(
         threshold=threshold,
-        accuracy=Accuracy(correct=int(correct.sum()), total=total, split=found.split),
-        full=Accuracy(correct=int(found.right[:, -1].sum()), total=total, split=found.split),
+        accuracy=Accuracy(correct=int(correct.sum()), total=total, split=answers.split),
+        full=Accuracy(correct=int(answers.right[:, -1].sum()), total=total, split=answers.split),
         exits=tuple(
             Exit(
                 after=name,
-                leaving=int((taken == number).sum()),
-                correct=int(correct[taken == number].sum()),
-                correct_of_all=int(found.right[:, number].sum()),
+                leaving=int((exits == number).sum()),
+                correct=int(correct[exits == number].sum()),
+                correct_of_all=int(answers.right[:, number].sum()),
                 macs=spent,
             )
             for number, (name, spent) in enumerate(zip((*after, None), macs, strict=True))
@@ -140,45 +143,47 @@ def at_threshold(found: Answers, threshold: float, *, after: Sequence[str], macs
     )
 
 
-def threshold_for(found: Answers, *, max_drop: float, macs: Sequence[int]) -> float:
-    """The threshold with the fewest MACs in the mean at which at most `max_drop` points of accuracy are lost.
+def threshold_for(answers: Answers, *, max_drop: float, macs: Sequence[int]) -> float:
+    """Return the threshold with the lowest mean MACs at which at most `max_drop` points of accuracy are lost.
 
-    One for all exits. It lies halfway between two certainties that were seen, so that a file's rounding changes
-    nobody's exit. Refused: a negative drop, and one that no image may leave early at.
+    All exits share it. It is halfway between two measured certainties, so that rounding in a file changes no image's
+    exit. Refused: a negative drop, a drop at which no image may leave early.
     """
     if not (max_drop >= 0 and math.isfinite(max_drop)):
-        raise PlanError(f"a drop of {max_drop} points", hint="none is 0, half a point is `--max-drop 0.5`")
-    seen = torch.unique(found.certain)
-    middles = (seen[1:] + seen[:-1]) / 2
+        raise PlanError(
+            f"a drop must be at least 0 points, not {max_drop}", hint="for example half a point: `--max-drop 0.5`"
+        )
+    certainties = torch.unique(answers.certain)
+    middles = (certainties[1:] + certainties[:-1]) / 2
     if len(middles) > MOST_THRESHOLDS:
         middles = middles[torch.linspace(0, len(middles) - 1, MOST_THRESHOLDS).long()]
     spent = torch.tensor(macs, dtype=torch.float64)
-    least = int(found.right[:, -1].sum()) - math.floor(len(found.right) * max_drop / 100 + 1e-9)
+    least = int(answers.right[:, -1].sum()) - math.floor(len(answers.right) * max_drop / 100 + 1e-9)
     best, cost = math.inf, float("inf")
     for threshold in (*reversed(middles.tolist()), 0.0):
-        taken = exit_taken(found.certain, threshold)
-        correct = int(found.right.gather(1, taken.unsqueeze(1)).sum())
-        mean = float(spent[taken].mean())
-        if correct >= least and mean < cost and bool((taken < len(macs) - 1).any()):
+        exits = exit_taken(answers.certain, threshold)
+        correct = int(answers.right.gather(1, exits.unsqueeze(1)).sum())
+        mean = float(spent[exits].mean())
+        if correct >= least and mean < cost and bool((exits < len(macs) - 1).any()):
             best, cost = threshold, mean
     if math.isinf(best):
         raise PlanError(
-            f"no image can leave early without losing more than {max_drop:g} points on the {found.split} split",
+            f"no image can leave early without losing more than {max_drop:g} points on the {answers.split} split",
             hint="train the branches longer (`--epochs`), or name later layers (`--after`)",
         )
     return best
 
 
-def alike(taken: Tensor, count: int, *, seed: int = 0) -> list[int]:
-    """The indices of `count` images of which as large a share takes each exit as of all, drawn by `seed`.
+def alike(exits: Tensor, count: int, *, seed: int = 0) -> list[int]:
+    """Return the indices of `count` images, drawn by `seed`, with the same share at each exit as all images.
 
-    `taken` is the exit of every image, `[images]`. Of what does not come out even, the largest remainders get one more.
+    `exits` is the exit of every image, `[images]`. Rounding follows the largest remainders.
     """
-    total, count = len(taken), min(count, len(taken))
-    each = torch.bincount(taken) * count
+    total, count = len(exits), min(count, len(exits))
+    each = torch.bincount(exits) * count
     wanted, rest = each // total, each % total
     for number in rest.argsort(descending=True, stable=True)[: count - int(wanted.sum())].tolist():
         wanted[number] += 1
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    chosen = [order[taken[order] == number][:some] for number, some in enumerate(wanted.tolist())]
+    chosen = [order[exits[order] == number][:some] for number, some in enumerate(wanted.tolist())]
     return sorted(int(i) for i in torch.cat(chosen))

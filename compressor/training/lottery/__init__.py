@@ -1,1 +1,1 @@
-"""Lottery tickets, supermasks and what their studies need."""
+"""Lottery tickets, supermasks, and the training that their studies need."""

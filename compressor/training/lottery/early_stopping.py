@@ -1,4 +1,4 @@
-"""Training that is watched: the network at the end, and as it was where its tuning loss was lowest (early stopping)."""
+"""Training with early stopping: returns the last network, and the one with the lowest tuning loss."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from compressor.training.watch import Seen, State, StateAt, TuningLoss
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """A trained network, what was seen of the tuning split on the way, and the weights at two moments."""
+    """A trained network, its tuning losses during training, and its weights at two earlier steps."""
 
-    trained: nn.Module  # in eval mode, where it was trained
+    trained: nn.Module  # in eval mode, on the training device
     stopped: nn.Module  # a copy with the weights of the lowest tuning loss
-    early: State  # the weights after the steps that were asked for
+    early: State  # the weights after `early_step` steps
     seen: tuple[Seen, ...]
     lowest: Seen
     history: tuple[EpochRecord, ...]
@@ -41,26 +41,25 @@ def train_watched(
     early_step: int = 0,
     device: torch.device | None = None,
 ) -> Watched:
-    """Train a copy of the checkpoint's network, and look at the tuning loss every so many steps.
+    """Train a copy of the checkpoint's network, and measure the tuning loss after every `every` steps.
 
-    `mask` is kept; `early` are the weights after `early_step` steps. Refused: what `train` refuses, a step that the run
-    does not reach.
+    Weights that `mask` removed stay zero. Refused: what `train` refuses, an `early_step` that the run does not reach.
     """
     look = TuningLoss(data.split(SplitName.TUNE), preprocessing=checkpoint.preprocessing, every=every)
     early = StateAt(early_step)
     module = checkpoint.module if device is None else copy_of(checkpoint.module).to(device)
-    found = train(
+    trained = train(
         module, data, recipe=recipe, preprocessing=checkpoint.preprocessing,
         hooks=Hooks(after_step=(*(() if mask is None else (Keeping(mask),)), early, look)),
     )  # fmt: skip
     return Watched(
-        trained=found.module, stopped=holding(found.module, look.lowest_state), early=early.state,
-        seen=tuple(look.seen), lowest=look.lowest, history=found.history,
+        trained=trained.module, stopped=holding(trained.module, look.lowest_state), early=early.state,
+        seen=tuple(look.seen), lowest=look.lowest, history=trained.history,
     )  # fmt: skip
 
 
 def holding(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the module with this state."""
-    held = copy_of(module)
-    held.load_state_dict(dict(state))
-    return held
+    """Return a copy of the module with this state."""
+    copy = copy_of(module)
+    copy.load_state_dict(dict(state))
+    return copy

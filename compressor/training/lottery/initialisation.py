@@ -1,4 +1,4 @@
-"""Fresh weights by a rule that is named, where a network's own would not be the published one."""
+"""Fresh weights by a published rule, for networks whose own initialisation is another one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from compressor.graph.copies import copy_of
 
 
 def glorot_normal(module: nn.Module, *, seed: int) -> nn.Module:
-    """A copy whose convolutions and linear layers are drawn anew: N(0, 2 / (fan in + fan out)), biases zero.
+    """Return a copy with fresh weights in its convolutions and linear layers: N(0, 2 / (fan in + fan out)), biases 0.
 
-    Glorot & Bengio 2010; the usual start of the lottery ticket papers' networks. Norms stay as they are.
+    Glorot & Bengio 2010; the usual initialisation in the lottery ticket papers. Norms stay as they are.
     """
     fresh, drawing = copy_of(module), generator(seed, "initial weights")
     for layer in fresh.modules():

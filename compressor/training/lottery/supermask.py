@@ -1,7 +1,7 @@
-"""Learned supermasks: the weights stay as they began, and what is learned is which of them stay (Zhou et al. 2019).
+"""Learned supermasks: training does not change the weights, but learns which of them to keep (Zhou et al. 2019).
 
-Every weight has a logit m; a forward pass sees w_i · Bernoulli(sigmoid(m)), drawn anew each time, and the gradient of
-the draw is taken to be that of its probability (straight through; arXiv:1905.01067, sec. 5).
+Every weight has a logit m. A forward pass uses w_i · Bernoulli(sigmoid(m)), with a new draw each time; the gradient of
+the draw is replaced by that of its probability (straight-through estimator; arXiv:1905.01067, sec. 5).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from compressor.training.loop import train
 from compressor.training.lottery.treatments import signed_constant
 from compressor.training.resume import EpochRecord
 
-DRAWS = 10  # that a learned mask is judged by, as in the paper's code
+DRAWS = 10  # of a learned mask, for its mean accuracy, as in the paper's code
 
 
 class Multiplied(enum.StrEnum):
-    """What a learned mask multiplies."""
+    """The values that a learned mask multiplies."""
 
-    INITIAL = "initial"  # the weights as they began
-    SIGNED_CONSTANT = "signed-constant"  # the sign of each, times the deviation of its tensor
+    INITIAL = "initial"  # the initial weights
+    SIGNED_CONSTANT = "signed-constant"  # the sign of each initial weight, times the deviation of its tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedMask:
     """An untrained network and the mask that was learned for it.
 
-    `module` has the weights that the mask multiplies and is in eval mode; `logits` are float32 by parameter name, in
-    the weights' shapes; `rescaled` multiplies every masked tensor by weights / weights drawn.
+    `module` has the weights that the mask multiplies and is in eval mode. `logits` are float32 by parameter name, in
+    the weights' shapes. If `rescaled`, every masked tensor is multiplied by its weights / its kept weights.
     """
 
     module: nn.Module
@@ -56,7 +56,7 @@ class LearnedMask:
         return kept / sum(m.numel() for m in self.logits.values())
 
     def drawn(self, *, seed: int) -> nn.Module:
-        """A plain network with the weights that one draw leaves."""
+        """Return a plain network with the weights that one draw keeps."""
         module, drawing = copy_of(self.module), generator(seed, "draw of a mask")
         with torch.no_grad():
             for name, logits in self.logits.items():
@@ -68,7 +68,7 @@ class LearnedMask:
     def accuracies(
         self, images: ImageSet, *, split: str, preprocessing: Preprocessing, draws: int = DRAWS, seed: int = 0
     ) -> tuple[Accuracy, ...]:
-        """The accuracy of each of several draws; what is reported of a learned mask is their mean."""
+        """Return the accuracy of each of several draws; reports use their mean."""
         modules = (self.drawn(seed=seed * 1_000_003 + draw) for draw in range(draws))
         return tuple(evaluate(module, images, split=split, preprocessing=preprocessing) for module in modules)
 
@@ -84,20 +84,22 @@ def learn_mask(
     protect: Sequence[str] = (),
     state_file: Path | None = None,
 ) -> LearnedMask:
-    """The mask that `recipe` learns for the weights of `module`, which stays unchanged; every logit begins at 0.
+    """Learn a mask for the weights of `module` by `recipe`, and return it; the module is not modified.
 
-    No weight, bias or norm is trained. Rates are far above those of weights: the paper's is 100. Refused: what
-    `maskable` and `train` refuse.
+    Every logit starts at 0. No weight, bias or norm is trained. Learning rates are far higher than for weights: the
+    paper's is 100. Refused: what `maskable` and `train` refuse.
     """
     learner = MaskLearner(module, multiplied=multiplied, rescaled=rescaled, protect=protect)
     trained = train(learner, data, recipe=recipe, preprocessing=preprocessing, state_file=state_file)
-    found = trained.module
-    assert isinstance(found, MaskLearner)
-    return LearnedMask(module=found.network, logits=found.logits_by_name(), rescaled=rescaled, history=trained.history)
+    learned = trained.module
+    assert isinstance(learned, MaskLearner)
+    return LearnedMask(
+        module=learned.network, logits=learned.logits_by_name(), rescaled=rescaled, history=trained.history
+    )
 
 
 def masked(weight: Tensor, logits: Tensor, uniform: Tensor, *, rescaled: bool) -> Tensor:
-    """The weight times the draw that `uniform` in [0, 1) makes of the logits, all of one shape, straight through.
+    """Return the weight times the mask drawn from the logits by `uniform` in [0, 1); all have one shape.
 
     With h = 1 where uniform < sigmoid(m), else 0, forward: w·h, or rescaled c·w·h with c = weights / Σh. Backward, for
     a gradient g of the loss by the result: ∂/∂m = sigmoid'(m)·w·g, or rescaled c·sigmoid'(m)·(w·g - Σ(g·w·h)/Σh).
@@ -110,9 +112,9 @@ def masked(weight: Tensor, logits: Tensor, uniform: Tensor, *, rescaled: bool) -
 
 
 class MaskLearner(nn.Module):
-    """A copy of a network whose weights are drawn in every forward pass, and whose only parameters are the logits.
+    """A copy of a network whose mask is drawn in every forward pass, and whose only parameters are the mask's logits.
 
-    In training mode draws come from torch's global generator, as dropout's do; in eval mode there is one, always the
+    In training mode, draws come from torch's global generator, like dropout's; in eval mode, the draw is always the
     same.
     """
 
@@ -130,11 +132,11 @@ class MaskLearner(nn.Module):
         self.logits = nn.ParameterList(torch.zeros_like(weight, requires_grad=True) for weight in weights)
 
     def logits_by_name(self) -> dict[str, Tensor]:
-        """A copy of the logits, by the names of the weights."""
+        """Return a copy of the logits, by the names of the weights."""
         return {name: m.detach().clone() for name, m in zip(self.names, self.logits, strict=True)}
 
     def forward(self, *inputs: Any) -> Any:
-        """What the network says with the weights of one draw."""
+        """Return the network's outputs with the weights of one draw."""
         drawing = None if self.training else generator(0, "draw of a mask")
         weights = {}
         for name, logits in zip(self.names, self.logits, strict=True):

@@ -1,12 +1,12 @@
 """Lottery tickets: rounds of pruning by magnitude and rewinding (Frankle & Carbin 2019, arXiv:1803.03635).
 
-A ticket is a mask together with weights that its network had early: at initialisation, or after k steps (late
-rewinding, Frankle et al. 2020, arXiv:1912.05671). Learning-rate rewinding (Renda et al. 2020, arXiv:2003.02389) keeps
-the trained weights and repeats the schedule alone. Two controls say what a ticket's parts are worth: the mask with
-weights drawn afresh, and the early weights with a mask that is random.
+A ticket is a mask and the early weights of its network: at initialisation, or after k steps (late rewinding, Frankle et
+al. 2020, arXiv:1912.05671). Learning-rate rewinding (Renda et al. 2020, arXiv:2003.02389) keeps the trained weights and
+repeats the schedule alone. Two controls show the value of a ticket's parts: the mask with fresh weights, and the early
+weights with a random mask.
 
-    for found in find_ticket(trained, rounds=Rounds(rounds=5), early=early, train=train_masked):
-        print(found.number, found.mask.sparsity)
+    for ticket in find_ticket(trained, rounds=Rounds(rounds=5), early=early, train=train_masked):
+        print(ticket.number, ticket.mask.sparsity)
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
-    """How many rounds, what share of the remaining weights leaves in each, and where the weights compete.
+    """The number of rounds, the share of the remaining weights that each removes, and the scope of the ranking.
 
-    `rates` holds other rates by globs of layers, as `magnitude_round` takes them.
+    `rates` holds other rates by globs of layers, in the form of `magnitude_round`.
     """
 
     rounds: int = 5
-    rate: float = 0.2  # a layer's, as in the paper
+    rate: float = 0.2  # of each layer, as in the paper
     rates: Mapping[str, float] = field(default_factory=dict)
     scope: MaskScope = MaskScope.UNIFORM
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise PlanError(f"{self.rounds} rounds", hint="one-shot is `--rounds 1`")
+            raise PlanError(f"the number of rounds is {self.rounds}", hint="one-shot pruning is `--rounds 1`")
 
     def next_mask(self, trained: nn.Module, *, within: WeightMask | None = None) -> WeightMask:
-        """The mask after one more round, nested in `within`; refused as by `magnitude_round`."""
+        """Return the mask after one more round, nested in `within`; refused: what `magnitude_round` refuses."""
         return magnitude_round(trained, rate=self.rate, rates=self.rates, scope=self.scope, within=within)
 
     def to_json(self) -> dict[str, object]:
@@ -67,16 +67,16 @@ def rounds_with_output(
     output_rate: float | None = None,
     scope: MaskScope = MaskScope.UNIFORM,
 ) -> Rounds:
-    """Rounds that prune the output layer at a rate of its own.
+    """Return rounds that prune the output layer at a rate of its own.
 
-    That is half of the others' where nobody says (Frankle & Carbin 2019, fig. 2), and none where all compete globally.
+    By default this is half of the other layers' rate (Frankle & Carbin 2019, fig. 2), and 0 with the global scope.
     """
     own = output_rate if output_rate is not None else 0.0 if scope is MaskScope.GLOBAL else rate / 2
     return Rounds(rounds=rounds, rate=rate, rates={output_weight(module, example_inputs): own}, scope=scope)
 
 
 def output_weight(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
-    """The name of the weight that a forward pass uses last (a classifier's output layer); the module stays as is."""
+    """Return the name of the weight that a forward pass uses last: that of a classifier's output layer."""
     weights = maskable(module)
     by_layer = {name.rpartition(".")[0]: name for name in weights}
     last = last_to_run(module, by_layer, example_inputs)
@@ -84,37 +84,38 @@ def output_weight(module: nn.Module, example_inputs: Sequence[Tensor]) -> str:
 
 
 def rewound(module: nn.Module, early: Mapping[str, Tensor], mask: WeightMask) -> nn.Module:
-    """The ticket: a copy of `module` with the state `early`, and zeros where `mask` has removed a weight."""
+    """Return the ticket: a copy of `module` with the state `early`, and zeros where `mask` removed a weight."""
     ticket = copy_of(module)
     put_state_(ticket, early)
     return apply_mask_(ticket, mask)
 
 
 def rest_of(recipe: Recipe, *, step: int, images: int) -> Recipe:
-    """What is left of a run on so many images after `step` steps, in whole epochs, the begun one among them.
+    """Return the recipe for the rest of a run on `images` images after `step` steps, in whole epochs.
 
-    It ends as the whole run does, with the same last rates. Refused: a step with nothing behind it.
+    An epoch that `step` has begun is repeated whole. The schedule ends with the same rates as the whole run's. Refused:
+    a step at or after the end.
     """
     whole, per_epoch = recipe.budget.epochs, iterations_per_epoch(images, recipe.batch_size)
-    left = whole - step // per_epoch
-    if left < 1:
+    remaining = whole - step // per_epoch
+    if remaining < 1:
         raise RetrainError(
-            f"the dense run has {whole * per_epoch} steps: none is left after {step}",
+            f"the dense run has {whole * per_epoch} steps: none remains after {step}",
             hint="rewind to an earlier step: `--rewind-step`",
         )
-    if left == whole:
+    if remaining == whole:
         return recipe
-    schedule = dataclasses.replace(recipe.schedule, skipped=1 - (1 - recipe.schedule.skipped) * left / whole)
-    return dataclasses.replace(recipe, budget=Step(epochs=left), schedule=schedule)
+    schedule = dataclasses.replace(recipe.schedule, skipped=1 - (1 - recipe.schedule.skipped) * remaining / whole)
+    return dataclasses.replace(recipe, budget=Step(epochs=remaining), schedule=schedule)
 
 
 def redrawn(checkpoint: Checkpoint, mask: WeightMask, *, seed: int) -> nn.Module:
-    """The control without the early weights: each layer's own initialisation drawn by `seed`, masked."""
+    """Return the control without early weights: fresh weights by each layer's initialisation and `seed`, masked."""
     return apply_mask_(starting_module(checkpoint, How.SCRATCH_E, seed=seed), mask)
 
 
 def shuffled(mask: WeightMask, *, seed: int) -> WeightMask:
-    """The control without the mask's structure: as many weights stay in every tensor, in places drawn by `seed`."""
+    """Return the control without the mask's structure: the same density per tensor, at positions drawn by `seed`."""
     drawing = generator(seed, "shuffled mask")
     return WeightMask(
         kept={
@@ -125,22 +126,22 @@ def shuffled(mask: WeightMask, *, seed: int) -> WeightMask:
 
 
 class Keeping:
-    """For `after_step` of `training.loop.train`: what `mask` has removed stays zero in every forward pass."""
+    """Keeps the weights that `mask` removed at zero; for `after_step` of `training.loop.train`."""
 
     def __init__(self, mask: WeightMask) -> None:
         self.mask = mask
-        self._made: tuple[nn.Module, Masker] | None = None
+        self._masker: tuple[nn.Module, Masker] | None = None
 
     def __call__(self, module: nn.Module) -> None:
-        """Zero it again."""
-        if self._made is None or self._made[0] is not module:
-            self._made = module, Masker(module, self.mask)
-        self._made[1]()
+        """Set the removed weights to zero again."""
+        if self._masker is None or self._masker[0] is not module:
+            self._masker = module, Masker(module, self.mask)
+        self._masker[1]()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One round: its number, from 1; the mask that it pruned to; the network as it was trained then."""
+    """One round: its number, from 1, its mask, and the network trained with this mask."""
 
     number: int
     mask: WeightMask
@@ -156,12 +157,12 @@ def find_ticket(
     within: WeightMask | None = None,
     after: int = 0,
 ) -> Iterator[Round]:
-    """Prune, rewind, train; prune what came out; and so on. Each round's mask is nested in the one before.
+    """Prune, rewind and train in rounds, and yield each round; its mask is nested in the mask of the round before.
 
-    The first round judges the weights of `trained`. `train` gets the ticket (weights of `early`, or with learning-rate
-    rewinding, without `early`, those that survive) and the mask that it has to keep, and gives the trained network;
-    what it got stays as it was. A search that was stopped goes on with the last round's network and mask and its number
-    as `after`.
+    The first round ranks the weights of `trained`, each later one those of the network trained last. `train` takes the
+    ticket and its mask, keeps the mask, and returns the trained network; it must not modify the ticket. The ticket has
+    the weights of `early`, or without `early` (learning-rate rewinding) the surviving trained ones. To continue an
+    interrupted search, give the last round's network, its mask as `within` and its number as `after`.
     """
     mask = within
     for number in range(after + 1, rounds.rounds + 1):

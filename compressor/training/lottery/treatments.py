@@ -1,7 +1,7 @@
-"""What becomes of the weights that a mask keeps, and of those that it prunes (Zhou et al. 2019, arXiv:1905.01067).
+"""Treatments of the weights that a mask keeps, and of those that it prunes (Zhou et al. 2019, arXiv:1905.01067).
 
-A masked network is trained again from the weights that it once began with ("rewind", "zero"), or from what is left of
-them when their magnitudes or signs are taken away; what was pruned need not be zero, only frozen.
+A masked network is trained again from its initial weights ("rewind", "zero"), or from variants of them without their
+magnitudes or signs. Pruned weights are frozen, at zero or at other values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from compressor.surgery.masks import WeightMask
 
 
 class Kept(enum.StrEnum):
-    """Where the kept weights of a tensor start; `signed` ones have the signs that they began with (sec. 3)."""
+    """The start of a tensor's kept weights; the `signed` ones have their initial signs (sec. 3)."""
 
     REWIND = "rewind"  # at w_i
     REINITIALISE = "reinitialise"  # at initial values of the whole tensor, permuted
@@ -32,7 +32,7 @@ class Kept(enum.StrEnum):
 
 
 class Pruned(enum.StrEnum):
-    """Where the pruned weights of a tensor stay, frozen (sec. 4)."""
+    """The values at which a tensor's pruned weights are frozen (sec. 4)."""
 
     ZERO = "zero"
     FREEZE = "freeze"  # at w_i
@@ -50,10 +50,10 @@ def start_weights(
     pruned: Pruned = Pruned.ZERO,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """What every masked tensor starts at, by name, in its shape and the dtype of its initial values.
+    """Return the start of every masked tensor, by name, in its shape and the dtype of its initial values.
 
-    `initial` are the values before training and `final` those after it, which say which way a weight moved. What is
-    random is drawn by `seed`. Refused: values that are missing or of another shape than the mask.
+    `initial` are the values before training, `final` those after it: together they show the direction in which a weight
+    moved. Random values are drawn by `seed`. Refused: missing values, values of another shape than the mask.
     """
     drawing = generator(seed, "treatment of weights")
     started: dict[str, Tensor] = {}
@@ -69,7 +69,7 @@ def start_weights(
 
 
 def kept_values(how: Kept, initial: Tensor, final: Tensor, stays: Tensor, *, drawing: torch.Generator) -> Tensor:
-    """The start of a tensor's kept weights, in its shape; what is said of pruned ones means nothing."""
+    """Return the start of a tensor's kept weights, in its shape; the values at pruned positions have no meaning."""
     match how:
         case Kept.REWIND:
             return initial
@@ -90,7 +90,7 @@ def kept_values(how: Kept, initial: Tensor, final: Tensor, stays: Tensor, *, dra
 
 
 def pruned_values(how: Pruned, initial: Tensor, final: Tensor, stays: Tensor, *, drawing: torch.Generator) -> Tensor:
-    """Where a tensor's pruned weights stay, in its shape; what is said of kept ones means nothing."""
+    """Return the values of a tensor's pruned weights, in its shape; the values at kept positions have no meaning."""
     fell = towards_zero(initial, final)
     match how:
         case Pruned.ZERO:
@@ -108,17 +108,17 @@ def pruned_values(how: Pruned, initial: Tensor, final: Tensor, stays: Tensor, *,
 
 
 def towards_zero(initial: Tensor, final: Tensor) -> Tensor:
-    """Whether training left a weight smaller than it was: bool, in its shape."""
+    """Return where training reduced a weight's magnitude: bool, in its shape."""
     return final.abs() < initial.abs()
 
 
 def signed_constant(initial: Tensor) -> Tensor:
-    """The sign of every weight times the deviation of them all: the sign is all that is left of it."""
+    """Return the sign of every weight times the standard deviation of all: only the signs remain."""
     return initial.sign() * initial.std(correction=0)
 
 
 def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `module` with these values in place of its parameters of their names."""
+    """Return a copy of `module` with these values for its parameters, by name."""
     copied = copy_of(module)
     with torch.no_grad():
         for name, values in weights.items():
@@ -127,24 +127,24 @@ def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 class Frozen:
-    """A call that puts the pruned weights of a network back to `values`; `training.loop` makes it after every step.
+    """Resets the pruned weights of a network to `values`; for `after_step` of `training.loop.train`.
 
-    Weights that the mask keeps are never touched. Refused: values that are missing.
+    Kept weights are never changed. Refused: missing values.
     """
 
     def __init__(self, mask: WeightMask, values: Mapping[str, Tensor]) -> None:
         for name in mask.kept:
             if name not in values:
-                raise PlanError(f"there is nothing to freeze the pruned weights of `{name}` at")
-        self._held = {name: (kept, values[name].detach()) for name, kept in mask.kept.items()}
+                raise PlanError(f"there are no values to freeze the pruned weights of `{name}` at")
+        self._frozen = {name: (kept, values[name].detach()) for name, kept in mask.kept.items()}
 
     def __call__(self, module: nn.Module) -> None:
-        """Put them back, in place."""
+        """Reset the pruned weights, in place."""
         with torch.no_grad():
-            for name, (kept, values) in self._held.items():
+            for name, (kept, values) in self._frozen.items():
                 parameter = module.get_parameter(name)
-                held = values.to(parameter.device, parameter.dtype)
-                parameter.copy_(torch.where(kept.to(parameter.device), parameter, held))
+                frozen = values.to(parameter.device, parameter.dtype)
+                parameter.copy_(torch.where(kept.to(parameter.device), parameter, frozen))
 
 
 def _permuted(values: Tensor, drawing: torch.Generator) -> Tensor:

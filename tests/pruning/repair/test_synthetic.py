@@ -43,6 +43,6 @@ def test_a_network_that_reads_no_images_is_refused(samples: Path) -> None:
 
     checkpoint = load(samples / "fashion_resnet20.pt")
     blind = dataclasses.replace(checkpoint, preprocessing=Preprocessing(mean=(), std=(), size=None, channels=None))
-    with pytest.raises(DataError, match="reads images"):
+    with pytest.raises(DataError, match="inputs are not images"):
         synthetic_data(blind, count=8, seed=0)
     assert len(synthetic_data(checkpoint, count=8, seed=0).train or ()) == 8

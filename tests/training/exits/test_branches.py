@@ -252,11 +252,11 @@ class TestTraining:
     @pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (1.0, 0.0), (1.0, 1.0, 1.0)])
     def test_weights_that_fit_no_exit_are_refused(self, weights: tuple[float, ...]) -> None:
         exits = with_exits(net(), ("first",), EXAMPLE)
-        with pytest.raises(RetrainError, match="weights for a network with 1 branches"):
+        with pytest.raises(RetrainError, match="do not fit a network with 1 branches"):
             train_exits(exits, images_of(8), recipe=RECIPE, preprocessing=SEES, weights=weights)
 
     def test_images_without_labels_are_refused(self, trained: EarlyExits) -> None:
-        with pytest.raises(DataError, match="judged by labels"):
+        with pytest.raises(DataError, match="needs labels"):
             answers(trained, Images(torch.zeros(2, 1, 8, 8)), split="tune", preprocessing=SEES)
 
 
@@ -267,9 +267,9 @@ class TestRefused:
             ((), "no layer is named", "--after LAYER"),
             (("firts",), "no layer called `firts`", "did you mean `first`?"),
             (("zzz",), "no layer called `zzz`", "known layers: act, first"),
-            (("pair",), "`pair` gives a `tuple`, not a tensor", "a layer inside it"),
+            (("pair",), "`pair` outputs a `tuple`, not a tensor", "a layer inside it"),
             (("act",), "`act` runs 2 times", "runs once"),
-            (("unused",), "`unused` does not run", "name a layer that does"),
+            (("unused",), "`unused` does not run", "name a layer that runs"),
             (("head",), "an exit after `head` saves nothing", "an earlier layer"),
         ],
     )
@@ -342,7 +342,7 @@ class TestThreshold:
 
     @pytest.mark.parametrize("drop", [-1.0, math.nan, math.inf])
     def test_a_drop_that_is_none_is_refused(self, drop: float) -> None:
-        with pytest.raises(PlanError, match="a drop of"):
+        with pytest.raises(PlanError, match="a drop must be"):
             threshold_for(self.FOUND, max_drop=drop, macs=self.MACS)
 
     @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.integers(1, 70))

@@ -176,7 +176,7 @@ def test_the_output_layer_is_the_one_that_is_used_last() -> None:
 
 
 def test_what_makes_no_search_is_refused() -> None:
-    with pytest.raises(PlanError, match="0 rounds") as caught:
+    with pytest.raises(PlanError, match="rounds is 0") as caught:
         Rounds(rounds=0)
     assert "--rounds 1" in str(caught.value.hint)
     with pytest.raises(PlanError, match="between 0 and 1"):

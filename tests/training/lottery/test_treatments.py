@@ -193,5 +193,5 @@ def test_values_of_another_shape_are_refused() -> None:
     for initial, final in (({}, {"w": FINAL}), ({"w": INITIAL}, {"w": FINAL[:1]})):
         with pytest.raises(PlanError, match="no values of `w`"):
             start_weights(mask, initial=initial, final=final)
-    with pytest.raises(PlanError, match="nothing to freeze the pruned weights of `w`"):
+    with pytest.raises(PlanError, match="no values to freeze the pruned weights of `w`"):
         Frozen(mask, {})
