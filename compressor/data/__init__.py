@@ -1,1 +1,1 @@
-"""Images and labels from every form that people have, in disjoint splits."""
+"""Read images and labels from all common formats, as disjoint splits."""

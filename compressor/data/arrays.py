@@ -1,4 +1,4 @@
-"""Images and labels out of files of plain arrays: an `.npz`, or a folder of IDX files (MNIST's format)."""
+"""Images and labels from files of plain arrays: an `.npz`, or a folder of IDX files (MNIST's format)."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ KEYS = "`train_images`, `train_labels`, `tune_…`, `test_…`, or `images` and 
 
 
 def splits_from_npz(path: Path) -> tuple[Splits | Images, tuple[str, ...] | None, bool]:
-    """The splits in an `.npz` (or one whole set), the classes where it names them, and whether labels are names.
+    """Return the splits in an `.npz` (or one whole set), the classes if it names them, and true if labels are names.
 
     Images are `[n, h, w]`, `[n, c, h, w]` or `[n, h, w, c]`, bytes or floats in [0, 1]; labels are `[n]`, `[n, 1]`,
     one-hot `[n, classes]`, or strings. Refused: pickled objects, other names, values out of range or not finite.
     """
-    found = _arrays_in(path)
+    arrays = _arrays_in(path)
     pairs: dict[SplitName, tuple[Array, Array | None]] = {}
     for split, names in SPELLINGS.items():
-        images = _of(found, names, ("{}_images", "x_{}", "{}_x"))
+        images = _of(arrays, names, ("{}_images", "x_{}", "{}_x"))
         if images is not None:
-            pairs[split] = (images, _of(found, names, ("{}_labels", "y_{}", "{}_y")))
+            pairs[split] = (images, _of(arrays, names, ("{}_labels", "y_{}", "{}_y")))
     whole = None
     if not pairs:
-        images = _of(found, ("images", "x", "arr_0"), ("{}",))
+        images = _of(arrays, ("images", "x", "arr_0"), ("{}",))
         if images is None:
-            names_found = ", ".join(found) or "nothing"
-            raise DataError(f"{path} has no images but: {names_found}", hint=f"name the arrays {KEYS}")
-        whole = (images, _of(found, ("labels", "y", "arr_1"), ("{}",)))
+            names_there = ", ".join(arrays) or "nothing"
+            raise DataError(f"{path} has no images but: {names_there}", hint=f"name the arrays {KEYS}")
+        whole = (images, _of(arrays, ("labels", "y", "arr_1"), ("{}",)))
     every = [labels for _, labels in [*pairs.values(), *([whole] if whole else [])] if labels is not None]
-    classes = tuple(str(c) for c in found["classes"].flatten()) if "classes" in found else None
+    classes = tuple(str(c) for c in arrays["classes"].flatten()) if "classes" in arrays else None
     named = any(labels.dtype.kind in "SU" for labels in every)
     if named:
         classes = classes or tuple(sorted({text for labels in every for text in labels.astype(str).flatten()}))
@@ -62,24 +62,25 @@ def splits_from_npz(path: Path) -> tuple[Splits | Images, tuple[str, ...] | None
 
 
 def _arrays_in(path: Path) -> dict[str, Array]:
+    """The arrays of the archive, by lower-case name."""
     if not path.exists():
         raise DataError(f"{path} is not there", hint="check the path")
     if not path.is_file():  # a pipe would block whoever opens it
-        raise DataError(f"{path} is not a regular file", hint="copy what it gives to a file, and give that")
+        raise DataError(f"{path} is not a regular file", hint="copy its content to a file, and use that file")
     try:
         with path.open("rb") as stream:
             if not stream.read(4).startswith(b"PK"):
                 raise DataError(f"{path} holds one array without a name", hint=f"save with `numpy.savez` as {KEYS}")
         with zipfile.ZipFile(path) as archive:
             if len(set(archive.namelist())) != len(archive.namelist()):
-                raise ValueError("an array of it stands twice")
+                raise ValueError("an array in it stands twice")
             return {m.filename.removesuffix(".npy").lower(): _array(archive, m) for m in archive.infolist()}
     except BROKEN as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not an .npz of plain arrays: {why}", hint=f"save {KEYS} in one .npz") from error
 
 
-# what zipfile and numpy raise for files that are broken in their own way; a header is Python's to parse
+# the errors of zipfile and numpy on broken files; numpy parses a header as Python
 BROKEN = (
     ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
     SyntaxError, NotImplementedError, OverflowError, RuntimeError, MemoryError, lzma.LZMAError,
@@ -87,9 +88,9 @@ BROKEN = (
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """One array of the archive. Refused: one that says that it is larger than what is there, or that holds objects."""
+    """One array of the archive. Refused: a wrong size in its header, Python objects."""
     with archive.open(member) as stream, warnings.catch_warnings():
-        warnings.simplefilter("error")  # numpy warns of a header that it has to guess at
+        warnings.simplefilter("error")  # numpy warns when it guesses at a header
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:
@@ -100,15 +101,17 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
             raise ValueError(f"`{member.filename[:40]}` is not as long as it says")
         content = bytearray(stream.read())
-        found = np.frombuffer(content, dtype=dtype) if content else np.zeros(0, dtype=dtype)
-        return found.reshape(shape[::-1]).T if in_columns else found.reshape(shape)
+        flat = np.frombuffer(content, dtype=dtype) if content else np.zeros(0, dtype=dtype)
+        return flat.reshape(shape[::-1]).T if in_columns else flat.reshape(shape)
 
 
-def _of(found: Mapping[str, Array], names: tuple[str, ...], forms: tuple[str, ...]) -> Array | None:
-    return next((found[key] for name in names for form in forms if (key := form.format(name)) in found), None)
+def _of(arrays: Mapping[str, Array], names: tuple[str, ...], forms: tuple[str, ...]) -> Array | None:
+    """The first array with one of these names, in one of these spellings."""
+    return next((arrays[key] for name in names for form in forms if (key := form.format(name)) in arrays), None)
 
 
 def _images(path: Path, images: Array, labels: Array | None, classes: tuple[str, ...] | None) -> Images:
+    """The images with their labels."""
     try:
         return Images(_pixels(images), None if labels is None else _indices(labels, len(images), classes))
     except DataError as error:
@@ -127,7 +130,8 @@ def _pixels(images: Array) -> Tensor:
         raise DataError("there are no images in it", hint="save at least one image")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise DataError(
-            "the images hold values that are not finite", hint="leave those images out, or mend what wrote them"
+            "the images hold values that are not finite",
+            hint="remove those images, or repair the program that wrote them",
         )
     low, high = float(images.min()), float(images.max())
     if images.dtype != np.uint8:
@@ -139,7 +143,7 @@ def _pixels(images: Array) -> Tensor:
 
 
 def _indices(labels: Array, images: int, classes: tuple[str, ...] | None) -> Tensor:
-    """Labels as int64 `[n]`, out of numbers, one-hot rows or names."""
+    """Labels as int64 `[n]`, from numbers, one-hot rows or names."""
     if labels.dtype.kind in "SU":
         index = {name: i for i, name in enumerate(classes or ())}
         texts = labels.astype(str).flatten()
@@ -163,7 +167,7 @@ def _indices(labels: Array, images: int, classes: tuple[str, ...] | None) -> Ten
 
 
 def splits_from_idx(folder: Path) -> Splits:
-    """Train and test out of MNIST's four files, gzipped or not; labels may be missing."""
+    """Return train and test from MNIST's four files, gzipped or not; labels may be missing."""
 
     def one(stem: str) -> Tensor | None:
         for path in (folder / stem, folder / f"{stem}.gz", folder / stem.replace("-idx", ".idx")):
@@ -183,9 +187,9 @@ def splits_from_idx(folder: Path) -> Splits:
 
 
 def _idx(path: Path) -> Tensor:
-    """A tensor of bytes out of one IDX file."""
+    """A tensor of bytes from one IDX file."""
     if not path.is_file():
-        raise DataError(f"{path} is not a regular file", hint="copy what it gives to a file, and give that")
+        raise DataError(f"{path} is not a regular file", hint="copy its content to a file, and use that file")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             raw = stream.read()

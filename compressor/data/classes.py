@@ -1,4 +1,4 @@
-"""Labels that mean the same to the data and to the network: matched by the classes' names where both have names."""
+"""Match the labels of a data set to a network's outputs, by the classes' names where both have names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compressor.errors import DataError
 
 
 class _Relabelled:
-    """An image set whose label `i` reads `targets[i]`."""
+    """An image set in which label `i` is replaced by `targets[i]`."""
 
     def __init__(self, images: ImageSet, targets: Sequence[int]) -> None:
         self.images, self.targets = images, targets
@@ -27,11 +27,11 @@ class _Relabelled:
 
 
 def with_labels_of(data: Data, classes: Sequence[str] | None) -> Data:
-    """The data with the labels of a network whose outputs are `classes`, matched by name where both have names.
+    """Return the data with the labels of a network whose outputs are `classes`, matched by name where both have names.
 
     Names match without regard to case, spaces, `-` and `_`; data may have fewer classes than the network. Refused:
-    labels that are names (as of class folders) of which the network has none. Labels that are numbers stay where the
-    names do not match: two spellings of one class list (`T-shirt/top`, `t-shirt`) are no reason to refuse it.
+    labels that are names (as of class folders) which the network does not have. Numeric labels stay unchanged where the
+    names do not match: two spellings of one class list (`T-shirt/top`, `t-shirt`) are not a reason to refuse it.
     """
     if not classes or not data.classes:
         return data
@@ -53,7 +53,7 @@ def with_labels_of(data: Data, classes: Sequence[str] | None) -> Data:
 
     def relabelled(images: ImageSet | None) -> ImageSet | None:
         if isinstance(images, Images):
-            moved = torch.tensor([*targets, UNLABELLED])[images.labels]  # -1 reads the last
+            moved = torch.tensor([*targets, UNLABELLED])[images.labels]  # -1 selects the last entry
             return Images(images.images, moved)
         return None if images is None else _Relabelled(images, targets)
 
@@ -62,4 +62,5 @@ def with_labels_of(data: Data, classes: Sequence[str] | None) -> Data:
 
 
 def _plain(name: str) -> str:
+    """A name without case, spaces, `-` and `_`."""
     return "".join(c for c in name.casefold() if c not in " -_")

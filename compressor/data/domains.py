@@ -1,4 +1,4 @@
-"""Two domains: a target whose labels nobody can read, and a data set's copy that a stated transform has shifted."""
+"""Two domains: a target without labels, and a copy of a data set that a stated transform has shifted."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from compressor.data.splits import (
 )
 from compressor.errors import DataError
 
-AT_ONCE = 1000  # images that are turned together
+AT_ONCE = 1000  # images that are transformed together
 
 
 class Target:
-    """The images of a domain that a network is drawn to; whatever labels they had are gone when this is made.
+    """The images of the domain that a network is adapted to; their labels are removed here.
 
-    What adapts to a domain takes a `Target` and nothing else: neither a loss, nor a score, nor a choice can use a label
-    that it does not hold.
+    Code that adapts to a domain gets only a `Target`: neither a loss, nor a score, nor a choice can use a label that it
+    does not have.
     """
 
     __slots__ = ("images", "name")
@@ -42,7 +42,7 @@ class Target:
         return len(self.images)
 
     def to_json(self) -> dict[str, object]:
-        """What a record of a run says about its target."""
+        """Return the record of the target."""
         return {"name": self.name, "images": len(self)}
 
     def batch(
@@ -54,10 +54,11 @@ class Target:
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Inputs `[size, channels, h, w]`: batch `number` of an endless stream, each round in an order of its own.
+        """Return inputs `[size, channels, h, w]`: batch `number` of an endless stream, with a new order in each round.
 
-        Between two images' turns all the others have theirs (an iterator that starts afresh at every step would read
-        its first batches over and over). Any batch can be asked for, so that an interrupted run goes on bit by bit.
+        Between two uses of an image all others are used once. (An iterator that restarts at every step would read its
+        first batches again and again.) Any batch can be computed by its number, so that an interrupted run continues
+        bit by bit.
         """
         places = torch.arange(number * size, (number + 1) * size)
         rounds = places // len(self)
@@ -75,17 +76,17 @@ class Target:
 
 
 def target_of(data: Data) -> Target:
-    """The training images of a data set as a target, without their labels; the other splits are left alone."""
+    """Return the training images of a data set as a target, without their labels; the other splits are not used."""
     return Target(data.split(SplitName.TRAIN), name=data.name)
 
 
 def without_labels(images: ImageSet) -> ImageSet:
-    """The same images, every one of them unlabelled; in memory where they were."""
+    """Return the same images, all unlabelled; in memory if they were."""
     return Images(images.images) if isinstance(images, Images) else _WithoutLabels(images)
 
 
 class _WithoutLabels:
-    """An image set that says of every image that it has no label."""
+    """An image set in which every image is unlabelled."""
 
     def __init__(self, images: ImageSet) -> None:
         self._images = images
@@ -98,15 +99,16 @@ class _WithoutLabels:
 
 
 def _order(count: int, *, seed: int, number: int) -> Tensor:
+    """A random order of `count` images."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """What is done to every image, in this order: turned, its grey levels inverted, noise added.
+    """The change of every image, in this order: rotation, inverted grey levels, noise.
 
-    `degrees` counter-clockwise (what comes in from outside is black), `noise` the standard deviation of Gaussian noise
-    where white is 1; grey levels are cut off at black and white.
+    `degrees` counter-clockwise (pixels from outside are black), `noise` the standard deviation of Gaussian noise where
+    white is 1; grey levels are clipped to black and white.
     """
 
     degrees: float = 0.0
@@ -117,7 +119,7 @@ class Shift:
         if self.noise < 0:
             raise DataError(f"noise of {self.noise:g}", hint="its standard deviation, where white is 1")
         if not (self.degrees or self.inverted or self.noise):
-            raise DataError("a shift that changes nothing", hint="turn, invert or add noise")
+            raise DataError("a shift that changes nothing", hint="rotate, invert or add noise")
 
     def __str__(self) -> str:
         parts = [f"turned by {self.degrees:g} degrees"] if self.degrees else []
@@ -125,12 +127,14 @@ class Shift:
         return ", ".join([*parts, f"noise of {self.noise:g}"] if self.noise else parts)
 
     def to_json(self) -> Mapping[str, object]:
-        """Plain values."""
+        """Return plain values."""
         return dataclasses.asdict(self)
 
 
 def shifted(images: ImageSet, shift: Shift, *, seed: int) -> Images:
-    """A shifted copy with the same labels, as uint8; the noise is drawn by `seed`. Refused: images not in memory."""
+    """Return a shifted copy with the same labels, as uint8; the noise is drawn by `seed`. Refused: images not in
+    memory.
+    """
     if not isinstance(images, Images):
         raise DataError("only images that fit in memory are shifted", hint="an `.npz` file or a folder of IDX files")
     generator = torch.Generator().manual_seed(seed)
@@ -150,10 +154,10 @@ def shifted(images: ImageSet, shift: Shift, *, seed: int) -> Images:
 
 
 def shifted_data(data: Data, shift: Shift, *, seed: int = 0) -> Data:
-    """A data set's shifted copy, split by split, each with noise of its own."""
+    """Return a data set's shifted copy, split by split, each with noise of its own."""
     train, tune, test = (
-        None if found is None else shifted(found, shift, seed=seed * 1_000_003 + number)
-        for number, found in enumerate((data.train, data.tune, data.test))
+        None if split is None else shifted(split, shift, seed=seed * 1_000_003 + number)
+        for number, split in enumerate((data.train, data.tune, data.test))
     )
     return dataclasses.replace(
         data, name=f"{data.name}, {shift}", source=f"{data.source}, {shift}", train=train, tune=tune, test=test
@@ -161,10 +165,10 @@ def shifted_data(data: Data, shift: Shift, *, seed: int = 0) -> Data:
 
 
 def parted(data: Data, shift: Shift, *, images: int, seed: int) -> tuple[Data, Data]:
-    """A source of `images` training images and a shifted target of as many others: the domains share none of them.
+    """Return a source of `images` training images and a shifted target of as many others; no image is in both.
 
-    Both are drawn by `seed`; the source has the other splits as they are, the target their shifted copies. Refused:
-    fewer than two training images.
+    Both are drawn by `seed`; the source has the other splits unchanged, the target their shifted copies. Refused: fewer
+    than two training images.
     """
     train = data.split(SplitName.TRAIN)
     if len(train) < 2 or images < 1:

@@ -21,7 +21,7 @@ DEEP_GREY_MODES = ("I", "I;16", "I;16B", "I;16L")
 
 
 class ImageFiles:
-    """Image files read as they are asked for: uint8 `[channels, height, width]`, RGB unless grey."""
+    """Image files that are read on access: uint8 `[channels, height, width]`, RGB unless grey."""
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
         self.files, self.labels = files, labels
@@ -34,7 +34,7 @@ class ImageFiles:
 
 
 def pixels_of(file: Path) -> Tensor:
-    """The image in `file`: uint8 `[channels, height, width]`; refused where it cannot be read to its end."""
+    """Return the image in `file`: uint8 `[channels, height, width]`. Refused: a file that cannot be read to its end."""
     from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -49,15 +49,15 @@ def pixels_of(file: Path) -> Tensor:
             pixels: Tensor = pil_to_tensor(whole.convert("L" if image.mode in GREY_MODES else "RGB"))
             return pixels
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # PIL raises each of these for files that are broken in their own way
+        # PIL raises one of these on a broken file, depending on the fault
         raise DataError(f"cannot read the image {file}: {error}", hint="remove or repair it") from error
 
 
 def check_regular(file: Path) -> None:
-    """Refuses a pipe, a device or a link to nothing: the first would block whoever opens it."""
+    """Refuse a pipe, a device or a broken link: opening a pipe would block."""
     if not file.is_file():
         what = "is not a regular file" if file.exists() else "is not there"
-        raise DataError(f"the image {file} {what}", hint="remove it, or put the image itself there")
+        raise DataError(f"the image {file} {what}", hint="remove it, or replace it by the image itself")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +69,18 @@ class ImageFolder:
 
 
 def read_folder(folder: Path) -> ImageFolder:
-    """The image files below `folder`. Classes are the names of the class folders, sorted; an empty one counts too.
+    """Return the image files below `folder`. Classes are the names of the class folders, sorted; an empty one counts
+    too.
 
-    Splits are folders called train; val, valid, validation or tune; test. Hidden files are left out. Refused: a folder
-    without images, and images that lie beside class folders, for they have no label.
+    Splits are folders called train; val, valid, validation or tune; test. Hidden files are ignored. Refused: a folder
+    without images, and images beside class folders, because they have no label.
     """
     below = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
     roots: dict[SplitName | None, Path] = {}
     for split, names in SPELLINGS.items():
-        found = next((below[name] for name in names if name in below), None)
-        if found is not None:
-            roots[split] = found
+        place = next((below[name] for name in names if name in below), None)
+        if place is not None:
+            roots[split] = place
     read = {split: _files_below(root) for split, root in (roots or {None: folder}).items()}
     classes = tuple(sorted({name for _, _, names in read.values() for name in names}))
     index = {name: i for i, name in enumerate(classes)}
@@ -94,20 +95,20 @@ def read_folder(folder: Path) -> ImageFolder:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """What tells a folder from others, by whatever link it is reached."""
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    """Device and inode of a folder, the same through any link."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _files_below(root: Path) -> tuple[list[Path], list[str], set[str]]:
-    """Image files in order, the class folder each lies in (or an empty name), and the class folders there are."""
+    """Image files in order, the class folder of each (or an empty name), and all class folders."""
     files: list[Path] = []
     seen = {_identity(root)}
     for place, folders, names in os.walk(root, followlinks=True):
         visible = sorted(f for f in folders if not f.startswith((".", "__")))
         identities = {f: _identity(Path(place, f)) for f in visible}
         folders[:] = []
-        for folder in visible:  # a link may lead back to where it was come from
+        for folder in visible:  # a link may lead back to a folder above
             if identities[folder] not in seen:
                 seen.add(identities[folder])
                 folders.append(folder)

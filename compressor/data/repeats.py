@@ -1,9 +1,9 @@
-"""Images that lie in two splits at once: told by their bytes, and left out of the split that is trained on.
+"""Find images that are in two splits at once, by their bytes, and remove them from the split that is trained on.
 
-What is measured on an image that was trained on says nothing. A copy in `test` counts, so the one in `tune` or `train`
-goes; of `tune` and `train`, the one in `train`. Images in memory are told by their pixels, files by their content: only
-those whose size occurs in several splits are read. A library's or a user's own data set is taken as it is: to look at
-all of its images may cost minutes.
+A measurement on a training image is worthless. So a copy in `test` stays and the one in `tune` or `train` is removed;
+of `tune` and `train`, the one in `train`. Images in memory are compared by their pixels, files by their content: only
+files whose size occurs in several splits are read. A library's or a user's own data set is not checked: reading all of
+its images may take minutes.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from compressor.data.image_files import ImageFiles, check_regular
 from compressor.data.splits import Images, ImageSet, SplitName, subset
 from compressor.errors import DataError
 
-ORDER = (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN)  # what stays before what goes
+ORDER = (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN)  # an image stays in the first of its splits
 T = TypeVar("T")
 
 
 def without_repeats(
     splits: Mapping[SplitName, ImageSet | None], *, source: str
 ) -> tuple[dict[SplitName, ImageSet | None], int]:
-    """The splits without the images that another one holds, and how many were left out.
+    """Return the splits without images that another split has, and the number of removed images.
 
-    Refused: a split of which nothing is left, as where `train` and `test` are the same images.
+    Refused: a split that would be empty, for example because `train` and `test` are the same images.
     """
-    found: dict[SplitName, ImageSet | None] = dict(splits)
+    apart: dict[SplitName, ImageSet | None] = dict(splits)
     there = {name: images for name in ORDER if (images := splits.get(name)) is not None}
     for name, images in there.items():
         twin = next((n for n, other in there.items() if n != name and _same(images, other)), None)
         if twin is not None:
             raise DataError(
-                f"{source} gives the same data as {twin} and as {name}", hint="give splits that share no image"
+                f"{source} has the same data as {twin} and as {name}", hint="use splits that share no image"
             )
     dropped = 0
     for kept in (_of_memory(there), _of_files(there)):
@@ -47,48 +47,49 @@ def without_repeats(
             if not indices:
                 raise DataError(
                     f"every {name} image of {source} lies in another split too",
-                    hint="give splits that share no image, or one set: it is split here",
+                    hint="use splits that share no image, or a single set, which is then split",
                 )
             dropped += len(images) - len(indices)
-            found[name] = subset(images, indices)
-    return found, dropped
+            apart[name] = subset(images, indices)
+    return apart, dropped
 
 
 def _same(one: ImageSet, other: ImageSet) -> bool:
-    """Whether two splits are one data set, which is not looked into; parts of one set are drawn apart."""
+    """True if two splits are one data set whose images are not compared; parts of one set are disjoint."""
     if isinstance(one, Subset) or isinstance(other, Subset):
         return one is other
     return getattr(one, "dataset", one) is getattr(other, "dataset", other)
 
 
 def _of_memory(splits: Mapping[SplitName, ImageSet]) -> dict[SplitName, list[int]]:
-    """The images to keep of each split in memory."""
+    """The indices of the images to keep, of each split in memory."""
     return _apart({name: _pixels(images) for name, images in splits.items() if isinstance(images, Images)})
 
 
 def _pixels(images: Images) -> list[bytes]:
+    """A digest of each image."""
     array = images.images.contiguous().numpy()
     return [hashlib.blake2b(memoryview(image).cast("B"), digest_size=16).digest() for image in array]
 
 
 def _of_files(splits: Mapping[SplitName, ImageSet]) -> dict[SplitName, list[int]]:
-    """The images to keep of each split of files."""
-    files = {name: found for name, images in splits.items() if (found := files_of(images)) is not None}
+    """The indices of the images to keep, of each split of files."""
+    files = {name: paths for name, images in splits.items() if (paths := files_of(images)) is not None}
     sizes = {name: [_size(file) for file in some] for name, some in files.items()}
     several = [set(some) for some in sizes.values()]
     common = {size for i, some in enumerate(several) for other in several[i + 1 :] for size in some & other}
-    told: dict[SplitName, list[Hashable]] = {
+    keys: dict[SplitName, list[Hashable]] = {
         name: [
             _content(file) if size in common else (str(name), index)
             for index, (file, size) in enumerate(zip(some, sizes[name], strict=True))
         ]
         for name, some in files.items()
     }
-    return _apart(told)
+    return _apart(keys)
 
 
 def files_of(images: ImageSet) -> Sequence[Path] | None:
-    """The files that the images are read from, in order; `None` where they are no files."""
+    """Return the files that the images are read from, in order; `None` where they are not files."""
     if isinstance(images, ImageFiles):
         return images.files
     if isinstance(images, Subset):
@@ -107,12 +108,12 @@ def _content(file: Path) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _apart(told: Mapping[SplitName, Sequence[T]]) -> dict[SplitName, list[int]]:
-    """By split, the indices of what no split before it in `ORDER` holds."""
+def _apart(keys: Mapping[SplitName, Sequence[T]]) -> dict[SplitName, list[int]]:
+    """By split, the indices whose key occurs in no earlier split in `ORDER`."""
     seen: set[T] = set()
     kept: dict[SplitName, list[int]] = {}
     for name in ORDER:
-        if name in told:
-            kept[name] = [index for index, one in enumerate(told[name]) if one not in seen]
-            seen.update(told[name])
+        if name in keys:
+            kept[name] = [index for index, one in enumerate(keys[name]) if one not in seen]
+            seen.update(keys[name])
     return kept

@@ -1,4 +1,4 @@
-"""Data in all the forms that people have: a torchvision data set, a folder, an `.npz`, IDX files, a Python function."""
+"""Load data in all common forms: a torchvision data set, a folder, an `.npz`, IDX files, a Python function."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ SAMPLE_FILE = "fashion_sample.npz"
 class _Built(Protocol):
     @property
     def ref(self) -> str:
-        """How it was built, as `package.module:factory`."""
+        """The reference of its factory, `package.module:factory`."""
 
 
 class Network(Protocol):
-    """As much of a `Checkpoint` as finding its data takes."""
+    """The part of a `Checkpoint` that is needed to find its data."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of its outputs, where they are known."""
+        """The names of its outputs, where known."""
 
     @property
     def architecture(self) -> _Built:
-        """Where it comes from."""
+        """Its origin."""
 
 
 def data_for(
@@ -55,7 +55,7 @@ def data_for(
     download: bool = False,
     seed: int = 0,
 ) -> Data:
-    """The data that `source` names, or the default one, with the labels that the checkpoint's classes mean."""
+    """Return the data that `source` names, or the default data, with the labels of the checkpoint's classes."""
     if source is None:
         return default_data(checkpoint)
     data = load_data(source, root=root, download=download, seed=seed)
@@ -63,19 +63,19 @@ def data_for(
 
 
 def default_data(checkpoint: Network) -> Data:
-    """The sample that ships with the sample models; refused for any other network, whose data nobody knows."""
+    """Return the sample that is shipped with the sample models. Refused: any other network, whose data is unknown."""
     if not checkpoint.architecture.ref.startswith("sample_models."):
-        raise DataError(f"{checkpoint.name} comes without data", hint=f"say where it is: `--data`, with {FORMS}")
+        raise DataError(f"{checkpoint.name} comes without data", hint=f"name it: `--data`, with {FORMS}")
     import sample_models
 
     return load_data(str(Path(str(sample_models.__file__)).parent / SAMPLE_FILE))
 
 
 def load_data(source: str, *, root: Path | None = None, download: bool = False, seed: int = 0) -> Data:
-    """The data set that `source` names, in disjoint splits drawn by `seed` where it has none of its own.
+    """Return the data set that `source` names, in disjoint splits drawn by `seed` where it has none of its own.
 
-    A path (folder, `.npz`, `file.py:function`) or the name of a torchvision data set below `root`, which is downloaded
-    only when asked. Refused: what is not there, what holds no images, what cannot be read.
+    `source` is a path (folder, `.npz`, `file.py:function`) or the name of a torchvision data set below `root`, which is
+    downloaded only with `download`. Refused: data that is missing, has no images, or cannot be read.
     """
     file, _, function = source.rpartition(":")
     if file.endswith(".py"):
@@ -107,7 +107,7 @@ def load_data(source: str, *, root: Path | None = None, download: bool = False, 
         raise DataError(f"{source} names no function", hint=f"add it: `{source}:function`")
     if path.exists() or "/" in source or "." in source:
         what = "is not data that can be read" if path.exists() else "is not there"
-        raise DataError(f"{source} {what}", hint=f"give {FORMS}")
+        raise DataError(f"{source} {what}", hint=f"use {FORMS}")
     return _from_torchvision(source, root=root, download=download, seed=seed)
 
 
@@ -120,29 +120,29 @@ def assembled(
     by_name: bool = False,
     seed: int = 0,
 ) -> Data:
-    """Data out of the splits there are, by `SplitName`: a tune split held out of train where there is none.
+    """Return data with the given splits, by `SplitName`; a missing tune split is drawn from train.
 
-    One set without splits, under `None`, is split 8 : 1 : 1; of fewer than three images all are for testing. An image
-    that lies in two splits stays in the one that is measured on. Refused: two splits that are the same data set.
+    One set without splits, under `None`, is split 8 : 1 : 1; fewer than three images are all for testing. An image in
+    two splits stays in the split that is measured. Refused: two splits that are the same data set.
     """
     own, left_out = without_repeats({k: v for k, v in splits.items() if k is not None}, source=source)
-    found: dict[SplitName | None, ImageSet | None] = {name: own[name] for name in own}  # of wider keys
-    found[None] = splits.get(None)
+    by_split: dict[SplitName | None, ImageSet | None] = {name: own[name] for name in own}  # a wider key type
+    by_split[None] = splits.get(None)
     drawn: list[SplitName] = []
-    whole = found.pop(None, None)
+    whole = by_split.pop(None, None)
     if whole is not None and len(whole) < 3:
-        found[SplitName.TEST] = whole
+        by_split[SplitName.TEST] = whole
     elif whole is not None:
-        found[SplitName.TRAIN], found[SplitName.TEST] = hold_out(whole, share=0.1, seed=seed)
+        by_split[SplitName.TRAIN], by_split[SplitName.TEST] = hold_out(whole, share=0.1, seed=seed)
         drawn.append(SplitName.TEST)
-    train, tune = found.get(SplitName.TRAIN), found.get(SplitName.TUNE)
+    train, tune = by_split.get(SplitName.TRAIN), by_split.get(SplitName.TUNE)
     if tune is None and train is not None and len(train) > 1:
-        # a tenth of the whole, or of the train split that the data has
+        # a tenth of the whole set, or of the data's own train split
         share = 1 / 9 if whole is not None else TUNE_SHARE
         train, tune = hold_out(train, share=share, at_most=TUNE_AT_MOST, seed=seed + (whole is not None))
         drawn.append(SplitName.TUNE)
-    ends = {SplitName.TRAIN: train, SplitName.TUNE: tune, SplitName.TEST: found.get(SplitName.TEST)}
-    of_one_set = {SplitName.TRAIN, *drawn} if drawn else set()  # those that the data has are apart already
+    ends = {SplitName.TRAIN: train, SplitName.TUNE: tune, SplitName.TEST: by_split.get(SplitName.TEST)}
+    of_one_set = {SplitName.TRAIN, *drawn} if drawn else set()  # the data's own splits are already disjoint
     apart, repeated = without_repeats({k: v for k, v in ends.items() if k in of_one_set}, source=source)
     ends |= apart
     return Data(
@@ -160,13 +160,13 @@ def assembled(
 
 
 class Items:
-    """A data set of a library's or a user's own: its images as tensors, its labels as integers."""
+    """A library's or a user's own data set: its images as tensors, its labels as integers."""
 
     def __init__(self, dataset: Any, *, name: str) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise DataError(
-                f"{name} gives a `{type(dataset).__name__}`",
-                hint="give data sets with a length and items (image, label)",
+                f"{name} returns a `{type(dataset).__name__}`",
+                hint="return data sets with a length and items (image, label)",
             )
         self.dataset, self.name = dataset, name
 
@@ -188,13 +188,14 @@ class Items:
 
 
 def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int) -> Data:
+    """A torchvision data set by name, with the splits that its class has."""
     from torchvision import datasets
 
-    known = {n.lower(): n for n in datasets.__all__ if inspect.isclass(getattr(datasets, n))}
+    titles = {n.lower(): n for n in datasets.__all__ if inspect.isclass(getattr(datasets, n))}
     plain = name.lower().replace("-", "").replace("_", "")
-    if plain not in known:
-        raise DataError(f"there is no data called `{name}`", hint=unknown("torchvision data sets", plain, known))
-    title = known[plain]
+    if plain not in titles:
+        raise DataError(f"there is no data called `{name}`", hint=unknown("torchvision data sets", plain, titles))
+    title = titles[plain]
     kind = getattr(datasets, title)
     parameters = inspect.signature(kind).parameters
     wanted = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -207,7 +208,7 @@ def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int
         raise DataError(f"where is {title}?", hint="give its folder: `--data-root DIR`, and `--download` to fetch it")
     options: dict[str, Any] = {"download": download} if "download" in parameters else {}
 
-    def made(**choice: object) -> Items:
+    def items(**choice: object) -> Items:
         try:
             return Items(kind(str(root), **options, **choice), name=title)
         except (RuntimeError, OSError, TypeError) as error:
@@ -216,41 +217,43 @@ def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int
 
     splits: dict[SplitName | None, Items] = {}
     if "train" in parameters:
-        splits = {SplitName.TRAIN: made(train=True), SplitName.TEST: made(train=False)}
+        splits = {SplitName.TRAIN: items(train=True), SplitName.TEST: items(train=False)}
     elif "split" in parameters:
         for split, names in SPELLINGS.items():
             for spelling in names:
                 with contextlib.suppress(ValueError):  # how torchvision refuses a split that a set does not have
-                    splits.setdefault(split, made(split=spelling))
+                    splits.setdefault(split, items(split=spelling))
     else:
-        splits = {None: made()}
+        splits = {None: items()}
     classes = getattr(next(iter(splits.values())).dataset, "classes", None) if splits else None
     names_of_classes = tuple(map(str, classes)) if classes else None
     return assembled(title, splits, source=f"{title} in {root}", classes=names_of_classes, seed=seed)
 
 
 def _from_function(file: Path, function: str, *, seed: int) -> Data:
-    """What `function()` in `file` returns: `Data`, one data set, (train, test), (train, tune, test), or a dict."""
+    """The data of `function()` in `file`: `Data`, one data set, (train, test), (train, tune, test), or a dict."""
     source = f"{file}:{function}"
     with _run(file) as module:
         make = getattr(module, function, None) if function else None
         if not callable(make):
-            known = [n for n in vars(module) if not n.startswith("_") and inspect.isfunction(getattr(module, n))]
-            raise DataError(f"{file} has no function `{function}`", hint=unknown("functions", function, known))
-        made = make()
-    if isinstance(made, Data):
-        return made
-    items = isinstance(made, list) and (not made or isinstance(made[0], tuple))  # a list of (image, label) is one set
-    if isinstance(made, (tuple, list)) and not items:
-        if len(made) not in (2, 3):
+            functions = [n for n in vars(module) if not n.startswith("_") and inspect.isfunction(getattr(module, n))]
+            raise DataError(f"{file} has no function `{function}`", hint=unknown("functions", function, functions))
+        result = make()
+    if isinstance(result, Data):
+        return result
+    items = isinstance(result, list) and (
+        not result or isinstance(result[0], tuple)
+    )  # a list of (image, label) is one set
+    if isinstance(result, (tuple, list)) and not items:
+        if len(result) not in (2, 3):
             raise DataError(
-                f"`{function}` returned {len(made)} values", hint="return (train, test) or a dict of splits"
+                f"`{function}` returned {len(result)} values", hint="return (train, test) or a dict of splits"
             )
-        made = dict(zip(("train", "test") if len(made) == 2 else ("train", "tune", "test"), made, strict=True))
-    elif not isinstance(made, dict):
-        made = {None: made}
+        result = dict(zip(("train", "test") if len(result) == 2 else ("train", "tune", "test"), result, strict=True))
+    elif not isinstance(result, dict):
+        result = {None: result}
     names = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
-    strangers = [str(key) for key in made if key is not None and key not in names]
+    strangers = [str(key) for key in result if key is not None and key not in names]
     if strangers:
         raise DataError(
             f"`{function}` returned a split called `{strangers[0]}`", hint=unknown("splits", strangers[0], names)
@@ -259,16 +262,16 @@ def _from_function(file: Path, function: str, *, seed: int) -> Data:
         None if key is None else names[key]: v
         if isinstance(v, (Images, ImageFiles))
         else Items(v, name=f"`{function}`")
-        for key, v in made.items()
+        for key, v in result.items()
         if v is not None or key is None
     }
-    classes = next((v for v in (getattr(s, "classes", None) for s in made.values()) if v), None)
+    classes = next((v for v in (getattr(s, "classes", None) for s in result.values()) if v), None)
     return assembled(function, splits, source=source, classes=tuple(map(str, classes)) if classes else None, seed=seed)
 
 
 @contextlib.contextmanager
 def _run(file: Path) -> Iterator[ModuleType]:
-    """The module in `file`, whose folder can be imported from meanwhile; what its code raises is a `DataError`."""
+    """Yield the module in `file`, whose folder is importable meanwhile; errors of its code become `DataError`."""
     if not file.is_file():
         raise DataError(f"{file} is not there", hint="check the path: `--data file.py:function`")
     name = f"compressor_data_{file.stem}"
@@ -276,7 +279,7 @@ def _run(file: Path) -> Iterator[ModuleType]:
     assert spec is not None, file
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
+    sys.modules[name] = module  # dataclasses and pickles look up their module
     sys.path.insert(0, str(file.absolute().parent))
     try:
         spec.loader.exec_module(module)
@@ -284,9 +287,9 @@ def _run(file: Path) -> Iterator[ModuleType]:
     except DataError:
         raise
     except Exception as error:
-        # the user's own code: say what it raised and where
+        # an error of the user's own code: report it with its place
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
         where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
-        raise DataError(f"{where}: {type(error).__name__}: {error}", hint="run it on its own and mend it") from error
+        raise DataError(f"{where}: {type(error).__name__}: {error}", hint="run it on its own and repair it") from error
     finally:
         sys.path.remove(str(file.absolute().parent))

@@ -1,6 +1,6 @@
 """Images and labels as disjoint train, tune and test splits, and batches of them.
 
-Every choice is made on `tune`; `test` is read once, at the end. Where the images come from is `sources`'s matter.
+Every choice is made on `tune`; `test` is read once, at the end. `data.sources` decides where the images come from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TUNE_SHARE, TUNE_AT_MOST = 0.1, 5000  # as in Frankle & Carbin 2019: 5,000 of 60
 
 
 class ImageSet(Protocol):
-    """What a split is: a length, and an image `[channels, height, width]` with its label for every index."""
+    """A split: a length, and an image `[channels, height, width]` with its label for every index."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +40,7 @@ class Images:
         if images.ndim != 4 or not images.numel():
             raise DataError(
                 f"images must be a non-empty `[n, channels, height, width]`, not {list(images.shape)}",
-                hint="give grey or RGB images",
+                hint="use grey or RGB images",
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise DataError(
@@ -61,7 +61,7 @@ class Images:
         return self.images[index], int(self.labels[index])
 
     def subset(self, indices: Tensor) -> Images:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         return Images(self.images[indices], self.labels[indices])
 
 
@@ -104,11 +104,11 @@ class Preprocessing:
         if self.size is not None and min(self.size) < 1:
             raise DataError(
                 f"an image of {self.size[0]}x{self.size[1]} pixels is empty",
-                hint="give the network's input: `--input 1x3x224x224`",
+                hint="set the network's input: `--input 1x3x224x224`",
             )
 
     def shaped(self, images: Tensor) -> Tensor:
-        """Images `[..., channels, h, w]` of the network's size and number of channels, their values as they were."""
+        """Return images `[..., channels, h, w]` in the network's size and number of channels, with unchanged values."""
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             from torchvision.transforms.v2 import functional
 
@@ -122,12 +122,12 @@ class Preprocessing:
         if self.channels is not None and images.shape[-3] != self.channels:
             raise DataError(
                 f"the network reads {self.channels} channels, the images have {images.shape[-3]}",
-                hint="only grey and RGB images turn into each other; convert the images first",
+                hint="only grey and RGB images are converted into each other; convert the images first",
             )
         return images
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images `[n, channels, h, w]`, uint8 or float, to float32 `[n, channels', *size]`."""
+        """Convert images `[n, channels, h, w]`, uint8 or float, to float32 `[n, channels', *size]`."""
         images = self.shaped(images)
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if not self.mean:
@@ -140,7 +140,7 @@ class Preprocessing:
         if float(images.min()) < -1e-3:  # resizing rounds
             raise DataError(
                 f"the images hold values down to {float(images.min()):.3g}: they seem to be normalised already",
-                hint="give raw images, uint8 or floats in [0, 1]: they are normalised here",
+                hint="use raw images, uint8 or floats in [0, 1]: they are normalised here",
             )
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(v, device=images.device).view(shape) for v in (self.mean, self.std))
@@ -148,11 +148,14 @@ class Preprocessing:
 
 
 def with_normalisation(preprocessing: Preprocessing, mean: str | None, std: str | None) -> Preprocessing:
-    """Another mean and deviation, given as `0.5,0.5,0.5`; as it was without them. Refused: no numbers, one alone."""
+    """Return the preprocessing with another mean and deviation, written as `0.5,0.5,0.5`, if set.
+
+    Refused: text that is not numbers, one of both alone.
+    """
     if mean is None and std is None:
         return preprocessing
     if mean is None or std is None:
-        raise DataError("a mean without a deviation, or the other way round", hint="give both: `--mean` and `--std`")
+        raise DataError("a mean without a deviation, or the other way round", hint="set both: `--mean` and `--std`")
     try:
         numbers = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
     except ValueError:
@@ -162,11 +165,11 @@ def with_normalisation(preprocessing: Preprocessing, mean: str | None, std: str 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """A data set in three disjoint splits; a split that there is no data for is `None`.
+    """A data set in three disjoint splits; a split without data is `None`.
 
-    `drawn` names the splits that are not the data's own but were drawn by `split_seed`. `by_name` says that a label is
-    a position among sorted names (as of class folders) and means the name, not the number. `repeated` counts images
-    that were left out, for another split holds them too.
+    `drawn`: the splits that are not the data's own, but drawn by `split_seed`. `by_name`: a label is a position among
+    sorted names (as of class folders) and means the name, not the number. `repeated`: the number of images that were
+    removed because another split has them too.
     """
 
     name: str
@@ -183,50 +186,50 @@ class Data:
     def __post_init__(self) -> None:
         splits = [s for s in (self.train, self.tune, self.test) if s is not None]
         if not any(len(s) for s in splits):
-            raise DataError(f"no images in {self.source}", hint="check that the path is that of the images")
+            raise DataError(f"no images in {self.source}", hint="check that the path leads to the images")
         if not all(len(s) for s in splits):
-            raise DataError(f"{self.source} has an empty split", hint="put images in it, or take its folder away")
+            raise DataError(f"{self.source} has an empty split", hint="add images to it, or remove its folder")
         labels = [int(end) for s in splits if isinstance(s, Images) for end in s.labels.aminmax()]
         if labels and min(labels) < UNLABELLED:
             raise DataError(f"{self.source} has the label {min(labels)}", hint="labels count from 0")
         if labels and self.classes is not None and max(labels) >= len(self.classes):
             raise DataError(
                 f"{self.source} has the label {max(labels)} but only {len(self.classes)} classes",
-                hint="name every class, or leave `classes` out",
+                hint="name every class, or omit `classes`",
             )
 
     @property
     def labelled(self) -> bool:
-        """Whether every split's first image has a label."""
+        """True if the first image of every split has a label."""
         return all(s[0][1] != UNLABELLED for s in (self.train, self.tune, self.test) if s is not None)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of images in each split that there is."""
+        """The number of images in each existing split."""
         splits = {name: getattr(self, name) for name in SplitName}
         return {str(name): len(split) for name, split in splits.items() if split is not None}
 
     def split(self, name: SplitName) -> ImageSet:
-        """The split called `name`; refused where there is none."""
-        found: ImageSet | None = getattr(self, name)
-        if found is None:
+        """Return the split called `name`. Refused: a split that does not exist."""
+        images: ImageSet | None = getattr(self, name)
+        if images is None:
             raise DataError(
-                f"{self.name} has no {name} split", hint=f"it has: {', '.join(self.sizes)}; give data with all three"
+                f"{self.name} has no {name} split", hint=f"it has: {', '.join(self.sizes)}; use data with all three"
             )
-        return found
+        return images
 
     @property
     def whole(self) -> ImageSet:
-        """Every image of every split."""
+        """All images of all splits."""
         splits = [s for s in (self.train, self.tune, self.test) if s is not None]
         if all(isinstance(s, Images) for s in splits) and len({s[0][0].shape for s in splits}) == 1:
-            held: list[Any] = splits
-            return Images(torch.cat([s.images for s in held]), torch.cat([s.labels for s in held]))
+            in_memory: list[Any] = splits
+            return Images(torch.cat([s.images for s in in_memory]), torch.cat([s.labels for s in in_memory]))
         joined: ConcatDataset[Any] = ConcatDataset(splits)  # type: ignore[arg-type]  # maps with a length
         return joined
 
     def to_json(self) -> dict[str, object]:
-        """What a record of a run says about its data: the name, the splits' sizes and how they were drawn."""
+        """Return the record of the data: the name, the splits' sizes and how they were drawn."""
         return {
             "name": self.name,
             "sizes": self.sizes,
@@ -237,24 +240,26 @@ class Data:
 
 
 def subset(images: ImageSet, indices: Sequence[int]) -> ImageSet:
-    """The images at `indices`; in memory where the whole set is."""
+    """Return the images at `indices`; in memory if the whole set is."""
     if isinstance(images, Images):
         return images.subset(torch.as_tensor(indices, dtype=torch.long))
     return Subset(images, indices)  # type: ignore[arg-type]  # a torch Dataset is a map with a length
 
 
 def hold_out(images: ImageSet, *, share: float, at_most: int | None = None, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Two disjoint parts, the second with `share` of the images (at least one, at most `at_most`), drawn by `seed`."""
+    """Return two disjoint parts, the second with `share` of the images (at least one, at most `at_most`), drawn by
+    `seed`.
+    """
     if len(images) < 2:
-        raise DataError(f"{len(images)} image cannot be split", hint="give at least two images")
-    held = min(max(1, round(len(images) * share)), len(images) - 1)
-    held = min(held, at_most) if at_most is not None else held
+        raise DataError(f"{len(images)} image cannot be split", hint="use at least two images")
+    count = min(max(1, round(len(images) * share)), len(images) - 1)
+    count = min(count, at_most) if at_most is not None else count
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    return subset(images, sorted(order[:-held])), subset(images, sorted(order[-held:]))
+    return subset(images, sorted(order[:-count])), subset(images, sorted(order[-count:]))
 
 
 def first(images: ImageSet, count: int, *, seed: int) -> ImageSet:
-    """`count` images drawn by `seed`; all of them where there are fewer."""
+    """Return `count` images drawn by `seed`; all if there are fewer."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return subset(images, order.tolist())
 
@@ -263,21 +268,21 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 def augmentation_named(names: Sequence[str], *, size: tuple[int, int]) -> Augmentation | None:
-    """Torchvision v2 transforms by name, drawn afresh for every image: `flip`, `crop` (padded by 1/14), `erase`."""
+    """Return torchvision v2 transforms by name, drawn for every image: `flip`, `crop` (padded by 1/14), `erase`."""
     from torchvision.transforms import v2
 
-    known: dict[str, Augmentation] = {
+    transforms: dict[str, Augmentation] = {
         "flip": v2.RandomHorizontalFlip(),
         "crop": v2.RandomCrop(size, padding=max(1, round(max(size) / 14))),  # 2 of 28, the usual share
         "erase": v2.RandomErasing(p=0.25, scale=(0.02, 0.2)),
     }
-    unknown_names = [n for n in names if n not in known]
+    unknown_names = [n for n in names if n not in transforms]
     if unknown_names:
         raise DataError(
             f"there is no augmentation called `{unknown_names[0]}`",
-            hint=unknown("augmentations", unknown_names[0], known),
+            hint=unknown("augmentations", unknown_names[0], transforms),
         )
-    return v2.Compose([known[n] for n in names]) if names else None
+    return v2.Compose([transforms[n] for n in names]) if names else None
 
 
 def batches(
@@ -289,9 +294,9 @@ def batches(
     shuffle_seed: int | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of inputs `[batch, channels, h, w]` and labels `[batch]`; the last one may be smaller.
+    """Yield batches of inputs `[batch, channels, h, w]` and labels `[batch]`; the last one may be smaller.
 
-    The order is the set's own, or one drawn by `shuffle_seed`. Augmentation sees images of the network's size and uses
+    The order is the set's own, or drawn by `shuffle_seed`. Augmentation gets images in the network's size and uses
     torch's global generator.
     """
     if shuffle_seed is None:
@@ -311,7 +316,7 @@ def batches(
         shaped = [preprocessing.shaped(image) for image, _ in items]
         if len({tuple(image.shape) for image in shaped}) > 1:
             raise DataError(
-                "the images have different sizes", hint="give the network's input, for example `--input 1x3x224x224`"
+                "the images have different sizes", hint="set the network's input, for example `--input 1x3x224x224`"
             )
         augmented = shaped if augmentation is None else [augmentation(image) for image in shaped]
         return preprocessing(torch.stack(augmented)), torch.tensor([label for _, label in items])

@@ -434,7 +434,7 @@ class TestFunction:
         [
             ("def makes(): return images(3)", "has no function `make`"),
             ("def make(): return {'training_set': images(3)}", "split called `training_set`"),
-            ("def make(): return 3", "gives a `int`"),
+            ("def make(): return 3", "returns a `int`"),
             ("def make(): return (images(2),) * 4", "returned 4 values"),
             ("def make(): return {}", "no images in"),
             ("def make(): return {'test': []}", "no images in"),
