@@ -103,7 +103,7 @@ def _bounds(
 ) -> tuple[float, float]:
     """The interval of one of scipy's tests; where no value of a group differs from another, the estimate alone."""
     if all(len(set(group)) == 1 for group in groups):
-        return estimate, estimate  # scipy: NaN
+        return estimate, estimate  # scipy's variance of three times 0.1 is a rounding error, and not 0
     with warnings.catch_warnings():
         # a group that hardly varies has a variance of rounding errors; beside another's it counts for nothing
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)

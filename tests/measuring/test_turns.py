@@ -247,6 +247,11 @@ class TestMedianInterval:
         with pytest.raises(ValueError, match="at least 8"):
             median_interval(range(rounds))
 
+    def test_an_interval_with_one_end_is_none(self) -> None:
+        """So close to the bound scipy gives one end alone."""
+        with pytest.raises(ValueError, match="no interval"):
+            median_interval(range(8), confidence=1 - 2 / 2**8)
+
 
 class TestSpeedup:
     @settings(max_examples=50)

@@ -60,7 +60,7 @@ def plot(fill: Callable[[Figure], None], *, width: float, height: float, said: s
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    with style.context(["default", LOOK], after_reset=True), warnings.catch_warnings():
+    with style.context(["default", LOOK]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the viewer's font has it
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         figure.patch.set_visible(False)

@@ -65,7 +65,7 @@ def test_the_users_settings_change_nothing_and_are_left_alone() -> None:
         assert {name: mpl.rcParams[name] for name in mine} == mine
 
 
-@pytest.mark.parametrize("content", ["a <b> & c", "$x$ and $", "重み", "bell\x07 and \udce9", ""])
+@pytest.mark.parametrize("content", ["a <b> & c", "$x$", "重み", "bell\x07 and \udce9", ""])
 def test_words_are_words_whatever_they_hold(content: str) -> None:
     def fill(figure: Figure) -> None:
         on = axes(figure, left=50, top=20, width=200, height=100)

@@ -19,5 +19,6 @@ def test_every_group_has_a_curve_on_a_logarithmic_axis() -> None:
     assert (low.title, below.title, high.title) == ("8 channels: 0", "6 channels: 0.001", "2 channels: 3")
     assert low.y - below.y == pytest.approx(height / 4, abs=0.2)
     assert low.y - above.y == pytest.approx(3 * height / 4, abs=0.2)
+    assert low.x < below.x
     assert above.x - low.x == pytest.approx(2 * (below.x - low.x), abs=0.2)
     assert found.titled[5].y == pytest.approx(low.y - height / 2, abs=0.2)

@@ -61,7 +61,7 @@ def test_a_plot_without_points_says_so() -> None:
 
 def test_numbers_under_the_axis_leave_room_for_each_other() -> None:
     plotted = studied(logarithmic=True)
-    plotted["curves"] = [{"name": "a", "points": [{"x": 90 + i, "values": [1.0]} for i in range(12)]}]
+    plotted["curves"] = [{"name": "a", "points": [{"x": 90 + i, "values": [1.0]} for i in range(40)]}]
     found = Picture(picture(plotted))
     floor = max(y for _, y, t in found.words if t.isdecimal())
     places = [x for x, y, _ in found.words if y == floor]
