@@ -1,1 +1,1 @@
-"""Verified ONNX: the file, its parity with the network, and its integers."""
+"""Verified ONNX files: export, comparison with the network, and quantisation to int8."""

@@ -1,4 +1,4 @@
-"""Attention in ONNX over any number of leading dimensions, which torch's exporter knows for batch and heads alone."""
+"""Attention in ONNX over any number of leading dimensions; torch's exporter supports batch and heads only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def translations() -> dict[Any, Any]:
-    """What torch's exporter is to write for attention, as its `custom_translation_table` takes it."""
+    """Return the translation of attention for torch's exporter, as its `custom_translation_table`."""
     return {torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention}
 
 
@@ -23,7 +23,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(query keyᵀ · scale + mask) value in ONNX's operators, as torch documents it.
+    """Return softmax(query keyᵀ · scale + mask) value in ONNX's operators, as torch documents it.
 
     Shapes: `[..., queries, features]`, `[..., keys, features]`, `[..., keys, features]` to `[..., queries, features]`.
     Raises `NotImplementedError` for grouped queries, which torch's exporter writes in four dimensions.
@@ -36,8 +36,8 @@ def scaled_dot_product_attention(
     rank = len(query.shape)
     factor = op.CastLike(op.Constant(value_float=1 / math.sqrt(query.shape[-1]) if scale is None else scale), query)
     least = op.CastLike(op.Constant(value_float=-math.inf), query)
-    turned = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
-    scores = op.MatMul(op.Mul(query, factor), turned)
+    transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
+    scores = op.MatMul(op.Mul(query, factor), transposed)
     if is_causal:
         later = op.Expand(least, op.Shape(scores, start=rank - 2))
         scores = op.Add(scores, op.Trilu(later, op.Constant(value_int=1), upper=1))

@@ -1,9 +1,9 @@
-"""A network's ONNX file in 8-bit integers: post-training static quantisation, by onnxruntime.
+"""Quantise a network's ONNX file to 8-bit integers: post-training static quantisation, by onnxruntime.
 
 A real number is scale · (integer - zero point) (Jacob et al. 2018, arXiv:1712.05877, sec. 2.1). Weights are symmetric
-int8, with a scale for each output channel or one for the tensor; activations are uint8 in the range that they had on
-calibration images. The file keeps float operators between pairs of QuantizeLinear and DequantizeLinear, which the
-runtime fuses into integer kernels where it has them.
+int8, with one scale per output channel or per tensor; activations are uint8 in the range that they have on calibration
+images. The file keeps float operators between pairs of QuantizeLinear and DequantizeLinear, and the runtime fuses them
+into integer kernels where it has such kernels.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from compressor.files.atomic import whole
 from compressor.files.leftovers import temporary
 from compressor.graph.lent import quiet_exporter
 
-WEIGHTED = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}  # which inputs a weight may be
-NOTES = ("onnx.infer", "onnx.quant.pre_process")  # onnxruntime's notes to itself
+WEIGHTED = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1)}  # the inputs that can be a weight
+NOTES = ("onnx.infer", "onnx.quant.pre_process")  # metadata of onnxruntime's own steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8:
-    """How a network is quantised.
+    """The settings of a quantisation.
 
-    `images` are looked at for the ranges of activations, drawn by `seed`. `per_channel`: a scale for every output
-    channel of a weight. `reduce_range`: weights in 7 bits; `None` does what the `target` needs, which is 7 bits on x86
+    `images` calibration images, drawn by `seed`, give the ranges of activations. `per_channel`: one scale for every
+    output channel of a weight. `reduce_range`: weights in 7 bits. `None` depends on the `target`: 7 bits for x86
     processors without VNNI, whose products of 8 bits may saturate.
     """
 
@@ -46,33 +46,34 @@ class Int8:
 
     @property
     def bits(self) -> int:
-        """How many bits a weight has."""
+        """The number of bits of a weight."""
         return 7 if (self.target.saturates if self.reduce_range is None else self.reduce_range) else 8
 
     @property
     def why(self) -> str:
         """The weights' bits and the reason for them, in words."""
         if self.reduce_range is not None:
-            return f"weights in {self.bits} bits, as asked"
+            return f"weights in {self.bits} bits, as requested"
         if self.bits == 8:
             return f"weights in 8 bits: their products do not saturate on {self.target}"
         lacking = "this processor is not known to have VNNI" if self.target is Processor.HERE else f"for {self.target}"
         return f"weights in 7 bits: {lacking}, and products of 8 bits may saturate"
 
     def to_json(self) -> dict[str, object]:
-        """Plain values, with what the target decided."""
+        """Plain values, with the resolved number of bits."""
         return {**asdict(self), "target": self.target.value, "bits": self.bits, "why": self.why}
 
     def __post_init__(self) -> None:
         if self.images < 1:
             raise CalibrationError(
-                f"the ranges of activations cannot be seen on {self.images} images", hint="for example `--images 512`"
+                f"the ranges of activations cannot be measured on {self.images} images",
+                hint="for example `--images 512`",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
-    """What became of a file: its weights in int8, the operators whose weights stayed float, and both sizes on disk."""
+    """A quantised file: the number of int8 weights, the operators whose weights stayed float, and both file sizes."""
 
     weights: int
     left_float: tuple[str, ...]
@@ -85,22 +86,22 @@ class Quantized:
 
 
 def quantize_onnx(source: Path, file: Path, inputs: Iterable[Tensor], *, how: Int8) -> Quantized:
-    """Write the ONNX file `source` to `file` in 8-bit integers; it was loaded and run before it appears.
+    """Quantise the ONNX file `source` to 8-bit integers and write `file`, after loading and running it.
 
-    `inputs` are batches of the network's one input, `[batch, ...]` float32, preprocessed; of the size that the file
-    takes, where it takes one only. The metadata of `source` stay, with `quantization` beside them. Refused: no images,
-    a graph that onnxruntime cannot quantise or run, one without a weight that could be int8, a full disk.
+    `inputs` are batches of the network's one input, `[batch, ...]` float32, preprocessed; if the file's batch size is
+    fixed, batches have that size. The metadata of `source` stay, and `quantization` is added. Refused: no images, a
+    graph that onnxruntime cannot quantise or run, a graph without a weight that can be int8, a full disk.
     """
     stream = iter(inputs)
-    seen = next(stream, None)
-    if seen is None:
-        raise CalibrationError("no images to see the ranges of activations on", hint="give some: `--data DIR`")
+    first_batch = next(stream, None)
+    if first_batch is None:
+        raise CalibrationError("no images to measure the ranges of activations on", hint="give some: `--data DIR`")
     with temporary("int8") as scratch:
-        proto = _quantized_proto(source, Path(scratch), itertools.chain([seen], stream), how)
-    kept, left = weights_of(proto)
-    if not kept:
+        proto = _quantized_proto(source, Path(scratch), itertools.chain([first_batch], stream), how)
+    quantized, left_float = weights_of(proto)
+    if not quantized:
         raise ExportError(
-            f"nothing in {source.name} could be quantised: no convolution or product with a weight of its own",
+            f"nothing in {source.name} could be quantised: no convolution or product has a weight",
             hint="int8 is for networks with convolutions or linear layers",
         )
     _tidy_(proto, how)
@@ -108,16 +109,18 @@ def quantize_onnx(source: Path, file: Path, inputs: Iterable[Tensor], *, how: In
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as part:
             part.write_bytes(proto.SerializeToString())
-            _check_runs(part, seen)
+            _check_runs(part, first_batch)
     except OSError as error:
         raise ExportError(
-            f"cannot write {file}: {error.strerror or error}", hint="free some space, or give another place"
+            f"cannot write {file}: {error.strerror or error}", hint="free some space, or choose another folder"
         ) from error
-    return Quantized(weights=kept, left_float=left, float_bytes=source.stat().st_size, int8_bytes=file.stat().st_size)
+    return Quantized(
+        weights=quantized, left_float=left_float, float_bytes=source.stat().st_size, int8_bytes=file.stat().st_size
+    )
 
 
 class _Reader:
-    """Batches as onnxruntime's calibration asks for them."""
+    """Batches in the form of onnxruntime's calibration reader."""
 
     def __init__(self, name: str, inputs: Iterator[Tensor]) -> None:
         self.name, self.inputs = name, inputs
@@ -128,17 +131,17 @@ class _Reader:
 
 
 def _prepare(source: Path, prepared: Path) -> None:
-    """The graph with shapes, constants folded and operators fused.
+    """Write the graph with inferred shapes, folded constants and fused operators to `prepared`.
 
-    Symbolic shapes are not to be had of every graph, and help only where they are: onnxruntime then leaves what it has
-    in the working folder, which is none of the user's meanwhile.
+    Symbolic shape inference fails for some graphs, which then go without it. On failure onnxruntime leaves a file in
+    the working folder, so a scratch folder is the working folder meanwhile.
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
         with contextlib.chdir(prepared.parent):
             quant_pre_process(str(source), str(prepared))
-    except Exception:  # onnxruntime's have no base of their own
+    except Exception:  # onnxruntime's exceptions have no common base
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
 
 
@@ -149,50 +152,52 @@ def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how:
     entries = onnx.load(str(source), load_external_data=False).graph.input
     if len(entries) != 1:
         raise ExportError(f"{source.name} has {len(entries)} inputs", hint="int8 is for networks that read one tensor")
-    prepared, made = scratch / "prepared.onnx", scratch / "int8.onnx"
+    prepared, quantized = scratch / "prepared.onnx", scratch / "int8.onnx"
     try:
         with quiet_exporter():
             _prepare(source.absolute(), prepared.absolute())
             quantize_static(
                 str(prepared),
-                str(made),
+                str(quantized),
                 _Reader(entries[0].name, inputs),
                 quant_format=QuantFormat.QDQ,
                 per_channel=how.per_channel,
                 reduce_range=how.bits == 7,
-                # Signed activations cost onnxruntime's x86 kernels dearly: the sample ResNet-20, batch 1, one thread of
+                # Signed activations are slow in onnxruntime's x86 kernels: the sample ResNet-20, batch 1, one thread of
                 # an AVX-512 VNNI core, ran at 0.61 times float's speed with them and at 2.16 times with unsigned ones.
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
     except Exception as error:
-        # onnxruntime's quantiser raises whatever the graph leads it to
+        # onnxruntime's quantiser can raise any exception
         raise ExportError(
             f"onnxruntime cannot quantise {source.name}: {first_cause(error)}",
-            hint="the float file is as it was; `compress export --opset 20` may write a graph that it can",
+            hint="the float file is unchanged; `compress export --opset 20` may write a graph that works",
         ) from error
-    return onnx.load(str(made))
+    return onnx.load(str(quantized))
 
 
 def weights_of(proto: Any) -> tuple[int, tuple[str, ...]]:
-    """How many weights of convolutions and products the graph holds in int8, and the operators whose weight is float.
+    """Return the number of int8 weights of convolutions and products, and the operators whose weight is float.
 
     Products of two activations, as in attention, have no weight and are not counted.
     """
     import onnx
 
-    held = {t.name: t for t in proto.graph.initializer}
+    initializers = {t.name: t for t in proto.graph.initializer}
     makers = {name: node for node in proto.graph.node for name in node.output}
-    weights, left = 0, []
+    weights, float_operators = 0, []
     for node in proto.graph.node:
         for name in (node.input[i] for i in WEIGHTED.get(node.op_type, ())):
             maker = makers.get(name)
-            stored = held.get(maker.input[0]) if maker is not None and maker.op_type == "DequantizeLinear" else None
+            stored = None
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                stored = initializers.get(maker.input[0])
             if stored is not None and stored.data_type == onnx.TensorProto.INT8:
                 weights += _elements(stored)
-            elif name in held:
-                left.append(node.name or node.op_type)
-    return weights, tuple(left)
+            elif name in initializers:
+                float_operators.append(node.name or node.op_type)
+    return weights, tuple(float_operators)
 
 
 def _elements(tensor: Any) -> int:
@@ -203,18 +208,19 @@ def _elements(tensor: Any) -> int:
 
 
 def _tidy_(proto: Any, how: Int8) -> None:
-    """The metadata of the float file with a word on how this was made; no operator set that is not used."""
-    said = {p.key: p.value for p in proto.metadata_props if p.key not in NOTES}
-    said["quantization"] = json.dumps({"weights": "int8", "activations": "uint8", "format": "QDQ", **how.to_json()})
+    """Keep the float file's metadata and add `quantization`; remove unused operator sets."""
+    metadata = {p.key: p.value for p in proto.metadata_props if p.key not in NOTES}
+    metadata["quantization"] = json.dumps({"weights": "int8", "activations": "uint8", "format": "QDQ", **how.to_json()})
     del proto.metadata_props[:]
-    for key in sorted(said):
-        proto.metadata_props.add(key=key, value=said[key])
+    for key in sorted(metadata):
+        proto.metadata_props.add(key=key, value=metadata[key])
     used = {"" if node.domain == "ai.onnx" else node.domain for node in proto.graph.node}
     for entry in [o for o in proto.opset_import if o.domain not in used]:
         proto.opset_import.remove(entry)
 
 
 def _check_runs(part: Path, inputs: Tensor) -> None:
+    """Raise unless onnxruntime runs the file on the inputs with finite outputs."""
     import numpy as np
     import onnxruntime
 
@@ -224,10 +230,12 @@ def _check_runs(part: Path, inputs: Tensor) -> None:
         session = onnxruntime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
         answers = session.run(None, {session.get_inputs()[0].name: inputs.contiguous().numpy()})
     except Exception as error:
-        # onnxruntime's exceptions share no base but Exception
+        # onnxruntime's exceptions have no common base but Exception
         raise ExportError(
             f"onnxruntime cannot run the int8 file: {first_cause(error)}",
-            hint="please report it with the network; the float file is as it was",
+            hint="please report it with the network; the float file is unchanged",
         ) from error
     if not all(np.isfinite(a).all() for a in answers):
-        raise ExportError("the int8 file gives values that are not finite", hint="do the images look like its data?")
+        raise ExportError(
+            "the outputs of the int8 file are not finite", hint="check that the images are like the network's data"
+        )

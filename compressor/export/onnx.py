@@ -1,4 +1,4 @@
-"""A network as an ONNX file that says what the network says: checked, run and compared before it appears."""
+"""Export a network as an ONNX file with the network's outputs: checked, run and compared before it is written."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Parity", "export_onnx", "lineage_sha256", "metadata_of", "proto_of", "strip_"]
 
-OLDEST_OPSET = 18  # what torch's exporter writes; older ones need a conversion that may fail
+OLDEST_OPSET = 18  # torch's exporter writes it; older ones need a conversion that may fail
 BATCH_SIZES = (1, 4)
 PROTOBUF_BYTES = 2**31 - 1  # one file cannot be larger
 
 
 def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None) -> Parity:
-    """Write the checkpoint's network to `file` and compare the two on random batches of two sizes, every output.
+    """Write the checkpoint's network to `file`, and compare all outputs of both on random batches of two sizes.
 
-    Where the network cannot be exported with a dynamic batch, its batch size is fixed at 1 and `note` says why. Of a
-    network that chooses by values, as a detector does, what it chooses from is compared (`graph.detector_heads`);
-    one that unpools is compared with the file's own maxima, where by rounding it chose others.
-    The file appears whole, with its parity proved, or not at all; one that was there before stays until then. Refused:
-    an opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
+    If the network cannot be exported with a dynamic batch, its batch size is fixed at 1, and `note` has the reason. For
+    a data-dependent network such as a detector, the values that it chooses from are compared (`graph.detector_heads`).
+    A network with unpooling is compared at the positions of the file's maxima, where rounding makes the two differ.
+
+    The file is written completely, after the comparison, or not at all; an existing file stays until then. Refused: an
+    opset that cannot be written or run, a difference above 1e-3, an operator without ONNX counterpart, a full disk.
     """
     _check_opset(opset)
     module = with_plain_outputs_(copy_of(checkpoint.module).cpu().eval())
@@ -57,18 +58,18 @@ def export_onnx(checkpoint: Checkpoint, file: Path, *, opset: int | None = None)
                 heads = head_layers(module, examples) if is_data_dependent(reason.__cause__ or reason) else {}
                 parity = _written(
                     checkpoint, module, examples, part, opset=opset, sizes=(1,), heads=heads,
-                    note=f"it chooses by values what it gives: compared is what it chooses from, of {', '.join(heads)}"
+                    note=f"its outputs are data-dependent: the outputs of {', '.join(heads)} are compared instead"
                     if heads else str(reason),
                 )  # fmt: skip
             worst = parity.largest_relative_difference
             if not worst <= TOLERANCE:
                 raise ExportError(
                     f"the ONNX file differs from the network by {worst:.2g}, more than {TOLERANCE:g}",
-                    hint="try another `--opset`; if it stays so, please report it with the network",
+                    hint="try another `--opset`; if that does not help, please report it with the network",
                 )
     except OSError as error:
         raise ExportError(
-            f"cannot write {file}: {error.strerror or error}", hint="free some space, or give another place"
+            f"cannot write {file}: {error.strerror or error}", hint="free some space, or choose another folder"
         ) from error
     return parity
 
@@ -79,8 +80,8 @@ def _check_opset(opset: int | None) -> None:
     newest = int(onnx_opset_version())
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
         raise ExportError(
-            f"opset {opset} cannot be written: {OLDEST_OPSET} to {newest} can",
-            hint="leave `--opset` out for a usual one",
+            f"opset {opset} cannot be written, only {OLDEST_OPSET} to {newest}",
+            hint="omit `--opset` for the default",
         )
 
 
@@ -95,7 +96,7 @@ def _written(
     note: str | None = None,
     heads: dict[str, int] | None = None,
 ) -> Parity:
-    """Export to `part`, check it, run it: its parity. A batch of one size in `sizes` makes it a fixed one."""
+    """Export to `part`, check the file, run it, and return its parity; one size in `sizes` fixes the batch size."""
     import onnx
 
     if heads:
@@ -106,10 +107,10 @@ def _written(
     written = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if opset is not None and written != opset:
         raise ExportError(
-            f"this network cannot be written in opset {opset}: {written} came out", hint=f"`--opset {written}`"
+            f"this network cannot be written in opset {opset}, only in {written}", hint=f"`--opset {written}`"
         )
     if len(sizes) > 1 and _has_fixed_batch(proto):
-        raise BatchIsFixedError("it could not be exported with a dynamic batch: its graph holds for one size only")
+        raise BatchIsFixedError("it could not be exported with a dynamic batch: its graph is valid for one size only")
     strip_(proto)
     onnx.helper.set_model_props(proto, metadata_of(checkpoint))
     part.write_bytes(proto.SerializeToString())
@@ -135,11 +136,11 @@ def _written(
 
 
 def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None, dynamic: bool) -> Any:
-    """The network in eval mode as torch exports it, for batches of any size or of one; nothing is compared yet.
+    """Return torch's export of the network in eval mode, for batches of any size or of one; without a comparison.
 
-    Refused: what cannot be exported, by `BatchIsFixedError` where a fixed batch may do.
+    Refused: networks that cannot be exported; raises `BatchIsFixedError` where a fixed batch size may work.
     """
-    # a batch of one would be baked into the graph
+    # torch.export would treat a batch of one as a constant
     inputs = tuple(random_like(examples, batch=2 if dynamic else 1))
     shapes: Any = tuple({0: torch.export.Dim("batch")} if t.ndim else {} for t in inputs) if dynamic else None
     kinds = {p.kind for p in inspect.signature(module.forward).parameters.values()}
@@ -158,8 +159,8 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
                 custom_translation_table=table,
                 optimize=optimize,
                 verbose=False,
-            ).model_proto  # type: ignore[union-attr]  # None only where a file name is given
-        # torch's optimiser loses the bounds where one value is clamped twice by tensors (seen in onnxscript 0.7)
+            ).model_proto  # type: ignore[union-attr]  # None only with a file name
+        # torch's optimiser loses the bounds if one value is clamped twice by tensors (seen in onnxscript 0.7)
         return written(table, optimize=False) if optimize and _lacks_a_value(proto) else proto
 
     def translated() -> Any:
@@ -177,34 +178,34 @@ def proto_of(module: nn.Module, examples: Sequence[Tensor], *, opset: int | None
                 return translated()
         return proto
     except Exception as error:
-        # the exporter runs the network's own code, which may raise anything
-        said = first_cause(error)
+        # the exporter runs the network's own code, which can raise anything
+        reason = first_cause(error)
         if dynamic:
-            raise BatchIsFixedError(f"it could not be exported with a dynamic batch: {said}") from error
+            raise BatchIsFixedError(f"it could not be exported with a dynamic batch: {reason}") from error
         raise ExportError(
-            f"the network cannot be exported: {said}",
-            hint="it must be traceable: no control flow on values, known operators",
+            f"the network cannot be exported: {reason}",
+            hint="it must be traceable: no control flow on values, only operators with an ONNX counterpart",
         ) from error
 
 
 def _has_fixed_batch(proto: Any) -> bool:
-    """True if an input takes one batch size alone: torch's exporter gives up on a dynamic one without an error."""
+    """True if an input accepts a single batch size: torch's exporter fixes a dynamic one without an error."""
     leading = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
     return any(dim.HasField("dim_value") for dims in leading for dim in dims)
 
 
 def _lacks_a_value(proto: Any) -> bool:
-    """Whether an operator reads what nothing before it gives."""
-    known = {"", *(i.name for i in proto.graph.input), *(i.name for i in proto.graph.initializer)}
+    """True if an operator reads a value that no earlier operator, input or initializer defines."""
+    defined = {"", *(i.name for i in proto.graph.input), *(i.name for i in proto.graph.initializer)}
     for node in proto.graph.node:
-        if not known.issuperset(node.input):
+        if not defined.issuperset(node.input):
             return True
-        known.update(node.output)
+        defined.update(node.output)
     return False
 
 
 def _traced_proto(module: WithHeads, examples: Sequence[Tensor], part: Path, *, opset: int | None) -> Any:
-    """By torch's older exporter, which writes down (to `part`) what a run on the examples does, choices among it."""
+    """Export by torch's older exporter, which records a run on the examples, with its choices; writes to `part`."""
     import onnx
 
     parameters = inspect.signature(module.module.forward).parameters.values()
@@ -221,34 +222,34 @@ def _traced_proto(module: WithHeads, examples: Sequence[Tensor], part: Path, *, 
                 output_names=_output_names(module.module, examples) or [],
             )
     except Exception as error:
-        # as above
+        # the exporter runs the network's own code, which can raise anything
         raise ExportError(
             f"the network cannot be exported: {first_cause(error)}",
-            hint="it chooses by values what it gives, with operators that ONNX lacks",
+            hint="its outputs are data-dependent, through operators without an ONNX counterpart",
         ) from error
     return onnx.load(str(part))
 
 
 def _output_names(module: nn.Module, inputs: Sequence[Tensor]) -> list[str] | None:
-    """A dict's own keys, else `output` or `output_0` …; `None` leaves the names to the exporter."""
+    """Return a dict's own keys, else `output` or `output_0` …; `None` leaves the names to the exporter."""
     with torch.no_grad():
-        made = module(*inputs)
-    if isinstance(made, list) and len(made) == 1 and isinstance(made[0], dict):  # of one image, as detectors say it
-        made = made[0]
-    taken = set(inspect.signature(module.forward).parameters)
-    if isinstance(made, Tensor):
+        outputs = module(*inputs)
+    if isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict):  # a detector's, for one image
+        outputs = outputs[0]
+    input_names = set(inspect.signature(module.forward).parameters)
+    if isinstance(outputs, Tensor):
         names = ["output"]
-    elif isinstance(made, dict) and all(isinstance(v, Tensor) for v in made.values()):
-        names = [str(key) for key in made]
-    elif isinstance(made, (tuple, list)) and all(isinstance(v, Tensor) for v in made):
-        names = [f"output_{i}" for i in range(len(made))]
+    elif isinstance(outputs, dict) and all(isinstance(v, Tensor) for v in outputs.values()):
+        names = [str(key) for key in outputs]
+    elif isinstance(outputs, (tuple, list)) and all(isinstance(v, Tensor) for v in outputs):
+        names = [f"output_{i}" for i in range(len(outputs))]
     else:
         return None
-    return [f"output_{n}" if n in taken else n for n in names]
+    return [f"output_{n}" if n in input_names else n for n in names]
 
 
 def strip_(proto: Any) -> None:
-    """Take away what the exporter notes at every node: stack traces with this machine's paths, many bytes."""
+    """Remove the exporter's notes from every node: they are large, and hold stack traces with this machine's paths."""
     graphs = [proto.graph]
     for function in proto.functions:
         function.ClearField("metadata_props")
@@ -271,7 +272,7 @@ def strip_(proto: Any) -> None:
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """What the file says of itself, in its `metadata_props`; `evaluate.load_onnx` reads it back."""
+    """Return the file's `metadata_props`; `evaluate.load_onnx` reads them."""
     preprocessing = checkpoint.preprocessing
     shapes = [list(t.shape) for t in checkpoint.example_inputs]
     images = len(shapes) == 1 and len(shapes[0]) == 4
@@ -292,5 +293,5 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def lineage_sha256(lineage: Sequence[Mapping[str, object]]) -> str:
-    """The hash of what was done to the network, step by step."""
+    """Return a sha256 over the lineage: all steps of the network's changes."""
     return hashlib.sha256(json.dumps(list(lineage), sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""How far an ONNX file's outputs lie from the network's, over several batches of several sizes.
+"""Measure how far an ONNX file's outputs differ from the network's, over several batches of several sizes.
 
-The file runs in onnxruntime as a user would run it, with all graph optimisations (blocked convolutions, fused GELUs and
-attention), so that what those change is part of the measured difference.
+The file runs in onnxruntime with a user's settings: all graph optimisations are on (blocked convolutions, fused GELUs
+and attention), so the measured difference contains their effect.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far the ONNX file's outputs lie from the network's: max |a - b| / max |b|, the largest of all outputs.
+    """The difference of the ONNX file's outputs from the network's: max |a - b| / max |b|, the largest of all outputs.
 
-    `note` says why the batch size is fixed, where it is; `same_maxima` that the network was run with the positions of
-    the file's maxima (`export.same_maxima`), for by rounding alone they chose others.
+    `note` is the reason for a fixed batch size. `same_maxima`: the network ran with the positions of the file's maxima
+    (`export.same_maxima`), because rounding alone made the two choose different ones.
     """
 
     largest_relative_difference: float
@@ -42,7 +42,7 @@ class Parity:
 
     @property
     def dynamic_batch(self) -> bool:
-        """Whether the file takes batches of any size."""
+        """True if the file accepts batches of any size."""
         return self.note is None
 
     def to_json(self) -> dict[str, object]:
@@ -61,11 +61,11 @@ class Parity:
 
 
 class BatchIsFixedError(Exception):
-    """The graph only takes batches of the size that it was traced with; the export is tried again with a fixed one."""
+    """The graph only accepts batches of the traced size; the export is repeated with a fixed batch size."""
 
 
 def first_cause(error: BaseException) -> str:
-    """The first line of what went wrong first: the exporter wraps it in advice."""
+    """Return the type and first line of the innermost cause; the exporter wraps it in advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -75,8 +75,10 @@ def first_cause(error: BaseException) -> str:
 def largest_difference(
     module: nn.Module, examples: Sequence[Tensor], part: Path, sizes: tuple[int, ...], *, last: int | None = None
 ) -> tuple[float, int, bool]:
-    """Over every output (or the `last` ones) of several batches of each size; the number of outputs compared; and
-    whether it is with the file's own maxima in some batch.
+    """Return the largest relative difference, the number of outputs compared, and whether the maxima were replayed.
+
+    Every output is compared (or the `last` ones alone), for several batches of each size. The last value is true if a
+    batch was compared at the positions of the file's maxima.
     """
     session = _session(part)
     names = [i.name for i in session.get_inputs()]
@@ -92,7 +94,7 @@ def largest_difference(
             try:
                 answers = session.run(None, {n: t.contiguous().numpy() for n, t in zip(names, inputs, strict=True)})
             except Exception as error:
-                # onnxruntime's exceptions share no base but Exception
+                # onnxruntime's exceptions have no common base but Exception
                 if len(sizes) > 1:
                     raise BatchIsFixedError(
                         f"its graph does not take a batch of {size}: {first_cause(error)}"
@@ -102,18 +104,18 @@ def largest_difference(
                 raise ExportError(f"the ONNX file has {len(answers)} outputs, the network {len(expected)}")
             start = 0 if last is None else len(expected) - last
             shapes = [[list(a.shape) for a in outputs[start:]] for outputs in (answers, expected)]
-            if shapes[0] != shapes[1] and len(sizes) > 1:  # a `squeeze` of all dimensions drops a batch of one, say
-                raise BatchIsFixedError(f"of a batch of {size} it makes {shapes[0]}, the network {shapes[1]}")
-            count, far = len(expected) - start, _difference(answers[start:], expected[start:])
-            if far > TOLERANCE and last is None:
-                again = _with_its_maxima(module, part, names, inputs)
-                far, same_maxima = (far, same_maxima) if again is None else (again, True)
-            worst = max(worst, far)
+            if shapes[0] != shapes[1] and len(sizes) > 1:  # for example, `squeeze` drops a batch dimension of one
+                raise BatchIsFixedError(f"for a batch of {size} it outputs {shapes[0]}, the network {shapes[1]}")
+            count, difference = len(expected) - start, _difference(answers[start:], expected[start:])
+            if difference > TOLERANCE and last is None:
+                replayed = _with_its_maxima(module, part, names, inputs)
+                difference, same_maxima = (difference, same_maxima) if replayed is None else (replayed, True)
+            worst = max(worst, difference)
     return worst, count, same_maxima
 
 
 def _with_its_maxima(module: nn.Module, part: Path, names: Sequence[str], inputs: Sequence[Tensor]) -> float | None:
-    """The difference where the network takes the positions of the file's maxima; `None` where it has no such."""
+    """Return the difference when the network uses the positions of the file's maxima; `None` if there are none."""
     import onnx
 
     proto = onnx.load(part)
@@ -136,13 +138,14 @@ def _session(file: Path | bytes) -> Any:
             file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        # as above; an opset that is too new ends here
+        # onnxruntime's exceptions have no common base but Exception; an opset that is too new raises here
         raise ExportError(
             f"onnxruntime cannot load the ONNX file: {first_cause(error)}", hint="try a lower `--opset`"
         ) from error
 
 
 def _difference(answers: Sequence[Any], expected: Sequence[Tensor]) -> float:
+    """Return the largest relative difference of any output; refused: another shape."""
     worst = 0.0
     for index, (answer, reference) in enumerate(zip(answers, expected, strict=True)):
         ours = torch.as_tensor(answer)
