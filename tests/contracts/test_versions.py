@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LINTERS, SITE = {"ruff", "mypy", "import-linter"}, {"sphinx", "furo", "myst-parser"}
+LINTERS, SITE = {"ruff", "mypy", "import-linter", "types-psutil"}, {"sphinx", "furo", "myst-parser"}
 WITHOUT_TESTS = LINTERS | SITE  # `.ci/lowest` runs the tests alone
 
 
