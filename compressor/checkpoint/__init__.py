@@ -1,1 +1,1 @@
-"""A trained network in and out: loading, its recipe, and the artifact that a run leaves."""
+"""Load a trained network, its training recipe, and the artifact that a run writes."""

@@ -1,8 +1,8 @@
-"""How a module is built: `torchvision:NAME`, `timm:NAME`, `file.py:Net`, `package.module:factory`.
+"""Build a module from a reference: `torchvision:NAME`, `timm:NAME`, `file.py:Net`, `package.module:factory`.
 
-A reference that the user gives is followed. One that a *file* names runs no code of that file's choosing: it is a name
-in torchvision's or timm's registry or one of the sample models, with numbers as arguments, or a Python file that this
-user has named by `--arch` before (the same sha256).
+A reference from the user is always followed. A reference from a *file* must not run code of that file's choice: it is a
+name in torchvision's or timm's registry or one of the sample models, with numbers as arguments, or a Python file that
+this user has named by `--arch` before (the same sha256).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from torch.overrides import TorchFunctionMode
 from compressor.errors import ArchitectureError, unknown
 from compressor.files.names import printable
 
-PROGRAM = "program"  # the file is the program: there is no class behind it
-PICKLE = "pickle"  # the module itself was pickled: an artifact keeps its skeleton
+PROGRAM = "program"  # the file is an exported program, without a class
+PICKLE = "pickle"  # the module itself was pickled: an artifact stores its skeleton
 REGISTRIES = ("torchvision", "timm")
 SAMPLES = frozenset(
     f"sample_models.networks:{name}"
     for name in ("resnet20", "resnet8", "vgg11", "mobilenet_v2", "lenet_300_100", "small_cnn")
 )
-# Arguments that make a factory fetch, open, trace or compile something.
+# Arguments with which a factory would fetch, open, trace or compile something.
 REFUSED_ARGUMENTS = re.compile(
     r"weights.*|pretrained.*|.*cfg.*|.*checkpoint.*|.*cache.*|.*(url|path|file|dir|hub)|progress|.*features?_.*|"
     r"out_indices|scriptable|exportable|.*jit.*|kwargs|args"
@@ -50,7 +50,7 @@ LARGEST_ARGUMENT = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A reference, the arguments it is called with, and the sha256 of the Python file it names, if it names one."""
+    """A reference, its call's arguments, and the sha256 of the Python file that it names, if it names one."""
 
     ref: str
     arguments: tuple[tuple[str, object], ...] = ()
@@ -64,7 +64,7 @@ class Architecture:
 
 
 def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] = ()) -> Architecture:
-    """What `--arch` says; a Python file that it names is remembered as one that the user trusts."""
+    """Return the architecture of `--arch`; a Python file that it names is recorded as trusted."""
     architecture = Architecture(ref=ref, arguments=arguments)
     source, _, name = ref.rpartition(":")
     if architecture.file is None:
@@ -82,17 +82,18 @@ def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] =
 
 
 def _by_registry(architecture: Architecture) -> Architecture:
-    """The same network by the name that a file may say: `torchvision.models:resnet18` is `torchvision:resnet18`."""
+    """The same network by the name that a file may use: `torchvision.models:resnet18` is `torchvision:resnet18`."""
     source, _, name = architecture.ref.rpartition(":")
     if source.split(".")[:2] != ["torchvision", "models"]:
         return architecture
     import torchvision
 
-    known = name in torchvision.models.list_models()
-    return replace(architecture, ref=f"torchvision:{name}") if known else architecture
+    is_listed = name in torchvision.models.list_models()
+    return replace(architecture, ref=f"torchvision:{name}") if is_listed else architecture
 
 
 def _trust_store() -> Path:
+    """The folder that records trusted files, by their hashes."""
     state = os.environ.get("COMPRESS_STATE_DIR")
     if state:
         return Path(state) / "trusted"
@@ -104,22 +105,22 @@ def _trust_store() -> Path:
 
 
 def _trust_store_of_temp() -> Path:
-    """For a home that cannot be written, as in containers: until the next start of the machine."""
+    """The folder for a home that cannot be written, as in containers: it lasts until the machine restarts."""
     return Path(tempfile.gettempdir()) / f"compress-trusted-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether nobody else can have put anything there."""
+    """True if nobody else can write into the folder."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return False
-    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    return stat.S_ISDIR(found.st_mode) and mine and not found.st_mode & 0o022
+    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    return stat.S_ISDIR(status.st_mode) and mine and not status.st_mode & 0o022
 
 
 def _remember(digest: str) -> None:
-    """Note that the user trusts the file of this hash. Refused: where no place for it can be written."""
+    """Record that the user trusts the file with this hash. Refused: no folder for it can be written."""
     store = _trust_store()
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -140,14 +141,15 @@ def _remember(digest: str) -> None:
 
 
 def _is_trusted(digest: str) -> bool:
+    """True if the user has named the file with this hash before."""
     temp = _trust_store_of_temp()
     return (_trust_store() / digest).exists() or (_is_private(temp) and (temp / digest).exists())
 
 
 def check_harmless(architecture: Architecture) -> None:
-    """Refuses a reference found in a file that would run code which the user has not named.
+    """Refuse a reference from a file that would run code which the user has not named.
 
-    A file may name a network of a registry or one of the samples, with arguments of numbers, and nothing else.
+    A file may name a network of a registry or one of the samples, with numbers as arguments, and nothing else.
     """
     source, _, name = architecture.ref.partition(":")
     if architecture.ref in SAMPLES or (source in REGISTRIES and re.fullmatch(r"[\w.-]+", name, re.ASCII)):
@@ -164,29 +166,32 @@ def check_harmless(architecture: Architecture) -> None:
         )
     raise ArchitectureError(
         f"the file asks to be built by `{printable(architecture.ref)}`, which would run that code",
-        hint=f"if you trust it, say so once: `compress inspect MODEL --arch {printable(architecture.ref)}`",
+        hint=f"if you trust it, name it once: `compress inspect MODEL --arch {printable(architecture.ref)}`",
     )
 
 
 def _check_argument(ref: str, name: object, value: object) -> None:
-    """Refuses arguments out of a file that are more than numbers, or of which a factory makes more than a network."""
+    """Refuse arguments from a file that are more than numbers, or that let a factory do more than build a network."""
     named = isinstance(name, str) and name.isidentifier() and name.isascii() and not REFUSED_ARGUMENTS.fullmatch(name)
     text = isinstance(value, str) and name in TEXT_ARGUMENTS and re.fullmatch(r"\w{0,40}", value, re.ASCII)
     if not named or not (text or _is_small(value)):
         raise ArchitectureError(
             f"the file asks for `{ref}` with `{printable(name)}={printable(repr(value))}`, which a file may not",
-            hint="build it yourself: write a `net.py` that does, and give `--arch net.py:NAME`",
+            hint="build it yourself: write a `net.py` that does, and use `--arch net.py:NAME`",
         )
 
 
 def _is_small(value: object) -> bool:
+    """True for a small number, `None`, or a short list of these."""
     if isinstance(value, (list, tuple)):
         return len(value) <= 100 and all(map(_is_small, value))
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= LARGEST_ARGUMENT)
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """A fresh module; torch's random state stays as it was. Refused: what is not there, or builds no module."""
+    """Return a fresh module; torch's random state stays unchanged. Refused: a missing reference, or one that builds no
+    module.
+    """
     source, _, name = architecture.ref.rpartition(":")
     arguments = dict(architecture.arguments)
     factory = _factory(architecture, source, name)
@@ -196,17 +201,17 @@ def build(architecture: Architecture) -> nn.Module:
             module = factory(**arguments)
         except SystemExit as error:  # a function that is a command of its own
             raise ArchitectureError(
-                f"`{architecture.ref}` ended the process in place of giving a network", hint="name what builds one"
+                f"`{architecture.ref}` ended the process instead of returning a network", hint="name what builds one"
             ) from error
         except CONSTRUCTION_ERRORS as error:
-            given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+            shown = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
             raise ArchitectureError(
-                f"`{architecture.ref}({given})` failed: {type(error).__name__}: {error}",
-                hint="give what it needs: `--arch-arg k=v`",
+                f"`{architecture.ref}({shown})` failed: {type(error).__name__}: {error}",
+                hint="add the arguments that it needs: `--arch-arg k=v`",
             ) from error
     if not isinstance(module, nn.Module):
         raise ArchitectureError(
-            f"`{architecture.ref}` gave a `{type(module).__name__}`, not a module",
+            f"`{architecture.ref}` returned a `{type(module).__name__}`, not a module",
             hint="name what builds one: `--arch net.py:Net`",
         )
     return module
@@ -216,17 +221,18 @@ CONSTRUCTION_ERRORS = (TypeError, ValueError, KeyError, AttributeError, RuntimeE
 
 
 def _factory(architecture: Architecture, source: str, name: str) -> Callable[..., Any]:
+    """The function or class that builds the network."""
     if architecture.file is not None:
         return _from_file(architecture.file, name)
     if source == "torchvision":
         import torchvision
 
-        known = torchvision.models.list_models()
-        if name not in known:
-            raise ArchitectureError(f"torchvision has no `{name}`", hint=unknown("networks", name, known))
+        names = torchvision.models.list_models()
+        if name not in names:
+            raise ArchitectureError(f"torchvision has no `{name}`", hint=unknown("networks", name, names))
         weights = {f"weights{part}": None for part in ("", "_backbone")}  # a detector's backbone has its own
-        taken = weights.keys() & inspect.signature(torchvision.models.get_model_builder(name)).parameters.keys()
-        return lambda **arguments: torchvision.models.get_model(name, **{**dict.fromkeys(taken), **arguments})
+        accepted = weights.keys() & inspect.signature(torchvision.models.get_model_builder(name)).parameters.keys()
+        return lambda **arguments: torchvision.models.get_model(name, **{**dict.fromkeys(accepted), **arguments})
     if source == "timm":
         try:
             import timm
@@ -245,6 +251,7 @@ def _factory(architecture: Architecture, source: str, name: str) -> Callable[...
 
 
 def _from_file(file: Path, name: str) -> Callable[..., Any]:
+    """The function or class `name` in a Python file."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None or not file.is_file():
         raise ArchitectureError(f"there is no file {file}", hint="check the path in `--arch`")
@@ -255,21 +262,22 @@ def _from_file(file: Path, name: str) -> Callable[..., Any]:
     except Exception as error:
         # the user's own code may raise anything; the traceback stays attached
         raise ArchitectureError(
-            f"{file} does not run: {type(error).__name__}: {error}", hint="run it on its own and mend it"
+            f"{file} does not run: {type(error).__name__}: {error}", hint="run it on its own and repair it"
         ) from error
     return _attribute(module, name, str(file))
 
 
 def _attribute(module: Any, name: str, where: str) -> Callable[..., Any]:
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [n for n, value in vars(module).items() if inspect.isclass(value) or inspect.isfunction(value)]
-        raise ArchitectureError(f"{where} has no `{name}`", hint=unknown("names", name, known))
-    return found  # type: ignore[no-any-return]  # callable, as checked
+    """The callable `name` of a module. Refused: one that does not exist."""
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        names = [n for n, value in vars(module).items() if inspect.isclass(value) or inspect.isfunction(value)]
+        raise ArchitectureError(f"{where} has no `{name}`", hint=unknown("names", name, names))
+    return factory  # type: ignore[no-any-return]  # callable, as checked
 
 
 def architecture_arguments(strings: Sequence[str]) -> tuple[tuple[str, object], ...]:
-    """`["width=64", "act=relu"]` as pairs; values are Python literals, or else text."""
+    """Return `["width=64", "act=relu"]` as pairs; values are Python literals, or else text."""
     pairs: list[tuple[str, object]] = []
     for text in strings:
         name, equals, value = text.partition("=")
@@ -285,7 +293,7 @@ def architecture_arguments(strings: Sequence[str]) -> tuple[tuple[str, object], 
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Layers built under it have weights without memory: names and shapes only, and no time spent drawing them."""
+    """While active, layers are built with names and shapes only: no memory, and no time for drawing weights."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (
@@ -294,18 +302,18 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors of what the reference builds."""
+    """The names and shapes of the tensors of the network that the reference builds."""
     with _WithoutMemory():
         return {k: tuple(t.shape) for k, t in build(architecture).state_dict().items()}
 
 
 def names_of(architecture: Architecture) -> set[str]:
-    """The names of the tensors of what the reference builds."""
+    """Return the names of the tensors of the network that the reference builds."""
     return set(_shapes(architecture))
 
 
 def with_classes(architecture: Architecture, state: Mapping[str, Tensor]) -> Architecture:
-    """The architecture with as many classes as the state's head has, where a torchvision or timm network takes them."""
+    """Return the architecture with the number of classes in the state's head, for a torchvision or timm network."""
     source = architecture.ref.partition(":")[0]
     if source not in ("torchvision", "timm") or "num_classes" in dict(architecture.arguments):
         return architecture
@@ -316,7 +324,7 @@ def with_classes(architecture: Architecture, state: Mapping[str, Tensor]) -> Arc
 
 
 def _classes(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> int | None:
-    """The number of rows of the one kind of weight that differs from a network with 1000 classes in nothing else."""
+    """The number of rows of the head, if the state differs from a network with 1000 classes in nothing else."""
     rows = {
         state[k].shape[0]
         for k, shape in shapes.items()
@@ -326,14 +334,14 @@ def _classes(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor])
 
 
 def recognise(state: Mapping[str, Tensor]) -> Architecture | None:
-    """The torchvision classification network whose state this is, by keys and shapes, with any number of classes."""
+    """Return the torchvision classification network with this state, by keys and shapes, with any number of classes."""
     import torchvision
 
     families: dict[str, list[str]] = {}
     for name in torchvision.models.list_models(module=torchvision.models):
         builder = inspect.unwrap(torchvision.models.get_model_builder(name))
         families.setdefault(builder.__module__, []).append(name)
-    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    own = {key: tuple(tensor.shape) for key, tensor in state.items()}
     tops = {key.split(".")[0] for key in state} - AUXILIARY_HEADS
     for names in families.values():
         for name in sorted(names, key=len):
@@ -341,7 +349,7 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture | None:
             shapes = _torchvision_shapes(architecture)
             if {key.split(".")[0] for key in shapes} - AUXILIARY_HEADS != tops:
                 break  # a family shares its top-level names
-            if shapes.keys() != found.keys():
+            if shapes.keys() != own.keys():
                 continue
             classes = _classes(shapes, state)
             if classes not in (None, 1000):
@@ -349,7 +357,7 @@ def recognise(state: Mapping[str, Tensor]) -> Architecture | None:
                     ref=architecture.ref, arguments=(*architecture.arguments, ("num_classes", classes))
                 )
                 shapes = _shapes(architecture)
-            if shapes == found:
+            if shapes == own:
                 return architecture
     return None
 
@@ -363,7 +371,7 @@ AUXILIARY_HEADS = {"AuxLogits", "aux1", "aux2"}
 
 
 def _auxiliary(name: str, state: Mapping[str, Tensor]) -> tuple[tuple[str, object], ...]:
-    """GoogLeNet and Inception have auxiliary heads that a state may lack."""
+    """The arguments of GoogLeNet and Inception, whose auxiliary heads a state may lack."""
     if name not in ("googlenet", "inception_v3"):
         return ()
     return (("aux_logits", any(k.split(".")[0] in AUXILIARY_HEADS for k in state)), ("init_weights", False))

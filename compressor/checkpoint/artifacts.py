@@ -1,8 +1,8 @@
 """The artifact: a folder with the small network's weights, the recipe that rebuilds it, and everything measured.
 
-`recipe.json` and `model.safetensors` suffice to load it, without the pickle it came from; `results.json` holds the
-measurements, `model.onnx` and `report.html` join when they are made. Files appear whole or not at all, and the folder
-is read back in a fresh process before success is claimed.
+`recipe.json` and `model.safetensors` are enough to load it, without the original pickle. `results.json` has the
+measurements; `model.onnx` and `report.html` are added by their commands. Files appear whole or not at all, and a fresh
+process reads the folder back before the command reports success.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from compressor.graph.input_spec import InputSpec
     from compressor.surgery.masks import WeightMask
 
-SCHEMA = 2  # 1 had a hash of its files alone, not of the program and the numbers that the recipe itself holds
+SCHEMA = 2  # schema 1 hashed only the files, not the program and the numbers in the recipe itself
 FORMS = {1: forms.RECIPE_1, 2: forms.RECIPE_2}
-EDITED = "it was edited, or is not whole: prune again, or take the copy that was written"
+EDITED = "it was edited, or is incomplete: prune again, or use the original copy"
 UNBUILDABLE = (
     KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError, AssertionError,
     RecursionError, NotImplementedError,
-)  # fmt: skip  # what torch and fx raise for numbers and names that make no network
+)  # fmt: skip  # the errors of torch and fx for numbers and names that describe no network
 SUFFIX = ".compressed"
 RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
 INT8 = "model.int8.onnx"
@@ -47,13 +47,13 @@ SKELETON = "architecture.pt"
 PICKLE = "pickle"  # the reference of a module that was pickled, as in `checkpoint.architectures`
 LONGEST_NAME = 255  # bytes, on every usual file system
 SPARSE_FILE = "sparse/sparse.safetensors"
-MARK = "artifact"  # in the weights' own metadata: the schema that they were written with
-SPARSE = "sparse"  # a masked network's weights, in place of WEIGHTS
+MARK = "artifact"  # key in the weights' own metadata: the schema that they were written with
+SPARSE = "sparse"  # the folder of a masked network's weights, instead of WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """An artifact's folder and its recipe; `taken_by_default` where the user named none."""
+    """An artifact's folder and its recipe; `taken_by_default` if the user named none."""
 
     folder: Path
     recipe: Mapping[str, Any]
@@ -61,85 +61,85 @@ class Artifact:
 
     @property
     def onnx(self) -> Path:
-        """Where its ONNX file is, once exported."""
+        """The path of its ONNX file, once exported."""
         return self.folder / ONNX
 
     def results(self) -> dict[str, Any]:
-        """Everything measured so far."""
+        """Return everything measured so far."""
         file = self.folder / RESULTS
         if not file.exists():
             return {"schema": 1}
-        found = read_json(file)
-        check(found, forms.RESULTS, where=str(file), hint="repeat the command that measures it")
-        return found
+        results = read_json(file)
+        check(results, forms.RESULTS, where=str(file), hint="repeat the command that measures it")
+        return results
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What is known to be less sure of it than of others."""
+        """What is less certain about it than about other artifacts."""
         if self.recipe["schema"] >= 2:
             return ()
         return (
-            f"{self.folder} is of schema 1: its hash covers its files, and not what its recipe says of the network; "
+            f"{self.folder} is of schema 1: its hash covers its files, but not the network in its recipe; "
             "prune again for one that covers all",
         )
 
     def checkpoint(self, *, trust_pickle: bool = False) -> Checkpoint:
-        """The small network."""
+        """Return the small network."""
         return load_artifact(self.folder, trust_pickle=trust_pickle)
 
     def mask(self) -> WeightMask | None:
-        """Which weights stay, where the artifact is an unstructured one."""
+        """Return the mask of an unstructured artifact; `None` for others."""
         from compressor.checkpoint.sparse import read_sparse
 
         return read_sparse(self.folder / SPARSE).mask if SPARSE_FILE in self.recipe["files"] else None
 
     def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
-        """The network that it was made from; refused where that file is gone or is another one by now."""
+        """Return the network that it was made from. Refused: a missing file, or one that has changed."""
         from compressor.checkpoint.architectures import check_harmless
         from compressor.checkpoint.reading import load_file, with_inputs
 
         source = self.recipe["source"]
-        found = Path(source["path"]) if path is None else path
-        if not found.exists():
-            raise ArtifactError(f"the dense network is not at {found}", hint="say where it is: `--dense PATH`")
+        file = Path(source["path"]) if path is None else path
+        if not file.exists():
+            raise ArtifactError(f"the dense network is not at {file}", hint="set its path: `--dense PATH`")
         architecture = self.recipe["architecture"]
         arch = None if architecture["ref"] in ("pickle", "program") else architecture["ref"]
-        if arch is not None:  # a file that the recipe names is run only where the user has named it before
+        if arch is not None:  # a file that the recipe names runs only if the user has named it before
             check_harmless(_architecture(architecture))
         inputs = _specs(self.recipe)
-        if found.is_dir():
-            dense = with_inputs(load_artifact(found, trust_pickle=trust_pickle), inputs)
+        if file.is_dir():
+            dense = with_inputs(load_artifact(file, trust_pickle=trust_pickle), inputs)
         else:
             arguments = tuple((k, v) for k, v in architecture["arguments"])
-            dense = load_file(found, arch=arch, arch_arguments=arguments, inputs=inputs, trust_pickle=trust_pickle)
+            dense = load_file(file, arch=arch, arch_arguments=arguments, inputs=inputs, trust_pickle=trust_pickle)
         if dense.sha256 != source["sha256"]:
             raise ArtifactError(
-                f"{found} is not the network that {self.folder.name} was made from: its sha256 differs",
-                hint="prune it again, or give the original: `--dense PATH`",
+                f"{file} is not the network that {self.folder.name} was made from: its sha256 differs",
+                hint="prune it again, or set the original's path: `--dense PATH`",
             )
-        return replace(dense, preprocessing=_preprocessing(self.recipe))  # what the small one sees, it saw
+        return replace(dense, preprocessing=_preprocessing(self.recipe))  # the same preprocessing as the small network
 
 
 def open_artifact(path: Path | None = None) -> Artifact:
-    """The artifact in the folder `path`, or the newest one in the working folder.
+    """Return the artifact in the folder `path`, or the newest one in the working folder.
 
-    Refused: no such folder, one that is no artifact or of a newer schema, no artifact at all.
+    Refused: a missing folder, one that is not an artifact or has a newer schema, no artifact at all.
     """
     if path is not None and not os.path.lexists(path):
-        sweep(path.absolute().parent)  # where it was being replaced, and the process was killed
+        sweep(path.absolute().parent)  # restores it if a process was killed while replacing it
     if path is None:
-        found = sorted(Path.cwd().glob(f"*{SUFFIX}/{RECIPE}"), key=lambda p: p.stat().st_mtime_ns)
-        if not found:
+        recipes = sorted(Path.cwd().glob(f"*{SUFFIX}/{RECIPE}"), key=lambda p: p.stat().st_mtime_ns)
+        if not recipes:
             raise ArtifactError(
                 "there is no artifact in this folder", hint="make one: `compress prune model.pt --ratio 0.5`"
             )
-        folder = found[-1].parent.relative_to(Path.cwd())
+        folder = recipes[-1].parent.relative_to(Path.cwd())
     else:
         folder = path
         if not folder.is_dir() or not (folder / RECIPE).is_file():
             what = "is not an artifact: it holds no recipe.json" if folder.exists() else "is not there"
             raise ArtifactError(
-                f"{folder} {what}", hint="give a folder that `compress prune` wrote, or none for the newest"
+                f"{folder} {what}", hint="use a folder that `compress prune` wrote, or none for the newest"
             )
     recipe = read_json(folder / RECIPE)
     schema = recipe.get("schema")
@@ -154,13 +154,13 @@ def open_artifact(path: Path | None = None) -> Artifact:
 
 
 def _check_files(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Refuses a recipe that is not the one that was written, as far as its schema's hash says so, or lacks files."""
+    """Refuse a recipe that lacks files or that was changed, as far as its schema's hash covers it."""
     needed = {WEIGHTS} if WEIGHTS in recipe["files"] else {SPARSE_FILE}
     if recipe["architecture"]["ref"] == PICKLE and not recipe["surgery"].get("program"):
         needed.add(SKELETON)
     if recipe["files"].keys() != needed:
         raise ArtifactError(
-            f"{folder / RECIPE}: `files` lists {', '.join(recipe['files']) or 'none'}, and this network takes "
+            f"{folder / RECIPE}: `files` lists {', '.join(recipe['files']) or 'none'}, and this network needs "
             f"{' and '.join(sorted(needed))}",
             hint=EDITED,
         )
@@ -171,7 +171,9 @@ def _check_files(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with the hash of all that it computes with: everything in it, but where the dense network lay."""
+    """Return the recipe with the hash of everything that it computes with: all its fields, except the dense network's
+    path.
+    """
     covered = {key: value for key, value in recipe.items() if key != "sha256"}
     covered["source"] = {key: value for key, value in recipe["source"].items() if key != "path"}
     content = json.dumps(covered, sort_keys=True, separators=(",", ":"))
@@ -179,7 +181,7 @@ def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
-    """The small network in `folder`; refused where a file is missing or is not the one that was written."""
+    """Return the small network in `folder`. Refused: a missing or changed file."""
     import torch
 
     from compressor.checkpoint.architectures import build, check_harmless
@@ -243,7 +245,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
 
 
 def _state(folder: Path, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The weights, and the schema that they say they were written with."""
+    """The weights, and the schema in their own metadata."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
@@ -262,25 +264,27 @@ def _state(folder: Path, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
 
 
 def recipe_sha256(recipe: Mapping[str, Any]) -> str:
-    """The hash that stands for the whole artifact; of schema 1, its files' hashes alone."""
+    """Return the hash of the whole artifact; with schema 1, of its files alone."""
     if recipe["schema"] >= 2:
         return str(recipe["sha256"])
     return hashlib.sha256(json.dumps(recipe["files"], sort_keys=True).encode()).hexdigest()
 
 
 def _preprocessing(recipe: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing in the recipe."""
     from compressor.data.splits import Preprocessing
 
-    said = recipe["preprocessing"]
+    plain = recipe["preprocessing"]
     return Preprocessing(
-        mean=tuple(said["mean"]),
-        std=tuple(said["std"]),
-        size=tuple(said["size"]) if said["size"] else None,
-        channels=said["channels"],
+        mean=tuple(plain["mean"]),
+        std=tuple(plain["std"]),
+        size=tuple(plain["size"]) if plain["size"] else None,
+        channels=plain["channels"],
     )
 
 
 def _architecture(plain: Mapping[str, Any]) -> Architecture:
+    """The architecture in the recipe."""
     from compressor.checkpoint.architectures import Architecture
 
     arguments = tuple((k, v) for k, v in plain["arguments"])
@@ -288,7 +292,7 @@ def _architecture(plain: Mapping[str, Any]) -> Architecture:
 
 
 def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
-    """What the network reads; recipes of earlier versions have shapes and types alone, and their integers are zeros."""
+    """The network's inputs; recipes of earlier versions have only shapes and types, and their integers are zeros."""
     from compressor.graph.input_spec import TYPES, InputSpec, spec_from_json
 
     if "inputs" in recipe:
@@ -301,7 +305,7 @@ def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
 
 
 def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str, Any]:
-    """What rebuilds the small network: plain values only."""
+    """Return the recipe that rebuilds the small network, as plain values."""
     from compressor.graph.input_spec import specs_of
     from compressor.surgery.surgery import Surgery
 
@@ -333,7 +337,7 @@ def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str,
 
 
 def check_free(folder: Path, *, force: bool) -> None:
-    """Refuses a place where something else lies; `force` lets an artifact be replaced, and nothing else."""
+    """Refuse a path with other content; `force` allows an artifact to be replaced, and nothing else."""
     try:
         _check_free(folder, force=force)
     except OSError as error:  # a name that is too long, a loop of links
@@ -375,9 +379,8 @@ def write_artifact(
 ) -> Artifact:
     """Write the small network to `folder`, whole or not at all, and read it back in a fresh process.
 
-    With `mask` the weights are stored sparse, and the table of what that saves joins the results under `mask`.
-
-    Refused: a folder in the way, a full disk, an artifact that does not come back as it was written.
+    With `mask` the weights are stored sparse, and the table of the saved bytes is added to the results under `mask`.
+    Refused: a folder with other content, a full disk, an artifact that a fresh process reads back differently.
     """
     import torch
     from safetensors import SafetensorError
@@ -390,7 +393,7 @@ def write_artifact(
     types = {name: dtype for name, dtype in checkpoint.types.items() if dtype is not torch.complex128}
     if types:
         checkpoint = replace(checkpoint, module=rounded(checkpoint.module, types))
-    place = folder.resolve()  # behind a link lies what is replaced; the link stays
+    place = folder.resolve()  # a link's target is replaced; the link stays
     sweep(place.parent)
     part = beside(place, PART)
     try:
@@ -428,38 +431,39 @@ def write_artifact(
 
 
 def put_in_place(part: Path, place: Path) -> None:
-    """Give the folder `part` the name `place`; what was there is gone. At no moment is nothing there to restore it.
+    """Rename the folder `part` to `place`, and delete the folder that was there.
 
-    Where the system cannot swap two names at once, a process that is killed between the two renames leaves the old
-    folder under a name that the next one's `sweep` gives back.
+    At any moment one of both exists or can be restored: where the system cannot swap two names atomically, a process
+    that is killed between the two renames leaves the old folder under a name that the next process's `sweep` restores.
     """
     if not place.exists():
         part.rename(place)
         return
     if exchanged(part, place):
-        shutil.rmtree(part, ignore_errors=True)  # the old one by now
+        shutil.rmtree(part, ignore_errors=True)  # after the swap it is the old folder
         return
     old = beside(place, OLD)
     place.rename(old)
     try:
         part.rename(place)
-    except BaseException:  # an interruption too: what was there stays
+    except BaseException:  # an interruption too: the old folder stays
         old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
+    """Write the module's structure."""
     from compressor.checkpoint.pickled_structure import write_skeleton
 
     try:
         write_skeleton(checkpoint.module, file)
-    except RuntimeError as error:  # torch raises it where a disk is full
+    except RuntimeError as error:  # torch raises it when the disk is full
         raise OSError(str(error)) from error
 
 
 def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> None:
-    """Load the folder in a fresh process and compare its outputs, bit by bit up to rounding."""
+    """Load the folder in a fresh process and compare its outputs, within rounding."""
     from safetensors.torch import save_file
 
     from compressor.graph.lent import single_threaded
@@ -468,7 +472,7 @@ def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> N
     with temporary("probe") as scratch:
         probe = scratch / "probe.safetensors"
         inputs = list(checkpoint.example_inputs)
-        with single_threaded():  # as it will be read: sums in another order may choose other detections
+        with single_threaded():  # as the fresh process does: another order of sums may choose other detections
             outputs = outputs_of(checkpoint.module.eval(), inputs)
         tensors = {f"input{i}": t for i, t in enumerate(inputs)} | {f"output{i}": t for i, t in enumerate(outputs)}
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, probe)
@@ -488,7 +492,7 @@ def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> N
 
 
 def read_back(folder: str, probe: str, trust: str = "") -> None:
-    """In a fresh process: load the artifact and compare its outputs with those in `probe`."""
+    """Load the artifact, in a fresh process, and compare its outputs with those in `probe`."""
     import torch
     from safetensors.torch import load_file
 
@@ -509,14 +513,16 @@ def read_back(folder: str, probe: str, trust: str = "") -> None:
 
 
 def add_results(folder: Path, section: str, value: Any, *, append: bool = False) -> None:
-    """Put `value` under `section` of the folder's results, whole or not at all; `append` adds to its list."""
+    """Store `value` under `section` of the folder's results, whole or not at all; `append` adds it to the section's
+    list.
+    """
     results = open_artifact(folder).results()
     results[section] = [*results.get(section, []), value] if append else value
     write_json(folder / RESULTS, results)
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

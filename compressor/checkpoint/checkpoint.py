@@ -1,4 +1,4 @@
-"""A trained network with what is needed to run, rebuild and retrain it."""
+"""A trained network with everything needed to run, rebuild and retrain it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from compressor.surgery.surgery import Surgery
 class Checkpoint:
     """A network in eval mode, inputs that it runs on, and how it can be rebuilt.
 
-    `surgery` and `lineage` say what was cut and trained since the dense network; `training` is the dense network's own
-    recipe, where it is known. `input_specs` say what inputs look like. The module computes in float32; `types` are
-    those that its tensors came in where they were others, by name, and in which an artifact keeps them.
+    `surgery` and `lineage` record what was cut and trained since the dense network; `training` is the dense network's
+    own recipe, if known. `input_specs` describe the inputs. The module computes in float32; `types` are the original
+    types of its other tensors, by name, and an artifact stores them in these types.
     """
 
     module: nn.Module

@@ -1,4 +1,4 @@
-"""Example inputs out of a user's data: the network is traced and proved on what it was made for."""
+"""Example inputs from the user's data, so that the network is traced and proved on the kind of input it is for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from compressor.graph.input_spec import InputSpec
 from compressor.graph.lent import state_kept
 from compressor.graph.outputs import outputs_of
 
-LOOKED_AT = 16  # images, whose numbers are the range that further inputs are drawn from
+LOOKED_AT = 16  # images; their range is that of further inputs
 
 
 def with_examples_of(checkpoint: Checkpoint, data: Data | None) -> Checkpoint:
-    """The checkpoint with the first image of the data as its example, as the network reads it.
+    """Return the checkpoint with the first image of the data as its example, preprocessed for the network.
 
-    It stays as it is where there is no data that may decide something, where the network reads more than images, or
-    images of another shape, and where its outputs on the image are not finite.
+    The checkpoint stays unchanged if no data may be used for decisions, if the network reads more than one image, or
+    images of another shape, and if its outputs on the image are not finite.
     """
     first = _first_batch(checkpoint, data)
     if first is None or len(checkpoint.example_inputs) != 1:
@@ -33,13 +33,13 @@ def with_examples_of(checkpoint: Checkpoint, data: Data | None) -> Checkpoint:
     low, below = float(first.min()), math.nextafter(float(first.max()), math.inf)
     named = checkpoint.input_specs[0].name if checkpoint.input_specs else None
     spec = InputSpec(name=named, shape=tuple(image.shape), dtype=image.dtype, low=low, below=below)
-    if low == float(first.max()):  # images of one value say nothing of a range
+    if low == float(first.max()):  # constant images define no range
         spec = dataclasses.replace(spec, low=None, below=None)
     return dataclasses.replace(checkpoint, example_inputs=(image,), input_specs=(spec,))
 
 
 def _first_batch(checkpoint: Checkpoint, data: Data | None) -> Tensor | None:
-    """The first images of the split that may decide something; never of the test split."""
+    """The first images of the split for decisions; never of the test split."""
     split = None if data is None else data.train if data.train is not None else data.tune
     if split is None or not len(split):
         return None
@@ -48,6 +48,7 @@ def _first_batch(checkpoint: Checkpoint, data: Data | None) -> Tensor | None:
 
 
 def _answers(checkpoint: Checkpoint, image: Tensor) -> bool:
+    """True if the network runs on the image with finite outputs."""
     try:
         with state_kept(checkpoint.module):
             outputs = outputs_of(checkpoint.module, [image])

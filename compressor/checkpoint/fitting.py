@@ -1,7 +1,7 @@
-"""The shape that a network reads, where nobody says it: the one that fits, found without much computing.
+"""Find the input shape of a network without a recorded one: the single shape on which it runs, found cheaply.
 
-A shape is tried on torch's `meta` device, where nothing is computed, and for real only where the network's code cannot
-run there: then as far as a bound on time and size goes.
+A shape is tried on torch's `meta` device, where nothing is computed. Only where the network's code cannot run there it
+is tried with values, within a bound on time and size.
 """
 
 from __future__ import annotations
@@ -20,50 +20,52 @@ from compressor.graph.lent import state_kept, without_values
 from compressor.graph.outputs import outputs_of
 
 SIZES = (28, 32, 64, 96, 128, 160, 224, 256, 299, 384, 512)
-SECONDS = 8.0  # of processor time, for all shapes that are tried: what else the machine does decides nothing
+SECONDS = 8.0  # of processor time for all tried shapes, so that the machine's load does not matter
 NUMBERS = 2**27  # in one tensor: half a gigabyte
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, AttributeError)
 
 
 def fitting(module: nn.Module) -> tuple[int, ...]:
-    """The one shape that the module runs on, a batch of one; its first layer says which are tried, the smallest first.
+    """Return the single shape that the module runs on, as a batch of one.
 
-    Refused: a network that runs on several, or on none of those.
+    The first layer decides which shapes are tried, the smallest first. Refused: a network that runs on several of them,
+    or on none.
     """
     first = first_layer(module)
-    found: list[tuple[int, ...]] = []
+    fits: list[tuple[int, ...]] = []
     trial = _Trial(module)
     for shape in _candidates(first):
         if trial.fits(shape):
-            found.append(shape)
-        if len(found) > 1 or (found and isinstance(first, TRANSPOSED) and len(shape) == 2):
+            fits.append(shape)
+        if len(fits) > 1 or (fits and isinstance(first, TRANSPOSED) and len(shape) == 2):
             break
-    if len(found) == 1:
-        return found[0]
-    if found and isinstance(first, CONVOLUTIONS):
+    if len(fits) == 1:
+        return fits[0]
+    if fits and isinstance(first, CONVOLUTIONS):
         sizes = ("LENGTH", "HEIGHTxWIDTH", "DEPTHxHEIGHTxWIDTH")[len(first.kernel_size) - 1]
         raise CheckpointError(
             "the network runs on images of several sizes, and its file does not say which",
-            hint=f"say it: `--input 1x{found[0][1]}x{sizes}`",
+            hint=f"set it: `--input 1x{fits[0][1]}x{sizes}`",
         )
     if isinstance(first, (nn.Embedding, nn.EmbeddingBag)):
         raise CheckpointError(
             "the network reads token numbers, and its file does not say how many at a time",
-            hint=f"say it: `--input 1x16`, or with their range: `--input '1x16:int64<{first.num_embeddings}'`",
+            hint=f"set it: `--input 1x16`, or with their range: `--input '1x16:int64<{first.num_embeddings}'`",
         )
     raise CheckpointError(
-        "what the network reads cannot be told from its layers",
-        hint="say it: `--input 1x3x224x224`; several by name: `--input image=1x3x64x64 --input 'ids=1x12:int64'`",
+        "the network's input cannot be determined from its layers",
+        hint="set it: `--input 1x3x224x224`; several by name: `--input image=1x3x64x64 --input 'ids=1x12:int64'`",
     )
 
 
 def first_layer(module: nn.Module) -> Any:
-    """The first layer in the order in which layers were made; `None` of a network without any that is known."""
+    """Return the first layer in the order of definition; `None` if the network has no known layer."""
     kinds = (*CONVOLUTIONS, nn.Linear, nn.Embedding, nn.EmbeddingBag)
     return next((layer for layer in nn.Module.modules(module) if isinstance(layer, kinds)), None)
 
 
 def _candidates(first: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes to try, by the kind of the first layer."""
     if isinstance(first, nn.Linear):
         yield 1, first.in_features
     elif isinstance(first, CONVOLUTIONS):
@@ -75,17 +77,17 @@ def _candidates(first: Any) -> Iterator[tuple[int, ...]]:
 
 
 class _Trial:
-    """Tries shapes on a copy of the module that has no values, or on the module itself within bounds."""
+    """Tries shapes on a copy of the module without values, or on the module itself within bounds."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.until = module, time.process_time() + SECONDS
         try:
             self.bare: nn.Module | None = without_values(module)
-        except Exception:  # a copy runs the network's own code, which raises what it likes
+        except Exception:  # copying runs the network's own code, which can raise anything
             self.bare = None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the module runs on the shape and gives as many answers as it got."""
+        """Return true if the module runs on the shape and returns as many results as inputs."""
         if self.bare is not None:
             try:
                 with _Bounded(self.until):
@@ -101,11 +103,12 @@ class _Trial:
 
 
 def _answers(outputs: list[Tensor]) -> bool:
+    """True if the first output has one row for the one input."""
     return bool(outputs) and (not outputs[0].ndim or len(outputs[0]) == 1)
 
 
 class _Bounded(TorchFunctionMode):
-    """Stops a forward pass before its next operator where it took too long or made a tensor that is too large."""
+    """Stops a forward pass before its next operator if it took too long or created too large a tensor."""
 
     def __init__(self, until: float) -> None:
         super().__init__()

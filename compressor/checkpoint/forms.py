@@ -1,6 +1,6 @@
-"""The forms of every JSON file that is read, field by field: `files.schema` checks, here stands what.
+"""The forms of all JSON files that are read, field by field; `files.schema` checks them.
 
-A field that a writer adds is added here too: one that no form knows is refused, for what nobody reads nobody checked.
+A new field of a writer must be added here too: a field without a form is refused, because nothing has checked it.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ LONGEST_SIDE = 2**31 - 1
 
 
 def _kind(value: object, place: str) -> None:
-    """A kind of factors, whose module imports torch: it is asked for when there is one to check."""
+    """A kind of factors; its module imports torch, so it is imported only when needed."""
     from compressor.surgery.factors import Kind
 
     one_of(*map(str, Kind))(value, place)
 
 
 def sha256(value: object, place: str) -> None:
-    """A hash in hexadecimal."""
+    """Accept a hash in hexadecimal."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise Misfit(place, "a sha256", value)
 
 
 def hash_or_none(value: object, place: str) -> None:
-    """A hash, or an empty text where there was no file."""
+    """Accept a hash, or an empty text if there was no file."""
     if value != "":
         sha256(value, place)
 
 
 def name(value: object, place: str) -> None:
-    """What may stand in a file's name: no path, no control character."""
+    """Accept a text that can be part of a file name: no path, no control character."""
     text(value, place)
     assert isinstance(value, str)
     if not value or len(value) > 255 or value in (".", "..") or re.search(r"[/\\\0]", value):
@@ -66,25 +66,25 @@ def name(value: object, place: str) -> None:
 
 
 def identifier(value: object, place: str) -> None:
-    """What Python takes for a public attribute's name."""
+    """Accept the name of a public Python attribute."""
     if not isinstance(value, str) or not value.isidentifier() or value.startswith("_"):
         raise Misfit(place, "an attribute's name", value)
 
 
 def argument(value: object, place: str) -> None:
-    """What Python takes for the name of an argument."""
+    """Accept the name of a Python argument."""
     if not isinstance(value, str) or not value.isidentifier():
         raise Misfit(place, "an argument's name", value)
 
 
 def decimal(value: object, place: str) -> None:
-    """A small whole number, as a key of an object is one."""
+    """Accept a small whole number as text, as in keys of objects."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,3}", value):
         raise Misfit(place, "a dimension", value)
 
 
 def shape(value: object, place: str) -> None:
-    """The sizes of a tensor that fits in memory."""
+    """Accept the sizes of a tensor that fits in memory."""
     listed(count(0, LONGEST_SIDE), most=12)(value, place)
     assert isinstance(value, (list, tuple))
     if math.prod(value) > LARGEST_INPUT:
@@ -140,7 +140,7 @@ TRAINING = record(
 
 CLASSES = optional(listed(text))
 
-_odd = record({"float": one_of("inf", "-inf", "nan")})  # which JSON does not know
+_odd = record({"float": one_of("inf", "-inf", "nan")})  # JSON has no such numbers
 _part = either("a number", number, _odd)
 numbers_of_constant = listed(either("a number", number, flag, _odd, tuple_of(_part, _part)))
 PROGRAM = record(
@@ -159,7 +159,7 @@ PROGRAM = record(
         "tied": table(text),
         "trainable": listed(text),
     },
-    may={"takes": optional(anything), "returns": optional(anything)},  # checked where the program is built
+    may={"takes": optional(anything), "returns": optional(anything)},  # checked when the program is built
 )
 
 SURGERY = record(
@@ -232,7 +232,7 @@ RESULTS = record(
         ),
         "lineage": listed(table(anything)),
     },
-    others=True,  # figures of a newer writer are shown as they are
+    others=True,  # results of a newer writer are shown unchecked
 )
 
 positive = between(0, math.inf, open_low=True)

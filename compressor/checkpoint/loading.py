@@ -1,4 +1,4 @@
-"""A trained network from wherever it lies: a checkpoint's file, or an artifact's folder."""
+"""Load a trained network: from a checkpoint file, or from an artifact's folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def load(
     inputs: Sequence[str | InputSpec] = (),
     trust_pickle: bool = False,
 ) -> Checkpoint:
-    """The network at `path`: a pickled module, a state in any of the usual wrappings, an exported program, an artifact.
+    """Return the network at `path`: a pickled module, a state in any common wrapping, an exported program, an artifact.
 
-    `arch` says how the module is built, where the file does not. `inputs` say what it reads, as text
-    (`ids=1x12:int64<50`) or as values. A network in half or double precision is computed with in float32. Refused: what
-    is not there, broken or foreign; a pickle that could run code; weights that do not fit or are not finite; a shape
+    `arch` is how the module is built, if the file has no record of it. `inputs` are its inputs, as text
+    (`ids=1x12:int64<50`) or as values. A network in half or double precision is computed in float32. Refused: a
+    missing, broken or foreign file; a pickle that could run code; weights that do not fit or are not finite; a shape
     that the network does not run on.
     """
     path = Path(path)
     if not path.is_dir():
         return load_file(path, arch=arch, arch_arguments=arch_arguments, inputs=inputs, trust_pickle=trust_pickle)
-    if arch is not None:  # an artifact knows how it is built: this says that the user trusts that code
+    if arch is not None:  # an artifact records how it is built: naming it here records that the user trusts that code
         architecture_from_user(arch, arch_arguments)
     return with_inputs(load_artifact(path, trust_pickle=trust_pickle), inputs)

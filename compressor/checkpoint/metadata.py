@@ -1,7 +1,8 @@
-"""What a checkpoint says beside its weights: its inputs, normalisation, classes and training, where they are ours.
+"""The keys beside a checkpoint's weights: inputs, normalisation, classes and training, where they have our form.
 
-Anybody's file may have such keys. What would change what the network computes (normalisation, inputs) is refused where
-it cannot be read; a training that another program describes in its own way is left out, for it only spares an option.
+Any program's file may have keys with these names. Keys that change what the network computes (normalisation, inputs)
+are refused if they cannot be read. A training record in another program's form is ignored, because it only saves an
+option.
 """
 
 from __future__ import annotations
@@ -19,35 +20,35 @@ NORMALISATION = record({}, may={"mean": optional(listed(number)), "std": optiona
 INPUTS = listed(forms.shape, least=1)
 
 
-def known_in(meta: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Those keys of a checkpoint's dictionary that are read; every value of a kind that is read. Refused: others."""
-    found = {key: value for key, value in meta.items() if isinstance(key, str) and key in READ}
-    hint = f"leave the key out of {path.name}, or write it as the tool does"
-    preprocessing = found.get("preprocessing")
+def metadata_of(meta: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """Return the known keys of a checkpoint's dictionary, with checked values. Refused: values of another form."""
+    values = {key: value for key, value in meta.items() if isinstance(key, str) and key in READ}
+    hint = f"remove the key from {path.name}, or write it as `compress` does"
+    preprocessing = values.get("preprocessing")
     if isinstance(preprocessing, Mapping):
         check(dict(preprocessing), NORMALISATION, where=f"{path}, preprocessing", hint=hint, refusal=CheckpointError)
-        found["preprocessing"] = {key: value for key, value in preprocessing.items() if value is not None}
-    if isinstance(found.get("input"), (list, tuple)):
-        shapes = list(found["input"])
+        values["preprocessing"] = {key: value for key, value in preprocessing.items() if value is not None}
+    if isinstance(values.get("input"), (list, tuple)):
+        shapes = list(values["input"])
         if shapes and all(isinstance(size, int) and not isinstance(size, bool) for size in shapes):
             shapes = [shapes]  # one input
-        check(shapes, INPUTS, where=f"{path}, input", hint="give it: `--input 1x3x224x224`", refusal=CheckpointError)
+        check(shapes, INPUTS, where=f"{path}, input", hint="set it: `--input 1x3x224x224`", refusal=CheckpointError)
         for one in shapes:
             check(list(one), listed(count(1)), where=f"{path}, input", hint=hint, refusal=CheckpointError)
-        found["input"] = [list(shape) for shape in shapes]
-    training = found.get("training")
+        values["input"] = [list(shape) for shape in shapes]
+    training = values.get("training")
     if isinstance(training, Mapping) and not {"budget", "schedule"} <= training.keys():
-        del found["training"]
+        del values["training"]
     elif isinstance(training, Mapping):
         check(_plain(training), forms.TRAINING, where=f"{path}, training", hint=hint, refusal=CheckpointError)
-    return found
+    return values
 
 
 READ = ("preprocessing", "input", "classes", "training", "architecture")
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists and text's own kinds as text, as JSON has them."""
+    """Tuples as lists and subclasses of text as text, as JSON has them."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A module's structure without its weights, pickled: what rebuilds a network whose class nobody names."""
+"""Pickle a module's structure without its weights: it rebuilds a network whose class has no reference."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compressor.graph.copies import copy_of
 
 
 def write_skeleton(module: nn.Module, file: Path) -> None:
-    """Pickle the module's structure without its weights: what rebuilds it, with the shapes that it has now."""
+    """Pickle the module's structure without its weights, with its current shapes."""
     torch.save(copy_of(module).to("meta"), file)
 
 
 def read_skeleton(file: Path, *, trust_pickle: bool = False) -> nn.Module:
-    """The structure that `write_skeleton` wrote, with weights yet to be assigned; refused where it could run code."""
+    """Return the structure that `write_skeleton` wrote, without weights. Refused: a pickle that could run code."""
     module = read_pickle(file, trust_pickle=trust_pickle)
     if not isinstance(module, nn.Module):
         raise CheckpointError(f"{file} holds no module", hint="prune again")

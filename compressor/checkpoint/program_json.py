@@ -1,11 +1,10 @@
-"""The JSON of an exported program (torch's `ExportedProgram`, schema 8) as a recorded program: plain values alone.
+"""Convert the JSON of an exported program (torch's `ExportedProgram`, schema 8) to a recorded program of plain values.
 
-A node of the JSON names an operator, its arguments and its results; that is all that is taken from it. Sizes that the
-exporter left open are results of operators (`aten.sym_size.int`, products of them), so that the expressions beside
-them, which torch's own reader evaluates as Python, are never looked at. Code, traces, guards and call signatures of
-the file are left where they are.
+A node of the JSON names an operator, its arguments and its results; nothing else is read. Open sizes are results of
+operators (`aten.sym_size.int`, products of them), so the expressions beside them, which torch's own reader evaluates as
+Python, are not needed. Code, traces, guards and call signatures in the file are ignored.
 
-Graphs within the graph (`torch.no_grad()` in the network's code, say) are put where they are called.
+Nested graphs (of `torch.no_grad()` in the network's code, for example) are inlined where they are called.
 """
 
 from __future__ import annotations
@@ -28,25 +27,28 @@ DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16
           34: "uint32", 35: "uint64"}  # fmt: skip
 MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 STRIDED = 7
-CHECKS = ("torch.ops.aten._assert_", "torch.ops.aten.sym_constrain_range")  # what they check is proved otherwise
+CHECKS = (
+    "torch.ops.aten._assert_",
+    "torch.ops.aten.sym_constrain_range",
+)  # their checks are covered by the comparison with the module
 WRAPPERS = {
     "torch.ops.higher_order.wrap_with_set_grad_enabled": 1,
     "torch.ops.higher_order.wrap_with_autocast": 4,
-}  # → which argument is the graph
+}  # → the argument that is the graph
 NOT_FINITE = {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}
-KEYWORD = 2  # how an argument was given
-DEEPEST = 20  # graphs within graphs
-TRUST = "`--trust-pickle` has torch read it, if you know where the file comes from: torch's reader runs what it says"
+KEYWORD = 2  # the argument was passed by name
+DEEPEST = 20  # levels of nested graphs
+TRUST = "`--trust-pickle` lets torch read it, if you trust the file's origin: torch's reader runs code from it"
 
 Plain = dict[str, Any]
 
 
 class MalformedError(Exception):
-    """The JSON is none that torch writes."""
+    """The JSON has a form that torch does not write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Stored:
     """A tensor of the file that the program reads, by its name there; a constant is neither parameter nor buffer."""
 
     name: str
@@ -55,8 +57,8 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """An input of the program: its name, its type, its sizes on the example, and the numbers among its sizes.
+class ProgramInput:
+    """An input of the program: its name, its type, its sizes on the example, and its fixed sizes.
 
     `fixed` has `None` where the exporter left a size open, and for the batch.
     """
@@ -69,18 +71,18 @@ class Taken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadProgram:
-    """What the JSON says: steps and results for `graph.recorded`, the tensors they read, the inputs they take."""
+    """The content of the JSON: nodes and outputs for `graph.recorded`, the tensors they read, the program's inputs."""
 
     nodes: tuple[Plain, ...]
     outputs: tuple[str, ...]
-    held: Mapping[str, Held]  # by the name of the node that reads it
-    inputs: tuple[Taken, ...]
-    returns: Plain | None = None  # the structure of what it gives, where that is of dicts, lists and tuples
+    tensors: Mapping[str, Stored]  # by the name of the node that reads it
+    inputs: tuple[ProgramInput, ...]
+    returns: Plain | None = None  # the structure of its output, if of dicts, lists and tuples
 
     @property
     def takes(self) -> Plain:
-        """Which sizes of inputs the program takes, as `graph.sizes` has it."""
-        named = [taken.name for taken in self.inputs]
+        """The inputs that the program accepts, in the form of `graph.sizes`."""
+        named = [one.name for one in self.inputs]
         good = len(set(named)) == len(named) and all(name.isidentifier() and name.isascii() for name in named)
         names = named if good else [f"input_{number}" for number in range(len(named))]
         inputs = [{"name": n, "shape": list(t.fixed)} for n, t in zip(names, self.inputs, strict=True)]
@@ -88,7 +90,9 @@ class ReadProgram:
 
 
 def program_in(plain: object) -> ReadProgram:
-    """The program that the JSON holds. Refused: what torch does not write, what only torch's own reader rebuilds."""
+    """Return the program in the JSON. Refused: a form that torch does not write, or that only torch's own reader
+    rebuilds.
+    """
     program = _mapping(plain)
     major = _mapping(program.get("schema_version")).get("major")
     if major != 8:
@@ -101,21 +105,26 @@ def program_in(plain: object) -> ReadProgram:
 
 @dataclass(slots=True)
 class _Reader:
+    """Collects nodes, tensors and inputs while it walks through the graph; `values` maps the file's names to recorded
+    values.
+    """
+
     nodes: list[Plain] = field(default_factory=list)
-    held: dict[str, Held] = field(default_factory=dict)
-    inputs: list[Taken] = field(default_factory=list)
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    inputs: list[ProgramInput] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def program(self, module: Mapping[str, Any]) -> ReadProgram:
+        """Return the program of the JSON's graph module."""
         graph, signature = _mapping(module.get("graph")), _mapping(module.get("signature"))
-        known: Plain = {}
-        given, specs = _list(graph.get("inputs")), _list(signature.get("input_specs"))
-        if len(given) != len(specs):
+        values: Plain = {}
+        arguments, specs = _list(graph.get("inputs")), _list(signature.get("input_specs"))
+        if len(arguments) != len(specs):
             raise MalformedError("inputs and their description differ in number")
         metas = _mapping(graph.get("tensor_values"))
-        for argument, spec in zip(given, specs, strict=True):
-            self._input(argument, *_one(spec), known, metas)
-        self._steps(graph, known, depth=0)
+        for argument, spec in zip(arguments, specs, strict=True):
+            self._input(argument, *_one(spec), values, metas)
+        self._steps(graph, values, depth=0)
         outputs = [
             output
             for output, spec in zip(_list(graph.get("outputs")), _list(signature.get("output_specs")), strict=False)
@@ -123,29 +132,30 @@ class _Reader:
         ]
         open_sizes = ("as_sym_int", "as_sym_float", "as_sym_bool")
         leaves: list[Plain] = []
-        given_out: list[str] = []
+        names: list[str] = []
         for output in outputs:
-            value = _value(output, known)
+            value = _value(output, values)
             if _one(output)[0] == "as_tensor" or (_one(output)[0] in open_sizes and isinstance(value, dict)):
-                leaves.append({"output": len(given_out)})
-                given_out.append(value["node"])
+                leaves.append({"output": len(names)})
+                names.append(value["node"])
             else:
                 leaves.append({"number": value["float"]} if isinstance(value, dict) else {"value": value})
         if not any(_one(output)[0] == "as_tensor" for output in outputs):
             raise CheckpointError("its program gives no tensor", hint="compress needs a network that returns tensors")
         return ReadProgram(
             nodes=tuple(self.nodes),
-            outputs=tuple(given_out),
-            held=self.held,
+            outputs=tuple(names),
+            tensors=self.tensors,
             inputs=tuple(self.inputs),
             returns=_returns(module, leaves),
         )
 
     def _input(
-        self, argument: object, kind: str, spec: Mapping[str, Any], known: Plain, metas: Mapping[str, Any]
+        self, argument: object, kind: str, spec: Mapping[str, Any], values: Plain, metas: Mapping[str, Any]
     ) -> None:
+        """Add an input, or a tensor that the program reads."""
         if kind == "constant_input":
-            return  # a number or text that the program has in it already
+            return  # a number or text that is written in the program already
         if kind == "user_input" and _one(argument)[0] != "as_tensor":
             if _one(argument)[0] in ("as_int", "as_float", "as_bool", "as_none", "as_string"):
                 return
@@ -154,17 +164,18 @@ class _Reader:
             raise CheckpointError(f"its program takes `{printable(kind)}`, which JSON cannot hold", hint=TRUST)
         name = _text(_mapping(_one(argument)[1]).get("name"))
         node = self._named()
-        known[name] = {"node": node}
+        values[name] = {"node": node}
         if kind == "user_input":
-            self.inputs.append(_taken(name, _mapping(metas.get(name))))
+            self.inputs.append(_program_input(name, _mapping(metas.get(name))))
             self.nodes.append({"name": node, "input": True})
         else:
             key = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
-            held = _text(spec.get(key[kind]))
-            self.held[node] = Held(name=held, parameter=kind == "parameter", constant=kind == "tensor_constant")
-            self.nodes.append({"name": node, "held": held})
+            stored = _text(spec.get(key[kind]))
+            self.tensors[node] = Stored(name=stored, parameter=kind == "parameter", constant=kind == "tensor_constant")
+            self.nodes.append({"name": node, "held": stored})
 
-    def _steps(self, graph: Mapping[str, Any], known: Plain, *, depth: int) -> None:
+    def _steps(self, graph: Mapping[str, Any], values: Plain, *, depth: int) -> None:
+        """Add the nodes of a graph."""
         if depth > DEEPEST:
             raise MalformedError("graphs within graphs, too deep")
         for step in map(_mapping, _list(graph.get("nodes"))):
@@ -172,16 +183,17 @@ class _Reader:
             if target.startswith(CHECKS):
                 continue
             if target in WRAPPERS:
-                self._inlined(target, step, known, depth)
+                self._inlined(target, step, values, depth)
             else:
-                self._call(target, step, known)
+                self._call(target, step, values)
 
-    def _inlined(self, target: str, step: Mapping[str, Any], known: Plain, depth: int) -> None:
+    def _inlined(self, target: str, step: Mapping[str, Any], values: Plain, depth: int) -> None:
+        """Add the nodes of a nested graph in place of its call."""
         arguments = [_mapping(i).get("arg") for i in _list(step.get("inputs"))]
         at = WRAPPERS[target]
         if len(arguments) <= at:
             raise MalformedError("a wrapped graph without its graph")
-        settings = [_value(a, known) for a in arguments[:at]]
+        settings = [_value(a, values) for a in arguments[:at]]
         if at == WRAPPERS["torch.ops.higher_order.wrap_with_autocast"] and settings[0] == "cpu" and settings[2]:
             raise CheckpointError(
                 "parts of this network run in a lower precision by themselves (`torch.autocast`)",
@@ -190,35 +202,36 @@ class _Reader:
         kind, wrapped = _one(arguments[at])
         inner = _mapping(_mapping(wrapped).get("graph")) if kind == "as_graph" else {}
         names = [_text(_mapping(_one(i)[1]).get("name")) for i in _list(inner.get("inputs"))]
-        values = [_value(a, known) for a in arguments[at + 1 :]]
-        if len(names) != len(values):
+        passed = [_value(a, values) for a in arguments[at + 1 :]]
+        if len(names) != len(passed):
             raise MalformedError("a wrapped graph with other arguments than it takes")
-        within = dict(zip(names, values, strict=True))
+        within = dict(zip(names, passed, strict=True))
         self._steps(inner, within, depth=depth + 1)
-        given = [_value(output, within) for output in _list(inner.get("outputs"))]
+        outputs = [_value(output, within) for output in _list(inner.get("outputs"))]
         results = [r for output in _list(step.get("outputs")) for r in _results(output)]
-        for name, value in zip(results, given, strict=False):
+        for name, value in zip(results, outputs, strict=False):
             if name is not None:
-                known[name] = value
+                values[name] = value
 
-    def _call(self, target: str, step: Mapping[str, Any], known: Plain) -> None:
+    def _call(self, target: str, step: Mapping[str, Any], values: Plain) -> None:
+        """Add the call of an operator."""
         inputs = [_mapping(i) for i in _list(step.get("inputs"))]
         name = _operator_name(target)
         kwargs: Plain = {}
         if name in PLAIN or name.startswith("torch."):
-            args = [_value(i.get("arg"), known) for i in inputs]
+            args = [_value(i.get("arg"), values) for i in inputs]
         else:
-            args, kwargs = _arguments(operation(name), inputs, known)
+            args, kwargs = _arguments(operation(name), inputs, values)
         node = self._named()
         self.nodes.append({"name": node, "call": name, "args": args, "kwargs": kwargs})
-        self._name_results({"node": node}, _list(step.get("outputs")), known)
+        self._name_results({"node": node}, _list(step.get("outputs")), values)
 
-    def _name_results(self, value: Plain, outputs: Sequence[object], known: Plain) -> None:
-        """Names what an operator gives: one value, a list of them, or several values."""
+    def _name_results(self, value: Plain, outputs: Sequence[object], values: Plain) -> None:
+        """Name the results of an operator: one value, a list, or several values."""
         if len(outputs) == 1 and _one(outputs[0])[0] != "as_tensors":
             for name in _results(outputs[0]):
                 if name is not None:
-                    known[name] = value
+                    values[name] = value
             return
         listed = _list(_one(outputs[0])[1]) if len(outputs) == 1 else []
         parts: Sequence[object] = [{"as_tensor": part} for part in listed] if len(outputs) == 1 else outputs
@@ -228,13 +241,15 @@ class _Reader:
                 continue
             node = self._named()
             self.nodes.append({"name": node, "call": "getitem", "args": [value, position], "kwargs": {}})
-            self._name_results({"node": node}, [part], known)
+            self._name_results({"node": node}, [part], values)
 
     def _named(self) -> str:
+        """A new name for a node."""
         return f"v{next(self.numbers)}"
 
 
 def _operator_name(target: str) -> str:
+    """The name of an operator in recorded programs. Refused: other operators."""
     if target.startswith("torch.ops."):
         name = target.removeprefix("torch.ops.")
         if name.split(".")[0] in ("aten", "torchvision", "prims"):
@@ -251,33 +266,33 @@ def _operator_name(target: str) -> str:
     raise CheckpointError(f"its program takes a step that is no operator: `{printable(target)}`", hint=TRUST)
 
 
-def _arguments(called: Any, inputs: Sequence[Mapping[str, Any]], known: Plain) -> tuple[list[Any], Plain]:
-    """The arguments as they were given: by position as far as there is no gap, then by name."""
-    given = {_text(i.get("name")): i for i in inputs}
-    if len(given) != len(inputs):
+def _arguments(operator: Any, inputs: Sequence[Mapping[str, Any]], values: Plain) -> tuple[list[Any], Plain]:
+    """The arguments in their original form: by position up to the first gap, then by name."""
+    by_name = {_text(i.get("name")): i for i in inputs}
+    if len(by_name) != len(inputs):
         raise MalformedError("an argument twice")
     args: list[Any] = []
     kwargs: Plain = {}
-    for argument in called._schema.arguments:
-        one = given.pop(argument.name, None)
+    for argument in operator._schema.arguments:
+        one = by_name.pop(argument.name, None)
         if one is None:
             continue
-        value = _value(one.get("arg"), known)
-        first = len(args) == called._schema.arguments.index(argument)
+        value = _value(one.get("arg"), values)
+        first = len(args) == operator._schema.arguments.index(argument)
         if first and not argument.kwarg_only and one.get("kind") != KEYWORD:
             args.append(value)
         else:
             kwargs[argument.name] = value
-    if given:
+    if by_name:
         raise CheckpointError(
-            f"its program gives `{called}` an argument `{printable(next(iter(given)))}` that it does not have",
+            f"its program gives `{operator}` an argument `{printable(next(iter(by_name)))}` that it does not have",
             hint="export it again with this version of torch",
         )
     return args, kwargs
 
 
-def _value(argument: object, known: Plain) -> Any:
-    """An argument as a recorded program has it."""
+def _value(argument: object, values: Plain) -> Any:
+    """An argument in the form of a recorded program."""
     kind, value = _one(argument)
     match kind, value:
         case "as_none", _:
@@ -287,19 +302,19 @@ def _value(argument: object, known: Plain) -> Any:
         case "as_float", _:
             return _float(value)
         case "as_tensor", {"name": str(name)}:
-            return _known(name, known)
+            return _computed(name, values)
         case (("as_sym_int" | "as_sym_float" | "as_sym_bool"), dict()):
-            return _symbolic(value, known)
+            return _symbolic(value, values)
         case (("as_sym_ints" | "as_sym_floats" | "as_sym_bools"), list()):
-            return [_symbolic(v, known) for v in value]
+            return [_symbolic(v, values) for v in value]
         case "as_tensors", list():
-            return [_known(_text(_mapping(v).get("name")), known) for v in value]
+            return [_computed(_text(_mapping(v).get("name")), values) for v in value]
         case "as_nested_tensors", list():
-            return [[_known(_text(_mapping(v).get("name")), known) for v in _list(part)] for part in value]
+            return [[_computed(_text(_mapping(v).get("name")), values) for v in _list(part)] for part in value]
         case "as_optional_tensors", list():
-            return [_value(v, known) for v in value]
+            return [_value(v, values) for v in value]
         case "as_optional_tensor", dict():
-            return _value(value, known)
+            return _value(value, values)
         case "as_floats", list():
             return [_float(v) for v in value]
         case (("as_ints" | "as_bools" | "as_strings"), list()):
@@ -321,7 +336,7 @@ def _value(argument: object, known: Plain) -> Any:
 
 
 def _results(output: object) -> list[str | None]:
-    """The names of what one output holds."""
+    """The names in one output."""
     kind, value = _one(output)
     match kind, value:
         case "as_none", _:
@@ -336,20 +351,22 @@ def _results(output: object) -> list[str | None]:
     raise MalformedError(f"a result of kind {printable(kind)}")
 
 
-def _symbolic(value: object, known: Plain) -> Any:
-    kind, held = _one(value)
+def _symbolic(value: object, values: Plain) -> Any:
+    """A size, number or flag that may be the result of an operator."""
+    kind, content = _one(value)
     if kind == "as_name":
-        return _known(_text(held), known)
+        return _computed(_text(content), values)
     if kind == "as_int":
-        return _integer(held)
+        return _integer(content)
     if kind == "as_float":
-        return _float(held)
-    if kind == "as_bool" and isinstance(held, bool):
-        return held
+        return _float(content)
+    if kind == "as_bool" and isinstance(content, bool):
+        return content
     raise MalformedError(f"a size of kind {printable(kind)}")
 
 
-def _taken(name: str, meta: Mapping[str, Any]) -> Taken:
+def _program_input(name: str, meta: Mapping[str, Any]) -> ProgramInput:
+    """The input `name` with its type and sizes."""
     dtype, sizes = meta.get("dtype"), _list(meta.get("sizes"))
     if dtype not in DTYPES:
         raise MalformedError("an input of no known type")
@@ -359,29 +376,32 @@ def _taken(name: str, meta: Mapping[str, Any]) -> Taken:
     fixed = tuple(
         n if d and _one(size)[0] == "as_int" else None for d, (n, size) in enumerate(zip(shape, sizes, strict=True))
     )
-    return Taken(name=name, dtype=DTYPES[dtype], shape=shape, fixed=fixed)
+    return ProgramInput(name=name, dtype=DTYPES[dtype], shape=shape, fixed=fixed)
 
 
 def _returns(module: Mapping[str, Any], leaves: list[Plain]) -> Plain | None:
-    """What stands around the outputs; `None` where the file has none that is of dicts, lists and tuples alone."""
-    left = iter(leaves)
+    """The structure around the outputs; `None` if the file has none, or one with classes other than dicts, lists and
+    tuples.
+    """
+    remaining = iter(leaves)
     try:
         top = next(e for e in _list(module.get("module_call_graph")) if _mapping(e).get("fqn") == "")
         version, spec = json.loads(_text(_mapping(_mapping(top).get("signature")).get("out_spec")))
-        found = _around(spec, left, depth=0)
+        structure = _around(spec, remaining, depth=0)
     except (MalformedError, StopIteration, ValueError, TypeError, RecursionError):
         return None
-    return found if version == 1 and next(left, None) is None else None
+    return structure if version == 1 and next(remaining, None) is None else None
 
 
-def _around(spec: object, left: Iterator[Plain], *, depth: int) -> Plain:
+def _around(spec: object, remaining: Iterator[Plain], *, depth: int) -> Plain:
+    """The structure of one node of torch's output spec."""
     plain = _mapping(spec)
     kind, children = plain.get("type"), _list(plain.get("children_spec"))
     if depth > DEEPEST:
         raise MalformedError("an output nested too deep")
     if kind is None and not children:
-        return next(left)
-    inner = [_around(child, left, depth=depth + 1) for child in children]
+        return next(remaining)
+    inner = [_around(child, remaining, depth=depth + 1) for child in children]
     if kind in ("builtins.list", "builtins.tuple"):
         return {kind.removeprefix("builtins."): inner}
     keys = json.loads(_text(plain.get("context")))
@@ -391,7 +411,7 @@ def _around(spec: object, left: Iterator[Plain], *, depth: int) -> Plain:
 
 
 def _size(plain: object) -> int:
-    """A size on the example: a number, or what the exporter saw where it left the size open."""
+    """A size on the example: a number, or the example's size where it is open."""
     kind, value = _one(plain)
     if kind == "as_int":
         return _integer(value)
@@ -400,24 +420,25 @@ def _size(plain: object) -> int:
 
 
 def sizes_in(plain: object) -> tuple[int, ...]:
-    """Sizes, strides or an offset of a tensor in the file: numbers alone."""
-    found = []
+    """Return sizes, strides or the offset of a tensor in the file: numbers alone."""
+    sizes = []
     for one in _list(plain):
         kind, value = _one(one)
         if kind != "as_int":
             raise MalformedError("a stored tensor of open size")
-        found.append(_integer(value))
-    return tuple(found)
+        sizes.append(_integer(value))
+    return tuple(sizes)
 
 
-def _known(name: str, known: Plain) -> Any:
-    if name not in known:
+def _computed(name: str, values: Plain) -> Any:
+    """The value called `name`. Refused: one that is read before it is computed."""
+    if name not in values:
         raise MalformedError(f"`{printable(name)}` is read before it is computed")
-    return known[name]
+    return values[name]
 
 
 def _one(plain: object) -> tuple[str, Any]:
-    """What torch writes for a value of one of several kinds: the kind, and the value."""
+    """A value of one of several kinds, in torch's form: the kind, and the value."""
     if not isinstance(plain, dict) or len(plain) != 1:
         raise MalformedError("a value of no kind")
     ((kind, value),) = plain.items()
@@ -425,30 +446,35 @@ def _one(plain: object) -> tuple[str, Any]:
 
 
 def _mapping(plain: object) -> Mapping[str, Any]:
+    """The value, if it is a JSON object."""
     if not isinstance(plain, dict):
         raise MalformedError("a value where a table belongs")
     return plain
 
 
 def _list(plain: object) -> list[Any]:
+    """The value, if it is a list."""
     if not isinstance(plain, list):
         raise MalformedError("a value where a list belongs")
     return plain
 
 
 def _text(plain: object) -> str:
+    """The value, if it is a text."""
     if not isinstance(plain, str):
         raise MalformedError("a value where a name belongs")
     return plain
 
 
 def _integer(plain: object) -> int:
+    """The value, if it is an integer of 64 bits."""
     if not isinstance(plain, int) or isinstance(plain, bool) or abs(plain) >= 1 << 63:
         raise MalformedError("a value where a whole number belongs")
     return plain
 
 
 def _float(plain: object) -> Any:
+    """The value, if it is a number."""
     if isinstance(plain, str) and plain in NOT_FINITE:
         return {"float": NOT_FINITE[plain]}
     if isinstance(plain, (int, float)) and not isinstance(plain, bool):

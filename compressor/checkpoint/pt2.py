@@ -1,9 +1,9 @@
-"""A network that `torch.export.save` wrote (`.pt2`): its program becomes a plain module.
+"""Read a network that `torch.export.save` wrote (`.pt2`): its program becomes a plain module.
 
-torch's own reader runs what the file says: it evaluates the sizes in it as Python, unpickles and loads native code.
-So it is never called on a file that the user does not trust. The archive is read here: the program from its JSON
+torch's own reader runs code from the file: it evaluates sizes as Python, unpickles, and loads native code. So it is
+never called on a file that the user does not trust. Here the archive is read directly: the program from its JSON
 (`checkpoint.program_json`), the weights from their raw bytes, and nothing else. The example inputs, which torch
-pickles, go through the restricted unpickler.
+pickles, are read by the restricted unpickler.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from compressor.checkpoint.program_json import (
     STRIDED,
     TRUST,
     MalformedError,
+    ProgramInput,
     ReadProgram,
-    Taken,
     program_in,
     sizes_in,
 )
@@ -45,17 +45,17 @@ MEMBERS = re.compile(
     r"data/sample_inputs/[\w-]+\.pt|extra/[\w./ -]+",
     re.ASCII,
 )
-LARGEST_EXPANDED = 1 << 31  # bytes of a tensor that is stored as one value and repeated
+LARGEST_EXPANDED = 1 << 31  # bytes of a tensor that repeats stored values
 RUN_ERRORS = (RuntimeError, IndexError, ValueError, AssertionError, TypeError, KeyError, AttributeError, MemoryError,
               OverflowError, ZeroDivisionError)  # fmt: skip
 
 
 def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The program at `path` as a module, and the inputs that it was exported with, or ones of the same shapes.
+    """Return the program at `path` as a module, and its example inputs, or random ones of the same shapes.
 
-    One that was exported in training mode comes back in eval mode. Refused: what is no such archive or a damaged one,
-    a program that only torch's own reader rebuilds (unless the user trusts the file), one for batches of a fixed size
-    above one.
+    A program that was exported in training mode is returned in eval mode. Refused: a file that is no such archive or is
+    damaged, a program that only torch's own reader rebuilds (unless the user trusts the file), one for batches of a
+    fixed size above one.
     """
     check_regular(path, refusal=CheckpointError)
     with path.open("rb") as stream:
@@ -64,41 +64,43 @@ def read_exported(path: Path, *, trust_pickle: bool = False) -> tuple[nn.Module,
                 f"{path} is no exported program: it is not an archive", hint="fetch or export it again"
             )
     try:
-        program, given = _read(path)
+        program, examples = _read(path)
     except CompressError as error:
         if not trust_pickle:
             raise
-        program, given = _read_by_torch(path, error)
-    single = tuple(t[:1] if t.ndim else t for t in given)
+        program, examples = _read_by_torch(path, error)
+    single = tuple(t[:1] if t.ndim else t for t in examples)
     before = [buffer.clone() for buffer in program.buffers()]  # a program may count its calls
     try:
         outputs_of(program, single)
     except (*RUN_ERRORS, CompressError) as error:
-        raise _does_not_run(path, program, given, error) from error
-    for buffer, held in zip(program.buffers(), before, strict=True):
-        buffer.copy_(held)
+        raise _does_not_run(path, program, examples, error) from error
+    for buffer, value in zip(program.buffers(), before, strict=True):
+        buffer.copy_(value)
     return program, single
 
 
 def _read(path: Path) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The program and its example inputs, read without torch's reader."""
     with open_archive(path) as archive:
         _check_members(archive)
         model = _model(archive)
         try:
-            found = program_in(_json(archive, f"models/{model}.json"))
+            program = program_in(_json(archive, f"models/{model}.json"))
             weights = _tensors(archive, "data/weights", f"{model}_weights_config.json", r"weight_\d+")
             constants = _tensors(archive, "data/constants", f"{model}_constants_config.json", r"tensor_\d+")
-            module = _module(found, weights, constants)
+            module = _module(program, weights, constants)
         except (MalformedError, RecursionError) as error:
             raise CheckpointError(f"{path} holds no program that torch writes: {error}", hint=DAMAGED) from error
         except CompressError as error:
             kind = UntrustedPickle if isinstance(error, UntrustedPickle) else CheckpointError
             refusal = CheckpointError(f"{path} cannot be read: {error}", hint=error.hint or TRUST)
             raise (refusal if kind is CheckpointError else error) from error
-        return module, _examples(archive, f"data/sample_inputs/{model}.pt", found.inputs)
+        return module, _examples(archive, f"data/sample_inputs/{model}.pt", program.inputs)
 
 
 def _check_members(archive: Archive) -> None:
+    """Refuse members that could run code, or that belong to no exported program."""
     for name in archive.members:
         if name == "serialized_exported_program.json":
             raise CheckpointError(
@@ -120,6 +122,7 @@ def _check_members(archive: Archive) -> None:
 
 
 def _model(archive: Archive) -> str:
+    """The name of the archive's single program."""
     if archive.read("archive_format") != b"pt2" or archive.read("byteorder") != b"little":
         raise CheckpointError(f"{archive.path} is no exported program", hint="fetch or export it again")
     models = [match[1] for match in map(MODEL.fullmatch, archive.members) if match]
@@ -130,6 +133,7 @@ def _model(archive: Archive) -> str:
 
 
 def _json(archive: Archive, name: str) -> Any:
+    """The JSON in a member."""
     try:
         return json.loads(archive.read(name), parse_int=_integer)
     except (ValueError, RecursionError) as error:
@@ -137,20 +141,21 @@ def _json(archive: Archive, name: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:  # longer ones take torch nowhere, and Python a long time
+    """An integer of at most 20 digits."""
+    if len(digits) > 20:  # torch cannot use longer ones, and Python takes long over them
         raise ValueError("a number too long")
     return int(digits)
 
 
 def _tensors(archive: Archive, folder: str, listed: str, allowed: str) -> dict[str, tuple[Tensor, object]]:
-    """The tensors that a list in the archive names, each with what tells whether another name means the same one."""
+    """The tensors that a list in the archive names, each with a key that is equal for equal tensors."""
     config = _json(archive, f"{folder}/{listed}")
     config = config.get("config") if isinstance(config, dict) else None
     if not isinstance(config, dict):
         raise MalformedError("a list of weights that is none")
     check_names(config, where="the file")
     raw: dict[str, bytearray] = {}
-    found: dict[str, tuple[Tensor, object]] = {}
+    tensors: dict[str, tuple[Tensor, object]] = {}
     for name, meta in config.items():
         if not isinstance(meta, dict):
             raise MalformedError("a weight without its description")
@@ -162,11 +167,12 @@ def _tensors(archive: Archive, folder: str, listed: str, allowed: str) -> dict[s
             )
         if place not in raw:
             raw[place] = bytearray(archive.read(f"{folder}/{place}"))
-        found[name] = _tensor(name, raw[place], meta.get("tensor_meta"), place)
-    return found
+        tensors[name] = _tensor(name, raw[place], meta.get("tensor_meta"), place)
+    return tensors
 
 
 def _tensor(name: str, raw: bytearray, meta: object, place: str) -> tuple[Tensor, object]:
+    """One tensor from raw bytes, with its key. Refused: sizes that do not fit the bytes."""
     if not isinstance(meta, dict) or meta.get("dtype") not in DTYPES or meta.get("layout") != STRIDED:
         raise MalformedError(f"`{printable(name)}` is no dense tensor of a known type")
     dtype: torch.dtype = getattr(torch, DTYPES[meta["dtype"]])
@@ -187,10 +193,10 @@ def _tensor(name: str, raw: bytearray, meta: object, place: str) -> tuple[Tensor
 
 
 def _module(
-    found: ReadProgram, weights: Mapping[str, tuple[Tensor, object]], constants: Mapping[str, tuple[Tensor, object]]
+    program: ReadProgram, weights: Mapping[str, tuple[Tensor, object]], constants: Mapping[str, tuple[Tensor, object]]
 ) -> RecordedProgram:
     """The module of the program, with the tensors behind their names; tied parameters stay one."""
-    trainable = [held.name for held in found.held.values() if held.parameter]
+    trainable = [stored.name for stored in program.tensors.values() if stored.parameter]
     first: dict[object, str] = {}
     tied: dict[str, str] = {}
     state: dict[str, Tensor] = {}
@@ -200,25 +206,25 @@ def _module(
         elif name in trainable or not trainable:
             first.setdefault(same, name)
         state[name] = tensor
-    state |= {name: tensor for name, (tensor, _) in constants.items() if not _constant(name, found)}
+    state |= {name: tensor for name, (tensor, _) in constants.items() if not _constant(name, program)}
     nodes = []
-    for node in found.nodes:
-        held = found.held.get(node["name"])
-        if held is None:
+    for node in program.nodes:
+        stored = program.tensors.get(node["name"])
+        if stored is None:
             nodes.append(node)
             continue
-        if held.name not in (constants if held.constant else state):
-            raise MalformedError(f"the tensor `{printable(held.name)}` is not there")
-        name = tied.get(held.name, held.name)
-        if held.constant:
+        if stored.name not in (constants if stored.constant else state):
+            raise MalformedError(f"the tensor `{printable(stored.name)}` is not there")
+        name = tied.get(stored.name, stored.name)
+        if stored.constant:
             name = f"constants.{node['name']}"
-            state[name] = constants[held.name][0]
+            state[name] = constants[stored.name][0]
         nodes.append({**node, "held": name})
     recorded = {
         "nodes": nodes,
-        "outputs": list(found.outputs),
-        "returns": found.returns,
-        "takes": found.takes,
+        "outputs": list(program.outputs),
+        "returns": program.returns,
+        "takes": program.takes,
         "constants": {},
         "tied": tied,
         "trainable": trainable,
@@ -226,63 +232,65 @@ def _module(
     return program_from(recorded, state)
 
 
-def _constant(name: str, found: ReadProgram) -> bool:
-    return not any(held.name == name and not held.constant for held in found.held.values())
+def _constant(name: str, program: ReadProgram) -> bool:
+    """True if the program reads the tensor only as a constant."""
+    return not any(one.name == name and not one.constant for one in program.tensors.values())
 
 
-def _examples(archive: Archive, name: str, inputs: tuple[Taken, ...]) -> tuple[Tensor, ...]:
-    """The inputs that the program was exported with; where they are not there, ones of their types and shapes."""
-    given: Any = None
+def _examples(archive: Archive, name: str, inputs: tuple[ProgramInput, ...]) -> tuple[Tensor, ...]:
+    """The inputs that the program was exported with; random ones of their types and shapes if the file has none."""
+    pair: Any = None
     if name in archive.members:
-        held = archive.read(name)
+        content = archive.read(name)
         try:
-            given = read_pickle_bytes(held, where=f"{archive.path}: {name.rpartition('/')[2]}") if held else None
+            pair = read_pickle_bytes(content, where=f"{archive.path}: {name.rpartition('/')[2]}") if content else None
         except UntrustedPickle as error:
             raise UntrustedPickle(
                 f"{archive.path} holds a pickle that could run code: {name.rpartition('/')[2]}",
                 classes=error.classes,
                 hint=TRUST,
             ) from error
-    if isinstance(given, tuple) and len(given) == 2:
-        tensors = tuple(tensors_in(given[0])) + tuple(tensors_in(given[1]))
+    if isinstance(pair, tuple) and len(pair) == 2:
+        tensors = tuple(tensors_in(pair[0])) + tuple(tensors_in(pair[1]))
         kinds = [(str(t.dtype).removeprefix("torch."), t.ndim) for t in tensors]
-        if kinds == [(taken.dtype, len(taken.shape)) for taken in inputs]:
+        if kinds == [(one.dtype, len(one.shape)) for one in inputs]:
             return tensors
-    return tuple(_drawn(taken) for taken in inputs)
+    return tuple(_drawn(one) for one in inputs)
 
 
-def _drawn(taken: Taken) -> Tensor:
-    dtype: torch.dtype = getattr(torch, taken.dtype)
-    if math.prod(taken.shape) * dtype.itemsize > LARGEST_EXPANDED:
-        raise CheckpointError(f"its program takes an input of {taken.shape}", hint=DAMAGED)
+def _drawn(described: ProgramInput) -> Tensor:
+    """A random input."""
+    dtype: torch.dtype = getattr(torch, described.dtype)
+    if math.prod(described.shape) * dtype.itemsize > LARGEST_EXPANDED:
+        raise CheckpointError(f"its program takes an input of {described.shape}", hint=DAMAGED)
     if dtype.is_floating_point:
-        return torch.randn(taken.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return torch.zeros(taken.shape, dtype=dtype)
+        return torch.randn(described.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.zeros(described.shape, dtype=dtype)
 
 
 def _read_by_torch(path: Path, refusal: CompressError) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The program as torch reads it, which the user allowed; `refusal` is why it is not read here."""
+    """The program as torch reads it, with the user's permission; `refusal` is why it is not read without."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of itself
-            found = torch.export.load(path)
+            warnings.simplefilter("ignore")  # torch's notices about its own reader
+            program = torch.export.load(path)
     except Exception as error:
-        # the reader follows the file's own bytes, and raises whatever they lead it to
+        # the reader can raise anything on broken bytes
         raise refusal from error
-    given = found.example_inputs
-    examples = (*tensors_in(given[0]), *tensors_in(given[1])) if given else ()
-    return program_of_file(found), examples
+    inputs = program.example_inputs
+    examples = (*tensors_in(inputs[0]), *tensors_in(inputs[1])) if inputs else ()
+    return program_of_file(program), examples
 
 
-def _does_not_run(path: Path, program: nn.Module, given: tuple[Tensor, ...], error: Exception) -> CheckpointError:
-    """Why the program does not run on one image: it was exported for a batch of another size, or it is broken."""
-    batch = len(given[0]) if given and given[0].ndim else 1
+def _does_not_run(path: Path, program: nn.Module, examples: tuple[Tensor, ...], error: Exception) -> CheckpointError:
+    """The error for a program that does not run on one image: exported for another batch size, or broken."""
+    batch = len(examples[0]) if examples and examples[0].ndim else 1
     try:
-        outputs_of(program, given)
+        outputs_of(program, examples)
     except (*RUN_ERRORS, CompressError):
-        said = printable((str(error).splitlines() or [""])[0], longest=160)
+        text = printable((str(error).splitlines() or [""])[0], longest=160)
         return CheckpointError(
-            f"{path} holds a program that does not run: {type(error).__name__}: {said}",
+            f"{path} holds a program that does not run: {type(error).__name__}: {text}",
             hint=f"export it again with torch {torch.__version__.partition('+')[0]}",
         )
     return CheckpointError(

@@ -1,4 +1,4 @@
-"""A checkpoint out of a file, in all the forms that people have: a module, a state in any wrapping, a program."""
+"""Read a checkpoint from a file, in all common forms: a module, a state in any wrapping, a program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compressor.checkpoint import architectures
 from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
-from compressor.checkpoint.metadata import known_in
+from compressor.checkpoint.metadata import metadata_of
 from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import recipe_from_json
 from compressor.checkpoint.unpickle import read_pickle
@@ -44,7 +44,7 @@ STATE_KEYS = (
     "weights",
 )
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's: never a network's own
-OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")  # a training class's name for its network, or its own
+OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")  # a training class's attribute, or the network's own
 FOREIGN = {
     ".onnx": "an ONNX file",
     ".tflite": "a TensorFlow Lite file",
@@ -62,22 +62,22 @@ def load_file(
     inputs: Sequence[str | InputSpec] = (),
     trust_pickle: bool = False,
 ) -> Checkpoint:
-    """The network in the file `path`: a pickled module, a state in any of the usual wrappings, an exported program.
+    """Return the network in the file `path`: a pickled module, a state in any common wrapping, an exported program.
 
-    The arguments, and what is refused, are those of `checkpoint.loading.load`.
+    The arguments and refusals are those of `checkpoint.loading.load`.
     """
     _refuse_foreign(path)
     stored: tuple[Tensor, ...] = ()
     if path.suffix.lower() == ".pt2":
-        found, stored = read_exported(path, trust_pickle=trust_pickle)
+        content, stored = read_exported(path, trust_pickle=trust_pickle)
     else:
-        found = _read(path, trust_pickle=trust_pickle)
-    meta = known_in(found, path) if isinstance(found, Mapping) else {}
-    if isinstance(found, nn.Module) and arch is None:
-        module = _plain(found)
+        content = _read(path, trust_pickle=trust_pickle)
+    meta = metadata_of(content, path) if isinstance(content, Mapping) else {}
+    if isinstance(content, nn.Module) and arch is None:
+        module = _plain(content)
         architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
     else:
-        architecture, state = _architecture(_state_of(found, path), arch, arch_arguments, meta, path)
+        architecture, state = _architecture(_state_of(content, path), arch, arch_arguments, meta, path)
         module = architectures.build(architecture)
         _fill(module, state, architecture)
     check_names_in(module, where=str(path))
@@ -105,21 +105,23 @@ def load_file(
 
 
 def with_inputs(checkpoint: Checkpoint, inputs: Sequence[str | InputSpec]) -> Checkpoint:
-    """An artifact's network with examples of the `inputs` that the user gave; as it is where there are none."""
+    """Return an artifact's network with examples for the user's `inputs`; unchanged if there are none."""
     if not inputs:
         return checkpoint
     specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
     names = tuple(spec.name for spec in checkpoint.input_specs if spec.name is not None)
-    found = examples_of(
+    examples = examples_of(
         checkpoint.module,
         specs,
-        hint="it reads another shape, type or range: `compress inspect` shows what it read",
+        hint="it reads another shape, type or range: `compress inspect` shows its inputs",
         names=names,
     )
-    known, first = checkpoint.preprocessing, found.tensors[0]
+    preprocessing, first = checkpoint.preprocessing, examples.tensors[0]
     if first.ndim == 4:
-        known = replace(known, size=(int(first.shape[2]), int(first.shape[3])), channels=int(first.shape[1]))
-    return replace(checkpoint, example_inputs=found.tensors, input_specs=found.specs, preprocessing=known)
+        preprocessing = replace(
+            preprocessing, size=(int(first.shape[2]), int(first.shape[3])), channels=int(first.shape[1])
+        )
+    return replace(checkpoint, example_inputs=examples.tensors, input_specs=examples.specs, preprocessing=preprocessing)
 
 
 def _examples(
@@ -130,39 +132,41 @@ def _examples(
     architecture: Architecture,
     types: Mapping[str, torch.dtype],
 ) -> Examples:
+    """The example inputs: those of the user, of the file, or the ones that fit."""
     if stored and not inputs:
         return examples_from(module, stored)
     shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
     try:
-        return example_inputs(module, given=inputs, stored=shapes, architecture=architecture)
+        return example_inputs(module, inputs=inputs, stored=shapes, architecture=architecture)
     except CheckpointError as error:
         kinds = sorted({str(dtype).removeprefix("torch.") for dtype in types.values()})
         if not kinds or not any(word in str(error) for word in ("type", "dtype")):
             raise
         raise CheckpointError(
-            f"a network in {' and '.join(kinds)} is computed with in float32, and this one does not run so: {error}",
-            hint="its own code may cast to a fixed type: cast to that of a weight, `x.to(self.layer.weight.dtype)`",
+            f"a network in {' and '.join(kinds)} is computed in float32, and this one does not run so: {error}",
+            hint="its own code may cast to a fixed type: cast to a weight's type, `x.to(self.layer.weight.dtype)`",
         ) from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint file, under the usual keys and prefixes; nothing that could run code is unpickled."""
+    """Return the weights in a checkpoint file, under the usual keys and prefixes, without unpickling unsafe objects."""
     _refuse_foreign(path)
     return _state_of(_read(path, trust_pickle=False), path)
 
 
 def _refuse_foreign(path: Path) -> None:
+    """Refuse what is not a checkpoint file, by its first bytes and its suffix."""
     if not path.exists():
         raise CheckpointError(f"{path} is not there", hint="check the path; an artifact is a folder `NAME.compressed`")
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder", hint="give the checkpoint file inside it")
+        raise CheckpointError(f"{path} is a folder", hint="use the checkpoint file inside it")
     check_regular(path, refusal=CheckpointError)
     try:
         with path.open("rb") as stream:
             head = stream.read(16)
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror or error}", hint="check that it is yours to read, and not in use"
+            f"cannot read {path}: {error.strerror or error}", hint="check its permissions, and that it is not in use"
         ) from error
     if not head:
         raise CheckpointError(f"{path} is empty", hint="the copy or download may have failed: fetch it again")
@@ -174,51 +178,53 @@ def _refuse_foreign(path: Path) -> None:
         kind = "a TorchScript program"
     if kind is not None:
         raise CheckpointError(
-            f"{path} is {kind}, not a checkpoint", hint="give the training checkpoint that it was made from"
+            f"{path} is {kind}, not a checkpoint", hint="use the training checkpoint that it was made from"
         )
 
 
 def _read(path: Path, *, trust_pickle: bool) -> Any:
+    """The content of the file."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     return read_pickle(path, trust_pickle=trust_pickle, only=frozenset(STATE_KEYS))
 
 
-def _state_of(found: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name, out of their wrapping and without the prefixes that wrappers add."""
+def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, without wrapping and wrappers' prefixes."""
     for _ in range(3):
-        if isinstance(found, nn.Module):
-            found = _plain(found).state_dict()
-        if isinstance(found, Mapping) and not _is_state(found):
-            key = next((k for k in STATE_KEYS if isinstance(found.get(k), (Mapping, nn.Module))), None)
+        if isinstance(content, nn.Module):
+            content = _plain(content).state_dict()
+        if isinstance(content, Mapping) and not _is_state(content):
+            key = next((k for k in STATE_KEYS if isinstance(content.get(k), (Mapping, nn.Module))), None)
             if key is not None:
-                found = found[key]
-    if not isinstance(found, Mapping) or not _is_state(found):
-        keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, Mapping) else type(found).__name__
+                content = content[key]
+    if not isinstance(content, Mapping) or not _is_state(content):
+        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"{path} holds no weights that can be found: {keys}", hint=f"looked under: {', '.join(STATE_KEYS)}"
+            f"{path} holds no weights under a known key: {keys}", hint=f"known keys: {', '.join(STATE_KEYS)}"
         )
-    state = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     check_names(state, where=str(path))
     for name, tensor in state.items():
         if tensor.is_quantized or tensor.layout is not torch.strided:
-            raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="give the float checkpoint")
+            raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="use the float checkpoint")
     while any(all(k.startswith(wrapper) for k in state) for wrapper in WRAPPERS):
         state = {k.partition(".")[2]: v for k, v in state.items()}
     return {re.sub(r"(^|\.)_orig_mod\.", r"\1", k): v for k, v in state.items() if k != "n_averaged"}
 
 
 def _unowned(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state as it is, then without each name that all of it may stand under."""
+    """The state, then the state without each prefix that all of its names share."""
     yield state
     for owner in OWNERS:
         if all(k.startswith(owner) for k in state):
             yield from _unowned({k.removeprefix(owner): v for k, v in state.items()})
 
 
-def _is_state(found: Mapping[Any, Any]) -> bool:
-    tensors = [v for v in found.values() if isinstance(v, Tensor)]
-    return bool(tensors) and all(isinstance(v, (Tensor, int, float, str, type(None))) for v in found.values())
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    """True if the mapping holds tensors and plain values only."""
+    tensors = [v for v in content.values() if isinstance(v, Tensor)]
+    return bool(tensors) and all(isinstance(v, (Tensor, int, float, str, type(None))) for v in content.values())
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -242,7 +248,7 @@ def _architecture(
     meta: Mapping[str, Any],
     path: Path,
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """How the network is built, and the state under the names that it has there."""
+    """The network's architecture, and the state under its names there."""
     if arch is not None or isinstance(meta.get("architecture"), str):
         if arch is not None:
             named = architectures.architecture_from_user(arch, arguments)
@@ -253,26 +259,26 @@ def _architecture(
         fitting = next((s for s in _unowned(state) if s.keys() & own), state)
         return architectures.with_classes(named, fitting), fitting
     for candidate in _unowned(state):
-        found = architectures.recognise(candidate)
-        if found is not None:
-            return found, candidate
+        recognised = architectures.recognise(candidate)
+        if recognised is not None:
+            return recognised, candidate
     raise CheckpointError(
         f"{path} holds {len(state)} tensors (`{next(iter(state))}` …), but not how the network is built",
-        hint="say it: `--arch net.py:Net`, `--arch torchvision:resnet18` or `--arch package.module:make`",
+        hint="set it: `--arch net.py:Net`, `--arch torchvision:resnet18` or `--arch package.module:make`",
     )
 
 
 def _architecture_of(module: nn.Module) -> Architecture:
-    """What builds a module that came whole: torchvision's reference where it is exactly that network."""
-    found = architectures.recognise(module.state_dict())
-    if found is None:
+    """The architecture of a module from a file: torchvision's reference if it is exactly that network."""
+    recognised = architectures.recognise(module.state_dict())
+    if recognised is None:
         return Architecture(ref=PICKLE)
-    same = [type(m) for m in architectures.build(found).modules()] == [type(m) for m in nn.Module.modules(module)]
-    return found if same else Architecture(ref=PICKLE)
+    same = [type(m) for m in architectures.build(recognised).modules()] == [type(m) for m in nn.Module.modules(module)]
+    return recognised if same else Architecture(ref=PICKLE)
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Load strictly, and say which names and shapes disagree where they do."""
+    """Load the state strictly; the error names all names and shapes that differ."""
     own = module.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
@@ -295,10 +301,11 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architec
 
 
 def _refuse_broken_weights(module: nn.Module) -> None:
-    held = [*module.named_parameters(), *module.named_buffers()]
-    name = next((name for name, tensor in held if tensor.is_meta), None)
+    """Refuse weights without values, or with values that are not finite."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    name = next((name for name, tensor in tensors if tensor.is_meta), None)
     if name is not None:
-        raise CheckpointError(f"`{name}` has a shape and no values", hint="save the network from the device it is on")
+        raise CheckpointError(f"`{name}` has a shape and no values", hint="save the network from its own device")
     name = broken_in(module)
     if name is not None:
         raise CheckpointError(
@@ -307,14 +314,15 @@ def _refuse_broken_weights(module: nn.Module) -> None:
 
 
 def _preprocessing(meta: Mapping[str, Any], architecture: Architecture, inputs: tuple[Tensor, ...]) -> Preprocessing:
+    """The recorded preprocessing, or that of ImageNet for torchvision and timm networks."""
     first = inputs[0]
     image = first.ndim == 4
     stored = meta.get("preprocessing")
-    known: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+    recorded: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
     imagenet = architecture.ref.startswith(("torchvision:", "timm:")) and image and first.shape[1] == 3
     return Preprocessing(
-        mean=tuple(known.get("mean", (0.485, 0.456, 0.406) if imagenet else ())),  # of ImageNet, torchvision's own
-        std=tuple(known.get("std", (0.229, 0.224, 0.225) if imagenet else ())),
+        mean=tuple(recorded.get("mean", (0.485, 0.456, 0.406) if imagenet else ())),  # of ImageNet, torchvision's own
+        std=tuple(recorded.get("std", (0.229, 0.224, 0.225) if imagenet else ())),
         size=(int(first.shape[2]), int(first.shape[3])) if image else None,
         channels=int(first.shape[1]) if image else None,
     )

@@ -1,4 +1,4 @@
-"""What one training run is: where it starts, how long, with which optimiser, schedule and augmentation."""
+"""A training run as a value: its start, length, optimiser, schedule and augmentation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from compressor.errors import RetrainError, unknown
 
 
 class How(enum.StrEnum):
-    """The published ways to train what pruning left."""
+    """The published ways to train a pruned network."""
 
-    FINE_TUNE = "fine-tune"  # from the surviving weights, with a schedule of its own
+    FINE_TUNE = "fine-tune"  # from the remaining weights, with a schedule of its own
     SCRATCH_E = "scratch-e"  # fresh weights, as many epochs as the dense network had (Liu et al. 2019, sec. 3)
     SCRATCH_B = "scratch-b"  # fresh weights, as many MACs as the dense network's training took (ibid.)
     REWIND_WEIGHTS = "rewind-weights"  # an early checkpoint's weights, and the schedule from there (Renda et al. 2020)
-    REWIND_LR = "rewind-lr"  # the surviving weights, the dense schedule's last epochs again (ibid.)
+    REWIND_LR = "rewind-lr"  # the remaining weights, the dense schedule's last epochs again (ibid.)
 
 
 class Start(enum.StrEnum):
-    """Whose weights a run starts from."""
+    """The weights that a run starts from."""
 
     TRAINED = "trained"
     REWOUND = "rewound"
@@ -29,7 +29,7 @@ class Start(enum.StrEnum):
 
 
 class Optimiser(enum.StrEnum):
-    """What takes the steps."""
+    """The optimiser of a run."""
 
     SGD = "sgd"  # with Nesterov momentum
     ADAMW = "adamw"
@@ -46,20 +46,20 @@ class Shape(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Step:
-    """A length of training; a bare integer never is one."""
+    """A length of training; never a bare integer."""
 
     epochs: int
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
-            raise RetrainError(f"a run of {self.epochs} epochs", hint="give at least one: `--epochs 3`")
+            raise RetrainError(f"a run of {self.epochs} epochs", hint="at least one is needed: `--epochs 3`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """The learning rate as a function of progress: linear warm-up to `rate`, then `shape`.
 
-    `skipped` is the share of the schedule that a rewound run leaves out at its start.
+    `skipped` is the share of the schedule that a rewound run skips at its start.
     """
 
     rate: float
@@ -78,7 +78,7 @@ class Schedule:
             )
 
     def at(self, progress: float) -> float:
-        """The rate at `progress` in [0, 1] through the run."""
+        """Return the rate at `progress` in [0, 1] through the run."""
         at = self.skipped + (1 - self.skipped) * progress
         if at < self.warmup:
             return self.rate * max(at, 1e-3 * self.warmup) / self.warmup
@@ -95,7 +95,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One training run, complete: the same recipe on the same data gives the same bytes on a CPU."""
+    """One complete training run: the same recipe on the same data produces the same bytes on a CPU."""
 
     budget: Step
     schedule: Schedule
@@ -106,7 +106,7 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 128
     label_smoothing: float = 0.0
-    temperature: float = 4.0  # of a teacher; Hinton et al. 2015, sec. 3: best between 2.5 and 20 by the student's size
+    temperature: float = 4.0  # of a teacher; Hinton et al. 2015, sec. 3: best from 2.5 to 20, by the student's size
     augment: tuple[str, ...] = ("flip", "crop")
     bn_l1: float = 0.0  # penalty on the batch norms' scales: `training.bn_penalty`
     mixed_precision: bool = True  # used where the device has it: CUDA
@@ -141,13 +141,13 @@ class Recipe:
             )
 
     def to_json(self) -> dict[str, object]:
-        """Plain values only; `recipe_from_json` is the way back."""
+        """Return plain values; `recipe_from_json` reads them back."""
         plain: dict[str, object] = _plain(asdict(self))
         return plain
 
 
 def _plain(value: Any) -> Any:
-    """Enums as their text and tuples as lists: what JSON knows, and what `torch.load` reads without running code."""
+    """Enums as text and tuples as lists: the values that JSON has, and that `torch.load` reads without running code."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
 
 
 def recipe_from_json(plain: dict[str, object]) -> Recipe:
-    """The recipe that `to_json` wrote; refused where a field is unknown."""
+    """Return the recipe that `to_json` wrote. Refused: an unknown field."""
     values = dict(plain)
     try:
         schedule = dict(values.pop("schedule"))  # type: ignore[call-overload]  # checked by the constructors
@@ -175,12 +175,12 @@ def recipe_from_json(plain: dict[str, object]) -> Recipe:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RetrainError(
-            f"not a training recipe: {error}", hint="give the dense network's training by options: `--dense-epochs 30`"
+            f"not a training recipe: {error}", hint="set the dense network's training by options: `--dense-epochs 30`"
         ) from error
 
 
 def how_named(name: str, *, besides: tuple[str, ...] = ()) -> How:
-    """The way to retrain called `name`; refused where there is none, with a hint at those `besides` too."""
+    """Return the way to retrain called `name`. Refused: an unknown name, with a hint that lists `besides` too."""
     try:
         return How(name)
     except ValueError:

@@ -1,15 +1,14 @@
-"""Masked weights stored small: on disk only, for they are dense again in memory and run no faster.
+"""Store masked weights sparse, on disk only: in memory they are dense again, and run no faster.
 
-`write_sparse` writes one file, `sparse.safetensors`. A tensor without a mask lies in it under its own name. A masked
-tensor `w` lies there in the smaller of two encodings, each with `w:values`, the kept values in row-major order, bit for
-bit:
+`write_sparse` writes one file, `sparse.safetensors`. A tensor without a mask has its own name in it. A masked tensor
+`w` is stored in the smaller of two encodings, each with `w:values`, the kept values in row-major order, bit for bit:
 
     bitmask   `w:bits`      uint8 [⌈n / 8⌉], one bit per weight, the first in the highest bit
     csr       `w:pointers`  int32 or int64 [rows + 1], and `w:columns` uint8, uint16 or int32 [kept], over the tensor
-                            seen as a matrix [shape[0], rest]
+                            viewed as a matrix [shape[0], rest]
 
 The header's metadata has one entry, `compress`, JSON: {"schema": 1, "masked": {w: {"encoding": …, "shape": […]}}}. CSR
-is the smaller one below about one kept weight in 8 (at most 256 columns) or in 16.
+is smaller below about one kept weight in 8 (at most 256 columns) or in 16.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SAVES_NO_TIME = "sparse storage saves disk, not time: a runtime makes the weight
 
 
 class Encoding(enum.StrEnum):
-    """How a tensor is stored; `COORDINATES` is ONNX's way."""
+    """How a tensor is stored; `COORDINATES` is ONNX's encoding."""
 
     DENSE = "dense"
     BITMASK = "bitmask"
@@ -46,7 +45,7 @@ class Encoding(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One row of the table: a tensor, how it is stored, and what that takes."""
+    """One row of the table: a tensor, its encoding, and its sizes in bytes."""
 
     name: str
     encoding: Encoding
@@ -58,7 +57,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseTable:
-    """What sparse storage saves, tensor by tensor, and the size of the whole file."""
+    """The bytes saved by sparse storage, tensor by tensor, and the size of the whole file."""
 
     rows: tuple[StoredTensor, ...]
     file_bytes: int
@@ -74,7 +73,7 @@ class SparseTable:
         return sum(row.stored_bytes for row in self.rows)
 
     def to_json(self) -> dict[str, object]:
-        """Plain values: the rows, the sums, and what they do not mean."""
+        """Return plain values: the rows, the sums, and a statement that time is not saved."""
         return {
             "rows": [{**asdict(row), "encoding": str(row.encoding)} for row in self.rows],
             "dense_bytes": self.dense_bytes,
@@ -95,10 +94,11 @@ class MaskedState:
 def write_sparse(
     folder: Path, state: Mapping[str, Tensor], mask: WeightMask, *, marks: Mapping[str, str] | None = None
 ) -> SparseTable:
-    """Write `state`, zero where `mask` removed, to `folder / "sparse.safetensors"`; the table of what that saves.
+    """Write `state`, zero where `mask` removed, to `folder / "sparse.safetensors"`; return the table of the saved
+    bytes.
 
-    The file appears whole or not at all. Refused: a mask of a tensor that is not there or of another shape, a removed
-    weight that is not +0.0, a NaN, a folder that cannot be written.
+    The file appears whole or not at all. Refused: a mask of a missing tensor or of another shape, a removed weight that
+    is not +0.0, a NaN, a folder that cannot be written.
     """
     strangers = mask.kept.keys() - state.keys()
     if strangers:
@@ -107,7 +107,7 @@ def write_sparse(
     masked: dict[str, dict[str, object]] = {}
     table = []
     for name, tensor in state.items():
-        plain = tensor.detach().cpu().contiguous().clone()  # cloned, for the format takes no shared memory
+        plain = tensor.detach().cpu().contiguous().clone()  # cloned, because the format accepts no shared memory
         if plain.is_floating_point() and bool(plain.isnan().any()):
             raise ArtifactError(f"`{name}` holds NaN", hint="the weights are broken: retrain with a lower rate")
         kept = mask.kept.get(name)
@@ -134,7 +134,7 @@ def write_sparse(
 
 
 def read_sparse(folder: Path) -> MaskedState:
-    """The state and the mask that `write_sparse` wrote, bit for bit; refused where the file is missing or broken."""
+    """Return the state and the mask that `write_sparse` wrote, bit for bit. Refused: a missing or broken file."""
     file = folder / FILE_NAME
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
@@ -177,7 +177,7 @@ def _smaller(name: str, tensor: Tensor, kept: Tensor) -> tuple[Encoding, dict[st
 
 
 def _pattern(name: str, stored: Mapping[str, Any], pieces: Mapping[str, Tensor]) -> Tensor:
-    """The mask of a stored tensor; a ValueError where its pieces disagree."""
+    """The mask of a stored tensor; raises `ValueError` if its pieces disagree."""
     kept = torch.zeros(stored["shape"], dtype=torch.bool)
     if stored["encoding"] == Encoding.BITMASK:
         bits = numpy.unpackbits(pieces[f"{name}:bits"].numpy(), count=kept.numel())
@@ -196,6 +196,7 @@ def _pattern(name: str, stored: Mapping[str, Any], pieces: Mapping[str, Tensor])
 
 
 def _write_whole(file: Path, data: bytes) -> None:
+    """Write the bytes, whole or not at all."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as part:
@@ -204,17 +205,17 @@ def _write_whole(file: Path, data: bytes) -> None:
         raise ArtifactError(f"cannot write {file}: {error}", hint="check the folder and the disk's space") from error
 
 
-READS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the second or third input of these is a layer's weight
+READS_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # their second or third input is a layer's weight
 FLOATS = {1: "float32", 10: "float16", 11: "float64"}  # onnx.TensorProto.DataType
 
 
 def onnx_sparse(onnx_file: Path, out_file: Path) -> SparseTable:
-    """Write `onnx_file` with its mostly-zero weights as `sparse_initializer`; the table of what that saves.
+    """Write `onnx_file` with its mostly-zero weights as `sparse_initializer`; return the table of the saved bytes.
 
-    A weight is converted where more than half of it is zero *and* that is smaller: ONNX stores an int64 index beside
-    every value, so float32 has to be more than two thirds zero. The result is checked by `onnx.checker`, and by
-    onnxruntime on random inputs: its outputs equal those of `onnx_file`. It saves no time: onnxruntime makes the
-    weights dense at load. Refused: a file without such a weight, outputs that differ.
+    A weight is converted if more than half of it is zero *and* the result is smaller: ONNX stores an int64 index beside
+    every value, so float32 must be more than two thirds zero. `onnx.checker` checks the result, and onnxruntime
+    compares its outputs on random inputs with those of `onnx_file`. It saves no time: onnxruntime makes the weights
+    dense at load. Refused: a file without such a weight, outputs that differ.
     """
     import onnx  # seconds to import, and only this function needs it
 
@@ -240,7 +241,7 @@ def onnx_sparse(onnx_file: Path, out_file: Path) -> SparseTable:
     if not model.graph.sparse_initializer:
         raise ExportError(
             f"no weight in {onnx_file} would be smaller as a sparse one",
-            hint="a float32 weight has to be more than two thirds zero: prune with `--sparsity 0.9`",
+            hint="a float32 weight must be more than two thirds zero: prune with `--sparsity 0.9`",
         )
     onnx.checker.check_model(model)  # not `full_check`: ONNX infers no shapes from a sparse weight
     data = model.SerializeToString()
@@ -250,7 +251,7 @@ def onnx_sparse(onnx_file: Path, out_file: Path) -> SparseTable:
 
 
 def _weights_of(graph: Any) -> set[str]:
-    """The initialisers that only convolutions and matrix products read, and that nobody outside can set."""
+    """The initialisers that only convolutions and matrix products read, and that are not inputs or outputs."""
     readers: dict[str, set[str]] = {}
     for node in graph.node:
         nested = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
@@ -263,11 +264,12 @@ def _weights_of(graph: Any) -> set[str]:
 
 
 def _places(flat: Any) -> Any:
-    """The indices of what is not +0.0: a negative zero is a value."""
+    """The indices of all values except +0.0: a negative zero is a value."""
     return numpy.flatnonzero((flat != 0) | numpy.signbit(flat))
 
 
 def _row(name: str, array: Any, *, convertible: bool) -> StoredTensor:
+    """The row of a tensor in the table."""
     kept = len(_places(array.ravel())) if convertible else array.size
     sparse_bytes = kept * (array.itemsize + 8)
     smaller = convertible and array.ndim > 1 and 0 < kept < array.size / 2 and sparse_bytes < array.nbytes
@@ -282,7 +284,7 @@ def _row(name: str, array: Any, *, convertible: bool) -> StoredTensor:
 
 
 def _refuse_difference(dense: str, sparse: bytes) -> None:
-    """Run both models on the same random inputs; an ExportError where an output differs."""
+    """Run both models on the same random inputs; raises `ExportError` if an output differs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,9 +1,9 @@
-"""What a pickle may build of a network: stand-ins while it is read, and the network from them when all is known.
+"""Build a pickled network from stand-ins: stand-ins while the pickle is read, the network when everything is known.
 
-The restricted unpickler of torch calls what it is allowed to build. So it is allowed nothing that does something: each
-class of a layer is a stand-in that can be made empty and be given its state, as Python pickles any plain object, and
-cannot be called; a function is a value that cannot be called. When the whole is read, each stand-in becomes an object
-of its class: no constructor runs, and the state is plain values, tensors and layers under names that are names.
+torch's restricted unpickler calls what it is allowed to build, so it is allowed nothing that has an effect. Each layer
+class is a stand-in that can be created empty and given its state, as Python pickles any plain object, and that cannot
+be called; a function is a value that cannot be called. After reading, each stand-in becomes an object of its class: no
+constructor runs, and its state is plain values, tensors and layers under valid names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES = (
     "timm.layers.",
     "sample_models.networks.",
 )
-NEVER = ("feature_extraction", "_features", "_builder", "_hub", "_registry")  # they trace, compile or fetch
+NEVER = ("feature_extraction", "_features", "_builder", "_hub", "_registry")  # these trace, compile or fetch
 ACTIVATIONS = (
     "celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_softmax logsigmoid mish prelu relu "
     "relu6 rrelu selu sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink threshold"
@@ -51,8 +51,8 @@ CONTAINERS: dict[str, Any] = {
 TABLES = ("_parameters", "_buffers", "_modules")
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout,
          torch.memory_format)  # fmt: skip
-LARGEST_EXPANDED = 1 << 31  # bytes of a tensor that is stored as fewer values, which are repeated
-DAMAGED = "save it again, or save the weights alone and give `--arch`"
+LARGEST_EXPANDED = 1 << 31  # bytes of a tensor that repeats stored values
+DAMAGED = "save it again, or save the weights alone and use `--arch`"
 
 
 class _NeverCalled(type):
@@ -61,13 +61,13 @@ class _NeverCalled(type):
 
 
 class Standin(metaclass=_NeverCalled):
-    """An object of a class of layers that was made and given its state; `name` says which class."""
+    """A stand-in for an object of a layer class, with its state; `name` is the class."""
 
     name = ""
-    dump_patches = False  # torch asks, for files of its first format
+    dump_patches = False  # torch reads it, for files of its first format
 
     def __new__(cls, *args: Any) -> Standin:
-        """An empty one. Refused: arguments, which a class of layers does not pickle."""
+        """Return an empty stand-in. Refused: arguments, which layer classes do not pickle."""
         if args:
             raise CheckpointError(f"the file makes `{cls.__name__}` with arguments, where a network is given its state")
         return object.__new__(cls)
@@ -87,7 +87,7 @@ class Function:
         self.name = name
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        """Refused: nothing that a file names is called."""
+        """Refuse the call: nothing that a file names is called."""
         raise CheckpointError(f"the file calls `{self.name}`")
 
     def __setstate__(self, state: Any) -> None:
@@ -98,16 +98,16 @@ class Partial:
     """`functools.partial` of a class or function, as a value."""
 
     def __init__(self, *_: Any) -> None:
-        self.given: tuple[Any, ...] = ()
+        self.parts: tuple[Any, ...] = ()
 
     def __setstate__(self, state: Any) -> None:
         if not (isinstance(state, tuple) and len(state) == 4):
             raise CheckpointError("the file holds a `functools.partial` that is none")
-        self.given = state[:3]
+        self.parts = state[:3]
 
 
 def standin_for(name: str) -> Any:
-    """What stands for the global `name` while a pickle is read; `None` where a pickle may not name it."""
+    """Return the stand-in for the global `name` while a pickle is read; `None` if a pickle may not name it."""
     if name in CONTAINERS:
         return CONTAINERS[name]
     if name == "functools.partial":
@@ -119,48 +119,51 @@ def standin_for(name: str) -> Any:
 
 @functools.cache
 def layer_class(name: str) -> Any:
-    """The class of layers called `name`, out of the packages whose classes are known; `None` where it is none."""
+    """Return the layer class called `name`, from the packages with known classes; `None` for any other name."""
     home, _, leaf = name.rpartition(".")
-    found: Any
+    kind: Any
     if not is_name(name) or not f"{home}.".startswith(PACKAGES) or any(n in home for n in NEVER):
         return None
     try:
-        found = getattr(importlib.import_module(home), leaf, None)
+        kind = getattr(importlib.import_module(home), leaf, None)
     except ImportError:
         return None
-    own = isinstance(found, type) and issubclass(found, nn.Module) and f"{found.__module__}.".startswith(PACKAGES)
+    own = isinstance(kind, type) and issubclass(kind, nn.Module) and f"{kind.__module__}.".startswith(PACKAGES)
     if (
         not own
-        or issubclass(found, (fx.GraphModule, torch.jit.ScriptModule))
-        or any(n in found.__module__ for n in NEVER)
+        or issubclass(kind, (fx.GraphModule, torch.jit.ScriptModule))
+        or any(n in kind.__module__ for n in NEVER)
     ):
         return None
-    return found
+    return kind
 
 
-def built(found: Any) -> Any:
-    """What was read, with networks in the place of stand-ins. Refused: a network whose insides are not a network's."""
+def built(content: Any) -> Any:
+    """Return the content with networks in place of stand-ins. Refused: a network with parts that no network has."""
     try:
-        return _Builder().value(found)
+        return _Builder().value(content)
     except RecursionError as error:
         raise CheckpointError("the file nests values without end", hint=DAMAGED) from error
 
 
 class _Builder:
+    """Builds each object once."""
+
     def __init__(self) -> None:
-        self.made: dict[int, Any] = {}
-        self.kept: list[Any] = []  # so that no id is given twice
+        self.objects: dict[int, Any] = {}
+        self.kept: list[Any] = []  # keeps the stand-ins alive, so that ids stay unique
 
     def value(self, one: Any) -> Any:
-        """What `one` becomes; the same for the same object."""
+        """Return the object for `one`; the same object for the same stand-in."""
         if type(one) in PLAIN:
             return one
-        if id(one) not in self.made:
+        if id(one) not in self.objects:
             self.kept.append(one)
-            self.made[id(one)] = self._new(one)
-        return self.made[id(one)]
+            self.objects[id(one)] = self._new(one)
+        return self.objects[id(one)]
 
     def _new(self, one: Any) -> Any:
+        """Build an object, by its kind."""
         if isinstance(one, Standin):
             return self._module(one)
         if type(one) in (Tensor, nn.Parameter):
@@ -174,15 +177,15 @@ class _Builder:
             return layer_class(one.name)
         if isinstance(one, Partial):
             return self._partial(one)
-        if isinstance(one, dict):  # an `OrderedDict` may have been given attributes: its entries alone count
+        if isinstance(one, dict):  # an `OrderedDict` in a pickle may have attributes: only its entries count
             entries: dict[Any, Any] = collections.OrderedDict() if type(one) is collections.OrderedDict else {}
-            self.made[id(one)] = entries
+            self.objects[id(one)] = entries
             for key, value in dict.items(one):
                 entries[self.value(key)] = self.value(value)
             return entries
         if type(one) is list:
             parts: list[Any] = []
-            self.made[id(one)] = parts
+            self.objects[id(one)] = parts
             parts += map(self.value, one)
             return parts
         if type(one) in (tuple, set, frozenset):
@@ -192,17 +195,19 @@ class _Builder:
         )
 
     def _partial(self, one: Partial) -> Any:
-        if len(one.given) != 3 or not isinstance(one.given[0], (Function, _NeverCalled)):
+        """A `functools.partial` of a layer or function."""
+        if len(one.parts) != 3 or not isinstance(one.parts[0], (Function, _NeverCalled)):
             raise CheckpointError("the file holds a `functools.partial` of what is no layer", hint=DAMAGED)
-        function, args, kwargs = map(self.value, one.given)
+        function, args, kwargs = map(self.value, one.parts)
         if not isinstance(args, tuple) or not all(isinstance(key, str) for key in kwargs or {}):
             raise CheckpointError("the file holds a `functools.partial` that is none", hint=DAMAGED)
         return functools.partial(function, *args, **(kwargs or {}))
 
     def _module(self, one: Standin) -> nn.Module:
+        """A module of the stand-in's class with its checked state."""
         kind = layer_class(one.name)
         module: nn.Module = object.__new__(kind)
-        self.made[id(one)] = module
+        self.objects[id(one)] = module
         state = one.__dict__.get("state")
         if state is None or not all(isinstance(state.get(table), dict) for table in TABLES):
             raise CheckpointError(f"a `{printable(one.name)}` in the file lacks its layers or weights", hint=DAMAGED)
@@ -213,7 +218,7 @@ class _Builder:
         try:
             torch_own = kind.__setstate__.__module__.startswith("torch.nn.")
             (kind if torch_own else nn.Module).__setstate__(module, filled)
-        except Exception as error:  # each class repairs the states of its older versions in its own way
+        except Exception as error:  # each class converts states of its older versions in its own way
             raise CheckpointError(
                 f"the state of a `{printable(one.name)}` in the file is none", hint=DAMAGED
             ) from error
@@ -221,7 +226,7 @@ class _Builder:
 
 
 def _check_attribute(kind: type, key: object, value: Any) -> None:
-    """Refuses hooks, and attributes in the place of a class's own methods."""
+    """Refuse hooks, and attributes that replace a class's own methods."""
     if not isinstance(key, str) or not PART.fullmatch(key) or key.startswith("__"):
         raise CheckpointError(f"a `{kind.__name__}` in the file has `{printable(key)}`, which is no name", hint=DAMAGED)
     hooks = "_hooks" in key or "pre_hook" in key
@@ -235,13 +240,14 @@ def _check_attribute(kind: type, key: object, value: Any) -> None:
 
 
 def _check_tables(name: str, state: Mapping[str, Any]) -> None:
+    """Refuse parts with invalid names or of a wrong type."""
     kinds: dict[str, Any] = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}
     for table, kind in kinds.items():
         for key, value in state[table].items():
             if not isinstance(key, str) or not PART.fullmatch(key):
                 raise CheckpointError(
                     f"the file names a part of the network `{printable(key)}`, which is no name",
-                    hint="rename it in the code that makes the network, and save it again",
+                    hint="rename it in the code that builds the network, and save it again",
                 )
             if value is not None and not isinstance(value, kind):
                 raise CheckpointError(
@@ -250,7 +256,7 @@ def _check_tables(name: str, state: Mapping[str, Any]) -> None:
 
 
 def check_tree(module: nn.Module) -> None:
-    """Refuses a network that holds itself, which would be walked without end."""
+    """Refuse a network that contains itself, because walking through it would not end."""
     path: list[nn.Module] = []
     done: set[int] = set()
 
@@ -270,7 +276,7 @@ def check_tree(module: nn.Module) -> None:
 
 
 def _tensor(one: Tensor) -> Tensor:
-    """The tensor without hooks or attributes. Refused: one that repeats few values without measure."""
+    """The tensor without hooks or attributes. Refused: a huge tensor that repeats few stored values."""
     plain = Tensor.detach(one)
     if plain.layout is torch.strided and not plain.is_meta and not plain.is_quantized:
         size = math.prod(plain.shape) * plain.dtype.itemsize

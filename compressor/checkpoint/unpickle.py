@@ -1,7 +1,7 @@
-"""What may be unpickled: tensors, plain values, and networks of torch's, torchvision's, timm's and the samples' layers.
+"""Unpickle only tensors, plain values, and networks of layers from torch, torchvision, timm and the samples.
 
-torch's own restricted unpickler does the reading; what it builds are stand-ins (`checkpoint.standins`), so that nothing
-a pickle can call does anything. A file that names anything else is refused, with the names.
+torch's own restricted unpickler reads the file. It builds stand-ins (`checkpoint.standins`), so that nothing a pickle
+can call has an effect. Refused: a file that names anything else, with these names.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from compressor.files.names import check_names_in, printable
 from compressor.files.regular import check_regular
 
 ZIP = b"PK\x03\x04"
-PARTS_OF_OLD = 5  # pickles, one behind the other, in a file of torch's first format
-ALONE = "save the weights alone (`torch.save(model.state_dict(), …)`) and give `--arch`, or, if you made the file, "
-NOT_SPEAKING = 20  # characters: an unpickler's bare number tells nobody anything
+PARTS_OF_OLD = 5  # pickles, one after the other, in a file of torch's first format
+ALONE = "save the weights alone (`torch.save(model.state_dict(), …)`) and use `--arch`, or, if you made the file, "
+NOT_SPEAKING = 20  # characters: shorter errors, such as an unpickler's bare number, are not shown
 
 
 def read_pickle(file: Path, *, trust_pickle: bool = False, only: frozenset[str] | None = None) -> Any:
-    """The object in a torch file; refused where building it could run code, unless the user trusts it.
+    """Return the object in a torch file. Refused: a pickle that could run code, unless the user trusts it.
 
-    `only` are the keys of a mapping that may hold networks: what stands under another is left out if it is more than
-    plain values.
+    `only` are the keys of a mapping that may hold networks: the value of any other key is dropped unless it is plain.
     """
     check_regular(file, refusal=CheckpointError)
     with file.open("rb") as stream:
@@ -50,31 +49,32 @@ def read_pickle(file: Path, *, trust_pickle: bool = False, only: frozenset[str] 
         return _trusted(file, refusal)
 
 
-def read_pickle_bytes(held: bytes, *, where: str) -> Any:
-    """As `read_pickle`, of what lies inside another file; `where` says in which."""
-    return _restricted(held, where=where, only=None)
+def read_pickle_bytes(content: bytes, *, where: str) -> Any:
+    """Return the object in bytes from inside another file; `where` names that file in errors."""
+    return _restricted(content, where=where, only=None)
 
 
 def _trusted(file: Path, refusal: CheckpointError) -> Any:
-    """The object as Python unpickles it, which the user allowed; `refusal` is why it is not read without."""
+    """The object as Python unpickles it, with the user's permission; `refusal` is why it is not read without."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files of torch's first format
-            found = torch.load(file, map_location="cpu", weights_only=False)
+            content = torch.load(file, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(
             f"{file} needs code that is not here: {error}",
-            hint="run where its package can be imported, or give `--arch`",
+            hint="run where its package can be imported, or use `--arch`",
         ) from error
     except Exception as error:  # the file's own code may raise anything
         raise _broken(str(file), error) from refusal
-    return found
+    return content
 
 
 def _restricted(source: Path | bytes, *, where: str, only: frozenset[str] | None) -> Any:
+    """The object as torch's restricted unpickler reads it. Refused: one that names other classes."""
     try:
         wanted = _globals_of(source)
-    except Exception as error:  # the reader follows the file's bytes: a file that is no pickle makes it raise anything
+    except Exception as error:  # the reader can raise anything on bytes that are not a pickle
         raise _broken(where, error) from error
     standins = {name: standin_for(name) for name in wanted}
     refused = tuple(sorted(name for name, standin in standins.items() if standin is None))
@@ -87,8 +87,8 @@ def _restricted(source: Path | bytes, *, where: str, only: frozenset[str] | None
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([(s, name) for name, s in standins.items()]):
             warnings.simplefilter("ignore")  # torch's notices about pickle protocols and old files
-            found = torch.load(_opened(source), map_location="cpu", weights_only=True)
-        return _built(found, only)
+            content = torch.load(_opened(source), map_location="cpu", weights_only=True)
+        return _built(content, only)
     except CheckpointError as error:
         raise UntrustedPickle(
             f"{where} cannot be read: {error}", classes=(), hint=error.hint or f"{ALONE}add `--trust-pickle`"
@@ -111,14 +111,16 @@ def _restricted(source: Path | bytes, *, where: str, only: frozenset[str] | None
 
 
 def _opened(source: Path | bytes) -> Any:
+    """The source in a form that torch reads."""
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _built(found: Any, only: frozenset[str] | None) -> Any:
-    if only is None or not isinstance(found, Mapping):
-        return _checked(built(found))
+def _built(content: Any, only: frozenset[str] | None) -> Any:
+    """The content with networks built; values of other keys that cannot be built are dropped."""
+    if only is None or not isinstance(content, Mapping):
+        return _checked(built(content))
     kept: dict[Any, Any] = {}
-    entries: Any = dict.items(found)  # type: ignore[arg-type]  # torch's unpickler makes dicts
+    entries: Any = dict.items(content)  # type: ignore[arg-type]  # torch's unpickler makes dicts
     for key, value in entries:
         try:
             kept[built(key)] = _checked(built(value))
@@ -128,15 +130,16 @@ def _built(found: Any, only: frozenset[str] | None) -> Any:
     return kept
 
 
-def _checked(found: Any) -> Any:
-    if isinstance(found, nn.Module):
-        check_tree(found)
-        check_names_in(found, where="the file")
-    return found
+def _checked(value: Any) -> Any:
+    """The value, if it is a network with its structure and names checked."""
+    if isinstance(value, nn.Module):
+        check_tree(value)
+        check_names_in(value, where="the file")
+    return value
 
 
 def _globals_of(source: Path | bytes) -> set[str]:
-    """The names that the pickles in a torch file look up, but for those that torch's restricted unpickler knows."""
+    """The names that the pickles in a torch file look up, without those that torch's restricted unpickler allows."""
     if isinstance(source, Path) or source[:4] == ZIP:
         return set(torch.serialization.get_unsafe_globals_in_checkpoint(_opened(source)))
     stream = io.BytesIO(source)
@@ -150,15 +153,16 @@ def _globals_of(source: Path | bytes) -> set[str]:
         except Exception:
             if number == 0 or not names:
                 raise
-            break  # a pickle alone, not of torch's: its names are refused below, or it is
-    known = torch._weights_only_unpickler._get_allowed_globals()
-    return {name for name in names if name not in known}
+            break  # a single pickle, not torch's: its names are refused below, or the pickle itself
+    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    return {name for name in names if name not in allowed}
 
 
 def _broken(where: str, error: Exception) -> CheckpointError:
-    said = printable((str(error).strip().splitlines() or [""])[0], longest=160)
-    why = f": {said}" if len(said) > NOT_SPEAKING else ""
+    """The error for a file that is not a readable checkpoint."""
+    text = printable((str(error).strip().splitlines() or [""])[0], longest=160)
+    why = f": {text}" if len(text) > NOT_SPEAKING else ""
     return CheckpointError(
         f"{where} is not a checkpoint that can be read, or is cut short{why}",
-        hint="give a file that `torch.save` wrote, or .safetensors",
+        hint="use a file that `torch.save` wrote, or .safetensors",
     )

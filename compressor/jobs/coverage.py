@@ -205,7 +205,7 @@ def _checkpoint(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint
     name = architecture.ref.rpartition(":")[2]
     return Checkpoint(
         module=module,
-        example_inputs=example_inputs(module, given=shapes, stored=None, architecture=architecture).tensors,
+        example_inputs=example_inputs(module, inputs=shapes, stored=None, architecture=architecture).tensors,
         architecture=architecture,
         preprocessing=Preprocessing(),
         classes=None,

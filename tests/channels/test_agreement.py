@@ -167,7 +167,7 @@ def test_a_shape_is_tried_without_a_trace(name: str) -> None:
     """What a first pass keeps on the network would be of the shape that was tried, and look like a constant."""
     module = alive(REFUSED[name][0]())
     found = example_inputs(
-        module, given=["x".join(map(str, INPUT))], stored=None, architecture=Architecture(ref="made")
+        module, inputs=["x".join(map(str, INPUT))], stored=None, architecture=Architecture(ref="made")
     )
     with pytest.raises(GroupError):
         trace(module, found.tensors)

@@ -31,7 +31,7 @@ NOWHERE = Architecture(ref="pickle")
 
 
 def examples(module: nn.Module, *given: str) -> Examples:
-    return example_inputs(module.eval(), given=given, stored=None, architecture=NOWHERE)
+    return example_inputs(module.eval(), inputs=given, stored=None, architecture=NOWHERE)
 
 
 class Mixed(nn.Module):
@@ -168,8 +168,8 @@ def test_named_inputs_come_in_the_order_of_the_forward() -> None:
     [
         (("pixels=1x3x8x8", "input_ids=1x12"), "takes no input `pixels`"),
         (("input_ids=1x12",), "takes `pixel_values` before `input_ids`"),
-        (("input_ids=1x12", "input_ids=1x12"), "given twice"),
-        (("1x3x8x8", "1x3x8x8", "input_ids=1x12", "1x12"), "4 inputs are given"),
+        (("input_ids=1x12", "input_ids=1x12"), "set twice"),
+        (("1x3x8x8", "1x3x8x8", "input_ids=1x12", "1x12"), "4 inputs are set"),
     ],
 )
 def test_names_that_do_not_fit_are_refused_with_those_that_do(given: tuple[str, ...], says: str) -> None:
@@ -250,7 +250,7 @@ def test_a_network_that_needs_values_is_tried_within_bounds(monkeypatch: pytest.
 
     assert fitting(Valued().eval()) == (1, 1, 28, 28)
     monkeypatch.setattr("compressor.checkpoint.fitting.SECONDS", -1.0)
-    with pytest.raises(CheckpointError, match="cannot be told"):
+    with pytest.raises(CheckpointError, match="cannot be determined"):
         fitting(Valued().eval())
 
 

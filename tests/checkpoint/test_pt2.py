@@ -280,5 +280,5 @@ def test_what_stands_around_the_outputs_comes_back(tmp_path: Path) -> None:
 
 def test_sizes_that_the_program_has_as_numbers_are_refused_by_name(tmp_path: Path) -> None:
     module, _ = read_exported(exported_to(tmp_path / "net.pt2", alive(Residual())))
-    with pytest.raises(InputError, match="made for"):
+    with pytest.raises(InputError, match="needs 12"):
         module(torch.randn(2, INPUT[1], INPUT[2] + 1, INPUT[3]))

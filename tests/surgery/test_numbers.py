@@ -305,6 +305,6 @@ def test_a_network_that_insists_on_half_precision_is_refused_in_those_words(tmp_
         "        return self.a(x.half()).float()\n"
     )
     torch.save(nn.ModuleDict({"a": nn.Linear(8, 4).half()}).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match="in float16 is computed with in float32") as caught:
+    with pytest.raises(CheckpointError, match="in float16 is computed in float32") as caught:
         load(tmp_path / "w.pt", arch=f"{path}:Net", inputs=("1x8",))
     assert "cast" in str(caught.value.hint)
