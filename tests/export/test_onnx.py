@@ -236,7 +236,7 @@ class TestFile:
 
     @pytest.mark.parametrize("opset", [0, 17, onnx_opset_version() + 1])
     def test_an_opset_out_of_range_is_refused(self, tmp_path: Path, opset: int) -> None:
-        with pytest.raises(ExportError, match=f"opset {opset} cannot be written: 18 to") as refused:
+        with pytest.raises(ExportError, match=f"opset {opset} cannot be written, only 18 to") as refused:
             export_onnx(checkpoint_of(small_cnn(), (1, 3, 12, 12)), tmp_path / "m.onnx", opset=opset)
         assert "--opset" in str(refused.value.hint)
 
@@ -327,7 +327,7 @@ class TestRefusals:
     def test_an_opset_that_comes_out_as_another(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         honest = export.proto_of
         monkeypatch.setattr(export, "proto_of", lambda *a, **k: honest(*a, **{**k, "opset": 20}))
-        with pytest.raises(ExportError, match="cannot be written in opset 21: 20 came out"):
+        with pytest.raises(ExportError, match="cannot be written in opset 21, only in 20"):
             export_onnx(checkpoint_of(small_cnn(), (1, 3, 12, 12)), file, opset=21)
         assert self.untouched(file)
 
