@@ -91,8 +91,6 @@ def shape(value: object, place: str) -> None:
         raise Misfit(place, f"a tensor of at most {LARGEST_INPUT:,} numbers", value)
 
 
-plain_number = either("a number or a pair of numbers", number, flag, listed(number, most=2))
-
 ARCHITECTURE = record({"ref": text, "arguments": listed(tuple_of(argument, anything)), "sha256": optional(sha256)})
 
 PREPROCESSING = also(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -200,8 +200,3 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{prefix}"
     return f"{number:g}"
-
-
-def rows_of(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and value pairs for a two-column table."""
-    return [(name, str(value)) for name, value in mapping.items()]

@@ -25,7 +25,6 @@ TYPES = {
     )
 }  # fmt: skip
 LARGEST = 2**30  # numbers in one input: four gigabytes in float32
-FORM = "[NAME=]SHAPE[:TYPE][<BOUND]"
 EXAMPLE = "write it as `--input 1x3x224x224`, or with name, type and range: `--input 'ids=1x12:int64<30522'`"
 
 

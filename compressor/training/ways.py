@@ -32,7 +32,6 @@ STARTS = {
     How.SCRATCH_B: Start.FRESH,
 }
 SCRATCH = (How.SCRATCH_E, How.SCRATCH_B)
-REWINDING = (How.REWIND_WEIGHTS, How.REWIND_LR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
