@@ -69,7 +69,7 @@ def command(
 def _run(name: str, folder: Path, runs: StudyOptions, images: DataOptions) -> dict[str, Any]:
     """The results of the study; cells that finished earlier are read and not run."""
     from compressor.studies import papers as studies
-    from compressor.studies.runner import Progressed, run_study, told
+    from compressor.studies.runner import Progressed, results_to_json, run_study
     from compressor.studies.study import scale_named
 
     size = scale_named(runs.scale)
@@ -84,7 +84,7 @@ def _run(name: str, folder: Path, runs: StudyOptions, images: DataOptions) -> di
             name, size, source, folder / "cells", jobs=runs.jobs, seeds=runs.seeds, finished=finished,
             say=lambda s: say(f"{name}: {s}"),
         )  # fmt: skip
-    return told(name, size, results, data=source(), command=command_line())
+    return results_to_json(name, size, results, data=source(), command=command_line())
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from compressor.report.wording import digits
 
 
 def document(found: Mapping[str, Any]) -> Document:
-    """The page of what `studies.runner.told` gave."""
+    """Return the page of the values that `studies.runner.results_to_json` returned."""
     data = found["data"]
     sizes = ", ".join(f"{n:,} to {name}" for name, n in data["sizes"].items())
     about: list[Block] = [Paragraph(text=spans(part)) for part in str(found["about"]).split("\n\n")]

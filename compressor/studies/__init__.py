@@ -1,1 +1,1 @@
-"""The studies: what a study is, how it runs, and the papers that are run again."""
+"""The studies: their parts, their runner, and the published experiments that they repeat."""

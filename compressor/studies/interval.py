@@ -1,6 +1,6 @@
 """Intervals of means, differences and correlations over a few replicates; all are scipy's.
 
-Everything here is at 95 % unless another level is asked for. With one replicate there is no interval: `None`.
+The level is 95 % by default. With one replicate there is no interval: `None`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """An estimate with the interval that covers the true value in `level` of all repetitions.
+    """An estimate with the interval that covers the true value in the share `level` of all repetitions.
 
-    `n` replicates were seen; `method` says by what formula.
+    `n` is the number of replicates; `method` is the name of the formula.
     """
 
     estimate: float
@@ -42,7 +42,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval | None:
-    """Of the mean of independent replicates, by Student's t; `None` with fewer than two."""
+    """Return the interval of the mean of independent replicates, by Student's t; `None` with fewer than two."""
     if len(values) < 2:
         return None
     from scipy.stats import ttest_1samp
@@ -55,14 +55,17 @@ def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval 
 def paired_difference(
     first: Mapping[int, float], second: Mapping[int, float], *, level: float = LEVEL
 ) -> Interval | None:
-    """Of the mean of `first - second` over the seeds that both have, by Student's t on the differences."""
+    """Return the interval of the mean of `first - second` over common seeds, by Student's t on the differences."""
     common = sorted(first.keys() & second.keys())
-    found = mean_interval([first[s] - second[s] for s in common], level=level)
-    return None if found is None else _named(found, "paired t")
+    interval = mean_interval([first[s] - second[s] for s in common], level=level)
+    return None if interval is None else _with_method(interval, "paired t")
 
 
 def difference(first: Sequence[float], second: Sequence[float], *, level: float = LEVEL) -> Interval | None:
-    """Of `mean(first) - mean(second)`, of independent replicates with unequal variances, by Welch's t."""
+    """Return the interval of `mean(first) - mean(second)` for independent replicates, by Welch's t.
+
+    The variances may differ; `None` with fewer than two replicates of either.
+    """
     if min(len(first), len(second)) < 2:
         return None
     from scipy.stats import ttest_ind
@@ -74,23 +77,26 @@ def difference(first: Sequence[float], second: Sequence[float], *, level: float 
 
 
 def correlation(x: Sequence[float], y: Sequence[float], *, level: float = LEVEL) -> Interval | None:
-    """Of Pearson's correlation, by Fisher's transform; `None` with fewer than four pairs, or where one never varies."""
+    """Return the interval of Pearson's correlation, by Fisher's transform.
+
+    `None` with fewer than four pairs, or if all `x` or all `y` are equal.
+    """
     from scipy.stats import pearsonr
 
     if len(x) != len(y):
         raise ValueError(f"{len(x)} values against {len(y)}")
     if len(x) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
         return None
-    found = pearsonr(x, y)
-    bounds = found.confidence_interval(level)
+    pearson = pearsonr(x, y)
+    bounds = pearson.confidence_interval(level)
     return Interval(
-        estimate=float(found.statistic), low=float(bounds.low), high=float(bounds.high), n=len(x),
+        estimate=float(pearson.statistic), low=float(bounds.low), high=float(bounds.high), n=len(x),
         method="Pearson, Fisher's transform", level=level,
     )  # fmt: skip
 
 
 def pooled_deviation(*groups: Sequence[float]) -> float:
-    """The standard deviation within groups of replicates; refused (`ValueError`) where none has two."""
+    """Return the standard deviation within groups of replicates; raises `ValueError` if no group has two."""
     squares = sum((len(g) - 1) * statistics.variance(g) for g in groups if len(g) > 1)
     freedom = sum(len(g) - 1 for g in groups if len(g) > 1)
     if not freedom:
@@ -101,17 +107,18 @@ def pooled_deviation(*groups: Sequence[float]) -> float:
 def _bounds(
     test: Callable[[], Any], estimate: float, groups: Sequence[Sequence[float]], *, level: float
 ) -> tuple[float, float]:
-    """The interval of one of scipy's tests; where no value of a group differs from another, the estimate alone."""
+    """Return the interval of one of scipy's tests; if all values within each group are equal, the estimate alone."""
     if all(len(set(group)) == 1 for group in groups):
-        return estimate, estimate  # scipy's variance of three times 0.1 is a rounding error, and not 0
+        return estimate, estimate  # scipy's variance of three times 0.1 is a rounding error, not 0
     with warnings.catch_warnings():
-        # a group that hardly varies has a variance of rounding errors; beside another's it counts for nothing
+        # the variance of a group of almost equal values is a rounding error; next to another group's it has no effect
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         bounds = test().confidence_interval(level)
     return min(float(bounds.low), estimate), max(float(bounds.high), estimate)
 
 
-def _named(found: Interval, method: str) -> Interval:
+def _with_method(interval: Interval, method: str) -> Interval:
+    """Return the interval with another name of its method."""
     import dataclasses
 
-    return dataclasses.replace(found, method=method)
+    return dataclasses.replace(interval, method=method)

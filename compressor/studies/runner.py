@@ -1,7 +1,7 @@
-"""Run a study: every cell that has no result yet, in parallel processes; each result is a file of its own.
+"""Run a study: every cell without a result, in parallel processes; each result is a file of its own.
 
-A cell runs when those that it needs have finished. What it needs to hand on are its weights, in a file beside its
-result. Stopped at any time, a study goes on where it was: a finished cell never runs again.
+A cell runs after the cells that it needs. Weights for later cells are in a file next to the cell's result. A study can
+be stopped at any time and continues where it stopped: a finished cell never runs again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed:
-    """What a caller is told when a cell has finished: which, what it said, and how many there are."""
+    """The argument of the callback after each cell: the cell, its result, and the numbers of finished and all cells."""
 
     cell: Cell
     row: Mapping[str, Any]
@@ -49,67 +49,68 @@ class Progressed:
 
 
 class Folder:
-    """Where a study's cells lie: `KEY.json` is a result, `KEY.safetensors` what was kept for others."""
+    """The folder of a study's cells: `KEY.json` is a result, `KEY.safetensors` holds tensors for later cells."""
 
     def __init__(self, path: Path, data: Data, *, say: Say = quiet) -> None:
         self.path, self.data, self.say = path, data, say
         self._cell: Cell | None = None
 
     def file(self, cell: Cell) -> Path:
-        """Where a cell's result lies, or will."""
+        """Return the file of a cell's result, which exists once the cell has finished."""
         return self.path / f"{cell.key}.json"
 
     def done(self, cell: Cell) -> bool:
-        """Whether it has finished."""
+        """Return true if the cell has finished."""
         return self.file(cell).exists()
 
     def result_of(self, cell: Cell) -> Mapping[str, Any]:
-        """What a finished cell said. Refused: a result on other data, or that cannot be read."""
-        found = read_json(self.file(cell), refusal=StudyError, hint=f"delete {self.file(cell)}: it is made again")
-        check(found, forms.CELL, where=str(self.file(cell)), hint="delete it: it is made again", refusal=StudyError)
-        if found.get("data") != self.data.to_json():
+        """Return a finished cell's result; refused: a result on other data, a file that cannot be read."""
+        plain = read_json(self.file(cell), refusal=StudyError, hint=f"delete {self.file(cell)}: it is computed again")
+        check(plain, forms.CELL, where=str(self.file(cell)), hint="delete it: it is computed again", refusal=StudyError)
+        if plain.get("data") != self.data.to_json():
             raise StudyError(
                 f"{self.file(cell)} is a result on other data",
                 hint="give the same `--data`, or another folder: `--out`",
             )
-        row: Mapping[str, Any] = found["result"]
+        row: Mapping[str, Any] = plain["result"]
         return row
 
     def state_of(self, cell: Cell) -> dict[str, torch.Tensor]:
-        """The tensors that a finished cell has kept."""
+        """Return the tensors that a finished cell has kept; refused: a missing or damaged file."""
         file = self.path / f"{cell.key}.safetensors"
         if not file.exists():
             raise StudyError(
-                f"{file} is gone, and others start from it", hint=f"delete {self.file(cell)}: it is made again"
+                f"{file} is missing, and other cells start from it",
+                hint=f"delete {self.file(cell)}: both are computed again",
             )
         try:
             state: dict[str, torch.Tensor] = load_file(file)
         except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
             raise StudyError(
                 f"{file} is not a complete safetensors file: {error}",
-                hint=f"delete it and {self.file(cell)}: both are made again",
+                hint=f"delete it and {self.file(cell)}: both are computed again",
             ) from error
         return state
 
     def keep(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Keep the running cell's tensors for others."""
+        """Write the running cell's tensors, for later cells."""
         assert self._cell is not None
         with whole(self.path / f"{self._cell.key}.safetensors") as part:
             save_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, part)
 
     @property
     def state_file(self) -> Path:
-        """Where the running cell may keep what its training needs to go on; gone when it has finished."""
+        """The file for the state of the running cell's training; it is deleted when the cell has finished."""
         assert self._cell is not None
         return self.path / f"{self._cell.key}.state"
 
     def run(self, cell: Cell) -> Mapping[str, Any]:
-        """Run one cell and write its result."""
+        """Run one cell, write its result and return it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._cell = cell
         start, processor = time.monotonic(), time.process_time()
         row = dict(studies.load(cell.study).run(cell, self))
-        told = {
+        plain = {
             "schema": SCHEMA,
             "cell": cell.to_json(),
             "result": row,
@@ -118,7 +119,7 @@ class Folder:
             "data": self.data.to_json(),
             "environment": environment(),
         }
-        write_json(self.file(cell), told)
+        write_json(self.file(cell), plain)
         with contextlib.suppress(FileNotFoundError):
             self.state_file.unlink()
         self._cell = None
@@ -136,22 +137,23 @@ def run_study(
     say: Say = quiet,
     finished: Callable[[Progressed], None] | None = None,
 ) -> Results:
-    """The results of all cells of a study; those that lie in `folder` are not run again.
+    """Run the cells of a study that have no result in `folder`, and return the results of all cells.
 
-    `source` gives the data, in every process anew (it must be picklable where `jobs` is more than one). `seeds` runs
-    fewer replicates than the scale says. Refused: fewer than one job, data of another run in the folder.
+    Every process calls `source` for the data (with several `jobs` it must be picklable). `seeds` limits the number of
+    replicates. Refused: fewer than one job, results on other data in the folder.
     """
     if jobs < 1:
-        raise StudyError(f"{jobs} jobs", hint="one for each core that may be busy: `--jobs 2`")
+        raise StudyError(f"the number of jobs is {jobs}", hint="use one for each free core: `--jobs 2`")
     cells = in_order(c for c in studies.load(name).cells(scale) if seeds is None or c.seed < seeds)
     if not cells:
-        raise StudyError(f"no cell is left of `{name}`", hint="ask for at least one seed: `--seeds 1`")
+        raise StudyError(f"no cell of `{name}` is selected", hint="choose at least one seed: `--seeds 1`")
     data = source()
     place = Folder(folder, data, say=say)
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[Cell, Mapping[str, Any]] = {cell: place.result_of(cell) for cell in cells if place.done(cell)}
-    left = [cell for cell in cells if cell not in rows]
-    runs = _here(left, place) if jobs == 1 else _in_processes(left, source, folder, jobs=min(jobs, max(1, len(left))))
+    missing = [cell for cell in cells if cell not in rows]
+    processes = min(jobs, max(1, len(missing)))
+    runs = _here(missing, place) if jobs == 1 else _in_processes(missing, source, folder, jobs=processes)
     for cell, row in runs:
         rows[cell] = row
         if finished is not None:
@@ -159,8 +161,8 @@ def run_study(
     return Results(rows={cell: rows[cell] for cell in cells})
 
 
-def told(name: str, scale: Scale, results: Results, *, data: Data, command: str) -> dict[str, Any]:
-    """A study's results as plain values: the claims with their verdicts, the plots, and every cell."""
+def results_to_json(name: str, scale: Scale, results: Results, *, data: Data, command: str) -> dict[str, Any]:
+    """Return a study's results as plain values: the claims with their verdicts, the plots, and every cell."""
     study = studies.load(name)
     return {
         "schema": SCHEMA,
@@ -178,21 +180,22 @@ def told(name: str, scale: Scale, results: Results, *, data: Data, command: str)
 
 
 def in_order(cells: Iterator[Cell] | Sequence[Cell]) -> tuple[Cell, ...]:
-    """Every cell once, after those that it needs."""
-    found: dict[str, Cell] = {}
+    """Return every cell once, each after the cells that it needs."""
+    ordered: dict[str, Cell] = {}
 
     def add(cell: Cell) -> None:
-        if cell.key not in found:
+        if cell.key not in ordered:
             for needed in cell.needs:
                 add(needed)
-            found[cell.key] = cell
+            ordered[cell.key] = cell
 
     for cell in cells:
         add(cell)
-    return tuple(found.values())
+    return tuple(ordered.values())
 
 
 def _here(cells: Sequence[Cell], place: Folder) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+    """Run the cells in this process, and yield each with its result."""
     for cell in cells:
         place.say(cell.key)
         yield cell, place.run(cell)
@@ -201,12 +204,12 @@ def _here(cells: Sequence[Cell], place: Folder) -> Iterator[tuple[Cell, Mapping[
 def _in_processes(
     cells: Sequence[Cell], source: DataSource, folder: Path, *, jobs: int
 ) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
-    """Ready cells in `jobs` processes that share the cores; an interruption ends them at once."""
+    """Run ready cells in `jobs` processes that share the cores; an interruption ends all of them at once."""
     threads = max(1, cores() // jobs)
     waiting, running = list(cells), dict[Future[Mapping[str, Any]], Cell]()
     missing = {cell.key for cell in cells}
     stack = contextlib.ExitStack()
-    stack.enter_context(without_working_folder())  # the pool starts its processes as it needs them
+    stack.enter_context(without_working_folder())  # the pool starts processes later, when it needs them
     pool = ProcessPoolExecutor(
         jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(source, folder, threads)
     )
@@ -230,18 +233,18 @@ def _in_processes(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in ours:
             process.join(timeout=10)
-        sweep(folder)  # what they were about to write
+        sweep(folder)  # remove their unfinished files
         raise
     finally:
         stack.close()
     pool.shutdown()
 
 
-_place: Folder | None = None  # of a process that does nothing else
+_place: Folder | None = None  # the folder of a worker process
 
 
 def _begin(source: DataSource, folder: Path, threads: int) -> None:
-    """Make a fresh process ready; the interruption is its parent's to handle."""
+    """Prepare a worker process; its parent handles interruptions."""
     global _place
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(threads)

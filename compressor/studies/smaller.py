@@ -1,4 +1,4 @@
-"""Less of a data set: fewer images in its splits, and smaller ones, for what is to be cheap."""
+"""Reduce a data set: fewer images per split, and smaller ones, for cheap runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from compressor.errors import DataError
 
 
 def reduced(data: Data, *, train: int = 0, tune: int = 0, test: int = 0, side: int = 0) -> Data:
-    """So many images of each split, always the same ones, drawn by chance as sets may be sorted; 0 leaves all.
+    """Return the data with at most this many images of each split; 0 keeps all.
 
-    With `side` they are made square and so large. Refused: images that are not held in memory.
+    The images are always the same ones, drawn at random because sets may be sorted. With `side`, images are resized to
+    `side` x `side`. Refused: images that are not in memory.
     """
     limits = {"train": train, "tune": tune, "test": test}
     splits = {name: _part(getattr(data, name), limit, side, name=data.name) for name, limit in limits.items()}
@@ -23,5 +24,7 @@ def _part(images: ImageSet | None, limit: int, side: int, *, name: str) -> Image
         return None
     kept = first(images, limit, seed=0) if limit else images
     if not isinstance(kept, Images):
-        raise DataError(f"the images of {name} are not held in memory", hint="an `.npz` file or a folder of IDX files")
+        raise DataError(
+            f"the images of {name} are not held in memory", hint="give an `.npz` file or a folder of IDX files"
+        )
     return Images(Preprocessing(size=(side, side)).shaped(kept.images), kept.labels) if side else kept

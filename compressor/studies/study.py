@@ -1,7 +1,7 @@
-"""What a study is made of: cells that run, the results they leave, claims, and the verdict that an interval decides.
+"""The parts of a study: cells that run, their results, claims, and verdicts by intervals.
 
-A cell is one arm with one seed. It is named by its content, so that a finished one is never run again, and says which
-cells must have finished before it (`needs`), whose weights it may read.
+A cell is one arm with one seed. Its name is a hash of its content, so that a finished cell never runs again. `needs`
+are the cells that must finish before it, and whose weights it may read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Value = str | int | float | bool | None
 
 
 class Scale(enum.StrEnum):
-    """How much a study runs: seconds, to see that it works; an hour on two cores; or as published, for a GPU."""
+    """The size of a study: seconds, as a check; an hour on two cores; or as published, for a GPU."""
 
     SMOKE = "smoke"
     SMALL = "small"
@@ -32,13 +32,13 @@ class Scale(enum.StrEnum):
 
 
 def scale_named(name: str) -> Scale:
-    """The scale called `name`."""
+    """Return the scale called `name`."""
     return named(Scale, name, one="scale", many="scales", refusal=StudyError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One arm of a study with one seed; `values` is all else that decides what it does."""
+    """One arm of a study with one seed; `values` holds everything else that its result depends on."""
 
     study: str
     arm: str
@@ -48,11 +48,11 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A file name that is the same for the same content: what is needed is part of it."""
-        told = json.dumps([self.study, self.arm, self.seed, dict(sorted(self.values.items())),
-                           [cell.key for cell in self.needs]])  # fmt: skip
+        """The file name of the cell; it depends on the cell's content and on the cells that it needs."""
+        content = json.dumps([self.study, self.arm, self.seed, dict(sorted(self.values.items())),
+                              [cell.key for cell in self.needs]])  # fmt: skip
         arm = re.sub(r"[^\w.+-]+", "-", self.arm)
-        return f"{arm}-{self.seed}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
+        return f"{arm}-{self.seed}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -65,12 +65,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What finished cells said: `rows` maps each to plain values."""
+    """The results of finished cells: `rows` maps each cell to plain values."""
 
     rows: Mapping[Cell, Mapping[str, Any]]
 
     def where(self, arm: str | None = None, /, **values: Value) -> Results:
-        """Those of this arm, and with these values."""
+        """Return the results of cells of this arm and with these values."""
         return Results(
             rows={
                 cell: row
@@ -80,21 +80,21 @@ class Results:
         )
 
     def by_seed(self, name: str, arm: str | None = None, /, **values: Value) -> dict[int, float]:
-        """The number called `name`, for every seed; refused (`ValueError`) where two cells share one."""
-        found: dict[int, float] = {}
+        """Return the number called `name` for every seed; raises `ValueError` if two cells share a seed."""
+        numbers: dict[int, float] = {}
         for cell, row in self.where(arm, **values).rows.items():
-            if cell.seed in found:
+            if cell.seed in numbers:
                 raise ValueError(f"several cells of {arm} with {values} have the seed {cell.seed}")
-            found[cell.seed] = float(row[name])
-        return dict(sorted(found.items()))
+            numbers[cell.seed] = float(row[name])
+        return dict(sorted(numbers.items()))
 
     def values_of(self, name: str) -> tuple[Value, ...]:
-        """What the cells have under `name`, each once, sorted."""
-        found = {cell.values[name] for cell in self.rows if name in cell.values}
-        return tuple(sorted(found, key=lambda v: (isinstance(v, str), v)))
+        """Return the cells' different values of `name`, sorted."""
+        values = {cell.values[name] for cell in self.rows if name in cell.values}
+        return tuple(sorted(values, key=lambda v: (isinstance(v, str), v)))
 
     def arms(self) -> tuple[str, ...]:
-        """The arms, in the order of the cells."""
+        """Return the arms, in the order of the cells."""
         return tuple(dict.fromkeys(cell.arm for cell in self.rows))
 
     def __iter__(self) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
@@ -105,7 +105,7 @@ class Results:
 
 
 class Verdict(enum.StrEnum):
-    """What an interval says of a claim."""
+    """The verdict of an interval on a claim."""
 
     REPRODUCED = "reproduced"
     CONTRADICTED = "contradicted"
@@ -114,7 +114,7 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A quantity with its interval; the claim says that it is above `bound` (or, with `below`, under it)."""
+    """A quantity with its interval; the claim is that it is above `bound` (with `below`: under it)."""
 
     quantity: str
     interval: Interval | None
@@ -124,7 +124,7 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        """Reproduced where the whole interval is on the claimed side, contradicted where it is on the other."""
+        """Reproduced if the whole interval is on the claimed side, contradicted if it is on the other side."""
         if self.interval is None:
             return Verdict.INCONCLUSIVE
         above, under = self.interval.low > self.bound, self.interval.high < self.bound
@@ -143,9 +143,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a paper says, and the findings that it stands on: all of them must be reproduced.
+    """A paper's claim, and the findings that it depends on: all of them must be reproduced.
 
-    `why` says, where the verdict is not the paper's, why one would expect that.
+    If the verdict contradicts the paper, `why` is a possible reason.
     """
 
     text: str
@@ -155,14 +155,14 @@ class Claim:
 
     @property
     def verdict(self) -> Verdict:
-        """Contradicted where one finding is, reproduced where all are."""
-        found = {finding.verdict for finding in self.findings}
-        if Verdict.CONTRADICTED in found:
+        """Contradicted if one finding is, reproduced if all are."""
+        verdicts = {finding.verdict for finding in self.findings}
+        if Verdict.CONTRADICTED in verdicts:
             return Verdict.CONTRADICTED
-        return Verdict.REPRODUCED if found == {Verdict.REPRODUCED} else Verdict.INCONCLUSIVE
+        return Verdict.REPRODUCED if verdicts == {Verdict.REPRODUCED} else Verdict.INCONCLUSIVE
 
     def explained(self, why: str) -> Claim:
-        """The claim with why one would expect the opposite of it, where that came out; else as it was."""
+        """Return a contradicted claim with a possible reason; other claims stay as they are."""
         return dataclasses.replace(self, why=why) if self.verdict is Verdict.CONTRADICTED else self
 
     def to_json(self) -> dict[str, object]:
@@ -175,7 +175,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A mean over seeds at a place on the axis, with every seed's value."""
+    """The values of all seeds at one position of the x axis."""
 
     x: float
     values: tuple[float, ...]
@@ -206,7 +206,7 @@ class Plot:
 
 
 def curve(name: str, results: Results, number: str, *, along: str, times: float = 1.0) -> Curve:
-    """The curve of a number over the values called `along`, one value per seed."""
+    """Return the curve of a number over the cells' values of `along`, with one value per seed."""
     places: dict[float, list[float]] = {}
     for cell, row in results:
         places.setdefault(float(cell.values[along] or 0.0), []).append(times * float(row[number]))
@@ -214,17 +214,17 @@ def curve(name: str, results: Results, number: str, *, along: str, times: float 
 
 
 class Workspace(Protocol):
-    """What a running cell may use."""
+    """The data and files of a running cell."""
 
     data: Data
-    say: Any  # a call that takes what is being done, in words
+    say: Any  # a function that takes a progress message
 
     def state_of(self, cell: Cell) -> dict[str, Any]:
-        """The tensors that a needed cell has kept."""
+        """Return the tensors that a needed cell has kept."""
         ...
 
     def result_of(self, cell: Cell) -> Mapping[str, Any]:
-        """What a needed cell said."""
+        """Return the result of a needed cell."""
         ...
 
     def keep(self, state: Mapping[str, Any]) -> None:
@@ -233,27 +233,27 @@ class Workspace(Protocol):
 
     @property
     def state_file(self) -> Path:
-        """Where a training run of this cell may keep what it needs to go on after an interruption."""
+        """The file for the state of this cell's training, to continue after an interruption."""
         ...
 
 
 class Study(Protocol):
-    """A file of `compressor.studies`: its docstring's parts are the claim, the command, what is expected, the cost."""
+    """A module of `compressor.studies.papers`; its docstring has claim, command, expected result and cost."""
 
     TITLE: str
 
     def cells(self, scale: Scale, /) -> Sequence[Cell]:
-        """All that is to be run; every choice is a value of a cell."""
+        """Return all cells to run; every choice is a value of a cell."""
         ...
 
     def run(self, cell: Cell, workspace: Workspace, /) -> Mapping[str, Any]:
-        """One cell, as plain values."""
+        """Run one cell and return its result as plain values."""
         ...
 
     def verdict(self, results: Results, /) -> Sequence[Claim]:
-        """The claims, with the intervals that decide them."""
+        """Return the claims, with the intervals that decide them."""
         ...
 
     def plots(self, results: Results, /) -> Sequence[Plot]:
-        """The pictures."""
+        """Return the plots of the results."""
         ...

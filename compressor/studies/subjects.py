@@ -1,4 +1,4 @@
-"""The networks that studies start from: fresh weights drawn by a seed, or a state that another cell has kept."""
+"""The networks that studies start from: with fresh weights drawn by a seed, or with the state of another cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compressor.data.splits import Data, Images, Preprocessing, SplitName
 from compressor.errors import StudyError
 from compressor.measuring.accuracy import evaluate
 
-SEEN = 10_000  # images that the mean and the deviation are taken of
+SEEN = 10_000  # images for the mean and the deviation
 
 
 def subject(
@@ -27,11 +27,11 @@ def subject(
     training: Recipe | None = None,
     arguments: tuple[tuple[str, object], ...] = (),
 ) -> Checkpoint:
-    """The network of the architecture `ref`, such as `sample_models.networks:resnet8`, as a checkpoint in eval mode.
+    """Return a checkpoint of the architecture `ref`, such as `sample_models.networks:resnet8`, in eval mode.
 
-    Its weights are fresh ones drawn by `seed`, or `state`; inputs have the training images' shape and are normalised by
-    their mean and deviation. `training` is the recipe that made the state. Refused: what `build` refuses, data that is
-    not held in memory.
+    Its weights are drawn by `seed`, or are those of `state`. Inputs have the training images' shape and are normalised
+    by their mean and deviation. `training` is the recipe that led to the state. Refused: what `build` refuses, data
+    that is not in memory.
     """
     architecture = Architecture(ref=ref, arguments=arguments)
     with torch.random.fork_rng(devices=[]):
@@ -61,15 +61,15 @@ def _statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def normalisation(data: Data) -> Preprocessing:
-    """The mean and the deviation of the training images, channel by channel."""
+    """Return the preprocessing with the mean and the deviation of the training images, per channel."""
     images = data.split(SplitName.TRAIN)
     if not isinstance(images, Images):
-        raise StudyError("a study takes images that fit in memory", hint="an `.npz` file or a folder of IDX files")
+        raise StudyError("a study needs images in memory", hint="give an `.npz` file or a folder of IDX files")
     mean, std = _statistics(images)
     return Preprocessing(mean=mean, std=std)
 
 
 def percent_correct(network: Checkpoint, data: Data, split: SplitName) -> float:
-    """How many of a hundred images of a split the network classifies as labelled."""
+    """Return the network's accuracy on a split, in per cent."""
     images = data.split(split)
     return 100 * evaluate(network.module, images, split=str(split), preprocessing=network.preprocessing).share

@@ -21,7 +21,7 @@ from compressor.report.page import page
 from compressor.report.plots.studies import picture
 from compressor.report.studies import document, spans
 from compressor.studies.interval import Interval
-from compressor.studies.runner import Progressed, in_order, run_study, told
+from compressor.studies.runner import Progressed, in_order, results_to_json, run_study
 from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Verdict, curve, scale_named
 from tests.support.picture import Picture
 
@@ -127,7 +127,7 @@ def test_kept_weights_that_are_gone_are_an_error_with_a_way_out(tmp_path: Path) 
     run_study("made-up", Scale.SMOKE, data, tmp_path)
     next(tmp_path.glob("*.safetensors")).unlink()
     next(tmp_path.glob("cut*.json")).unlink()
-    with pytest.raises(StudyError, match="is gone, and others start from it") as caught:
+    with pytest.raises(StudyError, match="is missing, and other cells start from it") as caught:
         run_study("made-up", Scale.SMOKE, data, tmp_path)
     assert "delete" in str(caught.value.hint)
 
@@ -196,7 +196,7 @@ def test_why_is_said_where_the_opposite_came_out_and_nowhere_else() -> None:
 
 def test_the_page_says_every_verdict_and_shows_every_picture(tmp_path: Path) -> None:
     results = run_study("made-up", Scale.SMALL, data, tmp_path)
-    found = told("made-up", Scale.SMALL, results, data=data(), command="compress study made-up")
+    found = results_to_json("made-up", Scale.SMALL, results, data=data(), command="compress study made-up")
     write_json(tmp_path / "results.json", found)
     found = json.loads((tmp_path / "results.json").read_text())
     html, words = page(document(found)), markdown(document(found))

@@ -1,7 +1,7 @@
 """Studies: one file each, a published experiment that runs again; the file name is the study's name.
 
-A study's docstring has four parts (claim, command, expected, cost) and its first line is its help. It names arms and
-claims, and what it runs is the library's:
+A study's docstring has four parts (claim, command, expected, cost); its first line is its help text. A study defines
+arms and claims, and calls the library for everything else:
 
     TITLE: str
     def cells(scale: Scale) -> Sequence[Cell]
@@ -23,18 +23,18 @@ if TYPE_CHECKING:  # naming the studies, as `--help` does, must not import torch
 
 
 def names() -> tuple[str, ...]:
-    """The names of all studies, sorted; nothing of theirs is imported."""
+    """Return the names of all studies, sorted; no study is imported."""
     return plugin_names(__path__)
 
 
 def load(name: str) -> Study:
-    """The study called `name`; refused where there is none."""
+    """Return the study called `name`; refused: no such study."""
     module = plugin_named(name, package=__name__, names=names(), one="study", many="studies", refusal=StudyError)
     return cast("Study", module)
 
 
 def help_of(name: str) -> str:
-    """The first line of a study's docstring, read without importing it."""
+    """Return the first line of a study's docstring, without importing the study."""
     import ast
 
     file = Path(__path__[0]) / f"{name.replace('-', '_')}.py"

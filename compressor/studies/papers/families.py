@@ -74,7 +74,7 @@ TITLE = "Five families of compression"
 NAME = "families"
 
 DENSE, AGAIN, CLOCK = "dense", "dense again", "clock"
-FILE, TAKEN = "file", "taken"  # what a cell keeps: the bytes of its ONNX file, and the exits of tuning images
+FILE, TAKEN = "file", "taken"  # a cell's tensors: the bytes of its ONNX file, and the exits of tuning images
 STRUCTURED, DISTILLED = "structured", "distilled"
 INT8, ALL_THREE = "int8", "distilled int8"
 SPATIAL, CHANNEL, SEPARABLE = "spatial svd", "channel svd", "separable"
@@ -82,13 +82,13 @@ LOW_RANK = {SPATIAL: Kind.SPATIAL, CHANNEL: Kind.CHANNEL}
 HALF = 0.5  # of the MACs stay
 RATE, FULL_RATE, BRANCH_RATE = 0.02, 0.1, 0.05
 CALIBRATION, CALIBRATION_BATCH = 512, 32
-LEAST = 1.05  # times: what is called a speed-up
-MASKED, EARLY = "masked {:g}", "early exit {:g}"  # sparsity; points that may be lost on the tuning split
+LEAST = 1.05  # the smallest ratio that counts as a speed-up
+MASKED, EARLY = "masked {:g}", "early exit {:g}"  # sparsity; largest drop in points on the tuning split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """All that a scale decides; 0 images are all that there are."""
+    """The values of a scale; 0 images stand for all."""
 
     network: str
     after: str
@@ -103,7 +103,7 @@ class Size:
     timed_images: int = 50
 
     def values(self) -> dict[str, Value]:
-        """What all cells have in common."""
+        """Return the values that all cells share."""
         return {
             "network": self.network, "images": self.images, "tune": self.tune, "test": self.test, "epochs": self.epochs,
         }  # fmt: skip
@@ -124,21 +124,21 @@ SIZES = {
 
 
 def cells(scale: Scale) -> Sequence[Cell]:
-    """The dense network once, every arm with every seed, and the clock over the first seed's files."""
+    """Return the dense network's cell, every arm with every seed, and a cell that times the first seed's files."""
     size = SIZES[scale]
     dense = Cell(study=NAME, arm=DENSE, seed=0, values={**size.values(), "files": True})
-    found = [cell for seed in range(size.seeds) for cell in _arms(size, dense, seed)]
-    timed = (dense, *(cell for cell in found if cell.seed == 0))
+    arms = [cell for seed in range(size.seeds) for cell in _arms(size, dense, seed)]
+    timed = (dense, *(cell for cell in arms if cell.seed == 0))
     clock = {**size.values(), "rounds": size.rounds, "timed_images": size.timed_images, "threads": 1}
-    return [dense, *found, Cell(study=NAME, arm=CLOCK, seed=0, values=clock, needs=timed)]
+    return [dense, *arms, Cell(study=NAME, arm=CLOCK, seed=0, values=clock, needs=timed)]
 
 
 def _arms(size: Size, dense: Cell, seed: int) -> list[Cell]:
-    """One seed's; only the first seed's files are timed, and a file that another arm quantises is there always."""
+    """Return one seed's cells; only the first seed's cells write files to time, or cells that another arm quantises."""
 
     def arm(name: str, *, of: Cell = dense, **values: Value) -> Cell:
-        told = {**size.values(), "files": seed == 0, **values}
-        return Cell(study=NAME, arm=name, seed=seed, values=told, needs=(of,))
+        content = {**size.values(), "files": seed == 0, **values}
+        return Cell(study=NAME, arm=name, seed=seed, values=content, needs=(of,))
 
     taught = arm(DISTILLED, stays=HALF, rate=RATE, temperature=4.0, files=True)
     return [
@@ -167,14 +167,14 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
         dense = _dense(cell, data, workspace)
         if "max_drop" in cell.values:
             return _leaving_early(cell, dense, data, workspace, file)
-        made = dense if cell.arm == DENSE else _trained(cell, dense, data, workspace)
-        row = {**_cost(made), "accuracy": percent_correct(made, data, SplitName.TEST)}
+        network = dense if cell.arm == DENSE else _trained(cell, dense, data, workspace)
+        row = {**_cost(network), "accuracy": percent_correct(network, data, SplitName.TEST)}
         if cell.values["files"]:
-            export_onnx(made, file)
-            workspace.keep({**made.module.state_dict(), FILE: _tensor_of(file)})
+            export_onnx(network, file)
+            workspace.keep({**network.module.state_dict(), FILE: _tensor_of(file)})
             row |= {"bytes": file.stat().st_size}
         if "sparsity" in cell.values:
-            row |= {"nonzero": sum(int((p != 0).sum()) for p in made.module.parameters())}
+            row |= {"nonzero": sum(int((p != 0).sum()) for p in network.module.parameters())}
             if file.exists():
                 onnx_sparse(file, file.with_suffix(".sparse"))
                 row |= {"stored": file.with_suffix(".sparse").stat().st_size}
@@ -182,7 +182,7 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
 
 
 def _dense(cell: Cell, data: Data, workspace: Workspace) -> Checkpoint:
-    """The network that all arms start from: one that ships, or one that its cell trains as long as the arms are."""
+    """Return the network that all arms start from: a shipped one, or one that its cell trains as long as the arms."""
     name = str(cell.values["network"])
     if name.endswith(".pt"):
         import sample_models
@@ -196,7 +196,7 @@ def _dense(cell: Cell, data: Data, workspace: Workspace) -> Checkpoint:
 
 
 def _trained(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace) -> Checkpoint:
-    """What compression left of the dense network, after the budget of training that all share."""
+    """Compress the dense network by the cell's arm, train it for the epochs that all arms share, and return it."""
     value, mask, start = cell.values, None, dense
     if "sparsity" in value:
         mask = magnitude(dense.module, sparsity=float(value["sparsity"] or 0))
@@ -228,7 +228,7 @@ def _trained(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace) ->
 
 
 def _in_integers(cell: Cell, data: Data, workspace: Workspace, file: Path) -> Mapping[str, Any]:
-    """The needed cell's file in int8, by the ranges on training images drawn by the seed."""
+    """Quantise the needed cell's file to int8, by the ranges on training images drawn by the seed."""
     source = file.with_name("float.onnx")
     source.write_bytes(_bytes_of(workspace.state_of(cell.needs[0])[FILE]))
     how = Int8(images=int(cell.values["ranges"] or 0), seed=cell.seed)
@@ -243,7 +243,7 @@ def _in_integers(cell: Cell, data: Data, workspace: Workspace, file: Path) -> Ma
 
 
 def _leaving_early(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace, file: Path) -> Mapping[str, Any]:
-    """Branches on the frozen network, and the threshold that loses at most so much on the tuning split."""
+    """Train branches on the frozen network, and choose the threshold within the largest drop on the tuning split."""
     value = cell.values
     recipe = Recipe(
         budget=Step(epochs=int(value["epochs"] or 0)), schedule=Schedule(rate=float(value["rate"] or 0)), seed=cell.seed
@@ -265,18 +265,18 @@ def _leaving_early(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspa
 
 
 def _on_the_clock(cell: Cell, data: Data, workspace: Workspace, folder: Path) -> Mapping[str, Any]:
-    """All needed cells' files in turns, the dense one twice: the median of each block, and ratios to dense."""
+    """Time all needed cells' files in turns, the dense one twice; return block medians and ratios to dense."""
     value, files = cell.values, dict[str, Path]()
     tune = data.split(SplitName.TUNE)
-    taken = torch.zeros(len(tune), dtype=torch.long)
+    kinds = torch.zeros(len(tune), dtype=torch.long)
     for number, needed in enumerate(cell.needs):
         state = workspace.state_of(needed)
         files[needed.arm] = folder / f"{number}.onnx"
         files[needed.arm].write_bytes(_bytes_of(state[FILE]))
-        if TAKEN in state:  # images that leave all early exits alike are one kind
-            taken = torch.unique(taken * 1000 + state[TAKEN], return_inverse=True)[1]
+        if TAKEN in state:  # images that take the same exits in all networks are one kind
+            kinds = torch.unique(kinds * 1000 + state[TAKEN], return_inverse=True)[1]
     dense = load_onnx(files[DENSE])
-    images = [dense.preprocessing(tune[i][0].unsqueeze(0)) for i in alike(taken, int(value["timed_images"] or 0))]
+    images = [dense.preprocessing(tune[i][0].unsqueeze(0)) for i in alike(kinds, int(value["timed_images"] or 0))]
     measured = timed_on_images(
         {**files, AGAIN: files[DENSE]}, images, threads=int(value["threads"] or 0), blocks=int(value["rounds"] or 0)
     )
@@ -312,7 +312,7 @@ HARDER = (
 
 
 def verdict(results: Results) -> Sequence[Claim]:
-    """The claims that the papers make, each on this page's numbers."""
+    """Return the papers' claims, with findings of this study."""
     masks = [arm for arm in results.arms() if arm.startswith(MASKED.format(0)[:6])]
     early = [arm for arm in results.arms() if arm.startswith(EARLY.format(0)[:10])]
     return (
@@ -368,7 +368,7 @@ def verdict(results: Results) -> Sequence[Claim]:
 
 
 def _designed(results: Results) -> Claim:
-    """Of the separable network, with what its budget has to do with it where it lost too much."""
+    """Return the claim about the separable network; if it is contradicted, the training budget is the reason."""
     claim = Claim(
         text="Depthwise-separable layers cost at most two points for several times fewer MACs, and are faster here",
         source="Howard et al. 2017 (ImageNet: 71.7 to 70.6 % with 4866 to 569 M mult-adds)",
@@ -385,7 +385,7 @@ def _designed(results: Results) -> Claim:
 
 
 def _times(results: Results, arm: str, *, than: str = DENSE, least: float = LEAST, below: bool = False) -> Finding:
-    """How many times as fast an arm is, with the interval of the measurement itself."""
+    """Return how many times as fast an arm is, with the interval of the measurement."""
     interval = None
     for _, row in results.where(CLOCK):
         medians = row["block_medians_ns"]
@@ -394,9 +394,9 @@ def _times(results: Results, arm: str, *, than: str = DENSE, least: float = LEAS
                 Measurement(name=n, batch_size=1, samples_ns=tuple((round(m),) for m in medians[n]))
                 for n in (than, arm)
             )
-            found = speedup(one, other, confidence=LEVEL)
+            measured = speedup(one, other, confidence=LEVEL)
             interval = Interval(
-                estimate=found.ratio, low=found.low, high=found.high, n=len(medians[arm]),
+                estimate=measured.ratio, low=measured.low, high=measured.high, n=len(medians[arm]),
                 method="sign test over rounds",
             )  # fmt: skip
     quantity = f"{arm}, latency of {than} over its own"
@@ -404,14 +404,14 @@ def _times(results: Results, arm: str, *, than: str = DENSE, least: float = LEAS
 
 
 def _lost(results: Results, arm: str, most: float) -> Finding:
-    """The accuracy of an arm's seeds minus that of the one dense network."""
+    """Return the accuracy of an arm's seeds minus that of the dense network."""
     (dense,) = results.by_seed("accuracy", DENSE).values()
     interval = mean_interval([accuracy - dense for accuracy in results.by_seed("accuracy", arm).values()])
     return Finding(quantity=f"{arm} minus {DENSE}", interval=interval, bound=-most)
 
 
 def _bytes(results: Results, arm: str, most: float) -> Finding:
-    """The size of an arm's file as a share of the dense one's, which is counted and not measured."""
+    """Return the size of an arm's file as a share of the dense one's; it is counted, not measured."""
     (dense,) = results.by_seed("bytes", DENSE).values()
     shares = [row["bytes"] / dense for _, row in results.where(arm)]
     low, high = min(shares), max(shares)
@@ -420,7 +420,7 @@ def _bytes(results: Results, arm: str, most: float) -> Finding:
 
 
 def plots(results: Results) -> Sequence[Plot]:
-    """Accuracy over speed, over MACs and over bytes: one point for each arm, a dot for each seed."""
+    """Plot accuracy over speed, over MACs and over bytes: one point for each arm, a dot for each seed."""
     speeds = {name: row.get(f"{name} times") for _, row in results.where(CLOCK) for name in results.arms()}
     dense = next(row for _, row in results.where(DENSE))
     sides: dict[str, tuple[str, dict[str, float | None]]] = {
@@ -431,19 +431,19 @@ def plots(results: Results) -> Sequence[Plot]:
             {n: _share(results, n, "bytes", dense) for n in results.arms()},
         ),
     }
-    found = []
+    pictures = []
     for title, (axis, places) in sides.items():
         curves = tuple(
             Curve(name=name, points=(Point(x=x, values=tuple(results.by_seed("accuracy", name).values())),))
             for name, x in places.items()
             if x is not None and name != CLOCK
         )
-        found.append(Plot(title=f"Test accuracy and {title}", x=axis, y="%", curves=curves, joined=False))
-    return found
+        pictures.append(Plot(title=f"Test accuracy and {title}", x=axis, y="%", curves=curves, joined=False))
+    return pictures
 
 
 def _share(results: Results, arm: str, number: str, dense: Mapping[str, Any]) -> float | None:
-    """How many times fewer the arm's first seed has; sparse weights count as they are stored."""
+    """Return the dense network's number over that of the arm's first seed; sparse weights count as stored."""
     for _, row in results.where(arm):
         own = row.get("stored") if number == "bytes" and "stored" in row else row.get(number)
         if own:

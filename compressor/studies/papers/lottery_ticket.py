@@ -53,7 +53,7 @@ from compressor.training.watch import state_of
 TITLE = "The lottery ticket hypothesis: early weights, masks, and learning rates"
 STUDY = "lottery-ticket"
 HALF_A_POINT = 0.5  # the least difference of accuracies that counts as one
-REDRAWN = 10_000  # added to a seed where weights are drawn afresh
+REDRAWN = 10_000  # added to the seed of fresh weights
 AT_MOST = 21.5  # per cent of the weights; seven rounds leave 21.1 of LeNet-300-100
 
 LENET, DROPOUT, LOW, HIGH, WARM_UP = "lenet", "dropout", "low rate", "high rate", "warm-up"
@@ -65,12 +65,12 @@ SMALL_EARLY, SMALL_AFRESH = "structured-early", "structured-afresh"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One network with one way to train it, and how it is pruned; each field is a value of every cell of it."""
+    """One network with its training and its pruning; each field is a value of all its cells."""
 
     setting: str
     network: str
     epochs: int
-    every: int  # steps from one look at the tuning loss to the next
+    every: int  # steps between two measurements of the tuning loss
     learning_rate: float
     optimiser: str = str(Optimiser.SGD)
     shape: str = str(Shape.STEP)
@@ -83,25 +83,25 @@ class Setting:
     images: int = 0  # of the training split; 0: all
     judged: int = 0  # of each other split
     side: int = 28  # of an image
-    rate: float = 0.2  # share of the weights left that a round removes
+    rate: float = 0.2  # share of the remaining weights that a round removes
     output_rate: float = 0.1
     scope: str = str(MaskScope.UNIFORM)
     rewind: int = 0  # the step that `rewound to k` goes back to
 
     def values(self) -> dict[str, Value]:
-        """By name."""
+        """Return the fields by name."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a scale runs: seeds, settings, how many rounds, and at which of them the controls."""
+    """The runs of a scale: seeds, settings, the number of rounds, and the rounds with controls."""
 
     seeds: int
     lenet: Setting
     rounds: int
-    afresh: tuple[int, ...]  # after which rounds weights are drawn afresh
-    random: tuple[int, ...]  # after which masks are random
+    afresh: tuple[int, ...]  # rounds with a control of fresh weights
+    random: tuple[int, ...]  # rounds with a control of a random mask
     one_shot: tuple[int, ...]
     dropout_rounds: int
     conv_seeds: int
@@ -113,7 +113,7 @@ class Plan:
 
 
 def plan_of(scale: Scale) -> Plan:
-    """The values of each scale."""
+    """Return the plan of a scale."""
     lenet = Setting(
         setting=LENET, network="lenet_300_100", epochs=10, every=25, optimiser=str(Optimiser.ADAMW),
         shape=str(Shape.CONSTANT), learning_rate=1.2e-3, batch_size=60, glorot=True,
@@ -148,7 +148,7 @@ def plan_of(scale: Scale) -> Plan:
 
 
 def cells(scale: Scale) -> list[Cell]:
-    """Every arm with every seed."""
+    """Return every arm with every seed."""
     plan = plan_of(scale)
     parts = ((_lenet, plan.seeds), (_convolutional, plan.conv_seeds))
     return [cell for part, seeds in parts for seed in range(seeds) for cell in part(plan, seed)]
@@ -159,11 +159,11 @@ def _cell(arm: str, setting: Setting, seed: int, *needs: Cell, **values: Value) 
 
 
 def _chain(arm: str, setting: Setting, dense: Cell, rounds: int) -> list[Cell]:
-    """A cell for each round; each needs the dense network's early weights and the round before."""
-    found: list[Cell] = []
+    """Return a cell for each round; each needs the dense network's early weights and the round before."""
+    chain: list[Cell] = []
     for number in range(1, rounds + 1):
-        found.append(_cell(arm, setting, dense.seed, dense, *found[-1:], round=number))
-    return found
+        chain.append(_cell(arm, setting, dense.seed, dense, *chain[-1:], round=number))
+    return chain
 
 
 def _lenet(plan: Plan, seed: int) -> Iterator[Cell]:
@@ -208,7 +208,7 @@ def _convolutional(plan: Plan, seed: int) -> Iterator[Cell]:
 
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
-    """Train one network from where its arm starts, watched; the test split is read once it is trained."""
+    """Train one network from its arm's start, and measure the tuning loss; the test split is read after training."""
     sizes: Mapping[str, Any] = cell.values
     data = reduced(
         workspace.data, train=sizes["images"], tune=sizes["judged"], test=sizes["judged"], side=sizes["side"]
@@ -237,11 +237,13 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
 
 
 def _fresh(cell: Cell, data: Data, *, seed: int) -> Checkpoint:
-    """The cell's network with first weights drawn by `seed`."""
+    """Return the cell's network with first weights drawn by `seed`."""
     dropout = cell.values["dropout"]
     arguments = (("dropout", dropout),) if dropout else ()
-    found = subject(f"sample_models.networks:{cell.values['network']}", data=data, seed=seed, arguments=arguments)
-    return dataclasses.replace(found, module=glorot_normal(found.module, seed=seed)) if cell.values["glorot"] else found
+    network = subject(f"sample_models.networks:{cell.values['network']}", data=data, seed=seed, arguments=arguments)
+    if not cell.values["glorot"]:
+        return network
+    return dataclasses.replace(network, module=glorot_normal(network.module, seed=seed))
 
 
 def _rounds(cell: Cell, checkpoint: Checkpoint) -> Rounds:
@@ -253,7 +255,7 @@ def _rounds(cell: Cell, checkpoint: Checkpoint) -> Rounds:
 
 
 def _structured(cell: Cell, fresh: Checkpoint, trained: Mapping[str, Tensor]) -> Checkpoint:
-    """The dense network without its channels of least l1-norm, with its first weights or others."""
+    """Return the dense network without its channels of least l1-norm, with its early weights or fresh ones."""
     dense = dataclasses.replace(fresh, module=holding(fresh.module, trained))
     small = prune(
         dense, Request(budget=ChannelBudget(ratio=float(cell.values["ratio"] or 0)), criterion="l1-norm")
@@ -266,7 +268,7 @@ def _structured(cell: Cell, fresh: Checkpoint, trained: Mapping[str, Tensor]) ->
 
 
 def _recipe(cell: Cell, images: int) -> Recipe:
-    """The cell's training; arms that are rewound to step k go on from there, and are as much shorter."""
+    """Return the cell's training; arms rewound to step k train for the remaining epochs only."""
     values: Mapping[str, Any] = cell.values
     recipe = Recipe(
         budget=Step(epochs=values["epochs"]),
@@ -306,7 +308,7 @@ def _trained(
 
 
 def _part(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """What was kept under `name`, without it."""
+    """Return the tensors under the prefix `name`, without the prefix."""
     return {n.removeprefix(f"{name}."): t for n, t in state.items() if n.startswith(f"{name}.")}
 
 
@@ -318,10 +320,10 @@ NOTHING_LOST = (
 
 
 def verdict(results: Results) -> list[Claim]:
-    """Every difference is one of the same seed's cells; accuracies are of the test split."""
+    """Return the claims; differences are between cells of one seed, accuracies are of the test split."""
     frankle, stop = "Frankle & Carbin 2019", {"number": "test_at_stop"}
     levels, random, once = (
-        [n for n in _rounds_of(results, arm, LENET) if _left(results, n) <= AT_MOST]
+        [n for n in _rounds_of(results, arm, LENET) if _share_left(results, n) <= AT_MOST]
         for arm in (AFRESH, RANDOM, ONE_SHOT)
     )
     dropout, last = (max(_rounds_of(results, AFRESH, setting), default=0) for setting in (DROPOUT, HIGH))
@@ -330,15 +332,15 @@ def verdict(results: Results) -> list[Claim]:
         s: _differences(results, TICKET, AFRESH, setting=s, level=last, number="test") for s in (LOW, HIGH, WARM_UP)
     }
 
-    def gap(first: str, second: str, *, setting: str = LENET, level: int | None = None, **said: Any) -> Finding:
-        number = said.pop("number", "test")
+    def gap(first: str, second: str, *, setting: str = LENET, level: int | None = None, **fields: Any) -> Finding:
+        number = fields.pop("number", "test")
         differences = _differences(results, first, second, setting=setting, level=level, number=number)
-        where = setting if level is None else f"{setting}, {_left(results, level, setting):.1f} % left"
+        where = setting if level is None else f"{setting}, {_share_left(results, level, setting):.1f} % left"
         interval = mean_interval(list(differences.values()))
-        return Finding(quantity=f"{first} - {second}, {where}", interval=interval, **said)
+        return Finding(quantity=f"{first} - {second}, {where}", interval=interval, **fields)
 
-    def steps(first: str, second: str, level: int, **said: Any) -> Finding:
-        return gap(first, second, level=level, number="stop", unit="steps", **said)
+    def steps(first: str, second: str, level: int, **fields: Any) -> Finding:
+        return gap(first, second, level=level, number="stop", unit="steps", **fields)
 
     return [
         Claim(
@@ -413,7 +415,7 @@ def verdict(results: Results) -> list[Claim]:
 def _differences(
     results: Results, first: str, second: str, *, setting: str, level: int | None, number: str
 ) -> dict[int, float]:
-    """A number of one arm less that of another after so many rounds, by seed; the dense network has none behind it."""
+    """Return a number of one arm minus that of another after `level` rounds, by seed; `dense` is at round 0."""
 
     def of(arm: str) -> dict[int, float]:
         rounds: dict[str, Value] = {} if level is None else {"round": 0 if arm == DENSE else level}
@@ -424,22 +426,22 @@ def _differences(
 
 
 def _looks(results: Results) -> float:
-    """The steps from one look at LeNet's tuning loss to the next."""
+    """Return the steps between two measurements of LeNet's tuning loss."""
     return max((float(n) for n in results.where(setting=LENET).values_of("every") if n), default=0.0)
 
 
 def _rounds_of(results: Results, arm: str, setting: str) -> list[int]:
-    """After which rounds an arm was run."""
+    """Return the rounds of an arm."""
     return [int(n) for n in results.where(arm, setting=setting).values_of("round") if n]
 
 
-def _left(results: Results, level: int, setting: str = LENET) -> float:
-    """The share of the weights that are left after so many rounds, in per cent."""
+def _share_left(results: Results, level: int, setting: str = LENET) -> float:
+    """Return the share of the weights that remain after `level` rounds, in per cent."""
     return next((float(row["left"]) for _, row in results.where(TICKET, setting=setting, round=level)), math.nan)
 
 
 def plots(results: Results) -> list[Plot]:
-    """Accuracy, speed and the losses of LeNet's arms, and accuracy by arm and rate of the convolutional network."""
+    """Plot accuracy, speed and losses of LeNet's arms, and the convolutional network's accuracy by arm and rate."""
     lenet, share = results.where(setting=LENET), "weights left, %"
     arms = (TICKET, AFRESH, RANDOM, ONE_SHOT)
     return [
@@ -468,7 +470,7 @@ def plots(results: Results) -> list[Plot]:
 
 
 def _over_left(results: Results, arm: str, number: str, *, name: str = "") -> Curve:
-    """A number over the share of weights left; tickets begin at the dense network."""
+    """Return the curve of a number over the share of remaining weights; tickets begin at the dense network."""
     mine = {**(results.where(DENSE).rows if arm == TICKET else {}), **results.where(arm).rows}
     places: dict[float, list[float]] = {}
     for row in mine.values():
@@ -477,7 +479,7 @@ def _over_left(results: Results, arm: str, number: str, *, name: str = "") -> Cu
 
 
 def _losses(lenet: Results) -> Iterator[Curve]:
-    """The mean loss at every look, of the dense network and of the smallest ticket with its control."""
+    """Yield the curves of the loss during training: the dense network, the smallest ticket and its control."""
     deepest = max(_rounds_of(lenet, AFRESH, LENET), default=0)
     for arm, level in ((DENSE, 0), (TICKET, deepest), (AFRESH, deepest)):
         places: dict[float, list[float]] = {}
@@ -485,4 +487,4 @@ def _losses(lenet: Results) -> Iterator[Curve]:
             for step, loss in row["losses"]:
                 places.setdefault(float(step), []).append(float(loss))
         points = tuple(Point(x=x, values=tuple(v)) for x, v in sorted(places.items()))
-        yield Curve(name=arm if arm == DENSE else f"{arm}, {_left(lenet, level):.1f} %", points=points)
+        yield Curve(name=arm if arm == DENSE else f"{arm}, {_share_left(lenet, level):.1f} %", points=points)

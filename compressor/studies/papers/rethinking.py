@@ -64,11 +64,11 @@ WAYS = {
     SCRATCH_E: How.SCRATCH_E, SCRATCH_B: How.SCRATCH_B, CAPPED: How.SCRATCH_B,
 }  # fmt: skip
 CAP = 2.0
-FRESH = 1000  # added to a cell's seed, so that no scratch run draws the dense network's own first weights
+FRESH = 1000  # added to a cell's seed, so that scratch runs have other first weights than the dense network
 
 MAGNITUDE, UNIFORM, SLIMMING = "magnitude of weights", "l1-norm uniform", "slimming"
 GLOBAL, MEASURED, CHANCE = "l1-norm global", "obs measured", "random widths"
-CHOOSERS: Mapping[str, Mapping[str, Any]] = {  # who chooses the widths, as what the request says
+CHOOSERS: Mapping[str, Mapping[str, Any]] = {  # the fields of the request of each way to choose widths
     SLIMMING: {"criterion": "bn-scale", "scope": Scope.GLOBAL},
     GLOBAL: {"criterion": "l1-norm", "scope": Scope.GLOBAL},
     "taylor global": {"criterion": "taylor", "scope": Scope.GLOBAL},
@@ -80,7 +80,7 @@ ALL = tuple(WAYS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
-    """Who chose what stays, at which share of channels (or weights) removed, and the arms that train it."""
+    """A way to prune, its share of removed channels (or weights), and the arms that train the result."""
 
     source: str
     level: float
@@ -89,7 +89,7 @@ class Runs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """All that a scale decides; 0 images are all that there are, 0 pixels those that they have."""
+    """The values of a scale; 0 images stand for all, 0 pixels for the images' own size."""
 
     runs: tuple[Runs, ...]
     epochs: int
@@ -102,7 +102,7 @@ class Size:
     pixels: int = 0
 
     def values(self) -> dict[str, Value]:
-        """What all cells have in common."""
+        """Return the values that all cells share."""
         return {
             "ref": self.ref, "images": self.images, "tune": self.tune, "test": self.test, "pixels": self.pixels,
             "epochs": self.epochs, "fine_tune_epochs": max(1, self.epochs // 4), "batch": 64, "rate": 0.1,
@@ -147,21 +147,21 @@ SIZES = {Scale.SMOKE: SMOKE, Scale.SMALL: SMALL, Scale.PAPER: PAPER}
 
 
 def cells(scale: Scale) -> Sequence[Cell]:
-    """For every seed a dense network, one more with penalised scales, and what comes of each when it is pruned."""
-    size, found = SIZES[scale], list[Cell]()
+    """Return for every seed a dense network, one with penalised scales, and the networks pruned from each."""
+    size, every = SIZES[scale], list[Cell]()
     for seed in range(size.seeds):
         dense = Cell(study=NAME, arm=DENSE, seed=seed, values={**size.values(), "bn_l1": 0.0})
         sparse = Cell(study=NAME, arm=SPARSE, seed=seed, values={**size.values(), "bn_l1": size.bn_l1})
-        found += [dense, sparse]
+        every += [dense, sparse]
         for runs in size.runs:
             values = {**size.values(), "source": runs.source, "level": runs.level}
             needs = (sparse if runs.source == SLIMMING else dense,)
-            found += [Cell(study=NAME, arm=arm, seed=seed, values=values, needs=needs) for arm in runs.arms]
-    return found
+            every += [Cell(study=NAME, arm=arm, seed=seed, values=values, needs=needs) for arm in runs.arms]
+    return every
 
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
-    """One network, trained, or pruned and trained again; its accuracy on the test split after the last epoch."""
+    """Train one network, or prune and retrain one; return its accuracies after the last epoch."""
     data, ref = images_of(cell, workspace.data), str(cell.values["ref"])
     if not cell.needs:
         dense, recipe = subject(ref, data=data, seed=cell.seed), dense_recipe(cell)
@@ -181,13 +181,13 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
 
 
 def images_of(cell: Cell, data: Data) -> Data:
-    """As many images of each split as the cell says, the same ones for all seeds, and of its size."""
+    """Return the cell's number of images of each split, in the cell's size; they are the same for all seeds."""
     value: Any = cell.values
     return reduced(data, train=value["images"], tune=value["tune"], test=value["test"], side=value["pixels"])
 
 
 def dense_recipe(cell: Cell) -> Recipe:
-    """As published, but for the lengths: SGD, the rate a tenth at half and at three quarters, crops and flips."""
+    """Return the published recipe with other lengths: SGD, rate / 10 at half and at three quarters, crops, flips."""
     value = cell.values
     return Recipe(
         budget=Step(epochs=int(value["epochs"] or 0)),
@@ -200,7 +200,7 @@ def dense_recipe(cell: Cell) -> Recipe:
 
 
 def recipe_of(cell: Cell, dense: Checkpoint, *, dense_cost: Cost, small_cost: Cost) -> Recipe:
-    """What the cell's arm means for this pair of networks."""
+    """Return the recipe of the cell's arm for this pair of networks."""
     value, seed = cell.values, FRESH + cell.seed
     wishes = Wishes(seed=seed)
     if cell.arm in (PUBLISHED, TUNED):
@@ -218,7 +218,7 @@ def recipe_of(cell: Cell, dense: Checkpoint, *, dense_cost: Cost, small_cost: Co
 
 
 def pruned_by(source: str, dense: Checkpoint, ratio: float, *, data: Data, seed: int) -> Pruned:
-    """What `source` leaves of the network at the MACs of uniform l1-norm pruning at this ratio of channels."""
+    """Prune by `source`, to the MACs that uniform l1-norm pruning leaves at this ratio of channels."""
     uniform = prune(dense, Request(budget=ChannelBudget(ratio=ratio), criterion="l1-norm", align=1))
     if source == UNIFORM:
         return uniform
@@ -231,7 +231,7 @@ def pruned_by(source: str, dense: Checkpoint, ratio: float, *, data: Data, seed:
 
 
 def widths_of(pruned: Pruned) -> dict[str, int]:
-    """How many channels stay of each group; none of an emptied one."""
+    """Return how many channels stay of each group; 0 for an emptied group."""
     level = pruned.levels[0]
     stays = {g.root: g.channels - len(level.plan.removed.get(g.root, ())) for g in pruned.traced.groups}
     return {root: 0 if root in level.emptied else width for root, width in stays.items()}
@@ -240,18 +240,18 @@ def widths_of(pruned: Pruned) -> dict[str, int]:
 def _run_masked(
     cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace, *, sparsity: float
 ) -> Mapping[str, Any]:
-    """One arm of a mask over the convolutions' weights; the fresh ones of a scratch arm are masked too."""
+    """Run one arm with a mask on the convolutions' weights; a scratch arm's fresh weights are masked too."""
     mask = magnitude(dense.module, sparsity=sparsity, protect=("fc",))
     cost, macs = count(dense.module, dense.example_inputs), masked_macs(dense.module, mask, dense.example_inputs)
     recipe = recipe_of(cell, dense, dense_cost=cost, small_cost=dataclasses.replace(cost, macs=macs))
     masked = dataclasses.replace(dense, module=apply_mask_(copy_of(dense.module), mask))
-    if WAYS[cell.arm] in SCRATCH:  # which `retrain` refuses: masked scratch is this paper's alone
+    if WAYS[cell.arm] in SCRATCH:  # `retrain` refuses these: only this paper trains masked networks from scratch
         fresh = starting_module(dense, WAYS[cell.arm], seed=recipe.seed).to(device_named("auto"))
-        made = train(
+        result = train(
             fresh, data, recipe=recipe, preprocessing=dense.preprocessing, state_file=workspace.state_file,
             hooks=Hooks(after_step=(lambda module: apply_mask_(module, mask),)),
         )  # fmt: skip
-        trained = dataclasses.replace(dense, module=made.module.cpu())
+        trained = dataclasses.replace(dense, module=result.module.cpu())
     else:
         trained = retrain(masked, data, recipe=recipe, mask=mask, device="auto", state_file=workspace.state_file)
     before = percent_correct(masked, data, SplitName.TUNE)
@@ -259,7 +259,7 @@ def _run_masked(
 
 
 def _row(trained: Checkpoint, data: Data, *, recipe: Recipe, macs: float) -> dict[str, Any]:
-    """What a cell says: accuracies in per cent, MACs as a share of the dense network's, what it was trained for."""
+    """Return a cell's result: accuracies in per cent, MACs as a share of the dense network's, epochs and notes."""
     return {
         "accuracy": percent_correct(trained, data, SplitName.TEST),
         "tune": percent_correct(trained, data, SplitName.TUNE),
@@ -274,7 +274,7 @@ TOO_SHORT = (
 
 
 def verdict(results: Results) -> Sequence[Claim]:
-    """Liu et al.'s two claims and two remarks, and the later ones against the first."""
+    """Return Liu et al.'s claims, and those of later papers against the first."""
     channels = [p for p in _places(results, PUBLISHED) if p[0] != MAGNITUDE and _budgeted(results, p) is not None]
     weights = [p for p in _places(results, PUBLISHED, SCRATCH_E) if p[0] == MAGNITUDE][-1:]
     uniform = [p for p in _places(results, SCRATCH_B) if p[0] == UNIFORM]
@@ -320,18 +320,18 @@ def verdict(results: Results) -> Sequence[Claim]:
     )  # fmt: skip
 
 
-Place = tuple[str, float]  # who chose what stays, at which level
+Place = tuple[str, float]  # a way to prune, and its level
 
 
 def ranked(results: Results) -> list[Place]:
-    """Who chose widths where chance did too, by the mean accuracy of Scratch-B with the cap, the best first."""
+    """Return the ways to choose widths, where random widths ran too, by mean accuracy of capped Scratch-B, sorted."""
     levels = {level for source, level in _places(results, CAPPED) if source == CHANCE}
-    found = [p for p in _places(results, CAPPED) if p[1] in levels and p[0] != MAGNITUDE]
-    return sorted(found, key=lambda p: -statistics.fmean(_accuracies(results, CAPPED, p)))
+    places = [p for p in _places(results, CAPPED) if p[1] in levels and p[0] != MAGNITUDE]
+    return sorted(places, key=lambda p: -statistics.fmean(_accuracies(results, CAPPED, p)))
 
 
 def _places(results: Results, *arms: str) -> list[Place]:
-    """Where all of these arms ran, sorted by level, then in the order of the cells."""
+    """Return the places at which all of these arms ran, sorted by level, then in the order of the cells."""
     ran = [
         {(str(c.values["source"]), float(c.values["level"] or 0)): None for c in results.where(a).rows} for a in arms
     ]
@@ -339,7 +339,7 @@ def _places(results: Results, *arms: str) -> list[Place]:
 
 
 def _budgeted(results: Results, place: Place) -> str | None:
-    """The arm that trained from scratch for the dense network's MACs there, or for as many as the cap lets it."""
+    """Return the arm that trained from scratch for the dense network's MACs at a place, or up to the cap."""
     return next((arm for arm in (SCRATCH_B, CAPPED) if place in _places(results, arm)), None)
 
 
@@ -348,7 +348,7 @@ def _accuracies(results: Results, arm: str, place: Place) -> list[float]:
 
 
 def _gap(results: Results, place: Place, one: str, other: str, *, within: bool = False) -> Finding:
-    """How much better `one` is there; runs from scratch are independent of the dense network, so nothing is paired."""
+    """Return how much better `one` is at a place; seeds are not paired, as scratch runs are independent of `dense`."""
     groups = [_accuracies(results, arm, place) for arm in (one, other)]
     deviation = pooled_deviation(*groups) if within and any(len(g) > 1 for g in groups) else 0.0
     quantity = f"{one} minus {other}, {place[0]} at {place[1]:g}"
@@ -356,7 +356,7 @@ def _gap(results: Results, place: Place, one: str, other: str, *, within: bool =
 
 
 def plots(results: Results) -> Sequence[Plot]:
-    """Accuracy over the ratio and over sparsity, arm by arm, and the architectures at equal MACs, ranked."""
+    """Plot accuracy over ratio and sparsity for each arm, and the architectures of equal MACs by rank."""
     dense = Curve(name=DENSE, points=(Point(x=0, values=tuple(results.by_seed("accuracy", DENSE).values())),))
     chart = []
     for source, x in ((UNIFORM, "channels removed of each group"), (MAGNITUDE, "weights removed of the convolutions")):

@@ -66,7 +66,7 @@ TITLE = "The generalization-stability tradeoff in pruning"
 SLACK = 0.5  # points that "at least matches" allows
 PRUNED = ("smallest-often", "smallest-seldom", "random-seldom", "largest-often", "largest-seldom")  # correlated
 
-# arm → whose scores are chosen, how often, and what happens to them; `batches` is the effect's length
+# arm → the order of scores, how often events are, and their effect; `batches` is the effect's length
 ARMS: Mapping[str, Mapping[str, Value]] = {
     "unpruned": {"order": "none", "often": "seldom", "effect": "none", "batches": 0},
     "smallest-often": {"order": "smallest", "often": "often", "effect": "gone", "batches": 0},
@@ -102,19 +102,19 @@ SEEDS = {Scale.SMOKE: 2, Scale.SMALL: 10, Scale.PAPER: 10}
 
 
 def cells(scale: Scale) -> list[Cell]:
-    """Every arm with every seed; how often an arm's events come is a number of epochs of the scale's protocol."""
+    """Return every arm with every seed; the scale's protocol has the number of epochs between an arm's events."""
     protocol = {k: v for k, v in PROTOCOLS[scale].items() if k not in ("often", "seldom", "once")}
-    made = []
+    every = []
     for seed in range(SEEDS[scale]):
         for arm, own in ARMS.items():
             values = {**protocol, **{k: v for k, v in own.items() if k != "often"}}
             values["every"] = PROTOCOLS[scale][str(own["often"])]
-            made.append(Cell(study="stability", arm=arm, seed=seed, values=values))
-    return made
+            every.append(Cell(study="stability", arm=arm, seed=seed, values=values))
+    return every
 
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
-    """Train one network with its events, cut what is gone, and count on the test split."""
+    """Train one network with its events, cut the removed channels, and return its accuracies."""
     values: Mapping[str, Any] = cell.values
     data = reduced(workspace.data, train=values["images"] or 0, tune=values["tune"] or 0, test=values["test"] or 0)
     start = _start(cell, data)
@@ -136,15 +136,15 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
         state_file=workspace.state_file,
     )
     module = _small(trained, traced, start)
-    found = {
+    shares = {
         split: evaluate(module, data.split(split), split=split, preprocessing=start.preprocessing).share
         for split in SplitName
     }
     events_file(workspace.state_file).unlink(missing_ok=True)
     return {
-        "accuracy": 100 * found[SplitName.TEST],
-        "tune_accuracy": 100 * found[SplitName.TUNE],
-        "train_accuracy": 100 * found[SplitName.TRAIN],
+        "accuracy": 100 * shares[SplitName.TEST],
+        "tune_accuracy": 100 * shares[SplitName.TUNE],
+        "train_accuracy": 100 * shares[SplitName.TRAIN],
         "stability": mean_stability(trained.events),
         "events": len(trained.events),
         "channels": sum(len(channels) for channels in trained.silent.values()),
@@ -160,7 +160,7 @@ LITTLE_TIME = (
 
 
 def verdict(results: Results) -> list[Claim]:
-    """The paper's order and its correlation, each by an interval over the seeds."""
+    """Return the paper's claims about order and correlation, each with an interval over the seeds."""
     source = "Bartoldson et al. 2020, sec. 4"
     pruned = [row for cell, row in results if cell.arm in PRUNED and row["stability"] is not None]
     together = correlation([row["stability"] for row in pruned], [row["accuracy"] for row in pruned])
@@ -204,7 +204,7 @@ def verdict(results: Results) -> list[Claim]:
 
 
 def plots(results: Results) -> list[Plot]:
-    """Every run's test accuracy over its mean stability, and every arm's over its number of events."""
+    """Plot every run's test accuracy over its mean stability, and every arm's over its number of events."""
     runs = tuple(
         Curve(
             name=arm,
@@ -261,7 +261,7 @@ def _start(cell: Cell, data: Data) -> Checkpoint:
 
 
 def _departures(values: Mapping[str, Any], traced: Traced) -> list[Departure]:
-    """The last layers lose their shares, each in its own window; none does where the order is `none`."""
+    """Return the departures: the last layers lose their shares, each in its own window; none for the order `none`."""
     if values["order"] == "none":
         return []
     fractions = [float(fraction) for fraction in values["fractions"].split(",")]
@@ -300,7 +300,7 @@ def _recipe(cell: Cell) -> Recipe:
 
 
 def _small(trained: TrainedWithEvents, traced: Traced, start: Checkpoint) -> nn.Module:
-    """The trained network without what is silent in it; it says the same, or that is an error."""
+    """Cut the channels that are zero in the trained network, and return it; raises if an output differs."""
     module = trained.module.cpu()
     if not trained.silent:
         return module

@@ -75,15 +75,15 @@ JUDGED_AT = (0.1, 0.03)  # the shares of the weights kept that claims about trai
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What a scale decides. `densities` are shares of the hidden layers' weights that a trained network keeps.
+    """The values of a scale; `densities` are the shares of the hidden layers' weights that a trained network keeps.
 
-    `iterative` goes from each to the next, as published; else each is one step from the dense network. An untrained
-    supermask is tried at `levels` shares, `factor` apart.
+    If `iterative`, each density starts from the one before, as published; else each starts from the dense network. An
+    untrained supermask is evaluated at `levels` shares, each `factor` times the one before.
     """
 
     seeds: int
-    images: int  # training images; the data's own number where that is less
-    evaluated: int  # likewise, of the tuning and of the test split
+    images: int  # largest number of training images
+    evaluated: int  # largest number of images of the tuning and of the test split
     epochs: int
     densities: tuple[float, ...]
     levels: int
@@ -108,7 +108,7 @@ SIZES = {
 
 
 def cells(scale: Scale) -> list[Cell]:
-    """For every seed a dense network, its untrained and trained masked networks, and masks learned for its start."""
+    """Return for every seed a dense network, its untrained and trained masked networks, and learned masks."""
     size = SIZES[scale]
     return [cell for seed in range(size.seeds) for cell in _of_seed(seed, size)]
 
@@ -138,7 +138,7 @@ def _named(criterion: MaskCriterion, kept: Kept, pruned: Pruned) -> dict[str, Va
 
 
 def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
-    """One network, or one mask on one network's start at several levels."""
+    """Run one network, or one mask on one network's initial weights at several levels."""
     value: Any = cell.values
     data = reduced(workspace.data, train=value["images"], tune=value["evaluated"], test=value["evaluated"])
     network = glorot_normal(subject(NETWORK, data=data).module, seed=cell.seed)
@@ -148,7 +148,7 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
 
 
 def _recipe(cell: Cell) -> Recipe:
-    """Adam for weights, plain descent with momentum for the logits of a mask; a constant rate."""
+    """Return the cell's training: Adam for weights, SGD with momentum for a mask's logits; a constant rate."""
     values: Any = cell.values
     return Recipe(
         budget=Step(epochs=values["epochs"]),
@@ -161,19 +161,19 @@ def _recipe(cell: Cell) -> Recipe:
     )
 
 
-def _said(module: nn.Module, data: Data) -> dict[str, float]:
+def _accuracies(module: nn.Module, data: Data) -> dict[str, float]:
     return {"tune": _accuracy(module, data, SplitName.TUNE), "accuracy": _accuracy(module, data, SplitName.TEST)}
 
 
 def _accuracy(module: nn.Module, data: Data, split: SplitName) -> float:
-    """In per cent."""
+    """Return the accuracy in per cent."""
     return round(100 * evaluate(module, data.split(split), split=str(split), preprocessing=INPUTS).share, 4)
 
 
 def _dense(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -> dict[str, Any]:
     trained = train(network, data, recipe=_recipe(cell), preprocessing=INPUTS, state_file=workspace.state_file).module
     workspace.keep(trained.state_dict())
-    return _said(trained, data)
+    return _accuracies(trained, data)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -181,26 +181,26 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _untrained(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -> dict[str, Any]:
-    """Accuracies at every level, and at the one that is best on the tuning split."""
+    """Return the accuracies at every level, and at the level that is best on the tuning split."""
     values: Any = cell.values
     initial, after = _weights(network), workspace.state_of(cell.needs[0])
     final = {name: after[name] for name in initial}
     densities = [values["factor"] ** level for level in range(1, values["levels"] + 1)]
-    found = []
+    by_level = []
     for density in densities:
         mask = mask_by(
             MaskCriterion(values["criterion"]), initial=initial, final=final, seed=cell.seed,
             sparsity=slower_at_the_output(initial, 1 - density),
         )  # fmt: skip
         start = start_weights(mask, initial=initial, final=final, kept=Kept(values["kept"]), seed=cell.seed)
-        found.append(_said(with_weights(network, start), data))
-    best = max(found, key=lambda level: level["tune"])
+        by_level.append(_accuracies(with_weights(network, start), data))
+    best = max(by_level, key=lambda level: level["tune"])
     return {
         **best,
-        "density": densities[found.index(best)],
+        "density": densities[by_level.index(best)],
         "densities": densities,
-        "tuned": [level["tune"] for level in found],
-        "accuracies": [level["accuracy"] for level in found],
+        "tuned": [level["tune"] for level in by_level],
+        "accuracies": [level["accuracy"] for level in by_level],
     }
 
 
@@ -223,11 +223,11 @@ def _trained(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -
     ).module  # fmt: skip
     if values["iterative"]:
         workspace.keep({**trained.state_dict(), **{f"mask.{name}": kept for name, kept in mask.kept.items()}})
-    return {**_said(trained, data), "sparsity": mask.sparsity}
+    return {**_accuracies(trained, data), "sparsity": mask.sparsity}
 
 
 def _learned(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -> dict[str, Any]:
-    """The mean accuracy of several draws."""
+    """Learn a mask, and return the mean accuracy of several draws."""
     learned = learn_mask(
         network, data, recipe=_recipe(cell), preprocessing=INPUTS, state_file=workspace.state_file,
         multiplied=Multiplied(str(cell.values["multiplied"])), rescaled=bool(cell.values["rescaled"]),
@@ -241,7 +241,7 @@ def _learned(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -
 
 
 def verdict(results: Results) -> list[Claim]:
-    """The paper's claims, each by the accuracies of networks that share a seed."""
+    """Return the paper's claims, each with the accuracies of networks that share a seed."""
     densities = [float(d or 0.0) for d in results.where("trained").values_of("density")]
     judged = sorted({min(densities, key=lambda d: abs(math.log(d / wanted))) for wanted in JUDGED_AT}, reverse=True)
     dense = results.by_seed("accuracy", "dense")
@@ -256,7 +256,7 @@ def verdict(results: Results) -> list[Claim]:
         return Finding(quantity=what, interval=paired_difference(higher, lower), bound=by)
 
     def trained(what: str, higher: Arm, lower: Arm, *, by: float = 0.0) -> tuple[Finding, ...]:
-        """A finding for each of the shares that are judged."""
+        """Return a finding for each judged share."""
 
         def at(share: float, arm: Arm) -> dict[int, float]:
             return results.by_seed("accuracy", "trained", **_named(*arm), density=share)
@@ -355,7 +355,7 @@ def _mean(by_seed: Mapping[int, float]) -> Interval | None:
 
 
 def plots(results: Results) -> list[Plot]:
-    """Untrained masks over what they keep; trained ones by criterion, by kept and by pruned weights; learned ones."""
+    """Plot untrained masks over density; trained ones by criterion, by kept and by pruned weights; learned ones."""
     trained = results.where("trained")
     share = "share of the hidden layers' weights kept"
 
@@ -397,7 +397,7 @@ def plots(results: Results) -> list[Plot]:
 
 
 def _levels(results: Results, criterion: MaskCriterion, kept: Kept) -> Curve:
-    """An untrained mask's accuracy at every level, one value per seed."""
+    """Return the curve of an untrained mask's accuracy over density, one value per seed."""
     rows = [row for _, row in results.where("untrained", criterion=str(criterion), kept=str(kept))]
     densities = rows[0]["densities"] if rows else ()
     points = (

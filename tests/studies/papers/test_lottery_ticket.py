@@ -14,7 +14,7 @@ from torch import Tensor
 from compressor.cli.study import data_of
 from compressor.studies import papers as studies
 from compressor.studies.papers import lottery_ticket as study
-from compressor.studies.runner import Folder, in_order, run_study, told
+from compressor.studies.runner import Folder, in_order, results_to_json, run_study
 from compressor.studies.study import Cell, Results, Scale, Verdict
 
 SOURCE = functools.partial(data_of, None, root=None, download=False)
@@ -40,7 +40,9 @@ def kept(folder: Folder, cell: Cell, part: str) -> dict[str, Tensor]:
 
 def test_everything_runs_and_the_page_has_every_claim(ran: tuple[Results, Folder]) -> None:
     results, _ = ran
-    found = told("lottery-ticket", Scale.SMOKE, results, data=SOURCE(), command="compress study lottery-ticket")
+    found = results_to_json(
+        "lottery-ticket", Scale.SMOKE, results, data=SOURCE(), command="compress study lottery-ticket"
+    )
     assert len(found["claims"]) == 12
     assert all(claim["findings"] for claim in found["claims"])
     assert {claim["verdict"] for claim in found["claims"]} == {"inconclusive"}  # one seed has no interval

@@ -39,7 +39,7 @@ from compressor.studies.papers.rethinking import (
     pruned_by,
     recipe_of,
 )
-from compressor.studies.runner import Folder, run_study, told
+from compressor.studies.runner import Folder, results_to_json, run_study
 from compressor.studies.study import Cell, Results, Scale, Verdict
 from compressor.studies.subjects import subject
 from compressor.surgery.masks import magnitude
@@ -156,7 +156,7 @@ class TestCells:
         assert all(0.1 < row["macs"] < 0.4 for _, row in results.where(source=MAGNITUDE))
 
     def test_one_replicate_decides_nothing(self, results: Results, folder: Path) -> None:
-        found = told("rethinking", Scale.SMOKE, results, data=sample(), command="")
+        found = results_to_json("rethinking", Scale.SMOKE, results, data=sample(), command="")
         assert {claim["verdict"] for claim in found["claims"]} == {"inconclusive"}
         assert len(found["plots"]) == 3
         assert all(plot["curves"] for plot in found["plots"])

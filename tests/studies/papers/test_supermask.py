@@ -14,7 +14,7 @@ from compressor.data.splits import Data
 from compressor.studies import papers as studies
 from compressor.studies.papers import supermask
 from compressor.studies.papers.supermask import TICKET, TRAINED, UNTRAINED, _named, cells, plots, verdict
-from compressor.studies.runner import Folder, run_study, told
+from compressor.studies.runner import Folder, results_to_json, run_study
 from compressor.studies.study import Cell, Results, Scale, Verdict
 from compressor.surgery.mask_criteria import MaskCriterion
 from compressor.training.lottery.treatments import Kept, Pruned
@@ -63,7 +63,7 @@ def test_the_smoke_scale_runs_and_says_everything(tmp_path: Path) -> None:
     trained = {row["sparsity"] for _, row in results.where("trained")}
     assert len(trained) == 1  # every treatment keeps as many
     assert trained.pop() == pytest.approx(1 - (0.1 * 265_200 + 0.1**0.4722 * 1000) / 266_200, abs=1e-4)
-    found = told("supermask", Scale.SMOKE, results, data=data(), command="compress study supermask")
+    found = results_to_json("supermask", Scale.SMOKE, results, data=data(), command="compress study supermask")
     assert {claim["verdict"] for claim in found["claims"]} == {"inconclusive"}  # one seed has no interval
     assert len(found["plots"]) == 5
     assert all(curve["points"] for plot in found["plots"] for curve in plot["curves"])

@@ -13,7 +13,7 @@ from compressor.data.sources import load_data
 from compressor.data.splits import Data, Images
 from compressor.studies import papers as studies
 from compressor.studies.papers import transfer_pruning as study
-from compressor.studies.runner import Folder, in_order, run_study, told
+from compressor.studies.runner import Folder, in_order, results_to_json, run_study
 from compressor.studies.study import Cell, Results, Scale, Verdict
 
 
@@ -131,7 +131,7 @@ class TestVerdict:
 
 
 def test_the_page_has_the_parts_and_both_pictures(samples: Path, results: Results) -> None:
-    found = told("transfer-pruning", Scale.SMOKE, results, data=sample(samples), command="compress study")
+    found = results_to_json("transfer-pruning", Scale.SMOKE, results, data=sample(samples), command="compress study")
     assert all(part in found["about"] for part in ("**Claim:**", "**Command:**", "**Expected:**", "**Cost:**"))
     for plot in found["plots"]:
         assert [len(one["points"]) for one in plot["curves"]] == [3, 3, 1, 1]
