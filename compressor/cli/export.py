@@ -26,8 +26,9 @@ def command(
     network: NetworkOptions,
     model: NetworkArgument = None,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="The format; ONNX is the only one.", rich_help_panel=Panel.OUTPUT)
-    ] = True,
+        bool,
+        typer.Option("--onnx", help="The format; ONNX is the only one, and the default.", rich_help_panel=Panel.OUTPUT),
+    ] = False,
     opset: Annotated[
         int | None, typer.Option(help="Version of ONNX's operators to write.", rich_help_panel=Panel.OUTPUT)
     ] = None,
@@ -48,7 +49,7 @@ def command(
     """
     from compressor.jobs import export as work
 
-    assert onnx
+    del onnx  # it names the only format
     artifact = open_default(model) if model is None or model.is_dir() else None
     with status("loading") as say:
         if artifact is not None:

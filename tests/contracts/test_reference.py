@@ -44,6 +44,13 @@ def test_every_option_has_one_row(name: str) -> None:
     assert sorted(listed) == sorted(n if n.startswith("-") else n.upper() for n in declared)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_flag_without_an_opposite_is_off_by_default(name: str) -> None:
+    """Typer 0.20 turns one that is on by default off where it is given."""
+    assert not [p.name for p in COMMANDS[name].params if getattr(p, "is_flag", False) and p.default is True
+                and not p.secondary_opts]  # fmt: skip
+
+
 def test_panels_values_and_defaults_are_shown() -> None:
     def command(
         model: Annotated[str, typer.Argument(help="The network.")],

@@ -31,12 +31,10 @@ from tests.support.topologies import (
     plain,
     transposed,
 )
+from tests.support.versions import WIDTHS_ARE_IN_THE_GRAPH
 
 EXAMPLE = (torch.zeros(INPUT),)
 NETWORKS = [plain, Residual, Concatenated, depthwise, flattened, grouped, transposed]
-
-
-OLD_EXPORTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11)
 
 
 def _is_quick(net: nn.Module) -> bool:
@@ -62,7 +60,7 @@ def test_a_narrowed_graph_is_the_narrow_network_exported(make: type[nn.Module], 
     net = alive(make())
     traced = trace(net, EXAMPLE)
     sizes, skeleton = Sizes(net, traced.groups), skeleton_of(net, EXAMPLE)
-    if OLD_EXPORTER and not _is_quick(net):
+    if WIDTHS_ARE_IN_THE_GRAPH and not _is_quick(net):
         pytest.skip("this torch writes widths into the graph: such networks are exported one by one")
     widths = {g.root: max(1, g.channels // 2) for g in traced.groups}
     row = sizes.row(widths)[None]
