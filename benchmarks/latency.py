@@ -32,7 +32,7 @@ def cell(model: str, ratio: float, *, threads: int) -> dict[str, Any]:
     dense = load(SAMPLES / f"fashion_{model}.pt")
     small = prune(dense, Request(budget=ChannelBudget(ratio=ratio))).checkpoint
     result = bench(small, dense, runtimes=("onnxruntime-cpu",), batches=(1, 64), threads=threads, blocks=BLOCKS)
-    return {"model": model, "ratio": ratio, **result, "provenance": provenance()}
+    return {"model": model, "ratio": ratio, **result.to_json(), "provenance": provenance()}
 
 
 def interval(speedup: dict[str, Any]) -> str:

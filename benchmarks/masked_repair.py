@@ -60,7 +60,7 @@ def cell(model: str, sparsity: float, how: Repair, draw: int) -> dict[str, Any]:
     spent, busy = time.perf_counter() - started, time.process_time() - worked
     state = masked.checkpoint.module.state_dict()
     assert not any(bool(state[name][~kept].any()) for name, kept in masked.mask.kept.items())
-    found = masked.repair_to_json() or {}
+    found = {} if masked.repair_result is None else masked.repair_result.to_json()
     return {
         "model": model,
         "sparsity": sparsity,

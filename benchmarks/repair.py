@@ -89,7 +89,7 @@ def ours(case: Case, criterion: str, scope: Scope, how: Repair) -> Callable[...,
             align=case.align, seed=draw, images=case.images, repair=how,
         )  # fmt: skip
         pruned = prune(checkpoint, request, data=data)
-        found = pruned.repair_to_json() or {}
+        found = {} if pruned.repair_result is None else pruned.repair_result.to_json()
         widths = {layer.layer: layer.outputs for layer in pruned.small_layers}
         emptied = [root for level in pruned.levels for root in level.emptied]
         said = {k: found.get(k) for k in ("rise", "kept", "distilled", "images")}

@@ -104,7 +104,7 @@ def one(name: str, threads: int) -> dict[str, Any]:
     pruned = prune(dense, request, data=data)
     wall, busy = time.perf_counter() - started, time.process_time() - worked
     peak = resident_bytes("VmHWM")
-    found = pruned.repair_to_json()
+    found = None if pruned.repair_result is None else pruned.repair_result.to_json()
     assert found is not None
     return {
         "cell": name,

@@ -76,7 +76,7 @@ def speedup_cell(name: str, asked: float, batch: int, threads: int) -> dict[str,
     solved = next(t for t, s in said if s.startswith("shrinking"))
     tried = next(t for t, s in said if "trial 1" in s)
     return {
-        **fast.to_json(),
+        **fast.result.to_json(),
         "seconds": time.perf_counter() - started,
         "seconds_to_plan": solved,
         "seconds_to_table": tried,
@@ -179,7 +179,7 @@ def accuracy_cells(name: str, asked: float, threads: int, wanted: tuple[str, ...
                 here = caches.setdefault(draw, Cache(folder=Path(scratch)))
                 here = dataclasses.replace(here, curves={}) if "measured" not in arm else here
                 fast = run(checkpoint, data, asked, draw, threads, here)
-                found = {k: v for k, v in fast.to_json().items() if k != "samples_ns"}
+                found = {k: v for k, v in fast.result.to_json().items() if k != "rows"}
                 row = {"part": "accuracy", "model": name, "asked": asked, "arm": arm, "draw": draw, **found}
                 widths = {layer.layer: layer.outputs for layer in fast.pruned.small_layers}
                 _write(path, row | judged(fast.pruned.checkpoint.module) | {"widths": widths})

@@ -65,13 +65,14 @@ def cell(checkpoint: Path, how: Repair, draw: int) -> dict[str, Any]:
     pruned = prune(dense, request, data=data)
     spent = time.process_time() - started
     test = data.split(SplitName.TEST)
+    repaired = {} if pruned.repair_result is None else pruned.repair_result.to_json()
     return {
         "how": str(how),
         "draw": draw,
         "groups": {g.root: [g.channels, len(pruned.levels[0].plan.removed[g.root])] for g in pruned.traced.groups},
         "params": [pruned.dense_cost.params, pruned.small_cost.params],
         "macs": [pruned.dense_cost.macs, pruned.small_cost.macs],
-        "repair": {k: v for k, v in (pruned.repair_to_json() or {}).items() if k in ("rise", "kept", "images")},
+        "repair": {k: v for k, v in repaired.items() if k in ("rise", "kept", "images")},
         "dense_correct": correct_in(dense.module, test, preprocessing=dense.preprocessing),
         "correct": correct_in(pruned.checkpoint.module, test, preprocessing=dense.preprocessing),
         "total": len(test),

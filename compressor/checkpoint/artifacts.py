@@ -25,6 +25,8 @@ from compressor.files.json_files import read_json as read_json
 from compressor.files.json_files import write_json as write_json
 from compressor.files.leftovers import OLD, PART, beside, sweep, temporary
 from compressor.files.schema import check
+from compressor.results.artifact import Results
+from compressor.results.changes import Masking
 
 if TYPE_CHECKING:
     from compressor.checkpoint.architectures import Architecture
@@ -64,14 +66,10 @@ class Artifact:
         """The path of its ONNX file, once exported."""
         return self.folder / ONNX
 
-    def results(self) -> dict[str, Any]:
-        """Return everything measured so far."""
+    def results(self) -> Results:
+        """Everything measured so far."""
         file = self.folder / RESULTS
-        if not file.exists():
-            return {"schema": 1}
-        results = read_json(file)
-        check(results, forms.RESULTS, where=str(file), hint="repeat the command that measures it")
-        return results
+        return Results.from_json(read_json(file), place=str(file)) if file.exists() else Results()
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -371,7 +369,7 @@ def write_artifact(
     checkpoint: Checkpoint,
     *,
     source: Mapping[str, str],
-    results: Mapping[str, Any],
+    results: Results,
     force: bool = False,
     verify: bool = True,
     trust_pickle: bool = False,
@@ -402,22 +400,19 @@ def write_artifact(
             k: v.detach().to("cpu", type_of(k, v, types)).contiguous().clone()
             for k, v in checkpoint.module.state_dict().items()
         }
-        measured = dict(results)
         if mask is None:
             save_tensors(state, part / WEIGHTS, metadata={MARK: str(SCHEMA)})
         else:
             (part / SPARSE).mkdir()
-            measured["mask"] = {
-                **measured.get("mask", {}),
-                **write_sparse(part / SPARSE, state, mask, marks={MARK: str(SCHEMA)}).to_json(),
-            }
+            table = write_sparse(part / SPARSE, state, mask, marks={MARK: str(SCHEMA)})
+            results = replace(results, masking=table.on(results.masking or Masking()))
         as_class = checkpoint.surgery is None or checkpoint.surgery.program is None
         if checkpoint.architecture.ref == "pickle" and as_class:
             _write_skeleton(checkpoint, part / SKELETON)
         recipe = recipe_of(checkpoint, source=source)
         recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
         write_json(part / RECIPE, sealed(recipe))
-        write_json(part / RESULTS, measured)
+        write_json(part / RESULTS, results.to_json())
         if verify:
             _read_back(part, checkpoint, trust_pickle=trust_pickle)
         put_in_place(part, place)
@@ -512,13 +507,10 @@ def read_back(folder: str, probe: str, trust: str = "") -> None:
             )
 
 
-def add_results(folder: Path, section: str, value: Any, *, append: bool = False) -> None:
-    """Store `value` under `section` of the folder's results, whole or not at all; `append` adds it to the section's
-    list.
-    """
-    results = open_artifact(folder).results()
-    results[section] = [*results.get(section, []), value] if append else value
-    write_json(folder / RESULTS, results)
+def add_results(folder: Path, **sections: Any) -> None:
+    """Put the sections, by the names of the fields of `Results`, among the folder's results, whole or not at all."""
+    results = replace(open_artifact(folder).results(), **sections)
+    write_json(folder / RESULTS, results.to_json())
 
 
 def sha256_of(path: Path) -> str:

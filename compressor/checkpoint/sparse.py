@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from compressor.errors import ArtifactError, ExportError, PlanError
 from compressor.files.atomic import whole
+from compressor.results.changes import Masking, StoredTensor
 from compressor.surgery.masks import WeightMask
 
 FILE_NAME = "sparse.safetensors"
@@ -41,18 +42,6 @@ class Encoding(enum.StrEnum):
     BITMASK = "bitmask"
     CSR = "csr"
     COORDINATES = "coordinates"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """One row of the table: a tensor, its encoding, and its sizes in bytes."""
-
-    name: str
-    encoding: Encoding
-    elements: int
-    kept: int
-    dense_bytes: int
-    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +61,17 @@ class SparseTable:
         """The bytes of all tensors as stored."""
         return sum(row.stored_bytes for row in self.rows)
 
+    def on(self, masking: Masking) -> Masking:
+        """The masking with what it saves on disk."""
+        return replace(
+            masking, rows=self.rows, dense_bytes=self.dense_bytes, stored_bytes=self.stored_bytes,
+            file_bytes=self.file_bytes, statement=SAVES_NO_TIME,
+        )  # fmt: skip
+
     def to_json(self) -> dict[str, object]:
         """Return plain values: the rows, the sums, and a statement that time is not saved."""
         return {
-            "rows": [{**asdict(row), "encoding": str(row.encoding)} for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
             "dense_bytes": self.dense_bytes,
             "stored_bytes": self.stored_bytes,
             "file_bytes": self.file_bytes,
@@ -119,7 +115,7 @@ def write_sparse(
         table.append(
             StoredTensor(
                 name=name,
-                encoding=encoding,
+                encoding=str(encoding),
                 elements=plain.numel(),
                 kept=plain.numel() if kept is None else int(kept.sum()),
                 dense_bytes=plain.nbytes,
@@ -230,7 +226,7 @@ def onnx_sparse(onnx_file: Path, out_file: Path) -> SparseTable:
         array = onnx.numpy_helper.to_array(tensor)
         row = _row(tensor.name, array, convertible=tensor.name in weights and tensor.data_type in FLOATS)
         table.append(row)
-        if row.encoding is Encoding.DENSE:
+        if row.encoding == Encoding.DENSE:
             model.graph.initializer.append(tensor)
             continue
         flat = array.ravel()
@@ -275,7 +271,7 @@ def _row(name: str, array: Any, *, convertible: bool) -> StoredTensor:
     smaller = convertible and array.ndim > 1 and 0 < kept < array.size / 2 and sparse_bytes < array.nbytes
     return StoredTensor(
         name=name,
-        encoding=Encoding.COORDINATES if smaller else Encoding.DENSE,
+        encoding=str(Encoding.COORDINATES if smaller else Encoding.DENSE),
         elements=array.size,
         kept=kept,
         dense_bytes=array.nbytes,

@@ -27,10 +27,12 @@ from compressor.cli.options import (
     strong,
     talk,
 )
+from compressor.cli.showing import show_results
 
 if TYPE_CHECKING:
     from compressor.checkpoint.checkpoint import Checkpoint
     from compressor.jobs.adapt import Adaptation
+    from compressor.results.artifact import Results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,7 @@ def command(
             force=output.force, trust_pickle=network.trust_pickle, say=say,
         )  # fmt: skip
     if output.as_json:
-        print_json(results)
+        print_json(results.to_json())
         return
     show(results)
     after = "; next: `compress evaluate`, `compress export --onnx`"
@@ -164,14 +166,12 @@ def tell(progress: Any) -> None:
         talk().print(f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, source tune {share:.2%}")
 
 
-def show(results: dict[str, Any]) -> None:
+def show(results: Results) -> None:
     """What came of it, on stdout: the surgery where there was one, and how the source is classified."""
-    from compressor.cli.prune import show as show_pruning
-
-    if "prune" in results:
-        show_pruning(results)
-    adapt, last = results["adapt"], results["retrain"][-1]["history"][-1]
-    tune = f"{last['tune_correct']}/{last['tune_total']}"
-    images = f"{adapt['target']['images']:,} unlabelled images of {adapt['target']['name']}"
+    if results.pruning is not None:
+        show_results(results)
+    target, last = (results.adapt or {})["target"], results.retrainings[-1].history[-1]
+    tune = f"{last.tune_correct}/{last.tune_total}"
+    images = f"{target['images']:,} unlabelled images of {target['name']}"
     console().print(f"\nadapted to {images}; on the source's tuning split {tune} correct", markup=False, soft_wrap=True)
     talk().print("nothing here says how well the target is classified: that takes labels, `compress evaluate`")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -22,16 +22,22 @@ from compressor.cli.options import (
     console,
     print_json,
     refuse_silent,
-    short,
     status,
     strong,
     talk,
 )
+from compressor.cli.showing import columns
 from compressor.progress import Say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
     from compressor.checkpoint.checkpoint import Checkpoint
     from compressor.data.splits import Data
+    from compressor.results.quality import Quality
+    from compressor.results.timing import Bench, LayerTimes, TimedRow
     from compressor.surgery.masks import WeightMask
 
 
@@ -115,11 +121,11 @@ def command(
             result = _measured(
                 small, reference, timing, mask=mask, batches=batches, names=names, data=data, seed=seed, say=say
             )
-    add_results(opened.folder, "bench", result)
-    print_json(result) if as_json else show(result)
-    if "why" in result and not as_json:
-        show_why(result["why"])
-    for caveat in result["caveats"]:
+    add_results(opened.folder, bench=result)
+    print_json(result.to_json()) if as_json else show(result)
+    if result.why is not None and not as_json:
+        show_why(result.why)
+    for caveat in result.caveats:
         talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
     _check_speed(result, timing.min_speedup)
 
@@ -142,7 +148,7 @@ def _check_pack(elsewhere: PackOptions, timing: TimingOptions, images: DataOptio
 def _measured(
     small: Checkpoint, dense: Checkpoint, timing: TimingOptions, *, mask: WeightMask | None, batches: tuple[int, ...],
     names: tuple[str, ...] | None, data: Data | None, seed: int, say: Say,
-) -> dict[str, Any]:  # fmt: skip
+) -> Bench:  # fmt: skip
     """What the clock of this machine says, layer by layer too with `--why`."""
     from compressor.measuring.benchmark import bench
     from compressor.measuring.layer_times import why
@@ -155,11 +161,12 @@ def _measured(
     if timing.why:
         runtimes = usable(names)
         profiled = next((r for r in runtimes if r.profile is not None), runtimes[0])
-        result["why"] = why(small, dense, profiled, batch=batches[0], threads=result["threads"], seed=seed, say=say)
+        layers = why(small, dense, profiled, batch=batches[0], threads=result.threads or 1, seed=seed, say=say)
+        result = replace(result, why=layers)
     return result
 
 
-def _check_speed(result: dict[str, Any], at_least: float | None) -> None:
+def _check_speed(result: Bench, at_least: float | None) -> None:
     """Ends with an exit code of its own where a setting is not as fast as the user asked."""
     from compressor.measuring.benchmark import missed
 
@@ -177,118 +184,86 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Bench) -> None:
     """What each candidate counts, and then a table for every setting, on stdout."""
-    from rich.table import Table
+    from compressor.words import DASH, percent, scaled, size
 
-    rows, out = result["rows"], console()
-    table = Table(box=None, pad_edge=False)
-    accuracy = any(row["accuracy"] for row in rows)
-    for name in ("", "parameters", "MACs", "ONNX file", *(["accuracy"] if accuracy else [])):
-        table.add_column(name, justify="left" if not name else "right")
-    for candidate in dict.fromkeys(row["candidate"] for row in rows):
-        mine = [row for row in rows if row["candidate"] == candidate]
-        size = next((row["file_bytes"] for row in mine if row["file_bytes"] is not None), None)
-        cells = [
-            candidate,
-            short(mine[0]["params"]),
-            short(mine[0]["macs"]),
-            "–" if size is None else f"{short(size)}B",
-        ]
-        table.add_row(*cells, *([quality(mine[0]["accuracy"])] if accuracy else []))
+    rows, out = result.rows, console()
+    qualities = any(row.accuracy for row in rows)
+    table = columns("", "parameters", "MACs", "ONNX file", *(["accuracy"] if qualities else []))
+    for candidate in dict.fromkeys(row.candidate for row in rows):
+        mine = [row for row in rows if row.candidate == candidate]
+        on_disk = next((row.file_bytes for row in mine if row.file_bytes is not None), None)
+        counts = [DASH if n is None else scaled(n) for n in (mine[0].params, mine[0].macs)]
+        cells = [candidate, *counts, DASH if on_disk is None else size(on_disk)]
+        table.add_row(*cells, *([quality(mine[0].accuracy)] if qualities else []))
     out.print(table)
-    for runtime, batch in dict.fromkeys((row["runtime"], row["batch"]) for row in rows):
-        mine = [row for row in rows if (row["runtime"], row["batch"]) == (runtime, batch)]
+    for runtime, batch in dict.fromkeys((row.runtime, row.batch) for row in rows):
+        mine = [row for row in rows if (row.runtime, row.batch) == (runtime, batch)]
         out.print()
         out.print(
             strong(runtime),
-            f", batch {batch}, threads: {result['threads']}, run by {mine[0]['provider']}, "
-            f"{mine[0]['blocks']} blocks of {mine[0]['calls_per_block']} calls; milliseconds:",
+            f", batch {batch}, threads: {result.threads}, run by {mine[0].provider}, "
+            f"{mine[0].blocks} blocks of {mine[0].calls_per_block} calls:",
             sep="",
         )
         out.print(timings(mine))
-    percent = f"{result['confidence']:.0%}"
-    out.print(
-        f"\nspeed-up: dense latency over the candidate's, with its {percent} interval; theoretical: by MACs alone"
-    )
+    level = percent(result.confidence or 0.0, decimals=0)
+    out.print(f"\nspeed-up: dense latency over the candidate's, with its {level} interval; theoretical: by MACs alone")
 
 
-def show_why(why: dict[str, Any]) -> None:
+def show_why(why: LayerTimes) -> None:
     """A row for every layer, those that took longest first."""
-    from rich.table import Table
+    from compressor.words import digits, multiple, percent
 
-    table = Table(box=None, pad_edge=False)
-    names = ("", "in", "out", "dense", "small", "", "MACs/byte", "held by", "of that ceiling")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("held by",) or not table.columns else "right", no_wrap=True)
-
-    def taken(row: dict[str, Any], which: str) -> float:
-        return float(row[which]["us"]) if row[which] else 0.0
-
-    rows = sorted(why["rows"], key=lambda r: -max(taken(r, "dense"), taken(r, "small")))
-    for row in rows:
-        dense, small = row["dense"], row["small"]
+    table = columns(
+        "", "in", "out", "dense", "small", "ratio", "MACs/byte", "held by", "of that ceiling", left=("", "held by")
+    )
+    layers = [layer for layer in why.rows if layer.dense or layer.small]
+    for layer in sorted(layers, key=lambda one: -max(s.us for s in (one.dense, one.small) if s is not None)):
+        dense, small = layer.dense, layer.small
         last = small or dense
-        arrows = [f"{a} → {b}" if a != b else f"{a}" for a, b in (row["in"], row["out"])]
-        ratio = f"{dense['us'] / small['us']:.2f}×" if dense and small and small["us"] else ""
-        intensity = "" if last["intensity"] is None else f"{last['intensity']:.3g}"
-        held = "" if last["of_ceiling"] is None else f"{last['of_ceiling']:.0%}"
-        times = [digits(one["us"]) if one else "gone" for one in (dense, small)]
-        table.add_row(row["layer"], *arrows, *times, ratio, intensity, last["ceiling"], held)
-    peaks, out = why["ceilings"], console()
+        assert last is not None
+        arrows = [f"{a} → {b}" if a != b else f"{a}" for a, b in filter(None, (layer.inputs, layer.outputs))]
+        ratio = multiple(dense.us / small.us) if dense and small and small.us else ""
+        intensity = "" if last.intensity is None else digits(last.intensity)
+        share = "" if last.of_ceiling is None else percent(last.of_ceiling, decimals=0)
+        times = [digits(one.us) if one else "gone" for one in (dense, small)]
+        table.add_row(layer.layer, *arrows, *times, ratio, intensity, last.ceiling, share)
+    peaks, out = why.ceilings, console()
     out.print(
         "\n",
-        strong(why["runtime"]),
-        f", batch {why['batch']}, threads: {why['threads']}, microseconds by layer, with what is fused into it or "
+        strong(why.runtime),
+        f", batch {why.batch}, threads: {why.threads}, microseconds by layer, with what is fused into it or "
         "follows without weights:",
         sep="",
     )
     out.print(table)
     out.print(
-        f"\nthe machine at most, as measured: {peaks['gmacs_per_s']:.3g} GMACs/s, {peaks['gbytes_per_s']:.3g} GB/s "
-        f"from memory (caches give more), {peaks['launch_us']:.2g} µs to start an operator",
+        f"\nthe machine at most, as measured: {digits(peaks['gmacs_per_s'])} GMACs/s, {digits(peaks['gbytes_per_s'])} "
+        f"GB/s from memory (caches give more), {digits(peaks['launch_us'])} µs to start an operator",
         soft_wrap=True,
     )
 
 
-def timings(rows: list[dict[str, Any]]) -> Any:
+def timings(rows: Sequence[TimedRow]) -> Table:
     """One setting as a table: latencies, peak memory, and the theoretical speed-up beside the measured one."""
-    from rich.table import Table
+    from compressor.words import DASH, finding, milliseconds, multiple, scaled, size
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "median", "p90", "p99", "samples/s", "memory", "theoretical", "speed-up"):
-        table.add_column(
-            name, justify="right" if name not in ("", "speed-up") else "left", no_wrap=name in ("", "speed-up")
-        )
+    table = columns("", "median", "p90", "p99", "samples/s", "memory", "theoretical", "speed-up", left=("", "speed-up"))
     for row in rows:
-        latencies = [digits(row[key]) for key in ("median_ms", "p90_ms", "p99_ms")]
-        memory = "–" if row["peak_memory_bytes"] is None else f"{short(row['peak_memory_bytes'])}B"
-        theory = "–" if row["theoretical_speedup"] is None else f"{row['theoretical_speedup']:.2f}×"
-        table.add_row(row["candidate"], *latencies, short(round(row["throughput"])), memory, theory, measured(row))
+        latencies = [DASH if ms is None else milliseconds(ms) for ms in (row.median_ms, row.p90_ms, row.p99_ms)]
+        rate = DASH if row.throughput is None else scaled(round(row.throughput))
+        memory = DASH if row.peak_memory_bytes is None else size(row.peak_memory_bytes)
+        theory = DASH if row.theoretical_speedup is None else multiple(row.theoretical_speedup)
+        table.add_row(row.candidate, *latencies, rate, memory, theory, finding(row.speedup))
     return table
 
 
-def digits(value: float) -> str:
-    """Three significant digits, or all before the point."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-
-
-def measured(row: dict[str, Any]) -> str:
-    """The measured speed-up, in words where no difference was found."""
-    found = row["speedup"]
-    if found is None:
-        return ""
-    places = 3 if any(f"{found[bound]:.2f}" == "1.00" for bound in ("low", "high")) else 2
-    told = f"{found['low']:.{places}f} to {found['high']:.{places}f}"
-    if found["low"] <= 1 <= found["high"]:
-        return f"no significant difference ({told})"
-    return f"{found['ratio']:.{places}f}× ({told})"
-
-
-def quality(reading: dict[str, Any] | None) -> str:
+def quality(reading: Quality | None) -> str:
     """Correct, or agreeing with the dense network, of all."""
+    from compressor.words import DASH, share_percent, shares
+
     if reading is None:
-        return "–"
-    if "correct" in reading:
-        return f"{reading['correct']:,}/{reading['total']:,} = {reading['correct'] / reading['total']:.2%}"
-    return f"{reading['agreeing']:,}/{reading['total']:,} as dense"
+        return DASH
+    return f"{shares(reading)}{' as dense' if reading.against_dense else ''} = {share_percent(reading)}"

@@ -26,7 +26,8 @@ from compressor.cli.options import (
 if TYPE_CHECKING:
     from compressor.checkpoint.artifacts import Artifact
     from compressor.checkpoint.checkpoint import Checkpoint
-    from compressor.jobs.evaluate import Judgement, Subject
+    from compressor.jobs.evaluate import Subject
+    from compressor.results.artifact import Evaluation
 
 
 def command(
@@ -68,14 +69,14 @@ def command(
         reference = work.normalised(reference, normalisation.mean, normalisation.std)
     if why_not is not None:
         talk().print(f"without the dense network beside it: {why_not}", style="dim", markup=False, soft_wrap=True)
-    judgements = work.judge(subject, reference, data, split=split)
+    evaluations = work.judge(subject, reference, data, split=split)
     if artifact is not None:
-        work.record(artifact, judgements)
+        work.record(artifact, evaluations)
     if as_json:
-        print_json([judgement.to_json() for judgement in judgements])
+        print_json([evaluation.to_json() for evaluation in evaluations])
     else:
-        show(judgements)
-    name = judgements[0].quality.split
+        show(evaluations)
+    name = evaluations[0].quality.split
     if name in data.drawn:
         text = (
             f"{data.name} has no {name} split of its own: seed {seed} drew these images; `--split all` reads every one"
@@ -106,22 +107,19 @@ def _subject(
     return work.subject_of(checkpoint, model="network"), checkpoint, None
 
 
-def show(judgements: tuple[Judgement, ...]) -> None:
+def show(evaluations: tuple[Evaluation, ...]) -> None:
     """One line for each network, on stdout."""
-    from compressor.measuring.accuracy import Accuracy
+    from compressor.results.quality import Agreement
+    from compressor.words import share_interval, share_percent, shares, tiny
 
     out = console()
-    for judgement in judgements:
-        quality = judgement.quality
-        low, high = quality.interval
-        where = f"on {judgement.data}, {quality.split}"
-        if isinstance(quality, Accuracy):
-            text = f"{quality.correct}/{quality.total} correct, {quality.share:.2%} ({low:.2%} to {high:.2%})"
-            out.print(f"{judgement.model}: {text}, {where}", markup=False, soft_wrap=True)
-        else:
-            text = f"{quality.agreeing}/{quality.total} agree with the dense network, {quality.share:.2%}"
-            out.print(f"{judgement.model}: {text} ({low:.2%} to {high:.2%}), {where}", markup=False, soft_wrap=True)
-            out.print(f"relative error of the scores: {quality.relative_error:.3g}", markup=False)
+    for evaluation in evaluations:
+        quality = evaluation.quality
+        what = "agree with the dense network" if quality.against_dense else "correct"
+        text = f"{evaluation.model}: {shares(quality)} {what}, {share_percent(quality)} ({share_interval(quality)})"
+        out.print(f"{text}, on {evaluation.data}, {quality.split}", markup=False, soft_wrap=True)
+        if isinstance(quality, Agreement):
+            out.print(f"relative error of the scores: {tiny(quality.relative_error or 0.0)}", markup=False)
             talk().print(
                 "the images have no labels: this is agreement, and says nothing about being right", style="dim"
             )

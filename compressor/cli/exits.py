@@ -21,12 +21,11 @@ from compressor.cli.options import (
     command_line,
     console,
     print_json,
-    share,
-    short,
     status,
     strong,
     talk,
 )
+from compressor.cli.showing import columns
 from compressor.files.names import file_name_from
 
 if TYPE_CHECKING:
@@ -121,34 +120,34 @@ def _request(branches: BranchOptions, timing: TimingOptions, *, seed: int) -> Ex
 
 def show(results: dict[str, Any]) -> None:
     """Who leaves where and how right they are, and the two latencies, on stdout."""
-    from rich.table import Table
+    from compressor.results.quality import Accuracy
+    from compressor.results.timing import Speedup
+    from compressor.words import DASH, milliseconds, percent, scaled, share_percent, shares, speedup_with_interval
 
     out = console()
     test = results["splits"]["test"]
-    table = Table(box=None, pad_edge=False)
-    for name in ("leaving after", "share", "right of these", "right of all", "MACs"):
-        table.add_column(name, justify="left" if name == "leaving after" else "right", no_wrap=True)
+    table = columns("leaving after", "share", "right of these", "right of all", "MACs", left=("leaving after",))
     total = test["accuracy"]["total"]
     for e in test["exits"]:
-        right = share((e["leaving"], e["correct"])) if e["leaving"] else "–"
-        everyone = share((total, e["correct_of_all"]))
-        table.add_row(e["after"] or "the end", f"{e['share']:.1%}", right, everyone, short(e["macs"]))
+        right = percent(e["correct"] / e["leaving"], decimals=1) if e["leaving"] else DASH
+        everyone = percent(e["correct_of_all"] / total, decimals=1)
+        table.add_row(e["after"] or "the end", percent(e["share"], decimals=1), right, everyone, scaled(e["macs"]))
     out.print(table)
     out.print()
     for name, split in results["splits"].items():
-        early, full = split["accuracy"], split["full"]
+        early, full = (Accuracy.from_json(split[which]) for which in ("accuracy", "full"))
         out.print(
-            f"{name}: {early['correct']}/{early['total']} correct ({share((early['total'], early['correct']))}), "
-            f"whole network {full['correct']} ({share((full['total'], full['correct']))})",
+            f"{name}: {shares(early)} correct ({share_percent(early)}), whole network {full.correct:,} "
+            f"({share_percent(full)})",
             markup=False, soft_wrap=True,
         )  # fmt: skip
-    out.print(f"MACs in the mean: {short(test['mean_macs'])} of {short(results['macs'][0])}", markup=False)
+    out.print(f"MACs in the mean: {scaled(round(test['mean_macs']))} of {scaled(results['macs'][0])}", markup=False)
     clock = results["latency"]
-    s = clock["speedup"]
+    speedup = Speedup.from_json(clock["speedup"], place="latency.speedup")
     out.print(
-        f"latency on {clock['runtime']}, batch 1, threads: {clock['threads']}: dense {clock['dense_ms']:.3g} ms, "
-        f"early exit {clock['early_ms']:.3g} ms in the mean, "
-        f"speed-up {s['ratio']:.2f} ({s['low']:.2f} to {s['high']:.2f})",
+        f"latency on {clock['runtime']}, batch 1, threads: {clock['threads']}: dense "
+        f"{milliseconds(clock['dense_ms'])}, early exit {milliseconds(clock['early_ms'])} in the mean, "
+        f"speed-up {speedup_with_interval(speedup)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     for caveat in clock["caveats"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,11 +15,13 @@ from compressor.cli.options import (
     NetworkOptions,
     console,
     print_json,
-    short,
     status,
     strong,
     talk,
 )
+
+if TYPE_CHECKING:
+    from compressor.results.parity import Parity
 
 
 def command(
@@ -58,33 +60,33 @@ def command(
             assert model is not None
             checkpoint = load_model(model, network)
         say("exporting, and comparing in onnxruntime")
-        file, results = work.export_to(out, checkpoint, artifact=artifact, opset=opset)
+        file, parity = work.export_to(out, checkpoint, artifact=artifact, opset=opset)
     if as_json:
-        print_json({"file": str(file), **results})
+        print_json({"file": str(file), **parity.to_json()})
     else:
-        show(file, results)
+        show(file, parity)
 
 
-def show(file: Path, results: dict[str, Any]) -> None:
+def show(file: Path, parity: Parity) -> None:
     """Where the file is and how well it agrees, on stdout."""
+    from compressor.words import size, tiny
+
     out = console()
-    sizes = " and ".join(map(str, results["batch_sizes"]))
+    sizes = " and ".join(map(str, parity.batch_sizes))
     out.print(
-        f"parity: {results['largest_relative_difference']:.1e} relative, the largest of {results['outputs']} outputs "
-        f"over {results['batches']} batches of {sizes}",
+        f"parity: {tiny(parity.largest_relative_difference)} relative, the largest of {parity.outputs} outputs over "
+        f"{parity.batches} batches of {sizes}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    batch = "any batch size" if results["dynamic_batch"] else "batches of one"
-    said = f": {short(results['bytes'])}B, opset {results['opset']}, {batch}"
-    out.print("wrote ", strong(file), said, sep="", soft_wrap=True)
-    if results.get("same_maxima"):
+    batch = "any batch size" if parity.dynamic_batch else "batches of one"
+    out.print("wrote ", strong(file), f": {size(parity.bytes)}, opset {parity.opset}, {batch}", sep="", soft_wrap=True)
+    if parity.same_maxima:
         talk().print(
             "two maxima may be alike but for rounding: it was compared at the positions that the file chose",
             style="dim",
         )
-    if results["note"]:
-        talk().print(results["note"], style="yellow", markup=False, soft_wrap=True)
-    if "sparse" in results:
-        sparse = results["sparse"]
-        out.print("wrote ", strong(sparse["file"]), f": {short(sparse['bytes'])}B", sep="", soft_wrap=True)
-        talk().print(results["sparse"]["statement"], style="dim", markup=False, soft_wrap=True)
+    for note in filter(None, (parity.note, parity.sparse_note)):
+        talk().print(note, style="yellow", markup=False, soft_wrap=True)
+    if parity.sparse is not None:
+        out.print("wrote ", strong(parity.sparse.file), f": {size(parity.sparse.bytes)}", sep="", soft_wrap=True)
+        talk().print(parity.sparse.statement or "", style="dim", markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -18,12 +18,14 @@ from compressor.cli.options import (
     command_line,
     console,
     print_json,
-    share,
-    short,
     status,
     strong,
     talk,
 )
+from compressor.cli.showing import before_and_after, columns
+
+if TYPE_CHECKING:
+    from compressor.results.changes import Factorizing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +92,10 @@ def command(
             trust_pickle=network.trust_pickle, say=say,
         )  # fmt: skip
     if output.as_json:
-        print_json(results)
+        print_json(results.to_json())
         return
-    show(results["factorize"])
+    if results.factorizing is not None:
+        show(results.factorizing)
     if dry_run:
         talk().print("dry run: nothing was written")
     else:
@@ -100,37 +103,26 @@ def command(
         console().print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(factorizing: Factorizing) -> None:
     """What the network counts before and after, and every layer's rank, on stdout."""
-    from rich.table import Table
-
-    from compressor.surgery.proof import in_words
+    from compressor.words import percent, proof_in_words, tiny
 
     out = console()
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "dense", "small", "stays", "asked"):
-        table.add_column(name, justify="left" if not name else "right")
-    for name in ("params", "macs"):
-        pair, wanted = found["achieved"][name], found["requested"].get(name)
-        cells = (short(pair[0]), short(pair[1]), share(pair))
-        table.add_row(name, *cells, "" if wanted is None else f"{wanted:.1%}")
-    out.print(table)
-    layers = Table(box=None, pad_edge=False)
-    for name in ("layer", "as", "rank", "of", "energy", "MACs"):
-        layers.add_column(name, justify="left" if name in ("layer", "as") else "right")
-    for layer in found["layers"]:
-        layers.add_row(
-            layer["layer"], layer["kind"], str(layer["rank"]), str(layer["full_rank"]), f"{layer['energy']:.1%}",
-            share(layer["macs"]),
-        )  # fmt: skip
+    out.print(before_and_after(factorizing.achieved, factorizing.requested))
+    layers = columns("layer", "as", "rank", "of", "energy", "MACs", left=("layer", "as"))
+    for layer in factorizing.layers:
+        stays = percent(layer.macs[1] / layer.macs[0], decimals=1)
+        energy = percent(layer.energy, decimals=1)
+        layers.add_row(layer.layer, layer.kind, str(layer.rank), str(layer.full_rank), energy, stays)
     out.print()
     out.print(layers)
-    proof = found["proof"]
-    out.print(
-        f"\nproof: {in_words(proof)}, from the dense network "
-        f"with the weights approximated, which moves its output by {proof['moved']:.2g}",
-        soft_wrap=True,
-    )
-    for layer in found["left_alone"]:
-        out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
+    proof = factorizing.proof
+    if proof is not None:
+        out.print(
+            f"\nproof: {proof_in_words(proof)}, from the dense network with the weights approximated, which moves its "
+            f"output by {tiny(proof.moved or 0.0)}",
+            soft_wrap=True,
+        )
+    for one in factorizing.left_alone:
+        out.print(f"left alone: {one.layer} ({one.reason})", style="dim", markup=False)
     talk().print("MACs are counted and not timed: `compress bench` times both networks in turns", style="dim")

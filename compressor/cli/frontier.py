@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -21,14 +21,15 @@ from compressor.cli.options import (
     SeedOption,
     console,
     print_json,
-    share,
     status,
 )
+from compressor.cli.showing import columns
 from compressor.files.names import file_name_from
 
 if TYPE_CHECKING:
     from compressor.pruning.request import Request
     from compressor.pruning.speed.planner import Goal
+    from compressor.results.frontier import Frontier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +103,10 @@ def command(
         curve = frontier(
             checkpoint, request, goal, data, folder / "points", speedups=speedups, baselines=points.baselines, say=say
         )
-    write_json(folder / "frontier.json", curve)
+    write_json(folder / "frontier.json", curve.to_json())
     write_picture(folder / "frontier.svg", picture(curve))
     if as_json:
-        print_json(curve)
+        print_json(curve.to_json())
         return
     show(curve)
     console().print(f"\nwrote {folder}/frontier.svg and frontier.json", markup=False, soft_wrap=True)
@@ -138,31 +139,23 @@ def _speedups(text: str) -> tuple[float, ...]:
     return found
 
 
-def show(curve: dict[str, Any]) -> None:
+def show(curve: Frontier) -> None:
     """A row for every point."""
-    from rich.table import Table
+    from compressor.words import count, milliseconds, multiple, share_interval, share_percent, speedup_with_interval
 
-    table = Table(box=None, pad_edge=False)
-    kind = "accuracy" if curve["labelled"] else "as dense"
-    for name in ("", "asked", "speed-up", "ms", kind, "95% interval", "params"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    dense = curve["dense"]
-    table.add_row("dense", "", "1", "", *_quality(dense), "")
-    for p in curve["points"]:
-        if "refused" in p:
-            table.add_row(p["arm"], f"{p['asked']:g}×", "out of reach")
+    kind = "accuracy" if curve.labelled else "as dense"
+    table = columns("", "asked", "speed-up", "latency", kind, "95 % interval", "params")
+    table.add_row("dense", "", multiple(1), "", share_percent(curve.dense), share_interval(curve.dense), "")
+    for point in curve.points:
+        asked = f"{point.asked:g}×"
+        if point.speedup is None or point.quality is None:
+            table.add_row(point.arm, asked, "out of reach")
             continue
-        s = p["speedup"]
-        speed = f"{s['ratio']:.2f}× ({s['low']:.2f} to {s['high']:.2f})"
         table.add_row(
-            p["arm"], f"{p['asked']:g}×", speed, f"{p['small_ms']:.3g}", *_quality(p["quality"]), f"{p['params']:,}"
-        )
+            point.arm, asked, speedup_with_interval(point.speedup), milliseconds(point.small_ms or 0.0),
+            share_percent(point.quality), share_interval(point.quality), count(point.params or 0),
+        )  # fmt: skip
     console().print(table)
-    target = curve["target"]
+    target = curve.target
     where = f"{target['runtime']}, batch {target['batch']}, threads: {target['threads']}"
-    console().print(f"\non {where}; {curve['split']} split of {curve['data']}", markup=False, soft_wrap=True)
-
-
-def _quality(quality: dict[str, Any]) -> tuple[str, str]:
-    count = quality["correct"] if "correct" in quality else quality["agreeing"]
-    return share((quality["total"], count)), f"{quality['low']:.1%} to {quality['high']:.1%}"
+    console().print(f"\non {where}; {curve.split} split of {curve.data}", markup=False, soft_wrap=True)

@@ -16,7 +16,6 @@ from compressor.cli.options import (
     ProtectOption,
     console,
     print_json,
-    short,
     status,
     strong,
     talk,
@@ -98,12 +97,14 @@ def show(inspection: Inspection) -> None:
     """The inspection as tables on stdout."""
     from rich.table import Table
 
+    from compressor.words import percent, scaled, size
+
     plain: dict[str, Any] = inspection.to_json()
     out = console()
     shapes = ", ".join(plain["inputs"])
     out.print(strong(plain["name"]), f" {plain['architecture']}, input {shapes}")
     out.print(
-        f"{short(plain['params'])} parameters, {short(plain['macs'])} MACs, {short(plain['bytes'])}B of weights\n"
+        f"{scaled(plain['params'])} parameters, {scaled(plain['macs'])} MACs, {size(plain['bytes'])} of weights\n"
     )
     table = Table(title=f"{len(plain['groups'])} channel groups", title_justify="left", box=None, pad_edge=False)
     for name, justify in (("group", "left"), ("channels", "right"), ("positions each", "right"), ("layers", "right"),
@@ -115,8 +116,8 @@ def show(inspection: Inspection) -> None:
             str(group["channels"]),
             str(group["size"]) if group["size"] > 1 else "",
             str(len(group["layers"])),
-            short(group["params"]),
-            short(group["macs"]),
+            scaled(group["params"]),
+            scaled(group["macs"]),
         )
     out.print(table)
     if plain["left_alone"]:
@@ -130,6 +131,6 @@ def show(inspection: Inspection) -> None:
     for name in ("ratio", "channels", "parameters", "MACs"):
         would.add_column(name, justify="right")
     for row in plain["would_leave"]:
-        would.add_row(f"{row['ratio']:g}", f"{row['channels']:.1%}", f"{row['params']:.1%}", f"{row['macs']:.1%}")
+        would.add_row(f"{row['ratio']:g}", *(percent(row[key], decimals=1) for key in ("channels", "params", "macs")))
     out.print(would)
     out.print("\na group's parameters and MACs are those of every layer that makes or reads its channels", style="dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -187,16 +187,3 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"batch sizes are positive numbers, as in `1,64`: {text}", param_hint="--batch")
     return tuple(map(int, parts))
-
-
-def share(pair: Sequence[float]) -> str:
-    """`[dense, small]` as what stays, in per cent."""
-    return f"{pair[1] / pair[0]:.1%}"
-
-
-def short(number: float) -> str:
-    """A count with its SI prefix: 31.4 M."""
-    for size, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{prefix}"
-    return f"{number:g}"

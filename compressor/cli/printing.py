@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # a terminal acts on these: an escape sequence in a file's name must not move its cursor or set its title
 SHOWN_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+NO_BREAK = ord("\N{NO-BREAK SPACE}")  # between a number and its unit: a plain one can be searched for and copied
 
 
 def console() -> Console:
@@ -44,7 +45,7 @@ def strong(text: object, style: str = "bold") -> Text:
 
 def visible(text: str) -> str:
     """The text with its control characters spelt out."""
-    return text.translate(SHOWN_CONTROLS)
+    return text.translate(SHOWN_CONTROLS | {NO_BREAK: " "})
 
 
 def print_json(value: object) -> None:

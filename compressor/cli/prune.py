@@ -27,12 +27,11 @@ from compressor.cli.options import (
     console,
     print_json,
     refuse_silent,
-    share,
-    short,
     status,
     strong,
     talk,
 )
+from compressor.cli.showing import show_results
 
 if TYPE_CHECKING:
     from compressor.checkpoint.checkpoint import Checkpoint
@@ -207,9 +206,9 @@ def command(
             max_drop=budget.max_drop, during=during,
         )  # fmt: skip
     if output.as_json:
-        print_json(results)
+        print_json(results.to_json())
         return
-    show(results)
+    show_results(results)
     if dry_run:
         talk().print("dry run: nothing was written")
     else:
@@ -288,128 +287,3 @@ def tell_epoch(progress: Progress) -> None:
         tune = last.tune_correct / last.tune_total
         said = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tune:.2%}"
         talk().print(said, style="dim", highlight=False)
-
-
-def show(results: dict[str, Any]) -> None:
-    """What was asked for and what came of it, as tables on stdout."""
-    from rich.table import Table
-
-    from compressor.report.wording import VACUOUS
-    from compressor.surgery.proof import in_words
-
-    if "mask" in results:
-        show_mask(results["mask"])
-        return show_repair(results.get("repair"))
-    prune = results["prune"]
-    out = console()
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "dense", "small", "stays", "asked"):
-        table.add_column(name, justify="left" if not name else "right")
-    asked = prune["requested"]
-    wishes = {"channels": 1 - asked["ratio"]} if "ratio" in asked else asked
-    for name in ("channels", "params", "macs"):
-        pair, wanted = prune["achieved"][name], wishes.get(name)
-        table.add_row(name, short(pair[0]), short(pair[1]), share(pair), "" if wanted is None else f"{wanted:.1%}")
-    out.print(table)
-    proof = prune["proof"]
-    out.print(f"\nsurgery proof: {in_words(proof)}", soft_wrap=True)
-    for caveat in prune.get("caveats", ()):
-        talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
-    if "while_training" in results:
-        show_events(results["while_training"])
-    elif proof["vacuous"]:
-        talk().print(f"caveat: {VACUOUS}", soft_wrap=True)
-    show_latency(results.get("latency"))
-    show_repair(results.get("repair"))
-    if prune["kept_as"] == "program":
-        out.print(
-            "kept as an exported program, which trains, exports and prunes again like any network, but has no layers",
-            soft_wrap=True,
-        )
-        if "takes" in prune:
-            out.print(f"the program takes inputs of {prune['takes']}; others are refused", markup=False, soft_wrap=True)
-    if prune["emptied"]:
-        out.print(f"branches taken out: {', '.join(prune['emptied'])}", markup=False)
-    for layer in prune["left_alone"]:
-        out.print(f"left alone: {layer['layer']} ({layer['reason']})", style="dim", markup=False)
-    return None
-
-
-def show_events(training: dict[str, Any]) -> None:
-    """What each event took, and what it cost on the tuning split."""
-    from rich.table import Table
-
-    out = console()
-    how = "zeroed, and left to train on" if training["regrow"] else "silenced for good"
-    out.print(f"trained for {training['epochs']} epochs meanwhile; what the events chose was {how}", markup=False)
-    table = Table(box=None, pad_edge=False)
-    for name in ("after epochs", "channels", "tune before", "after"):
-        table.add_column(name, justify="right")
-    for event in training["events"]:
-        chosen = sum(len(channels) for channels in event["chosen"].values())
-        shares = [f"{event[when] / event['total']:.2%}" for when in ("before", "after")]
-        table.add_row(str(event["epoch"]), str(chosen), *shares)
-    out.print(table)
-
-
-def show_latency(latency: dict[str, Any] | None) -> None:
-    """How fast the clock says that it is, where a latency was the budget."""
-    if latency is None:
-        return
-    where = f"{latency['runtime']}, batch {latency['batch']}, threads: {latency['threads']}"
-    found = latency["speedup"]
-    if found is None:
-        predicted = latency["trials"][-1]["predicted"]
-        console().print(f"latency: predicted {predicted:.2f}× on {where}, by a table from there", markup=False)
-        talk().print("caveat: predicted, not measured: run it there, `compress bench --pack`")
-        return
-    console().print(
-        f"speed-up: {found['ratio']:.2f}× ({found['low']:.2f} to {found['high']:.2f}), asked {latency['wanted']:.2f}×; "
-        f"{latency['dense_ms']:.3g} ms before, {latency['small_ms']:.3g} ms after, on {where}",
-        markup=False,
-    )
-    console().print(
-        f"table: {latency['table_error']:.1%} off at first; widths are multiples of {latency['align']}, "
-        f"by measurement; trials: {len(latency['trials'])}",
-        style="dim", markup=False,
-    )  # fmt: skip
-    for caveat in latency.get("caveats", ()):
-        talk().print(f"caveat: {caveat}", markup=False)
-    search = latency.get("search")
-    if search is not None:
-        console().print(
-            f"loses {search['drop']:.2f} points on the tuning split, {search['allowed']:g} allowed; tried: "
-            + ", ".join(f"{t['speedup']:.2f}× loses {t['drop']:.2f}" for t in search["tried"]),
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
-    elif not latency["met"]:
-        talk().print(f"caveat: that is further from what was asked than {latency['tolerance']:.0%}")
-
-
-def show_repair(repair: dict[str, Any] | None) -> None:
-    """How far the output is from the dense network's, before and after the repair."""
-    if repair is None:
-        return
-    before, after = repair["rise"]
-    if before is None:
-        console().print(f"repair: {repair['how']}, by {repair['data']}", markup=False)
-        return
-    told = f"output error {before:.3g} before, {after:.3g} after"
-    text = f"repair: {repair['how']} on {repair['images']:,} images of {repair['data']}; {told}"
-    console().print(text if repair["kept"] else f"{text}; made worse by it, left as it was", markup=False)
-
-
-def show_mask(mask: dict[str, Any]) -> None:
-    """What an unstructured mask saves on disk, and that it saves no time."""
-    from rich.table import Table
-
-    out = console()
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "dense", "sparse", "stays"):
-        table.add_column(name, justify="left" if not name else "right")
-    pair = (mask["dense_bytes"], mask["stored_bytes"])
-    table.add_row("weights", f"{short(pair[0])}B", f"{short(pair[1])}B", share(pair))
-    asked = f"{mask['sparsity']:.2%}, asked {mask['requested']:.2%}"
-    out.print(f"{mask['zeros']:,} of {mask['weights']:,} weights are zero ({asked})")
-    out.print(table)
-    out.print("\n" + mask["statement"], markup=False)

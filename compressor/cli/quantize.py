@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -22,12 +22,15 @@ from compressor.cli.options import (
     command_line,
     console,
     print_json,
-    short,
     status,
     strong,
     talk,
 )
+from compressor.cli.showing import columns
 from compressor.environment import Processor
+
+if TYPE_CHECKING:
+    from compressor.results.int8 import Quantizing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,56 +104,46 @@ def command(
             force=output.force, trust_pickle=network.trust_pickle, say=say,
         )  # fmt: skip
     if output.as_json:
-        print_json({"file": str(file), **section})
+        print_json({"file": str(file), **section.to_json()})
     else:
         show(file, section)
-    for caveat in section["caveats"]:
+    for caveat in section.caveats:
         talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
 
 
-def show(file: Path, section: dict[str, Any]) -> None:
+def show(file: Path, section: Quantizing) -> None:
     """Size, closeness and speed, on stdout."""
-    from rich.table import Table
+    from compressor.words import count, finding, milliseconds, multiple, percent, share_percent, shares, size, tiny
 
-    out, accuracy = console(), section["accuracy"]
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "float", "int8", ""):
-        table.add_column(name, justify="left" if not table.columns else "right")
-    before, after = section["float_bytes"], section["int8_bytes"]
-    table.add_row("file", f"{short(before)}B", f"{short(after)}B", f"{before / after:.2f}× smaller")
+    out, accuracy = console(), section.accuracy
+    table = columns("", "float", "int8", "of which", left=("",))
+    table.columns[-1].header = ""
+    before, after = section.float_bytes, section.int8_bytes
+    table.add_row("file", size(before), size(after), f"{multiple(before / after)} smaller")
     if accuracy is not None:
-        cells = [f"{a['correct']:,}/{a['total']:,}" for a in (accuracy["float"], accuracy["int8"])]
-        points = 100 * (accuracy["int8"]["correct"] - accuracy["float"]["correct"]) / accuracy["int8"]["total"]
-        table.add_row(f"accuracy, {accuracy['int8']['split']}", *cells, f"{points:+.2f} points")
-    for row in section["speed"]:
-        cells = [f"{row[key]:.3g} ms" for key in ("float_ms", "int8_ms")]
-        table.add_row(f"latency, batch {row['batch']}", *cells, verdict(row["speedup"]))
+        points = 100 * (accuracy.int8.share - accuracy.float.share)
+        cells = [shares(one) for one in (accuracy.float, accuracy.int8)]
+        table.add_row(f"accuracy, {accuracy.int8.split}", *cells, f"{points:+.2f} points")
+    for exact, integer in section.pairs:
+        cells = [milliseconds(row.median_ms) for row in (exact, integer)]
+        table.add_row(f"latency, batch {exact.batch}", *cells, finding(integer.speedup))
     out.print(table)
-    close = section["agreement"]
-    share = close["agreeing"] / close["total"]
+    close = section.agreement
+    if close is not None:
+        out.print(
+            f"\nagreement with the float network: {shares(close)} ({share_percent(close)}) on the {close.split} split, "
+            f"relative error of the scores {tiny(close.relative_error or 0.0)}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    out.print(str(section.how["why"]), markup=False, soft_wrap=True)
+    if section.left_float:
+        out.print(f"left in float: {', '.join(section.left_float)}", markup=False, soft_wrap=True)
+    seen, level = section.data, percent(section.confidence or 0.0, decimals=0)
     out.print(
-        f"\nagreement with the float network: {close['agreeing']:,}/{close['total']:,} ({share:.2%}) on the "
-        f"{close['split']} split, relative error of the scores {close['relative_error']:.2g}",
-        markup=False, soft_wrap=True,
-    )  # fmt: skip
-    out.print(section["how"]["why"], markup=False, soft_wrap=True)
-    if section["left_float"]:
-        out.print(f"left in float: {', '.join(section['left_float'])}", markup=False, soft_wrap=True)
-    seen = section["data"]
-    out.print(
-        f"ranges by {seen['images']:,} images of {seen['name']}; timed in turns on {section['runtime']}, "
-        f"threads: {section['threads']}, {section['confidence']:.0%} intervals",
+        f"ranges by {count(seen['images'])} images of {seen['name']}; timed in turns on {section.runtime}, "
+        f"threads: {section.threads}, {level} intervals",
         style="dim", markup=False, soft_wrap=True,
     )  # fmt: skip
-    if not any(row["speedup"]["low"] > 1 for row in section["speed"]):
+    if not section.faster:
         talk().print("int8 is not faster here: what it saves is disk and memory", style="yellow")
     out.print("wrote ", strong(file), f"; on the test split: `compress evaluate {file}`", sep="", soft_wrap=True)
-
-
-def verdict(found: dict[str, float]) -> str:
-    """The measured speed-up in words; where 1 lies in its interval, no difference."""
-    told = f"{found['low']:.2f} to {found['high']:.2f}"
-    if found["low"] <= 1 <= found["high"]:
-        return f"no significant difference ({told})"
-    how = "faster" if found["ratio"] > 1 else "slower"
-    return f"{how}: {found['ratio']:.2f}× ({told})"

@@ -30,11 +30,14 @@ from compressor.cli.options import (
     strong,
     talk,
 )
+from compressor.cli.showing import columns
 
 if TYPE_CHECKING:
     from compressor.data.splits import Data
     from compressor.jobs.lottery import Search
     from compressor.jobs.retrain import Retraining
+    from compressor.results.artifact import Results
+    from compressor.results.training import LotteryRound, Retrained
     from compressor.training.loop import Callback, Progress
     from compressor.training.ways import Wishes
 
@@ -167,6 +170,7 @@ def command(
     """
     from compressor.data.sources import data_for
     from compressor.jobs.lottery import LOTTERY
+    from compressor.results.training import Retrained
 
     wishes = _wishes(training, teacher, way, seed=run.seed)
     use_threads(run.threads)
@@ -185,11 +189,12 @@ def command(
     announce(planned, data.name)
     entry = _trained(planned, data, training.tensorboard, force=output.force, trust_pickle=network.trust_pickle)
     if output.as_json:
-        print_json(entry)
-    elif how == LOTTERY:
-        show_ticket(entry, planned.folder)
-    else:
+        print_json(entry.to_json())
+        return
+    if isinstance(entry, Retrained):
         show(entry, planned.folder)
+    else:
+        show_ticket(entry, planned.folder)
 
 
 def _wishes(training: TrainingOptions, teacher: TeacherOptions, way: WayOptions, *, seed: int) -> Wishes:
@@ -242,12 +247,12 @@ def _retraining(
 
 def _trained(
     planned: Retraining | Search, data: Data, tensorboard: Path | None, *, force: bool, trust_pickle: bool
-) -> dict[str, Any]:
+) -> Results | Retrained:
     """Train with a progress bar; an interrupted run says where its state is."""
     from compressor.jobs import lottery, retrain
     from compressor.training.retraining import tensorboard as streaming
 
-    run: Callable[..., dict[str, Any]]
+    run: Callable[..., Results | Retrained]
     if isinstance(planned, lottery.Search):
         run = functools.partial(lottery.run, planned, say=show_round)
     else:
@@ -306,37 +311,40 @@ def progress_bar() -> Iterator[Callback]:
         yield tell
 
 
-def show(entry: dict[str, Any], folder: Path) -> None:
+def show(entry: Retrained, folder: Path) -> None:
     """What came of it, on stdout."""
-    last = entry["history"][-1]
-    share = last["tune_correct"] / last["tune_total"]
-    out = console()
-    length = f"{entry['epochs']} epoch{'s' * (entry['epochs'] != 1)}"
-    tune = f"tune {last['tune_correct']}/{last['tune_total']} ({share:.2%})"
-    out.print(f"{entry['how']}: {length} on {entry['images']:,} images of {entry['data']}, {tune}", markup=False)
+    from compressor.words import percent
+
+    last, out, epochs = entry.history[-1], console(), entry.epochs or len(entry.history)
+    length = f"{epochs} epoch{'s' * (epochs != 1)}"
+    tune = f"tune {last.tune_correct}/{last.tune_total} ({percent(last.tune_correct / last.tune_total)})"
+    out.print(f"{entry.how}: {length} on {entry.images or 0:,} images of {entry.data}, {tune}", markup=False)
     after = "; next: `compress export --onnx`, `compress bench`"
     out.print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)
 
 
-def show_round(told: dict[str, Any]) -> None:
+def show_round(one: LotteryRound) -> None:
     """What a round of the search left, on stderr."""
-    share = told["tune_correct"] / told["tune_total"]
-    talk().print(f"round {told['round']}: {1 - told['sparsity']:.2%} of the weights left, tune {share:.2%}")
+    from compressor.words import percent
+
+    tune = percent(one.tune_correct / one.tune_total)
+    talk().print(f"round {one.round}: {percent(1 - one.sparsity)} of the weights left, tune {tune}")
 
 
-def show_ticket(found: dict[str, Any], folder: Path) -> None:
+def show_ticket(results: Results, folder: Path) -> None:
     """Every round of the search, on stdout."""
-    from rich.table import Table
+    from compressor.words import count, percent
 
-    out, lottery = console(), found["lottery"]
-    table = Table(box=None, pad_edge=False)
-    for name in ("round", "weights left", "share", "tune"):
-        table.add_column(name, justify="right")
-    for told in lottery["told"]:
-        left, tune = told["weights"] - told["zeros"], told["tune_correct"] / told["tune_total"]
-        table.add_row(str(told["round"]), f"{left:,}", f"{left / told['weights']:.2%}", f"{tune:.2%}")
+    out, lottery = console(), results.lottery
+    if lottery is None or results.masking is None:
+        return
+    table = columns("round", "weights left", "share", "tune", left=())
+    for one in lottery.history:
+        left = one.weights - one.zeros
+        tune = percent(one.tune_correct / one.tune_total)
+        table.add_row(str(one.round), count(left), percent(left / one.weights), tune)
     out.print(table)
-    out.print(f"rewound to: {lottery['rewound_to']}; {lottery['epochs']} epochs a round on {lottery['data']}")
-    out.print("\n" + found["mask"]["statement"], markup=False)
+    out.print(f"rewound to: {lottery.rewound_to}; {lottery.epochs} epochs a round on {lottery.data}")
+    out.print("\n" + (results.masking.statement or ""), markup=False)
     after = "; next: `compress evaluate`, `compress export --onnx`"
     out.print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ExportError
 from compressor.export.attention import translations
-from compressor.export.parity import BATCHES, TOLERANCE, BatchIsFixedError, Parity, first_cause, largest_difference
+from compressor.export.parity import BATCHES, TOLERANCE, BatchIsFixedError, first_cause, largest_difference
 from compressor.files.atomic import whole
 from compressor.graph.copies import copy_of
 from compressor.graph.detector_heads import WithHeads, head_layers
@@ -22,6 +22,7 @@ from compressor.graph.exported_program import is_data_dependent
 from compressor.graph.input_spec import random_like
 from compressor.graph.lent import lengths_left_open, quiet_exporter
 from compressor.graph.structures import with_plain_outputs_
+from compressor.results.parity import Parity
 
 if TYPE_CHECKING:
     from compressor.checkpoint.checkpoint import Checkpoint

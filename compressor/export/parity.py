@@ -7,7 +7,6 @@ and attention), so the measured difference contains their effect.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +20,6 @@ from compressor.graph.outputs import outputs_of, relative_difference
 
 BATCHES = 3  # of each size
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parity:
-    """The difference of the ONNX file's outputs from the network's: max |a - b| / max |b|, the largest of all outputs.
-
-    `note` is the reason for a fixed batch size. `same_maxima`: the network ran with the positions of the file's maxima
-    (`export.same_maxima`), because rounding alone made the two choose different ones.
-    """
-
-    largest_relative_difference: float
-    outputs: int
-    batches: int
-    batch_sizes: tuple[int, ...]
-    opset: int
-    bytes: int
-    note: str | None = None
-    same_maxima: bool = False
-
-    @property
-    def dynamic_batch(self) -> bool:
-        """True if the file accepts batches of any size."""
-        return self.note is None
-
-    def to_json(self) -> dict[str, object]:
-        """The `export` section of an artifact's results."""
-        return {
-            "opset": self.opset,
-            "bytes": self.bytes,
-            "largest_relative_difference": self.largest_relative_difference,
-            "outputs": self.outputs,
-            "batches": self.batches,
-            "batch_sizes": list(self.batch_sizes),
-            "dynamic_batch": self.dynamic_batch,
-            "note": self.note,
-            **({"same_maxima": True} if self.same_maxima else {}),
-        }
 
 
 class BatchIsFixedError(Exception):

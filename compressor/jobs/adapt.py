@@ -14,11 +14,12 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Target, target_of
 from compressor.data.splits import Data, SplitName, augmentation_named
-from compressor.environment import environment
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned
 from compressor.pruning.transfer.rounds import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting
 from compressor.pruning.transfer.scores import check_comparable
+from compressor.results.artifact import Results
+from compressor.results.training import Retrained
 from compressor.training.domains.adaptation import Alignment, adapt, alignment_of
 from compressor.training.loop import Callback
 
@@ -135,7 +136,7 @@ def adapt_to(
     force: bool = False,
     trust_pickle: bool = False,
     say: Say = quiet,
-) -> dict[str, Any]:
+) -> Results:
     """Adapt, prune and write the artifact to `folder`; its results. What was kept meanwhile goes once it is written.
 
     Of the target its training images are used, without whatever labels they have. Refused: a place that is taken, data
@@ -148,22 +149,22 @@ def adapt_to(
         checkpoint, source, target_of(target), adaptation, device=device, callbacks=callbacks,
         states=states_beside(folder), say=say,
     )  # fmt: skip
-    results: dict[str, Any] = {
-        "schema": 1,
-        "name": checkpoint.name,
-        "command": command,
-        "environment": environment(),
-        "adapt": {**adaptation.to_json(), "source": source.to_json(), "target": target_of(target).to_json()},
-        "retrain": [
+    pruning = None if pruned is None else pruned.result
+    if pruned is not None and pruning is not None:
+        images = min(pruned.request.images, len(source.split(SplitName.TRAIN)))
+        pruning = dataclasses.replace(pruning, data={"name": source.name, "images": images})
+    results = Results.of(
+        checkpoint.name,
+        command,
+        small.lineage,
+        adapt={**adaptation.to_json(), "source": source.to_json(), "target": target_of(target).to_json()},
+        retrainings=tuple(
             _as_training(step, source, command)
             for step in small.lineage[len(checkpoint.lineage) :]
             if step["step"] == "adapt"
-        ],
-        "lineage": list(small.lineage),
-    }
-    if pruned is not None:
-        images = min(pruned.request.images, len(source.split(SplitName.TRAIN)))
-        results["prune"] = {**pruned.to_json(), "data": {"name": source.name, "images": images}}
+        ),
+        pruning=pruning,
+    )
     origin = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
     say("writing, and reading it back in a fresh process")
     artifact = write_artifact(folder, small, source=origin, results=results, force=force, trust_pickle=trust_pickle)
@@ -171,7 +172,8 @@ def adapt_to(
     return artifact.results()
 
 
-def _as_training(step: Mapping[str, Any], source: Data, command: str) -> dict[str, Any]:
+def _as_training(step: Mapping[str, Any], source: Data, command: str) -> Retrained:
     """A stage as the report reads training."""
     images = len(source.split(SplitName.TRAIN))
-    return {**step, "how": "adapt", "data": source.name, "images": images, "command": command}
+    entry = {**step, "how": "adapt", "data": source.name, "images": images, "command": command}
+    return Retrained.from_json(entry, place="retrain")

@@ -39,6 +39,7 @@ from compressor.graph.outputs import tensors_in
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 
 DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 leaves 0.25 to 0.3 where all is coupled
@@ -181,7 +182,11 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
             return
         say("writing, and reading it back in a fresh process")
         write_artifact(
-            Path(scratch) / "a.compressed", small, source={"path": "", "sha256": ""}, results={}, trust_pickle=False
+            Path(scratch) / "a.compressed",
+            small,
+            source={"path": "", "sha256": ""},
+            results=Results(),
+            trust_pickle=False,
         )
         row.reached = Stage.RELOAD
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +13,8 @@ from compressor.data.classes import with_labels_of
 from compressor.data.sources import FORMS, default_data, load_data
 from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
-from compressor.measuring.accuracy import Accuracy, Agreement, OnnxNetwork, agreement, evaluate, load_onnx
+from compressor.measuring.accuracy import OnnxNetwork, agreement, evaluate, load_onnx
+from compressor.results.artifact import Evaluation
 
 WHOLE = "all"
 
@@ -29,19 +28,6 @@ class Subject:
     network: nn.Module | OnnxNetwork
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """How good one network is on one split of some data."""
-
-    model: str
-    data: str
-    quality: Accuracy | Agreement
-
-    def to_json(self) -> dict[str, object]:
-        """One entry of the `evaluate` section of an artifact's results."""
-        return {"model": self.model, "data": self.data, **self.quality.to_json()}
 
 
 def subject_of(checkpoint: Checkpoint, *, model: str) -> Subject:
@@ -118,7 +104,7 @@ def chosen_split(data: Data, name: str | None) -> tuple[str, ImageSet]:
     return name, data.split(SplitName(name))
 
 
-def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | None = None) -> tuple[Judgement, ...]:
+def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | None = None) -> tuple[Evaluation, ...]:
     """Accuracy of the subject, and of the dense network beside it; without labels, the agreement of the two.
 
     Refused: images without labels where there is no dense network to agree with.
@@ -131,9 +117,9 @@ def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | N
                 hint="give the dense network, `--dense PATH`, or images in class folders",
             )
         found = agreement(subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing)
-        return (Judgement(model=subject.model, data=data.name, quality=found),)
+        return (Evaluation(model=subject.model, data=data.name, quality=found),)
     return tuple(
-        Judgement(
+        Evaluation(
             model=one.model,
             data=data.name,
             quality=evaluate(one.network, images, split=name, preprocessing=one.preprocessing),
@@ -143,12 +129,11 @@ def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | N
     )
 
 
-def record(artifact: Artifact, judgements: tuple[Judgement, ...]) -> None:
-    """Put the judgements among the artifact's results; one of the same network, data and split gives way."""
-    entries: list[Mapping[str, Any]] = [judgement.to_json() for judgement in judgements]
-    places = {(e["model"], e["data"], e["split"]) for e in entries}
-    old = [e for e in artifact.results().get("evaluate", []) if (e["model"], e["data"], e["split"]) not in places]
-    add_results(artifact.folder, "evaluate", [*old, *entries])
+def record(artifact: Artifact, evaluations: tuple[Evaluation, ...]) -> None:
+    """Put the evaluations among the artifact's results; one of the same network, data and split gives way."""
+    places = {(one.model, one.data, one.quality.split) for one in evaluations}
+    old = (e for e in artifact.results().evaluations if (e.model, e.data, e.quality.split) not in places)
+    add_results(artifact.folder, evaluations=(*old, *evaluations))
 
 
 def is_onnx(path: Path | None) -> bool:

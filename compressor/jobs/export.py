@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compressor.checkpoint.artifacts import Artifact, add_results
 from compressor.checkpoint.checkpoint import Checkpoint
@@ -11,11 +11,12 @@ from compressor.checkpoint.sparse import SAVES_NO_TIME, onnx_sparse
 from compressor.errors import ExportError
 from compressor.export.onnx import export_onnx
 from compressor.files.names import file_name_from
+from compressor.results.parity import Parity, SparseFile
 
 
 def export_to(
     file: Path | None, checkpoint: Checkpoint, *, artifact: Artifact | None = None, opset: int | None = None
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, Parity]:
     """Export to `file`, or into the artifact, or else to `NAME.onnx` here; the `export` section of its results.
 
     A masked artifact gets a second file beside it whose mostly-zero weights are stored sparse, where that is smaller.
@@ -24,20 +25,18 @@ def export_to(
     if target.is_dir():
         raise ExportError(f"{target} is a folder", hint="give a file: `--out model.onnx`")
     parity = export_onnx(checkpoint, target, opset=opset)
-    results = parity.to_json()
     if artifact is not None and artifact.mask() is not None:
         sparse = target.with_suffix(".sparse.onnx")
         try:
             table = onnx_sparse(target, sparse)
         except ExportError as error:
-            results["note"] = "; ".join(filter(None, [parity.note, f"no sparse file: {error}"]))
+            parity = replace(parity, sparse_note=f"no sparse file: {error}")
         else:
-            results["sparse"] = {
-                "file": str(sparse),
-                "bytes": sparse.stat().st_size,
-                "statement": SAVES_NO_TIME,
-                "table": table.to_json(),
-            }
+            beside = SparseFile(
+                file=str(sparse), bytes=sparse.stat().st_size, statement=SAVES_NO_TIME, rows=table.rows,
+                dense_bytes=table.dense_bytes, stored_bytes=table.stored_bytes,
+            )  # fmt: skip
+            parity = replace(parity, sparse=beside)
     if artifact is not None and target == artifact.onnx:
-        add_results(artifact.folder, "export", results)
-    return target, results
+        add_results(artifact.folder, export=parity)
+    return target, parity

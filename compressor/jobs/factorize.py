@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.environment import environment
 from compressor.errors import PlanError
 from compressor.files.names import file_name_from
 from compressor.planning.ranks import EnergyBudget, RankBudget
 from compressor.progress import Say, quiet
 from compressor.pruning.low_rank import LowRank, factorize
+from compressor.results.artifact import Results
 from compressor.surgery.factors import Kind, kind_named
 from compressor.surgery.plan import CostBudget, Countable
 from compressor.surgery.rounding import AUTO_ALIGN
@@ -68,23 +67,19 @@ def factorize_to(
     force: bool = False,
     trust_pickle: bool = False,
     say: Say = quiet,
-) -> dict[str, Any]:
+) -> Results:
     """Factorise, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
 
     Refused: what `factorize` refuses, a folder in the way, an artifact that does not come back as it was written.
     """
     if folder is not None:
         check_free(folder, force=force)
-    found = factorize(checkpoint, request, say=say)
-    results: dict[str, Any] = {
-        "schema": 1, "name": checkpoint.name, "command": command, "environment": environment(),
-        "factorize": found.to_json(), "lineage": list(found.checkpoint.lineage),
-    }  # fmt: skip
+    factorized = factorize(checkpoint, request, say=say)
+    small = factorized.checkpoint
+    results = Results.of(checkpoint.name, command, small.lineage, factorizing=factorized.result)
     if folder is not None:
         say("writing, and reading it back in a fresh process")
         source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
-        artifact = write_artifact(
-            folder, found.checkpoint, source=source, results=results, force=force, trust_pickle=trust_pickle
-        )
+        artifact = write_artifact(folder, small, source=source, results=results, force=force, trust_pickle=trust_pickle)
         results = artifact.results()
     return results

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Start
-from compressor.checkpoint.sparse import SAVES_NO_TIME
 from compressor.data.splits import Data, SplitName
-from compressor.environment import environment
 from compressor.errors import PlanError, RetrainError, named
 from compressor.files.names import file_name_from
 from compressor.files.schema import anything, listed, optional, record, table
-from compressor.jobs.retrain import OF_THE_OLD_WEIGHTS, default_folder
+from compressor.jobs.retrain import default_folder
 from compressor.planning.costs import count
+from compressor.pruning.masking import masking_of
+from compressor.results.artifact import Results
+from compressor.results.training import EpochRecord, LotteryRound, LotterySearch, Retrained
 from compressor.surgery.masks import MaskScope, WeightMask
 from compressor.training.loop import Callback, iterations_per_epoch
 from compressor.training.lottery.tickets import Round, Rounds, find_ticket, rest_of, rounds_with_output
@@ -56,7 +57,7 @@ class Search:
     step: int
     mask: WeightMask | None
     source: Mapping[str, str]
-    results: Mapping[str, Any]
+    results: Results | None
     folder: Path
     device: str | None
 
@@ -123,7 +124,7 @@ def prepare(
         checkpoint=checkpoint, rounds=rounds, early=early, dense=dense, step=step, mask=mask, folder=folder,
         recipe=dataclasses.replace(recipe, notes=(_said(rounds), *recipe.notes)), device=device,
         source=source if artifact is None else artifact.recipe["source"],
-        results={} if artifact is None else artifact.results(),
+        results=None if artifact is None else artifact.results(),
     )  # fmt: skip
 
 
@@ -173,10 +174,10 @@ def run(
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
-) -> dict[str, Any]:
-    """Find the ticket, and write its artifact; what its results say of the search.
+) -> Results:
+    """Find the ticket, and write its artifact; the artifact's results.
 
-    `say` is told of every round, as plain values. The kept state goes once the artifact is written. What the results
+    `say` gets every round. The kept state goes once the artifact is written. What the results
     said of the old weights (export, bench, evaluate) is left behind.
     """
     identity = _identity(search, data)
@@ -187,7 +188,7 @@ def run(
     else:
         search = dataclasses.replace(search, early=kept["early"], recipe=_shortened(search, data))
         current = _with_state(search.checkpoint, kept["module"], kept["lineage"])
-        mask, told = WeightMask(kept=kept["mask"]), kept["told"]
+        mask, told = WeightMask(kept=kept["mask"]), [LotteryRound.from_json(one, place="told") for one in kept["told"]]
 
     def train(ticket: nn.Module, mask: WeightMask) -> nn.Module:
         nonlocal current
@@ -209,8 +210,8 @@ def run(
         mask = found.mask
         told.append(_told(found, current.lineage[-1]))
         state = {
-            "identity": identity, "early": search.early, "module": state_of(current.module), "told": told,
-            "mask": dict(mask.kept), "lineage": list(current.lineage),
+            "identity": identity, "early": search.early, "module": state_of(current.module),
+            "told": [one.to_json() for one in told], "mask": dict(mask.kept), "lineage": list(current.lineage),
         }  # fmt: skip
         write(state, search.state_file / ROUNDS)
         (search.state_file / f"round-{found.number}.state").unlink(missing_ok=True)
@@ -248,36 +249,39 @@ def _counts(mask: WeightMask) -> dict[str, Any]:
     return {"sparsity": mask.sparsity, "weights": mask.weights, "zeros": mask.removed}
 
 
-def _told(found: Round, entry: Mapping[str, Any]) -> dict[str, Any]:
-    last = entry["history"][-1]
-    tune = {name: last[name] for name in ("train_loss", "tune_correct", "tune_total")}
-    return {"round": found.number, **_counts(found.mask), **tune}
+def _told(found: Round, entry: Mapping[str, Any]) -> LotteryRound:
+    last, mask = EpochRecord.from_json(entry["history"][-1], place="history"), found.mask
+    return LotteryRound(
+        round=found.number, sparsity=mask.sparsity, weights=mask.weights, zeros=mask.removed,
+        train_loss=last.train_loss, tune_correct=last.tune_correct, tune_total=last.tune_total,
+    )  # fmt: skip
 
 
 def _written(
     search: Search,
     ticket: Checkpoint,
     mask: WeightMask,
-    told: list[dict[str, Any]],
+    told: list[LotteryRound],
     *,
     data: Data,
     command: str,
     force: bool,
     trust_pickle: bool,
-) -> dict[str, Any]:
-    old = {k: v for k, v in search.results.items() if k not in OF_THE_OLD_WEIGHTS}
-    said = {
-        **search.rounds.to_json(), "rewound_to": _rewound_to(search), "rewind_step": search.step, "data": data.name,
-        "epochs": search.recipe.budget.epochs, "told": told, "command": command,
-    }  # fmt: skip
-    last: dict[str, Any] = {**ticket.lineage[-1], "notes": list(search.recipe.notes), "command": command}
-    results = {
-        "schema": 1, "name": ticket.name, "environment": environment(), **old, LOTTERY: said,
-        "mask": {
-            **_counts(mask), "requested": mask.sparsity, "scope": str(search.rounds.scope), "statement": SAVES_NO_TIME,
-        },
-        "retrain": [*old.get("retrain", []), last], "lineage": list(ticket.lineage),
-    }  # fmt: skip
+) -> Results:
+    old = Results.of(ticket.name, command) if search.results is None else search.results.without_measurements()
+    step = Retrained.from_json(ticket.lineage[-1], place="lineage")
+    last = dataclasses.replace(step, notes=search.recipe.notes, command=command)
+    results = dataclasses.replace(
+        old,
+        lottery=LotterySearch(
+            rounds=search.rounds.rounds, rate=search.rounds.rate, rates=dict(search.rounds.rates),
+            scope=str(search.rounds.scope), rewound_to=_rewound_to(search), rewind_step=search.step, data=data.name,
+            epochs=search.recipe.budget.epochs, history=tuple(told), command=command,
+        ),
+        masking=masking_of(mask, requested=mask.sparsity, scope=search.rounds.scope),
+        retrainings=(*old.retrainings, last),
+        lineage=tuple(ticket.lineage),
+    )  # fmt: skip
     artifact = write_artifact(
         search.folder, ticket, source=search.source, results=results, force=force, trust_pickle=trust_pickle, mask=mask
     )

@@ -14,7 +14,6 @@ from torch import Tensor
 from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
-from compressor.environment import environment
 from compressor.errors import CalibrationError, PlanError, named
 from compressor.files.names import file_name_from
 from compressor.measuring.tables.table import read_table
@@ -30,6 +29,7 @@ from compressor.pruning.speed.frontier import FIRST, fastest_within
 from compressor.pruning.speed.planner import Goal
 from compressor.pruning.speed.search import prune_to_speed
 from compressor.pruning.while_training import During, during_from, prune_while_training
+from compressor.results.artifact import Results
 from compressor.surgery.mask_criteria import MaskCriterion, mask_criterion_named
 from compressor.surgery.masks import MaskScope
 from compressor.surgery.plan import Budget, ChannelBudget, CostBudget, Countable, LatencyBudget, Scope
@@ -225,7 +225,7 @@ def prune_to(
     goal: Goal | None = None,
     max_drop: float | None = None,
     during: During | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
 
     A budget of latency is met on what `goal` says; with `max_drop` it is searched for, on the tuning split of `data`.
@@ -234,8 +234,7 @@ def prune_to(
     """
     if folder is not None:
         check_free(folder, force=force)
-    results: dict[str, Any] = {"schema": 1, "name": checkpoint.name, "command": command, "environment": environment()}
-    mask = None
+    mask, sections = None, dict[str, Any]()
     if isinstance(request, MaskRequest):
         request = request.resolved(has_data=data is not None)
     else:
@@ -249,32 +248,33 @@ def prune_to(
         data = synthetic_data(checkpoint, count=request.images, seed=request.seed)
     if isinstance(request, MaskRequest):
         masked = mask_weights(checkpoint, request, initial=initial, data=data, say=say)
-        small, mask, results["mask"] = masked.checkpoint, masked.mask, masked.to_json()
-        repaired = masked.repair_to_json()
+        small, mask, sections["masking"] = masked.checkpoint, masked.mask, masked.result
+        repaired = masked.repair_result
     else:
         if goal is not None and max_drop is not None:
             if data is None:
                 raise CalibrationError("a drop is judged on images", hint="with labels or without: `--data DIR`")
             found = fastest_within(checkpoint, request, goal, data, max_drop=max_drop, say=say)
-            pruned, results["latency"] = found.fast.pruned, {**found.fast.to_json(), "search": found.to_json()}
+            pruned, sections["latency"] = found.fast.pruned, found.result
         elif goal is not None:
             fast = prune_to_speed(checkpoint, request, goal, data=data, say=say)
-            pruned, results["latency"] = fast.pruned, fast.to_json()
+            pruned, sections["latency"] = fast.pruned, fast.result
         elif during is not None:
             away = prune_while_training(checkpoint, request, _resumable(during, folder), data=data, say=say)
-            pruned, results["while_training"] = away.pruned, away.to_json()
+            pruned, sections["while_training"] = away.pruned, away.result
         else:
             pruned = prune(checkpoint, request, data=data, say=say)
-        small, results["prune"] = pruned.checkpoint, pruned.to_json()
+        small, pruning = pruned.checkpoint, pruned.result
         if max_drop is not None:
-            results["prune"]["requested"] = {"max_drop": max_drop}
+            pruning = dataclasses.replace(pruning, requested={"max_drop": max_drop})
         if data is not None and needs_data(request):
-            there = len(calibration_split(data))
-            results["prune"]["data"] = {"name": data.name, "images": min(request.images, there)}
-        repaired = pruned.repair_to_json()
+            images = min(request.images, len(calibration_split(data)))
+            pruning = dataclasses.replace(pruning, data={"name": data.name, "images": images})
+        sections["pruning"], repaired = pruning, pruned.repair_result
     if repaired is not None:
-        results["repair"] = {"data": "the batch norms" if data is None else data.name, **repaired}
-    results["lineage"] = list(small.lineage)
+        seen = "the batch norms" if data is None else data.name
+        sections["repairing"] = dataclasses.replace(repaired, data=seen)
+    results = Results.of(checkpoint.name, command, small.lineage, **sections)
     if folder is not None:
         say("writing, and reading it back in a fresh process")
         source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}

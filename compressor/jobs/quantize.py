@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, SplitName, batches, first
 from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError
-from compressor.export.int8 import Int8, quantize_onnx
+from compressor.export.int8 import Int8, Quantized, quantize_onnx
 from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary
 from compressor.files.names import file_name_from
@@ -27,9 +26,15 @@ from compressor.graph.outputs import outputs_of
 from compressor.measuring.accuracy import agreement, evaluate_onnx, load_onnx
 from compressor.measuring.machine import conditions
 from compressor.measuring.pairs import timed_in_turns
-from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine, speedup
+from compressor.measuring.setting import row_of
+from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine
 from compressor.planning.calibration import calibration_split
 from compressor.progress import Say, quiet
+from compressor.results.artifact import Results
+from compressor.results.int8 import FloatAndInt8, Quantizing
+from compressor.results.parity import Parity
+from compressor.results.quality import Agreement
+from compressor.results.timing import TimedRow
 
 RUNTIME = "onnxruntime-cpu"
 BATCHES = (1, 64)
@@ -63,7 +68,7 @@ def quantize_to(
     force: bool = False,
     trust_pickle: bool = False,
     say: Say = quiet,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, Quantizing]:
     """Write `model.int8.onnx`, judge it and time it; its file, and the `quantize` section of the artifact's results.
 
     It joins the `artifact`; with `folder`, or of a bare checkpoint, a new artifact is written that holds the network as
@@ -79,21 +84,32 @@ def quantize_to(
         exact, integer = Path(scratch) / ONNX, Path(scratch) / INT8
         exported = _float_file(exact, checkpoint, artifact, say)
         fixed = load_onnx(exact).batch_size
-        section = {
-            "command": command,
-            "environment": environment(),
-            "how": how.to_json(),
-            **_quantized(exact, integer, checkpoint, data, how, batch=fixed, say=say),
-            **_judged(exact, integer, checkpoint, data, say),
-            **_timed(exact, integer, checkpoint, timing or Timing(), fixed=fixed, say=say),
-        }
+        quantized, images = _quantized(exact, integer, checkpoint, data, how, batch=fixed, say=say)
+        close, accuracy = _judged(exact, integer, checkpoint, data, say)
+        timed = _timed(exact, integer, checkpoint, timing or Timing(), fixed=fixed, say=say)
+        section = Quantizing(
+            command=command,
+            environment=environment(),
+            how=how.to_json(),
+            data={"name": data.name, "images": images},
+            weights=quantized.weights,
+            left_float=quantized.left_float,
+            float_bytes=quantized.float_bytes,
+            int8_bytes=quantized.int8_bytes,
+            agreement=close,
+            accuracy=accuracy,
+            runtime=RUNTIME,
+            threads=timed.threads,
+            confidence=CONFIDENCE,
+            rows=timed.rows,
+            caveats=timed.caveats,
+        )
         say("writing")
         home = artifact if place is None else _written(place, checkpoint, artifact, command, force, trust_pickle)
         assert home is not None
         _put(exact, home.onnx)
         _put(integer, home.folder / INT8)
-    add_results(home.folder, "export", exported)
-    add_results(home.folder, "quantize", section)
+    add_results(home.folder, export=exported, quantizing=section)
     return home.folder / INT8, section
 
 
@@ -116,16 +132,16 @@ def _check_scores(checkpoint: Checkpoint) -> None:
         raise ExportError(f"the network gives {told}, not class scores", hint="int8 is judged by the classes it gives")
 
 
-def _float_file(exact: Path, checkpoint: Checkpoint, artifact: Artifact | None, say: Say) -> dict[str, Any]:
+def _float_file(exact: Path, checkpoint: Checkpoint, artifact: Artifact | None, say: Say) -> Parity:
     """The float file, as the artifact has it or newly exported; the `export` section of the results."""
-    exported = None if artifact is None or not artifact.onnx.exists() else artifact.results().get("export")
+    exported = None if artifact is None or not artifact.onnx.exists() else artifact.results().export
     if artifact is not None and exported is not None:
         seen, known = checkpoint.preprocessing, load_onnx(artifact.onnx).preprocessing
         if (seen.mean, seen.std) == (known.mean, known.std):
             shutil.copyfile(artifact.onnx, exact)
-            return dict(exported)
+            return exported
     say("exporting, and comparing in onnxruntime")
-    return export_onnx(checkpoint, exact).to_json()
+    return export_onnx(checkpoint, exact)
 
 
 def _written(
@@ -134,10 +150,7 @@ def _written(
     """A new artifact of the network as it is: of what another one holds, or of a bare checkpoint."""
     if artifact is None:
         source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
-        results = {
-            "schema": 1, "name": checkpoint.name, "command": command, "environment": environment(),
-            "lineage": list(checkpoint.lineage),
-        }  # fmt: skip
+        results = Results.of(checkpoint.name, command, checkpoint.lineage)
     else:
         source, results = dict(artifact.recipe["source"]), artifact.results()
     mask = None if artifact is None else artifact.mask()
@@ -148,16 +161,20 @@ def _written(
 
 def _quantized(
     exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, how: Int8, *, batch: int | None, say: Say
-) -> dict[str, Any]:
-    """The int8 file, by the ranges on images of the training split; `batch` where the graph takes one size only."""
+) -> tuple[Quantized, int]:
+    """The int8 file, by the ranges on images of the training split, and how many those are.
+
+    `batch` where the graph takes one size only.
+    """
     images = first(calibration_split(data), how.images, seed=how.seed)
     say(f"quantising, by the ranges on {len(images)} images")
     stream = batches(images, batch_size=batch or CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
-    found = quantize_onnx(exact, integer, (x for x, _ in stream if batch in (None, len(x))), how=how)
-    return {"data": {"name": data.name, "images": len(images)}, **found.to_json()}
+    return quantize_onnx(exact, integer, (x for x, _ in stream if batch in (None, len(x))), how=how), len(images)
 
 
-def _judged(exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, say: Say) -> dict[str, Any]:
+def _judged(
+    exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, say: Say
+) -> tuple[Agreement, FloatAndInt8 | None]:
     """Agreement with the network, and with labels the accuracy of both files, on the tuning split."""
     data = with_labels_of(data, checkpoint.classes)
     name = SplitName.TRAIN if data.tune is None else SplitName.TUNE
@@ -166,19 +183,28 @@ def _judged(exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, say:
     close = agreement(load_onnx(integer), checkpoint.module, images, split=str(name), preprocessing=seen)
     accuracy = None
     if images[0][1] != UNLABELLED:
-        accuracy = {
-            kind: evaluate_onnx(file, images, split=str(name), preprocessing=seen).to_json()
-            for kind, file in (("float", exact), ("int8", integer))
-        }
-    return {"agreement": close.to_json(), "accuracy": accuracy}
+        both = (evaluate_onnx(file, images, split=str(name), preprocessing=seen) for file in (exact, integer))
+        accuracy = FloatAndInt8(float=next(both), int8=next(both))
+    return close, accuracy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed:
+    """Both files in turns at each batch size."""
+
+    threads: int
+    rows: tuple[TimedRow, ...]
+    caveats: tuple[str, ...]
 
 
 def _timed(
     exact: Path, integer: Path, checkpoint: Checkpoint, timing: Timing, *, fixed: int | None, say: Say
-) -> dict[str, Any]:
+) -> _Timed:
     """Both files in turns at each batch size, with every sample; `fixed` is the size that they take alone."""
     threads = torch.get_num_threads() if timing.threads is None else timing.threads
-    rows, caveats, before = [], [], conditions()
+    rows: list[TimedRow] = []
+    caveats: list[Caveat] = []
+    before = conditions()
     for batch in dict.fromkeys(timing.batch_sizes):
         if fixed not in (None, batch):
             text = f"batch {batch}: the ONNX file takes batches of {fixed} only"
@@ -192,21 +218,10 @@ def _timed(
         dense, int8 = (replace(m, name=name) for m, name in zip(pair, ("float", "int8"), strict=True))
         shaky = caveats_of((dense, int8), null=None, where=f"batch {batch}")
         caveats += [c for c in shaky if c.kind is CaveatKind.UNSTABLE]
-        rows.append(
-            {
-                "batch": batch,
-                "float_ms": dense.median_ms,
-                "int8_ms": int8.median_ms,
-                "speedup": speedup(dense, int8).to_json(),
-                "blocks": len(int8.samples_ns),
-                "samples_ns": {m.name: [list(block) for block in m.samples_ns] for m in (dense, int8)},
-            }
-        )
+        for one, reference, file in ((dense, None, exact), (int8, dense, integer)):
+            rows.append(row_of(one, reference, runtime=RUNTIME, file_bytes=file.stat().st_size))
     caveats += caveats_of_machine((before, conditions()))
-    return {
-        "runtime": RUNTIME, "threads": threads, "confidence": CONFIDENCE, "speed": rows,
-        "caveats": [str(c) for c in caveats],
-    }  # fmt: skip
+    return _Timed(threads=threads, rows=tuple(rows), caveats=tuple(map(str, caveats)))
 
 
 def _put(file: Path, home: Path) -> None:

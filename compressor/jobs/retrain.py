@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,12 +16,12 @@ from compressor.checkpoint.recipes import How, Recipe
 from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.planning.costs import Cost, count
+from compressor.results.training import Retrained
 from compressor.training.loop import Callback
 from compressor.training.retraining import retrain
 from compressor.training.ways import Wishes, recipe_for
 
 STATE = "train.state"
-OF_THE_OLD_WEIGHTS = ("export", "quantize", "bench", "evaluate")  # sections of the results that speak of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +104,10 @@ def default_folder(artifact: Artifact, how: str) -> Path:
 def _dense_cost(artifact: Artifact, small: Cost, dense: Path | None, *, trust_pickle: bool) -> Cost:
     """As it was counted when the artifact was made; a masked network costs what the dense one does."""
     results = artifact.results()
-    for section in ("prune", "factorize"):
-        achieved = results.get(section, {}).get("achieved")
-        if achieved is None:
-            continue
-        return Cost(params=achieved["params"][0], macs=achieved["macs"][0], bytes=small.bytes)
-    if "mask" in results:
+    params, macs = results.achieved("params"), results.achieved("macs")
+    if params is not None and macs is not None:
+        return Cost(params=params[0], macs=macs[0], bytes=small.bytes)
+    if results.masking is not None:
         return small
     found = artifact.dense(dense, trust_pickle=trust_pickle)
     return count(found.module, found.example_inputs)
@@ -124,7 +121,7 @@ def run(
     command: str = "",
     force: bool = False,
     trust_pickle: bool = False,
-) -> dict[str, Any]:
+) -> Retrained:
     """Train, and write the artifact; the entry that its results got. The kept state goes once it is written.
 
     What the results said of the old weights (export, quantize, bench, evaluate) is left behind, for it would be untrue.
@@ -141,9 +138,10 @@ def run(
         early_state=retraining.early_state,
         device=retraining.device,
     )
-    entry: dict[str, Any] = {**retrained.lineage[-1], "notes": list(retraining.recipe.notes), "command": command}
-    old = {k: v for k, v in retraining.artifact.results().items() if k not in OF_THE_OLD_WEIGHTS}
-    results = {**old, "retrain": [*old.get("retrain", []), entry], "lineage": list(retrained.lineage)}
+    step = Retrained.from_json(retrained.lineage[-1], place="lineage")
+    entry = dataclasses.replace(step, notes=retraining.recipe.notes, command=command)
+    old = retraining.artifact.results().without_measurements()
+    results = dataclasses.replace(old, retrainings=(*old.retrainings, entry), lineage=tuple(retrained.lineage))
     write_artifact(
         retraining.folder,
         dataclasses.replace(retrained, name=retraining.checkpoint.name),

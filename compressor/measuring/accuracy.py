@@ -19,82 +19,12 @@ from compressor.files.json_files import parsed
 from compressor.files.schema import check
 from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
+from compressor.results.quality import Accuracy, Agreement
 
 ELEMENTS_PER_BATCH = 4_000_000  # of the input; keeps a batch of 224 x 224 images below a gigabyte of activations
 
 Scorer = Callable[[Tensor], Tensor]
 """Inputs `[batch, ...]` to class scores `[batch, classes]`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """Top-1 accuracy as two integers, and the split that it was counted on."""
-
-    correct: int
-    total: int
-    split: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.correct <= self.total or not self.total:
-            raise DataError(f"{self.correct} correct of {self.total} images is no accuracy", hint="measure it again")
-
-    @property
-    def share(self) -> float:
-        """Correct over total."""
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The share's 95 % interval (Wilson 1927); it speaks of images drawn anew, not of training anew."""
-        from scipy.stats import binomtest  # 0.7 seconds
-
-        bounds = binomtest(self.correct, self.total).proportion_ci(method="wilson")
-        return float(bounds.low), float(bounds.high)
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values."""
-        low, high = self.interval
-        return {"correct": self.correct, "total": self.total, "split": self.split, "low": low, "high": high}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """How closely a network follows the dense one on images without labels; it says nothing about being right.
-
-    `agreeing`: images with the same top-1 class. `relative_error`: ||scores - dense scores|| / ||dense scores||, over
-    all images together.
-    """
-
-    agreeing: int
-    total: int
-    relative_error: float
-    split: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.agreeing <= self.total or not self.total:
-            raise DataError(f"{self.agreeing} of {self.total} images is no agreement", hint="measure it again")
-
-    @property
-    def share(self) -> float:
-        """Agreeing over total."""
-        return self.agreeing / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The share's 95 % interval (Wilson 1927)."""
-        return Accuracy(correct=self.agreeing, total=self.total, split=self.split).interval
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values."""
-        low, high = self.interval
-        return {
-            "agreeing": self.agreeing,
-            "total": self.total,
-            "split": self.split,
-            "low": low,
-            "high": high,
-            "relative_error": self.relative_error,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

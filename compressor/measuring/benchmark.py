@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from compressor.measuring.candidates import Candidate, CandidateName, Candidates
 from compressor.measuring.machine import Conditions, conditions
 from compressor.measuring.peak_memory import Load, peak_memory, unmeasurable
 from compressor.measuring.runtimes import Reads, Runtime, usable
-from compressor.measuring.setting import Row, Setting, Timed, model_of, timed
+from compressor.measuring.setting import Setting, Timed, model_of, timed
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
 from compressor.progress import Say, quiet
+from compressor.results.quality import Quality
+from compressor.results.timing import Bench, TimedRow
 from compressor.surgery.masks import WeightMask
+from compressor.words import speedup_with_interval
 
 SECONDS = 8.0  # for one runtime at one batch size
 BATCHES = (1, 64)
@@ -45,8 +49,8 @@ def bench(
     seed: int = 0,
     say: Say = quiet,
     look: Callable[[], Conditions] = conditions,
-) -> dict[str, Any]:
-    """The `bench` section of an artifact's results; both checkpoints stay as they were.
+) -> Bench:
+    """The candidates' timings, the `bench` section of an artifact's results; both checkpoints stay as they were.
 
     With `mask`, `small` is a masked network that keeps those weights. Without `blocks`, a setting has as many rounds as
     fit in `seconds`. With `data`, every candidate's accuracy on the test split stands beside its latency. Refused: a
@@ -83,33 +87,34 @@ def bench(
         if not rows:
             reasons = "; ".join(caveat.text for caveat in caveats if caveat.kind is CaveatKind.LEFT_OUT)
             raise RuntimeUnavailable(f"nothing could be timed: {reasons}", hint="try another runtime or batch size")
-        parts.append(_fill_memory_(rows, usables, candidates, batch_inputs, dense, folder=folder, threads=threads))
-    for row in rows:
-        row["accuracy"] = accuracies.get(row["candidate"])
-    return {
-        "environment": {**environment(), "threads": threads},
-        "threads": threads,
-        "blocks": min(row["blocks"] for row in rows),
-        "batches": list(batch_inputs),
-        "confidence": CONFIDENCE,
-        "seed": seed,
-        "machine_before": seen[0].to_json(),
-        "machine_after": seen[1].to_json(),
-        "rows": rows,
-        "caveats": [str(caveat) for caveat in caveats],
-        "notes": list(dict.fromkeys(note for part in parts for note in part.notes)),
-    }
+        memory = _memory(rows, usables, candidates, batch_inputs, dense, folder=folder, threads=threads)
+    notes = (*(note for part in parts for note in part.notes), *memory.notes)
+    return Bench(
+        environment={**environment(), "threads": threads},
+        threads=threads,
+        blocks=min(row.blocks or 0 for row in rows),
+        batches=tuple(batch_inputs),
+        confidence=CONFIDENCE,
+        seed=seed,
+        machine_before=seen[0].to_json(),
+        machine_after=seen[1].to_json(),
+        rows=tuple(
+            replace(row, accuracy=accuracies.get(row.candidate), peak_memory_bytes=memory.peaks.get(place_of(row)))
+            for row in rows
+        ),
+        caveats=tuple(str(caveat) for caveat in caveats),
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
-def missed(result: Mapping[str, Any], *, at_least: float) -> list[str]:
+def missed(result: Bench, *, at_least: float) -> list[str]:
     """The settings in which the small (or masked) network's interval does not lie wholly at `at_least` or above."""
-    names = {row["candidate"] for row in result["rows"]}
+    names = {row.candidate for row in result.rows}
     judged = CandidateName.SMALL if CandidateName.SMALL in names else CandidateName.MASKED_WEIGHTS
     return [
-        f"{row['runtime']}, batch {row['batch']}: {row['speedup']['ratio']:.2f} "
-        f"[{row['speedup']['low']:.2f}, {row['speedup']['high']:.2f}]"
-        for row in result["rows"]
-        if row["candidate"] == judged and row["speedup"]["low"] < at_least
+        f"{row.runtime}, batch {row.batch}: {speedup_with_interval(row.speedup)}"
+        for row in result.rows
+        if row.candidate == judged and row.speedup is not None and row.speedup.low < at_least
     ]
 
 
@@ -120,9 +125,7 @@ def _without_onnx(usables: Sequence[Runtime], error: ExportError) -> tuple[tuple
     return tuple(r for r in usables if r.reads is not Reads.ONNX), Timed(caveats=(caveat,))
 
 
-def _accuracies(
-    candidates: Candidates, dense: Checkpoint, data: Data | None, *, say: Say
-) -> dict[str, dict[str, object]]:
+def _accuracies(candidates: Candidates, dense: Checkpoint, data: Data | None, *, say: Say) -> dict[str, Quality]:
     """Each candidate's accuracy on the test split, or, without labels, its agreement with the dense network."""
     if data is None:
         return {}
@@ -131,19 +134,35 @@ def _accuracies(
     images = data.split(split)
     options: dict[str, Any] = {"split": str(split), "preprocessing": dense.preprocessing}
     labelled = images[0][1] != UNLABELLED
-    found: dict[str, dict[str, object]] = {}
+    qualities: dict[str, Quality] = {}
     for candidate in candidates.distinct:
         say(f"evaluating {candidate.name}")
-        found[candidate.name] = (
-            evaluate(candidate.module, images, **options).to_json()
+        qualities[candidate.name] = (
+            evaluate(candidate.module, images, **options)
             if labelled
-            else agreement(candidate.module, dense.module, images, **options).to_json()
+            else agreement(candidate.module, dense.module, images, **options)
         )
-    return found | {CandidateName.DENSE_AGAIN: found[CandidateName.DENSE]}
+    return qualities | {CandidateName.DENSE_AGAIN: qualities[CandidateName.DENSE]}
 
 
-def _fill_memory_(
-    rows: Sequence[Row],
+Place = tuple[str, int, str]  # runtime, batch size, candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Memory:
+    """Bytes at the peak by the row's place, and how they were measured or why they were not."""
+
+    peaks: Mapping[Place, int | None]
+    notes: tuple[str, ...]
+
+
+def place_of(row: TimedRow) -> Place:
+    """What tells one row of a bench from the others."""
+    return row.runtime, row.batch, row.candidate
+
+
+def _memory(
+    rows: Sequence[TimedRow],
     usables: Sequence[Runtime],
     candidates: Candidates,
     batch_inputs: Mapping[int, tuple[Tensor, ...]],
@@ -151,22 +170,22 @@ def _fill_memory_(
     *,
     folder: Path,
     threads: int,
-) -> Timed:
-    """Put each candidate's peak memory into its rows, and say how it was measured or why it was not."""
+) -> _Memory:
+    """Each candidate's peak memory in a process of its own."""
     runtimes = {runtime.name: runtime for runtime in usables}
     notes = []
     for runtime in usables:
         reason = unmeasurable() if runtime.memory.known else None
         notes.append(f"peak memory on {runtime.name}: {'not measured: ' + reason if reason else runtime.memory}")
     inputs = {batch: _saved(list(tensors), folder / f"inputs-{batch}.pt") for batch, tensors in batch_inputs.items()}
-    loads: list[tuple[Row, Load]] = []
+    loads: list[tuple[TimedRow, Load]] = []
     for row in rows:
-        runtime = runtimes[row["runtime"]]
-        candidate = next((c for c in candidates.distinct if c.name == row["candidate"]), None)
+        runtime = runtimes[row.runtime]
+        candidate = next((c for c in candidates.distinct if c.name == row.candidate), None)
         if candidate is None or not runtime.memory.known or unmeasurable():
             continue  # dense again has the dense network's own figure, measured once
         model = _model_file(candidate, runtime, folder)
-        saved = inputs[row["batch"]]
+        saved = inputs[row.batch]
         if model is None or saved is None:
             notes.append(
                 f"peak memory on {runtime.name}: `{candidate.name}` cannot be pickled for a process of its own"
@@ -177,10 +196,9 @@ def _fill_memory_(
     plain = {"ref": own.ref, "arguments": [list(pair) for pair in own.arguments], "sha256": own.sha256}
     peaks = peak_memory([load for _, load in loads], architecture=None if own.ref in (PICKLE, PROGRAM) else plain)
     for (row, load), peak in zip(loads, peaks, strict=True):
-        row["peak_memory_bytes"] = peak
         if peak is None:
-            notes.append(f"peak memory on {load.runtime}: `{row['candidate']}` did not run in a process of its own")
-    return Timed(notes=tuple(notes))
+            notes.append(f"peak memory on {load.runtime}: `{row.candidate}` did not run in a process of its own")
+    return _Memory(peaks={place_of(row): peak for (row, _), peak in zip(loads, peaks, strict=True)}, notes=tuple(notes))
 
 
 def _model_file(candidate: Candidate, runtime: Runtime, folder: Path) -> Path | None:

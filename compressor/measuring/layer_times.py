@@ -11,7 +11,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -25,6 +24,7 @@ from compressor.measuring.tables.networks import owned
 from compressor.measuring.tables.skeletons import skeleton_of
 from compressor.planning.costs import LayerCost, layer_costs
 from compressor.progress import Say, quiet
+from compressor.results.timing import LayerShare, LayerTime, LayerTimes
 
 ROUNDS, WARMUP, CALLS = 5, 2, 12
 SECONDS = 20.0
@@ -51,8 +51,8 @@ class _Network:
 def why(
     small: Checkpoint, dense: Checkpoint, runtime: Runtime, *, batch: int, threads: int, seed: int = 0,
     say: Say = quiet,
-) -> dict[str, Any]:  # fmt: skip
-    """A row for every weight of the dense network, the ceilings, and the totals, as plain values.
+) -> LayerTimes:  # fmt: skip
+    """A row for every weight of the dense network, the ceilings, and the totals.
 
     Refused: a runtime that does not say what its operators take.
     """
@@ -81,14 +81,14 @@ def why(
         _row(tensor, networks, before.get(tensor), after.get(tensor), peaks, batch)
         for tensor in dict.fromkeys((*before, *after))
     ]
-    return {
-        "runtime": runtime.name,
-        "batch": batch,
-        "threads": threads,
-        "ceilings": peaks.to_json(),
-        "total_us": [sum(layer.ns for layer in found.values()) / 1e3 for found in (before, after)],
-        "rows": rows,
-    }
+    return LayerTimes(
+        runtime=runtime.name,
+        batch=batch,
+        threads=threads,
+        ceilings=peaks.to_json(),
+        total_us=tuple(sum(layer.ns for layer in layers.values()) / 1e3 for layers in (before, after)),
+        rows=tuple(rows),
+    )
 
 
 def _network(checkpoint: Checkpoint, runtime: Runtime, file: Path) -> _Network:
@@ -114,32 +114,33 @@ def _by_layer(network: _Network, rounds: Sequence[Sequence[NodeTime]]) -> dict[s
 
 def _row(
     tensor: str, networks: Sequence[_Network], before: _Layer | None, after: _Layer | None, peaks: Ceilings, batch: int
-) -> dict[str, Any]:
+) -> LayerTime:
     pair = [n.costs.get(tensor) for n in networks]
     cost = pair[0] or pair[1]
-    held: list[dict[str, Any] | None] = []
+    sides: list[LayerShare | None] = []
     for found, one in zip((before, after), pair, strict=True):
         if found is None:
-            held.append(None)
+            sides.append(None)
             continue
         macs = batch * one.macs if one is not None else 0
         ceiling, least = peaks.over(macs=macs, moved=found.bytes, operators=found.operators)
-        held.append(
-            {
-                "us": found.ns / 1e3,
-                "operators": found.operators,
-                "macs": macs,
-                "bytes": found.bytes,
-                "intensity": macs / found.bytes if found.bytes else None,
-                "ceiling": str(ceiling),
-                "of_ceiling": least / found.ns if found.ns else None,
-            }
+        sides.append(
+            LayerShare(
+                us=found.ns / 1e3,
+                operators=found.operators,
+                macs=macs,
+                bytes=found.bytes,
+                intensity=macs / found.bytes if found.bytes else None,
+                ceiling=str(ceiling),
+                of_ceiling=least / found.ns if found.ns else None,
+            )
         )
-    return {
-        "layer": tensor.removesuffix(".weight"),
-        "kind": cost.kind if cost is not None else "",
-        "in": [p.inputs if p is not None else 0 for p in pair],
-        "out": [p.outputs if p is not None else 0 for p in pair],
-        "dense": held[0],
-        "small": held[1],
-    }
+    inputs, outputs = ([getattr(p, side) if p is not None else 0 for p in pair] for side in ("inputs", "outputs"))
+    return LayerTime(
+        layer=tensor.removesuffix(".weight"),
+        kind=cost.kind if cost is not None else "",
+        inputs=(inputs[0], inputs[1]),
+        outputs=(outputs[0], outputs[1]),
+        dense=sides[0],
+        small=sides[1],
+    )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,8 +25,7 @@ from compressor.measuring.turns import (
     take_turns,
 )
 from compressor.progress import Say
-
-Row = dict[str, Any]  # of results.json
+from compressor.results.timing import TimedRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,7 @@ class Setting:
 class Timed:
     """What one setting gave."""
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[TimedRow, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -122,7 +120,7 @@ def _turn(setting: Setting, candidate: Candidate, inputs: tuple[Tensor, ...], se
 
 def _row(
     setting: Setting, candidate: Candidate, dense: Candidate, measured: dict[str, Measurement], provider: str
-) -> Row:
+) -> TimedRow:
     on_disk = candidate.onnx is not None and setting.runtime.reads is Reads.ONNX
     return row_of(
         measured[candidate.name],
@@ -138,33 +136,31 @@ def _row(
 
 def row_of(
     mine: Measurement,
-    dense: Measurement | None,
+    reference: Measurement | None,
     *,
     runtime: str,
-    provider: str,
-    file_bytes: int | None,
-    params: int,
-    macs: int,
-    dense_macs: int,
-) -> Row:
-    """A candidate's row of the results; `dense` is `None` for the dense network; what nobody has measured is `None`."""
-    return {
-        "runtime": runtime,
-        "provider": provider,
-        "batch": mine.batch_size,
-        "candidate": str(mine.name),
-        "median_ms": mine.median_ms,
-        "p90_ms": mine.p90_ms,
-        "p99_ms": mine.p99_ms,
-        "throughput": mine.throughput,
-        "peak_memory_bytes": None,
-        "file_bytes": file_bytes,
-        "params": params,
-        "macs": macs,
-        "accuracy": None,
-        "speedup": None if dense is None else speedup(dense, mine).to_json(),
-        "theoretical_speedup": dense_macs / macs if macs else None,
-        "blocks": len(mine.samples_ns),
-        "calls_per_block": len(mine.samples_ns[0]),
-        "samples_ns": [list(block) for block in mine.samples_ns],
-    }
+    provider: str | None = None,
+    file_bytes: int | None = None,
+    params: int | None = None,
+    macs: int | None = None,
+    dense_macs: int | None = None,
+) -> TimedRow:
+    """A candidate's row of the results; `reference` is `None` for the dense network, which is one."""
+    return TimedRow(
+        runtime=runtime,
+        provider=provider,
+        batch=mine.batch_size,
+        candidate=str(mine.name),
+        median_ms=mine.median_ms,
+        p90_ms=mine.p90_ms,
+        p99_ms=mine.p99_ms,
+        throughput=mine.throughput,
+        file_bytes=file_bytes,
+        params=params,
+        macs=macs,
+        speedup=None if reference is None else speedup(reference, mine),
+        theoretical_speedup=dense_macs / macs if macs and dense_macs is not None else None,
+        blocks=len(mine.samples_ns),
+        calls_per_block=len(mine.samples_ns[0]),
+        samples_ns=mine.samples_ns,
+    )

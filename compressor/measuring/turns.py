@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from compressor.measuring.machine import Conditions
+from compressor.results.timing import Speedup
+from compressor.words import speedup_with_interval
 
 Clock = Callable[[], int]  # nanoseconds
 Call = Callable[[], object]  # one finished forward pass
@@ -84,28 +86,6 @@ class Measurement:
     def _no_slower(self, share: float) -> float:
         samples = self._sorted()
         return samples[math.ceil(share * len(samples) - 1e-9) - 1] / 1e6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speedup:
-    """How many times as fast a candidate is as the reference, with its interval; above 1 is faster."""
-
-    ratio: float
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low <= self.ratio <= self.high:
-            raise ValueError(f"{self.ratio} does not lie in [{self.low}, {self.high}]")
-
-    @property
-    def resolved(self) -> bool:
-        """Whether a difference was found: 1 lies outside the interval."""
-        return not self.low <= 1 <= self.high
-
-    def to_json(self) -> dict[str, float]:
-        """Plain values."""
-        return {"ratio": self.ratio, "low": self.low, "high": self.high}
 
 
 def speedup(reference: Measurement, candidate: Measurement, *, confidence: float = CONFIDENCE) -> Speedup:
@@ -263,8 +243,8 @@ def caveats_of(measurements: Sequence[Measurement], *, null: Speedup | None, whe
         text = f"{where}: {blocks} blocks make wide intervals; more with `--blocks {ENOUGH_BLOCKS}`"
         found.append(Caveat(kind=CaveatKind.FEW_BLOCKS, text=text))
     if null is not None and null.resolved:
-        told = f"{null.ratio:.3f} [{null.low:.3f}, {null.high:.3f}]"
-        text = f"{where}: dense against itself came out at {told}; differences of this size mean nothing"
+        ratio = speedup_with_interval(null)
+        text = f"{where}: dense against itself came out at {ratio}; differences of this size mean nothing"
         found.append(Caveat(kind=CaveatKind.NULL_NOT_CLEAN, text=text))
     return tuple(found)
 

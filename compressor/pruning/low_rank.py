@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from compressor.graph.precision import copy_in_precision, in_precision
 from compressor.planning.costs import Cost, count
 from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_within, splits_of
 from compressor.progress import Say, quiet
+from compressor.results.changes import Achieved, FactorizedLayer, Factorizing, LeftAlone
 from compressor.surgery.factors import Factors, Kind, product
 from compressor.surgery.plan import CostBudget, Countable
 from compressor.surgery.proof import Proof
@@ -48,43 +48,24 @@ class LowRank:
         if len(set(self.how)) != len(self.how):
             raise PlanError(f"a kind of factors appears twice: {', '.join(self.how)}", hint="name each kind once")
 
-    def to_json(self) -> dict[str, object]:
-        """Plain values."""
+    @property
+    def requested(self) -> dict[str, object]:
+        """The budget as plain values."""
         match self.budget:
             case CostBudget(counted=counted, stays=stays):
-                requested: dict[str, object] = {str(counted): stays}
+                return {str(counted): stays}
             case EnergyBudget(keeps=keeps):
-                requested = {"energy": keeps}
+                return {"energy": keeps}
             case RankBudget(rank=rank):
-                requested = {"rank": rank}
+                return {"rank": rank}
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
         return {
-            "requested": requested,
+            "requested": self.requested,
             "how": [str(kind) for kind in self.how],
             "protect": list(self.protect),
             "align": self.align,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FactorizedLayer:
-    """A layer that became two: its rank, its full rank, the share of energy that stays, its MACs and weights."""
-
-    layer: str
-    factors: Factors
-    full_rank: int
-    energy: float
-    macs: tuple[int, int]  # before, after
-    params: tuple[int, int]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values."""
-        return {
-            "layer": self.layer,
-            **self.factors.to_json(),
-            "full_rank": self.full_rank,
-            "energy": self.energy,
-            "macs": list(self.macs),
-            "params": list(self.params),
         }
 
 
@@ -100,19 +81,22 @@ class Factorized:
     left_alone: tuple[tuple[str, str], ...]  # layer, reason
     proof: Proof
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def result(self) -> Factorizing:
         """The `factorize` section of an artifact's results."""
-        pairs = {
-            name: [getattr(self.dense_cost, name), getattr(self.small_cost, name)]
-            for name in ("params", "macs", "bytes")
-        }
-        return {
-            **self.request.to_json(),
-            "achieved": pairs,
-            "layers": [layer.to_json() for layer in self.layers],
-            "left_alone": [{"layer": layer, "reason": reason} for layer, reason in self.left_alone],
-            "proof": self.proof.to_json(),
-        }
+        dense, small = self.dense_cost, self.small_cost
+        return Factorizing(
+            requested=self.request.requested,
+            how=tuple(str(kind) for kind in self.request.how),
+            protect=self.request.protect,
+            align=self.request.align,
+            achieved=Achieved(
+                params=(dense.params, small.params), macs=(dense.macs, small.macs), bytes=(dense.bytes, small.bytes)
+            ),
+            layers=self.layers,
+            left_alone=tuple(LeftAlone(layer=layer, reason=reason) for layer, reason in self.left_alone),
+            proof=self.proof.result,
+        )
 
 
 def factorize(checkpoint: Checkpoint, request: LowRank, *, say: Say = quiet) -> Factorized:
@@ -160,7 +144,7 @@ def _layer(split: Split, factors: Factors) -> FactorizedLayer:
     """Return the record of one factorised layer."""
     macs, params = ((split.dense[c], factors.rank * split.per_rank[c]) for c in (Countable.MACS, Countable.PARAMS))
     return FactorizedLayer(
-        layer=split.layer, factors=factors, full_rank=len(split.values),
+        layer=split.layer, kind=str(factors.kind), rank=factors.rank, full_rank=len(split.values),
         energy=float(split.kept[factors.rank - 1]), macs=macs, params=params,
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,8 +16,9 @@ from compressor.graph.copies import copy_of
 from compressor.progress import Say, quiet
 from compressor.pruning.repair.repairing import Repair, Repaired, images_to_repair_with, repair
 from compressor.pruning.request import MaskRequest
+from compressor.results.changes import Masking, Repairing
 from compressor.surgery.mask_criteria import MaskCriterion, mask_by
-from compressor.surgery.masks import WeightMask, apply_mask_, magnitude, maskable
+from compressor.surgery.masks import MaskScope, WeightMask, apply_mask_, magnitude, maskable
 from compressor.surgery.surgery import Surgery
 
 
@@ -31,13 +31,16 @@ class Masked:
     mask: WeightMask
     repaired: Repaired | None
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def result(self) -> Masking:
         """The `mask` section of an artifact's results."""
-        return _mask_to_json(self.request, self.mask)
+        request = self.request
+        return masking_of(self.mask, requested=request.sparsity, scope=request.scope, criterion=request.criterion)
 
-    def repair_to_json(self) -> dict[str, Any] | None:
+    @property
+    def repair_result(self) -> Repairing | None:
         """The `repair` section of an artifact's results; `None` where nothing was repaired."""
-        return None if self.repaired is None else self.repaired.to_json()
+        return None if self.repaired is None else self.repaired.result
 
 
 def mask_weights(
@@ -58,7 +61,8 @@ def mask_weights(
     module = copy_of(checkpoint.module)
     mask = _chosen(module, request, initial)
     apply_mask_(module, mask)
-    lineage: list[dict[str, object]] = [{"step": "mask", **_mask_to_json(request, mask)}]
+    entry = masking_of(mask, requested=request.sparsity, scope=request.scope, criterion=request.criterion)
+    lineage: list[dict[str, object]] = [{"step": "mask", **entry.to_json()}]
     repaired: Repaired | None = None
     if request.repair is not Repair.NONE:
         if data is None:
@@ -105,14 +109,16 @@ def _chosen(module: nn.Module, request: MaskRequest, initial: Mapping[str, Tenso
     )
 
 
-def _mask_to_json(request: MaskRequest, mask: WeightMask) -> dict[str, Any]:
-    """Return the request and the mask's counts as plain values."""
-    return {
-        "requested": request.sparsity,
-        "sparsity": mask.sparsity,
-        "criterion": str(request.criterion),
-        "scope": str(request.scope),
-        "weights": mask.weights,
-        "zeros": mask.removed,
-        "statement": SAVES_NO_TIME,
-    }
+def masking_of(
+    mask: WeightMask, *, requested: float, scope: MaskScope, criterion: MaskCriterion | None = None
+) -> Masking:
+    """What the mask takes, and what was asked for; `criterion` is `None` where several rounds made it."""
+    return Masking(
+        requested=requested,
+        sparsity=mask.sparsity,
+        criterion=None if criterion is None else str(criterion),
+        scope=str(scope),
+        weights=mask.weights,
+        zeros=mask.removed,
+        statement=SAVES_NO_TIME,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer
 from compressor.pruning.repair.repairing import Repair, Repaired, emptied, repair, repair_blind
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.scoring import calibration_images, score
+from compressor.results.changes import Achieved, ErrorCurve, LeftAlone, Pruning, Repairing, Width
 from compressor.surgery.plan import PruningPlan, Scores
 from compressor.surgery.proof import Proof
 from compressor.surgery.proved import shrink_proved, unprovable
@@ -74,51 +74,57 @@ class Pruned:
         takes = module.recorded.get("takes") if isinstance(module, RecordedProgram) else None
         return None if takes is None else takes_text(takes)
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def result(self) -> Pruning:
         """The `prune` section of an artifact's results."""
-        after = {layer.weight: (layer.inputs, layer.outputs, layer.macs) for layer in self.small_layers}
-        gone = (0, 0, 0)  # a layer of which only the bias remains
-        return {
-            "requested": budget_to_json(self.request.budget),
-            "achieved": {
-                "channels": [self.levels[0].channels[0], self.levels[-1].channels[1]],
-                "params": [self.dense_cost.params, self.small_cost.params],
-                "macs": [self.dense_cost.macs, self.small_cost.macs],
-                "bytes": [self.dense_cost.bytes, self.small_cost.bytes],
-            },
-            "caveats": [] if self.gap is None else [self.gap.caveat()],
-            "criterion": self.request.criterion,
-            "largest": self.request.largest,
-            "scope": str(self.request.scope),
-            "align": self.request.alignment,
-            "levels": self.request.levels,
-            "seed": self.request.seed,
-            "kept_as": self.kept_as,
-            **({} if self.takes is None else {"takes": self.takes}),
-            "proof": self.proof.to_json(),
-            "widths": [
-                {
-                    "layer": layer.layer,
-                    "kind": layer.kind,
-                    "in": [layer.inputs, after.get(layer.weight, gone)[0]],
-                    "out": [layer.outputs, after.get(layer.weight, gone)[1]],
-                    "macs": [layer.macs, after.get(layer.weight, gone)[2]],
-                }
-                for layer in self.dense_layers
-            ],
-            "left_alone": [{"layer": a.layer, "reason": a.reason} for a in self.traced.left_alone],
-            "emptied": [root for level in self.levels for root in level.emptied],
-            "curves": [
-                {"root": c.root, "widths": list(c.widths), "rises": [writable(r) for r in c.measured]}
+        dense, small = self.dense_cost, self.small_cost
+        return Pruning(
+            requested=budget_to_json(self.request.budget),
+            achieved=Achieved(
+                channels=(self.levels[0].channels[0], self.levels[-1].channels[1]),
+                params=(dense.params, small.params),
+                macs=(dense.macs, small.macs),
+                bytes=(dense.bytes, small.bytes),
+            ),
+            caveats=() if self.gap is None else (self.gap.caveat(),),
+            criterion=self.request.criterion,
+            largest=self.request.largest,
+            scope=str(self.request.scope),
+            align=self.request.alignment,
+            levels=self.request.levels,
+            seed=self.request.seed,
+            kept_as=self.kept_as,
+            takes=self.takes,
+            proof=self.proof.result,
+            widths=self._widths(),
+            left_alone=tuple(LeftAlone(layer=a.layer, reason=a.reason) for a in self.traced.left_alone),
+            emptied=tuple(root for level in self.levels for root in level.emptied),
+            curves=tuple(
+                ErrorCurve(root=c.root, widths=tuple(c.widths), rises=tuple(writable(r) for r in c.measured))
                 for level in self.levels[:1]
                 for c in level.curves
-            ],
-        }
+            ),
+        )
 
-    def repair_to_json(self) -> dict[str, Any] | None:
+    @property
+    def repair_result(self) -> Repairing | None:
         """The `repair` section of an artifact's results: the last level's repair; `None` where nothing was repaired."""
         repaired = self.levels[-1].repaired
-        return None if repaired is None else repaired.to_json()
+        return None if repaired is None else repaired.result
+
+    def _widths(self) -> tuple[Width, ...]:
+        after = {layer.weight: layer for layer in self.small_layers}
+        pairs = ((layer, after.get(layer.weight)) for layer in self.dense_layers)
+        return tuple(  # of a layer that is gone only the bias remains
+            Width(
+                layer=dense.layer,
+                kind=dense.kind,
+                inputs=(dense.inputs, small.inputs if small else 0),
+                outputs=(dense.outputs, small.outputs if small else 0),
+                macs=(dense.macs, small.macs if small else 0),
+            )
+            for dense, small in pairs
+        )
 
 
 Judge = Callable[[nn.Module, Sequence[ChannelGroup]], Scores]

@@ -30,6 +30,7 @@ from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.scoring import calibration_images, score
+from compressor.results.training import WhileTraining
 from compressor.surgery.plan import LatencyBudget, PruningPlan, Scope
 from compressor.surgery.zeroed import difference_beyond_rounding, speaking
 from compressor.training.events import Departure, EventSchedule, mean_stability
@@ -63,17 +64,21 @@ class PrunedWhileTraining:
     trained: TrainedWithEvents
     during: During
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def result(self) -> WhileTraining:
         """The `while_training` section of an artifact's results."""
-        events = self.trained.events
-        return {
-            **schedule_to_json(self.during),
-            "epochs": self.during.recipe.budget.epochs,
-            "notes": list(self.during.recipe.notes),
-            "mean_stability": mean_stability(events),
-            "events": [{**event.to_json(), "instability": event.instability} for event in events],
-            "history": [dataclasses.asdict(record) for record in self.trained.history],
-        }
+        schedule, recipe = self.during.schedule, self.during.recipe
+        return WhileTraining(
+            start=schedule.start,
+            end=schedule.end,
+            every=schedule.every,
+            regrow=self.during.regrow,
+            epochs=recipe.budget.epochs,
+            notes=recipe.notes,
+            mean_stability=mean_stability(self.trained.events),
+            events=self.trained.events,
+            history=self.trained.history,
+        )
 
 
 def schedule_to_json(during: During) -> dict[str, Any]:
@@ -255,5 +260,5 @@ def _entry(during: During, trained: TrainedWithEvents, data: Data) -> dict[str, 
         "images": len(data.split(SplitName.TRAIN)),
         "splits": data.to_json(),
         "mean_stability": mean_stability(trained.events),
-        "history": [dataclasses.asdict(record) for record in trained.history],
+        "history": [record.to_json() for record in trained.history],
     }

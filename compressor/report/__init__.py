@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from compressor.report.changes import (
     widths_section,
 )
 from compressor.report.document import Code, Document, Section, Text
-from compressor.report.findings import Findings
 from compressor.report.headline import result_section
 from compressor.report.integers import int8_section
 from compressor.report.markdown import markdown as markdown_of
@@ -31,9 +30,9 @@ from compressor.report.provenance import (
     retraining_section,
     while_training_section,
 )
-from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
 from compressor.report.timings import accuracy_section, clock_section
+from compressor.results.artifact import Results
 
 __all__ = ["Report", "report"]
 
@@ -47,24 +46,21 @@ class Report:
     results: Path
 
 
-def report(
-    results: Mapping[str, object], folder: Path, *, artifact: Path | None = None, caveats: Sequence[str] = ()
-) -> Report:
+def report(results: Results, folder: Path, *, artifact: Path | None = None, caveats: Sequence[str] = ()) -> Report:
     """Write `report.html`, `report.md` and, where it is not there already, `results.json` into `folder`.
 
     `artifact` is the folder that the report speaks of, where it is another one. Parts that nobody measured are said to
-    be missing, with the command that would measure them; `caveats` are of the artifact. Refused: results of the wrong
-    kind or of a newer schema.
+    be missing, with the command that would measure them; `caveats` are of the artifact. Refused: a folder that
+    cannot be written.
     """
-    findings = findings_from_results(results)
-    document = compose(findings, Commands(artifact=artifact or folder), caveats=caveats)
+    document = compose(results, Commands(artifact=artifact or folder), caveats=caveats)
     written = Report(html=folder / "report.html", markdown=folder / "report.md", results=folder / "results.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(written.html, page_of(document))
         _write(written.markdown, markdown_of(document))
         if not _holds(written.results, results):
-            _write(written.results, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            _write(written.results, json.dumps(results.to_json(), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ArtifactError(
             f"the report cannot be written to {folder}: {error.strerror or error}",
@@ -73,39 +69,39 @@ def report(
     return written
 
 
-def compose(findings: Findings, commands: Commands, *, caveats: Sequence[str] = ()) -> Document:
-    """The findings as a document, in the order in which a reader asks for them."""
+def compose(results: Results, commands: Commands, *, caveats: Sequence[str] = ()) -> Document:
+    """The results as a document, in the order in which a reader asks for them."""
     subtitle: Text = ("From the dense network to the small one: what was removed, what it bought, and the proof.",)
-    if findings.command:
-        subtitle = ("Made by ", Code(content=findings.command))
-    if findings.masking is not None and findings.pruning is None:
-        changes: tuple[Section, ...] = (masked_section(findings.masking),)
-    elif findings.factorizing is not None and findings.pruning is None:
-        changes = (factorized_section(findings.factorizing),)
+    if results.command:
+        subtitle = ("Made by ", Code(content=results.command))
+    if results.masking is not None and results.pruning is None:
+        changes: tuple[Section, ...] = (masked_section(results.masking),)
+    elif results.factorizing is not None and results.pruning is None:
+        changes = (factorized_section(results.factorizing),)
     else:
-        changes = (widths_section(findings, commands), left_alone_section(findings, commands))
+        changes = (widths_section(results, commands), left_alone_section(results, commands))
     sections = (
-        result_section(findings, commands),
-        clock_section(findings, commands),
-        *(section for section in (latency_section(findings), why_section(findings)) if section is not None),
-        accuracy_section(findings, commands),
-        *((int8_section(findings.quantizing),) if findings.quantizing else ()),
+        result_section(results, commands),
+        clock_section(results, commands),
+        *(section for section in (latency_section(results), why_section(results)) if section is not None),
+        accuracy_section(results, commands),
+        *((int8_section(results.quantizing),) if results.quantizing else ()),
         *changes,
-        proof_section(findings, commands),
-        *((repair_section(findings.repairing),) if findings.repairing else ()),
-        *((while_training_section(findings.while_training),) if findings.while_training else ()),
-        retraining_section(findings, commands),
-        lineage_section(findings, commands, caveats=caveats),
-        environment_section(findings, commands),
+        proof_section(results, commands),
+        *((repair_section(results.repairing),) if results.repairing else ()),
+        *((while_training_section(results.while_training),) if results.while_training else ()),
+        retraining_section(results, commands),
+        lineage_section(results, commands, caveats=caveats),
+        environment_section(results, commands),
         glossary_section(),
     )
-    return Document(title=findings.name, subtitle=subtitle, sections=sections)
+    return Document(title=results.name, subtitle=subtitle, sections=sections)
 
 
-def _holds(file: Path, results: Mapping[str, object]) -> bool:
+def _holds(file: Path, results: Results) -> bool:
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8")) == results)
-    except (OSError, ValueError):
+        return Results.from_json(json.loads(file.read_text(encoding="utf-8"))) == results
+    except (OSError, ValueError, ArtifactError):
         return False
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from compressor.report.charts import paired_bar
 from compressor.report.document import (
     Block,
@@ -18,33 +21,33 @@ from compressor.report.document import (
     Table,
     Text,
     Tone,
+    listed,
 )
-from compressor.report.findings import Factorizing, Findings, Masking, Pair, Pruning, Repairing, Width
 from compressor.report.missing import Commands
-from compressor.report.wording import (
+from compressor.results.artifact import Results
+from compressor.results.changes import Achieved, Factorizing, Masking, Repairing, Width
+from compressor.results.records import Pair, Plain
+from compressor.words import (
+    DASH,
     VACUOUS,
     count,
     label,
-    listed,
     plain,
     scaled,
     size,
 )
 
-DASH = "–"  # not measured
 
-
-def widths_section(findings: Findings, commands: Commands) -> Section:
+def widths_section(results: Results, commands: Commands) -> Section:
     """What was asked for, what was removed, layer by layer."""
     title = "Widths before and after"
-    pruning = findings.pruning
+    pruning = results.pruning
     if pruning is None:
         missing = commands.missing("Nothing has been pruned here.", commands.prune)
         return Section(anchor="widths", title=title, blocks=(missing,))
-    pairs: list[tuple[str, Text]] = [(f"requested {label(k)}", (plain(v, key=k),)) for k, v in pruning.requested]
-    pairs += [(f"achieved {label(k)}", (f"{_pair(k, pair)}",)) for k, pair in pruning.achieved]
-    pairs += [(label(key), (plain(value, key=key),)) for key, value in pruning.settings]
-    blocks: list[Block] = [Facts(pairs=tuple(pairs))] if pairs else []
+    shown = ("requested", "achieved", "caveats", "proof", "widths", "left_alone", "curves")
+    asked = _asked(pruning.requested, pruning.achieved, pruning.facts(without=shown))
+    blocks: list[Block] = [asked] if asked.pairs else []
     if pruning.caveats:
         blocks.append(Items(items=tuple((caveat,) for caveat in pruning.caveats), tone=Tone.CAUTION))
     if pruning.widths:
@@ -56,6 +59,13 @@ def widths_section(findings: Findings, commands: Commands) -> Section:
         "Rows in grey kept their width.",
     )
     return Section(anchor="widths", title=title, blocks=tuple(blocks), note=note if pruning.widths else ())
+
+
+def _asked(requested: Plain, achieved: Achieved, settings: Iterable[tuple[str, Any]]) -> Facts:
+    """What was asked for, what came of it, and how."""
+    pairs: list[tuple[str, Text]] = [(f"requested {label(k)}", (plain(v, key=k),)) for k, v in requested.items()]
+    pairs += [(f"achieved {label(k)}", (_pair(k, pair),)) for k, pair in achieved.facts()]
+    return Facts(pairs=(*pairs, *listed(settings).pairs))
 
 
 def _pair(key: str, pair: Pair) -> str:
@@ -101,9 +111,7 @@ def _widths(widths: tuple[Width, ...]) -> Table:
 
 def factorized_section(found: Factorizing) -> Section:
     """Which layers became two, at which rank, and what was left alone."""
-    pairs: list[tuple[str, Text]] = [(f"requested {label(k)}", (plain(v, key=k),)) for k, v in found.requested]
-    pairs += [(f"achieved {label(k)}", (f"{_pair(k, pair)}",)) for k, pair in found.achieved]
-    pairs += [(label(key), (plain(value, key=key),)) for key, value in found.settings]
+    shown = ("requested", "achieved", "layers", "left_alone", "proof")
     rows: list[tuple[Cell, ...]] = []
     for layer in found.layers:
         said = f"{layer.layer}: rank {layer.rank} of {layer.full_rank}"
@@ -119,10 +127,10 @@ def factorized_section(found: Factorizing) -> Section:
         *(Column(name=name, numeric=True) for name in ("of, at", "energy", "weights", "MACs")),
     )
     blocks: list[Block] = [
-        Facts(pairs=tuple(pairs)),
+        _asked(found.requested, found.achieved, found.facts(without=shown)),
         Table(columns=columns, rows=tuple(rows), caption="Layer by layer"),
     ]
-    alone: list[tuple[Cell, ...]] = [((Code(content=name),), (reason,)) for name, reason in found.left_alone]
+    alone: list[tuple[Cell, ...]] = [((Code(content=one.layer),), (one.reason,)) for one in found.left_alone]
     if alone:
         columns = (Column(name="left alone"), Column(name="reason"))
         blocks.append(Table(columns=columns, rows=tuple(alone), caption=""))
@@ -138,9 +146,9 @@ def masked_section(masking: Masking) -> Section:
     blocks: list[Block] = []
     if masking.statement:
         blocks.append(Paragraph(text=(Strong(content=masking.statement[:1].upper() + masking.statement[1:] + "."),)))
-    blocks.append(listed(masking.facts))
-    if masking.tensors:
-        largest = max(tensor.dense_bytes for tensor in masking.tensors)
+    blocks.append(listed(masking.facts(without=("statement", "rows"))))
+    if masking.rows:
+        largest = max(tensor.dense_bytes for tensor in masking.rows)
         rows: list[tuple[Cell, ...]] = [
             (
                 (Code(content=tensor.name),),
@@ -157,7 +165,7 @@ def masked_section(masking: Masking) -> Section:
                 (size(tensor.dense_bytes),),
                 (size(tensor.stored_bytes),),
             )
-            for tensor in masking.tensors
+            for tensor in masking.rows
         ]
         columns = (
             Column(name="tensor"),
@@ -172,8 +180,8 @@ def masked_section(masking: Masking) -> Section:
 def repair_section(repairing: Repairing) -> Section:
     """What was fitted before any retraining, and how near the output came to the dense network's."""
     blocks: list[Block] = []
-    if repairing.rise is not None:
-        before, after = repairing.rise
+    before, after = repairing.rise or (None, None)
+    if before is not None and after is not None:
         told: Text = (
             "By ",
             Strong(content=repairing.how),
@@ -181,10 +189,10 @@ def repair_section(repairing: Repairing) -> Section:
             "on images that judged it. No labels were used.",
         )
         blocks.append(Paragraph(text=told))
-    blocks.append(listed(repairing.facts))
+    blocks.append(listed(repairing.facts(without=("how", "rise", "layers", "distilled"))))
     if repairing.layers:
         rows: list[tuple[Cell, ...]] = [
-            ((Code(content=layer),), (f"{before:.3g}",), (f"{after:.3g}",)) for layer, before, after in repairing.layers
+            ((Code(content=fit.layer),), (f"{fit.before:.3g}",), (f"{fit.after:.3g}",)) for fit in repairing.layers
         ]
         columns = (Column(name="layer"), Column(name="before", numeric=True), Column(name="after", numeric=True))
         table = Table(columns=columns, rows=tuple(rows), caption="")
@@ -196,10 +204,10 @@ def repair_section(repairing: Repairing) -> Section:
     return Section(anchor="repair", title="Repair before any retraining", blocks=tuple(blocks), note=note)
 
 
-def left_alone_section(findings: Findings, commands: Commands) -> Section:
+def left_alone_section(results: Results, commands: Commands) -> Section:
     """The layers that kept their channels, by reason."""
     title = "What was left alone, and why"
-    pruning: Pruning | None = findings.pruning
+    pruning = results.pruning
     if pruning is None:
         return Section(
             anchor="left-alone",
@@ -210,8 +218,8 @@ def left_alone_section(findings: Findings, commands: Commands) -> Section:
         told: Text = ("Nothing: every layer with channels took part.",)
         return Section(anchor="left-alone", title=title, blocks=(Paragraph(text=told),))
     reasons: dict[str, list[str]] = {}
-    for layer, reason in pruning.left_alone:
-        reasons.setdefault(reason, []).append(layer)
+    for one in pruning.left_alone:
+        reasons.setdefault(one.reason, []).append(one.layer)
     rows: list[tuple[Cell, ...]] = []
     for reason, layers in reasons.items():
         names: list[str | Code] = []
@@ -222,25 +230,26 @@ def left_alone_section(findings: Findings, commands: Commands) -> Section:
     return Section(anchor="left-alone", title=title, blocks=(table,))
 
 
-def proof_section(findings: Findings, commands: Commands) -> Section:
+def proof_section(results: Results, commands: Commands) -> Section:
     """That the surgery was right, and that the ONNX file says the same."""
     blocks: list[Block] = [Subheading(title="Surgery proof")]
-    proof = findings.pruning.proof if findings.pruning else ()
-    if findings.factorizing is not None and findings.pruning is None:
+    proof = results.pruning.proof if results.pruning else None
+    if results.factorizing is not None and results.pruning is None:
         told = "Compared is the dense network with each weight replaced by the product of the two that it became."
-        blocks += [listed(findings.factorizing.proof), Paragraph(text=(told,))]
-    elif proof:
-        blocks.append(listed(proof))
-        if dict(proof).get("vacuous") and findings.while_training is None:
+        factors = results.factorizing.proof
+        blocks += [listed(factors.facts() if factors else ()), Paragraph(text=(told,))]
+    elif proof is not None:
+        blocks.append(listed(proof.facts()))
+        if proof.vacuous and results.while_training is None:
             blocks.append(Paragraph(text=(f"Caveat: {VACUOUS}.",)))
-    elif findings.masking is not None and findings.pruning is None:
+    elif results.masking is not None and results.pruning is None:
         told = "There was no surgery to prove: masked weights are zeros in place, and every layer kept its shape."
         blocks.append(Paragraph(text=(told,)))
     else:
         blocks.append(commands.missing("No surgery proof is on record.", commands.prune))
     blocks.append(Subheading(title="ONNX parity"))
-    if findings.export:
-        blocks.append(listed(findings.export))
+    if results.export:
+        blocks.append(listed(results.export.facts()))
     else:
         blocks.append(commands.missing("No ONNX file has been exported.", commands.export))
     note: Text = (

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from compressor.report.drawing import drawing, line, spread, text, ticks
-from compressor.report.findings import Row, Speedup
 from compressor.report.markup import joined, tag
-from compressor.report.wording import interval, milliseconds, multiple, speedup_with_interval
+from compressor.results.timing import Speedup, TimedRow
+from compressor.words import interval, milliseconds, multiple, speedup_with_interval
 
 WIDTH = 720
 NAMES = 118  # room for the candidates' names
@@ -35,7 +35,7 @@ def kind(candidate: str) -> str:
     return KINDS.get(candidate, "masked")
 
 
-def latency_bars(runtime: str, panels: Sequence[tuple[int, Sequence[Row]]]) -> Markup:
+def latency_bars(runtime: str, panels: Sequence[tuple[int, Sequence[TimedRow]]]) -> Markup:
     """Latency relative to dense, one panel per batch size, one bar per candidate, with the interval as a whisker."""
     names = sorted({row.candidate for _, rows in panels for row in rows}, key=_rank)
     top, height = 46, 46 + ROW * len(names) + 22
@@ -53,7 +53,7 @@ def latency_bars(runtime: str, panels: Sequence[tuple[int, Sequence[Row]]]) -> M
 
 
 def _bar_panel(
-    batch: int, rows: Sequence[Row], *, names: Sequence[str], left: float, top: float, plot: float
+    batch: int, rows: Sequence[TimedRow], *, names: Sequence[str], left: float, top: float, plot: float
 ) -> Markup:
     by_name = {row.candidate: row for row in rows}
     reference = by_name.get("dense")
@@ -90,13 +90,13 @@ def _bar_panel(
     return joined(*parts)
 
 
-def _bar_label(row: Row) -> str:
+def _bar_label(row: TimedRow) -> str:
     if row.speedup is not None:
         return speedup_with_interval(row.speedup)
     return "reference" if row.candidate == "dense" else milliseconds(row.median_ms)
 
 
-def _said(row: Row) -> str:
+def _said(row: TimedRow) -> str:
     told = f"{milliseconds(row.median_ms)} median"
     if row.speedup is None:
         return told
@@ -104,7 +104,7 @@ def _said(row: Row) -> str:
     return f"{told}, speed-up {multiple(row.speedup.ratio)}, interval {interval(row.speedup)}{found}"
 
 
-def _relative(row: Row, reference: Row | None) -> tuple[float, float, float]:
+def _relative(row: TimedRow, reference: TimedRow | None) -> tuple[float, float, float]:
     """Where the bar ends and its whisker lies: the speed-up's inverse, the bounds change places."""
     speedup: Speedup | None = row.speedup
     if speedup is not None and speedup.low > 0:
@@ -126,7 +126,7 @@ def paired_bar(before: float, after: float, *, whole: float, said: str, width: i
     )
 
 
-def every_call(dense: Row, small: Row, *, most: int = 2400) -> Markup:
+def every_call(dense: TimedRow, small: TimedRow, *, most: int = 2400) -> Markup:
     """Each timed call of two candidates in the order of the blocks: drift, outliers and spread at a glance."""
     height, left, top, bottom = 176, 44, 12, 26
     right = 122 if small.candidate == "small" else 168  # room for the longer name

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
+
+from compressor.words import label, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,11 @@ class Facts:
     """Names and values, one a line."""
 
     pairs: tuple[tuple[str, Text], ...]
+
+
+def listed(facts: Iterable[tuple[str, Any]]) -> Facts:
+    """Keys and plain values as names and words."""
+    return Facts(pairs=tuple((label(key), (plain(value, key=key),)) for key, value in facts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,11 @@ from compressor.report.document import (
     Text,
     Tone,
 )
-from compressor.report.findings import Bench, Findings, Row, Share
 from compressor.report.missing import Commands
-from compressor.report.wording import (
+from compressor.results.artifact import Results
+from compressor.results.quality import Quality
+from compressor.results.timing import Bench, TimedRow
+from compressor.words import (
     count,
     decimals_of,
     interval,
@@ -38,7 +40,7 @@ BAR = 150  # units wide: what a table's cell has room for
 ZEROS = {"masked weights": "Zeros in single weights", "masked channels": "The removed channels as zeros in place"}
 
 
-def headline_row(bench: Bench | None) -> Row | None:
+def headline_row(bench: Bench | None) -> TimedRow | None:
     """The setting that the headline speaks of: ONNX at the smallest batch where it was measured, never the best one.
 
     Of a masked network, which has no small model, the row of its masked weights.
@@ -51,38 +53,38 @@ def headline_row(bench: Bench | None) -> Row | None:
     return None
 
 
-def beside(bench: Bench, row: Row, candidate: str) -> Row | None:
+def beside(bench: Bench, row: TimedRow, candidate: str) -> TimedRow | None:
     """Another candidate of the same runtime and batch size."""
     same = (r for r in bench.rows if (r.runtime, r.batch, r.candidate) == (row.runtime, row.batch, candidate))
     return next(same, None)
 
 
-def result_section(findings: Findings, commands: Commands) -> Section:
+def result_section(results: Results, commands: Commands) -> Section:
     """The headline, the table of what it cost, and the caveats."""
-    row = headline_row(findings.bench)
+    row = headline_row(results.bench)
     blocks: list[Block] = []
-    if findings.bench is None or row is None:
+    if results.bench is None or row is None:
         blocks.append(commands.missing("No speed-up has been measured.", commands.bench))
     else:
-        blocks += _claims(findings.bench, row)
-    table = _scoreboard(findings, row)
+        blocks += _claims(results.bench, row)
+    table = _scoreboard(results, row)
     if table.rows:
         blocks.append(table)
-    if not any(_shares(findings, row)):
+    if not any(_shares(results, row)):
         blocks.append(commands.missing("No accuracy has been measured.", commands.evaluate))
-    if findings.bench is not None and findings.bench.caveats:
+    if results.bench is not None and results.bench.caveats:
         blocks.append(Subheading(title="Caveats of this measurement", tone=Tone.CAUTION))
-        blocks.append(Items(items=tuple((caveat,) for caveat in findings.bench.caveats), tone=Tone.CAUTION))
+        blocks.append(Items(items=tuple((caveat,) for caveat in results.bench.caveats), tone=Tone.CAUTION))
     note: Text = ()
-    if row is not None and findings.bench is not None:
-        settings = len({(r.runtime, r.batch) for r in findings.bench.rows if r.candidate == row.candidate})
+    if row is not None and results.bench is not None:
+        settings = len({(r.runtime, r.batch) for r in results.bench.rows if r.candidate == row.candidate})
         chosen = "ONNX at the smallest batch" if row.runtime.startswith("onnxruntime") else "the smallest batch"
         others = " It is the only setting measured." if settings == 1 else f" All {settings} settings stand below."
         note = (f"The headline is {chosen}, whichever setting is fastest.{others}",)
     return Section(anchor="result", title="Result", blocks=tuple(blocks), note=note)
 
 
-def _claims(bench: Bench, row: Row) -> list[Block]:
+def _claims(bench: Bench, row: TimedRow) -> list[Block]:
     speedup = row.speedup
     if speedup is None:  # pragma: no cover  # `headline_row` gives rows with one
         return []
@@ -111,7 +113,7 @@ def _claims(bench: Bench, row: Row) -> list[Block]:
     return blocks
 
 
-def _masked(name: str, row: Row | None) -> Text:
+def _masked(name: str, row: TimedRow | None) -> Text:
     if row is None or row.speedup is None:
         return ()
     told = speedup_with_interval(row.speedup)
@@ -122,24 +124,24 @@ def _masked(name: str, row: Row | None) -> Text:
     return (f"{zeros} gave ", Strong(content=told), f": {found} than dense. ")
 
 
-def _scoreboard(findings: Findings, row: Row | None) -> Table:
+def _scoreboard(results: Results, row: TimedRow | None) -> Table:
     model = "masked" if row is not None and row.candidate != "small" else "small"
     rows: list[tuple[Cell, ...]] = []
-    reference = beside(findings.bench, row, "dense") if findings.bench and row else None
+    reference = beside(results.bench, row, "dense") if results.bench and row else None
     if row and reference:
         shown = (milliseconds(reference.median_ms), milliseconds(row.median_ms))
         told = f"{speedup_with_interval(row.speedup)} measured" if row.speedup else ""
         rows.append(_line("latency", (reference.median_ms, row.median_ms), shown=shown, told=told))
     theoretical = f"{multiple(row.theoretical_speedup)} theoretical" if row and row.theoretical_speedup else ""
     for name, pair, words, told in (
-        ("MACs", findings.achieved("macs") or _counted(reference, row, "macs"), scaled, theoretical),
-        ("parameters", findings.achieved("params") or _counted(reference, row, "params"), count, ""),
-        ("channels", findings.achieved("channels"), count, ""),
+        ("MACs", results.achieved("macs") or _counted(reference, row, "macs"), scaled, theoretical),
+        ("parameters", results.achieved("params") or _counted(reference, row, "params"), count, ""),
+        ("channels", results.achieved("channels"), count, ""),
         ("file", _counted(reference, row, "file_bytes"), size, ""),
     ):
         if pair is not None:
             rows.append(_line(name, pair, shown=(words(pair[0]), words(pair[1])), told=told))
-    dense, small = _shares(findings, row)
+    dense, small = _shares(results, row)
     if dense or small:
         rows.append(_quality(dense, small))
     columns = (
@@ -158,7 +160,7 @@ def _line(name: str, pair: tuple[float, float], *, shown: tuple[str, str], told:
     return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (told,))
 
 
-def _quality(dense: Share | None, small: Share | None) -> tuple[Cell, ...]:
+def _quality(dense: Quality | None, small: Quality | None) -> tuple[Cell, ...]:
     known = [share for share in (dense, small) if share is not None]
     agreement = any(share.against_dense for share in known)
     shown = tuple(share_percent(share) if share else "not measured" for share in (dense, small))
@@ -169,15 +171,15 @@ def _quality(dense: Share | None, small: Share | None) -> tuple[Cell, ...]:
         counts = ", ".join(shares(share) + (f" ({share.split} split)" if share.split else "") for share in known)
     name = "agreement" if agreement else "accuracy"
     told = f"{counts} answered as dense does" if agreement else counts
-    sizes = tuple(share.count / share.total if share else 0.0 for share in (dense, small))
+    sizes = tuple(share.share if share else 0.0 for share in (dense, small))
     bar = paired_bar(*sizes, whole=1.0, said=f"{name}: {shown[0]} before, {shown[1]} after", width=BAR)
     return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (told,))
 
 
-def _shares(findings: Findings, row: Row | None) -> tuple[Share | None, Share | None]:
+def _shares(results: Results, row: TimedRow | None) -> tuple[Quality | None, Quality | None]:
     """Dense and small: the latest readings of one kind, so that both were read on the same images where possible."""
-    latest = {evaluation.model: evaluation.share for evaluation in findings.evaluations}
-    reference = beside(findings.bench, row, "dense") if findings.bench and row else None
+    latest = {evaluation.model: evaluation.quality for evaluation in results.evaluations}
+    reference = beside(results.bench, row, "dense") if results.bench and row else None
     timed = (reference.accuracy if reference else None, row.accuracy if row else None)
     read = (latest.get("dense"), latest.get("small"))
     if all(read) or not all(timed):
@@ -185,7 +187,7 @@ def _shares(findings: Findings, row: Row | None) -> tuple[Share | None, Share | 
     return timed
 
 
-def _counted(dense: Row | None, small: Row | None, quantity: str) -> tuple[int, int] | None:
+def _counted(dense: TimedRow | None, small: TimedRow | None, quantity: str) -> tuple[int, int] | None:
     if dense is None or small is None:
         return None
     before, after = getattr(dense, quantity), getattr(small, quantity)

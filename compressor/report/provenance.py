@@ -21,30 +21,31 @@ from compressor.report.document import (
     Table,
     Text,
     Tone,
+    listed,
 )
-from compressor.report.findings import Findings, Retraining, WhileTraining
+from compressor.report.glossary import GLOSSARY
 from compressor.report.missing import Commands
-from compressor.report.wording import (
-    GLOSSARY,
+from compressor.results.artifact import Results
+from compressor.results.training import EpochRecord, WhileTraining
+from compressor.words import (
+    DASH,
     count,
     digits,
     label,
-    listed,
     percent,
     plain,
 )
 
-DASH = "–"  # not measured
 
-
-def retraining_section(findings: Findings, commands: Commands) -> Section:
+def retraining_section(results: Results, commands: Commands) -> Section:
     """Each retraining, with its curves."""
     blocks: list[Block] = []
-    for retraining in findings.retrainings:
+    for retraining in results.retrainings:
         blocks.append(Subheading(title=retraining.how))
-        if retraining.facts:
-            blocks.append(listed(retraining.facts))
-        blocks += _history(retraining)
+        facts = retraining.facts(without=("how", "history"))
+        if facts:
+            blocks.append(listed(facts))
+        blocks += _history(retraining.history)
     if not blocks:
         told = "The small model has not been retrained."
         blocks.append(commands.missing(told, commands.retrain))
@@ -53,7 +54,7 @@ def retraining_section(findings: Findings, commands: Commands) -> Section:
 
 def while_training_section(found: WhileTraining) -> Section:
     """The training during which channels left: event by event, then epoch by epoch."""
-    blocks: list[Block] = [listed(found.training.facts)] if found.training.facts else []
+    blocks: list[Block] = [listed(found.facts(without=("events", "history", "mean_stability")))]
     rows: list[tuple[Cell, ...]] = []
     for event in found.events:
         shares = [percent(correct / event.total) if event.total else DASH for correct in (event.before, event.after)]
@@ -64,19 +65,18 @@ def while_training_section(found: WhileTraining) -> Section:
     names = ("after epochs", "channels", "tuning split before", "after", "instability")
     columns = tuple(Column(name=name, numeric=True) for name in names)
     blocks.append(Table(columns=columns, rows=tuple(rows), caption="Event by event"))
-    if found.stability is not None:
-        blocks.append(Paragraph(text=("Mean stability: ", Strong(content=percent(found.stability / 100)), ".")))
+    if found.mean_stability is not None:
+        blocks.append(Paragraph(text=("Mean stability: ", Strong(content=percent(found.mean_stability / 100)), ".")))
     note: Text = (
         "Instability is the share of the right answers that an event takes, and stability the rest of them; the "
         "training that follows may win them back.",
     )
     return Section(
-        anchor="events", title="Pruned while training", blocks=(*blocks, *_history(found.training)), note=note
+        anchor="events", title="Pruned while training", blocks=(*blocks, *_history(found.history)), note=note
     )
 
 
-def _history(retraining: Retraining) -> list[Block]:
-    history = retraining.history
+def _history(history: Sequence[EpochRecord]) -> list[Block]:
     if not history:
         return [Paragraph(text=("No history was recorded.",), tone=Tone.QUIET)]
     tuned = [(e.tune_correct / e.tune_total) if e.tune_correct is not None and e.tune_total else None for e in history]
@@ -114,43 +114,43 @@ def _history(retraining: Retraining) -> list[Block]:
     return [Figure(drawings=tuple(drawings), caption=(), columns=3), folded] if drawings else [folded]
 
 
-def lineage_section(findings: Findings, commands: Commands, *, caveats: Sequence[str] = ()) -> Section:
+def lineage_section(results: Results, commands: Commands, *, caveats: Sequence[str] = ()) -> Section:
     """From the first checkpoint to this network, step by step."""
     title = "Lineage"
     told: tuple[Block, ...] = (Facts(pairs=tuple(("caveat", (text,)) for text in caveats)),) if caveats else ()
-    if not findings.lineage:
+    if not results.lineage:
         missing = commands.missing("No lineage is on record.", commands.prune)
         return Section(anchor="lineage", title=title, blocks=(missing, *told))
     steps: list[Text] = []
-    for facts in findings.lineage:
-        known = dict(facts)
-        step = plain(known.get("step", "step"))
-        rest = [(key, value) for key, value in facts if key not in {"step", "history"} and value is not None]
+    for facts in results.lineage:
+        step = plain(facts.get("step", "step"))
+        rest = [(key, value) for key, value in facts.items() if key not in {"step", "history"} and value is not None]
         words = "; ".join(f"{label(key)} {plain(value, key=key)}" for key, value in rest)
         steps.append((Strong(content=step), f": {words}" if words else ""))
     return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True), *told))
 
 
-def environment_section(findings: Findings, commands: Commands) -> Section:
+def environment_section(results: Results, commands: Commands) -> Section:
     """Where it was made and measured, by which command."""
     blocks: list[Block] = []
-    if findings.command:
-        blocks.append(Facts(pairs=(("command", (Code(content=findings.command),)),)))
+    if results.command:
+        blocks.append(Facts(pairs=(("command", (Code(content=results.command),)),)))
     else:
         blocks.append(commands.missing("The command was not recorded.", commands.prune))
-    bench = findings.bench.environment if findings.bench else ()
-    shown = findings.environment or bench
+    bench = results.bench.environment if results.bench else {}
+    shown = results.environment or bench
     if shown:
-        blocks.append(listed(shown))
+        blocks.append(listed(shown.items()))
     else:
         blocks.append(commands.missing("No environment was recorded.", commands.bench))
-    differing = tuple((key, value) for key, value in bench if dict(findings.environment).get(key) != value)
-    if findings.environment and differing:
+    differing = tuple((key, value) for key, value in bench.items() if results.environment.get(key) != value)
+    if results.environment and differing:
         blocks.append(Subheading(title="Where the bench ran differs in"))
         blocks.append(listed(differing))
-    if findings.rest:
+    further = {"adapt": results.adapt, "lottery": results.lottery, **results.rest}
+    if any(further.values()):
         blocks.append(Subheading(title="Further entries"))
-        blocks.append(listed(findings.rest))
+        blocks.append(listed((key, value) for key, value in further.items() if value))
     return Section(anchor="environment", title="Environment and command", blocks=tuple(blocks))
 
 

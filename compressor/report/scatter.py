@@ -10,7 +10,7 @@ from markupsafe import Markup
 from compressor.report.charts import kind
 from compressor.report.drawing import drawing, line, spread, text, ticks
 from compressor.report.markup import tag
-from compressor.report.wording import milliseconds, percent
+from compressor.words import milliseconds, percent
 
 NEAR = 0.10  # of the best accuracy: what the scale covers
 

@@ -23,7 +23,7 @@ from compressor.report.document import (
     Tone,
 )
 from compressor.report.plots.studies import picture
-from compressor.report.wording import digits
+from compressor.words import digits
 
 
 def document(found: Mapping[str, Any]) -> Document:

@@ -17,34 +17,32 @@ from compressor.report.document import (
     Strong,
     Table,
     Text,
+    listed,
 )
-from compressor.report.findings import Bench, Findings, Row
 from compressor.report.headline import beside, headline_row
 from compressor.report.missing import Commands
 from compressor.report.scatter import Point, accuracy_scatter
-from compressor.report.wording import (
-    SPACE,
+from compressor.results.artifact import Results
+from compressor.results.timing import Bench, TimedRow
+from compressor.words import (
+    DASH,
     count,
     digits,
-    label,
     milliseconds,
     multiple,
-    plain,
+    ratio_in_table,
     scaled,
     share_interval,
     share_percent,
     shares,
     size,
-    speedup_with_interval,
 )
 
-DASH = "–"  # not measured
 
-
-def clock_section(findings: Findings, commands: Commands) -> Section:
+def clock_section(results: Results, commands: Commands) -> Section:
     """Dense, masked and small in turns on one machine."""
     title = "Dense, masked and small on the clock"
-    bench = findings.bench
+    bench = results.bench
     if bench is None or not bench.rows:
         missing = commands.missing("No latency has been measured.", commands.bench)
         return Section(anchor="clock", title=title, blocks=(missing,))
@@ -69,9 +67,10 @@ def clock_section(findings: Findings, commands: Commands) -> Section:
     facts = [
         (name, value) for name, value in (("threads", bench.threads), ("blocks", bench.blocks)) if value is not None
     ]
-    facts += [(label(key), plain(value, key=key)) for key, value in bench.rest]  # type: ignore[misc]  # strings join them
-    if facts:
-        blocks.append(Facts(pairs=tuple((name, (str(value),)) for name, value in facts)))
+    shown = ("rows", "caveats", "threads", "blocks", "environment", "why")
+    if facts or bench.facts(without=shown):
+        pairs = tuple((name, (str(value),)) for name, value in facts)
+        blocks.append(Facts(pairs=(*pairs, *listed(bench.facts(without=shown)).pairs)))
     note: Text = (
         "The candidates take turns, a block of calls each, in shuffled order. ",
         Strong(content="dense again"),
@@ -120,7 +119,7 @@ def _timings(bench: Bench, settings: list[tuple[str, int]]) -> Table:
                     (size(row.file_bytes) if row.file_bytes is not None else DASH,),
                     (count(row.params) if row.params is not None else DASH,),
                     (scaled(row.macs) if row.macs is not None else DASH,),
-                    (_speedup(row),),
+                    (ratio_in_table(row.speedup),),
                     (multiple(row.theoretical_speedup) if row.theoretical_speedup is not None else DASH,),
                 )
             )
@@ -135,17 +134,11 @@ def _timings(bench: Bench, settings: list[tuple[str, int]]) -> Table:
     )
 
 
-def _speedup(row: Row) -> str:
-    if row.speedup is None:
-        return DASH
-    return speedup_with_interval(row.speedup) + ("" if row.speedup.resolved else f"{SPACE}n.{SPACE}s.")
-
-
-def accuracy_section(findings: Findings, commands: Commands) -> Section:
+def accuracy_section(results: Results, commands: Commands) -> Section:
     """Accuracy against latency, and every reading of a split."""
     title = "Accuracy against latency"
     blocks: list[Block] = []
-    drawings = _scatters(findings.bench) if findings.bench else ()
+    drawings = _scatters(results.bench) if results.bench else ()
     if drawings:
         caption: Text = (
             "Up is better, left is faster. The fine line reaches from the median to the 90th percentile; ",
@@ -153,8 +146,8 @@ def accuracy_section(findings: Findings, commands: Commands) -> Section:
         )
         blocks.append(Figure(drawings=drawings, caption=caption, columns=2))
     rows: list[tuple[Cell, ...]] = []
-    for evaluation in findings.evaluations:
-        share = evaluation.share
+    for evaluation in results.evaluations:
+        share = evaluation.quality
         kind = "agreement with dense" if share.against_dense else "accuracy"
         place = " ".join(part for part in (evaluation.data, share.split and f"({share.split})") if part)
         rows.append(
@@ -164,10 +157,10 @@ def accuracy_section(findings: Findings, commands: Commands) -> Section:
                 (kind,),
                 (shares(share),),
                 (share_percent(share),),
-                (share_interval(share) or DASH,),
+                (share_interval(share),),
             )
         )
-    for row in _first_accuracies(findings.bench):
+    for row in _first_accuracies(results.bench):
         if row.accuracy is not None:
             split = row.accuracy.split or DASH
             kind = "agreement with dense" if row.accuracy.against_dense else "accuracy"
@@ -178,7 +171,7 @@ def accuracy_section(findings: Findings, commands: Commands) -> Section:
                     (kind,),
                     (shares(row.accuracy),),
                     (share_percent(row.accuracy),),
-                    (share_interval(row.accuracy) or DASH,),
+                    (share_interval(row.accuracy),),
                 )
             )
     if rows:
@@ -206,7 +199,7 @@ def _scatters(bench: Bench) -> tuple[Markup, ...]:
                 candidate=row.candidate,
                 median_ms=row.median_ms,
                 p90_ms=row.p90_ms,
-                share=row.accuracy.count / row.accuracy.total,
+                share=row.accuracy.share,
             )
             for row in _rows(bench, runtime, batch)
             if row.accuracy and row.candidate != "dense again"
@@ -217,9 +210,9 @@ def _scatters(bench: Bench) -> tuple[Markup, ...]:
     return tuple(drawings)
 
 
-def _first_accuracies(bench: Bench | None) -> tuple[Row, ...]:
+def _first_accuracies(bench: Bench | None) -> tuple[TimedRow, ...]:
     """One row per candidate and distinct accuracy: runtimes that agree are not listed again."""
-    found: dict[tuple[object, ...], Row] = {}
+    found: dict[tuple[object, ...], TimedRow] = {}
     for row in bench.rows if bench else ():
         if row.accuracy and row.candidate != "dense again":
             found.setdefault((row.candidate, row.accuracy.count, row.accuracy.total, row.accuracy.split), row)
@@ -230,5 +223,5 @@ def _settings(bench: Bench) -> list[tuple[str, int]]:
     return list(dict.fromkeys((row.runtime, row.batch) for row in bench.rows))
 
 
-def _rows(bench: Bench, runtime: str, batch: int) -> list[Row]:
+def _rows(bench: Bench, runtime: str, batch: int) -> list[TimedRow]:
     return [row for row in bench.rows if (row.runtime, row.batch) == (runtime, batch)]

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +21,7 @@ from compressor.errors import InternalError, SurgeryError
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import relative_difference
 from compressor.graph.precision import TypesSeen, copy_in_precision, in_precision, narrowest
+from compressor.results.changes import SurgeryProof
 from compressor.surgery.plan import PruningPlan, gone_labels
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -68,27 +68,18 @@ class Proof:
         """True if the removed channels do not affect the outputs on the proof's inputs: it then shows nothing."""
         return self.moved <= self.tolerance
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the `proof` of an artifact's results."""
-        return {
-            "dtype": _name(self.dtype),
-            "narrowest": _name(self.narrowest or self.dtype),
-            "tolerance": self.tolerance,
-            "largest_relative_difference": self.largest_relative_difference,
-            "moved": self.moved,
-            "vacuous": self.vacuous,
-            "inputs": self.inputs,
-        }
-
-
-def in_words(proof: Mapping[str, Any]) -> str:
-    """Return the dict of `Proof.to_json` as one line: the difference, and its tolerance."""
-    types = f"in {proof['dtype']}"
-    narrow = proof.get("narrowest", proof["dtype"])
-    if narrow != proof["dtype"]:
-        types += f" (the network computes a part in {narrow})"
-    tolerance = f" (at most {proof['tolerance']:.0e} is rounding)" if "tolerance" in proof else ""
-    return f"{proof['largest_relative_difference']:.1e} relative, {types}{tolerance}"
+    @property
+    def result(self) -> SurgeryProof:
+        """The `proof` of an artifact's results."""
+        return SurgeryProof(
+            dtype=_name(self.dtype),
+            narrowest=_name(self.narrowest or self.dtype),
+            tolerance=self.tolerance,
+            largest_relative_difference=self.largest_relative_difference,
+            moved=self.moved,
+            vacuous=self.vacuous,
+            inputs=self.inputs,
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,11 +7,11 @@ The instability of an event is its relative loss of accuracy, (before - after) /
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from compressor.errors import PlanError
+from compressor.results.training import Event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,37 +67,6 @@ class Departure:
             return 0
         event = self.schedule.epochs.index(epoch) + 1
         return self.gone_after(event) - self.gone_after(event - 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """The channels that one event chose, by group root, and the correct answers on the tuning split around it."""
-
-    epoch: int
-    chosen: Mapping[str, tuple[int, ...]]
-    before: int
-    after: int
-    total: int
-
-    @property
-    def instability(self) -> float | None:
-        """The relative loss of accuracy; negative if the accuracy rose, `None` if it was 0 before."""
-        return (self.before - self.after) / self.before if self.before else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `event_from_json` reads them."""
-        chosen = {root: list(channels) for root, channels in self.chosen.items()}
-        return {
-            "epoch": self.epoch, "chosen": chosen, "before": self.before, "after": self.after, "total": self.total,
-        }  # fmt: skip
-
-
-def event_from_json(plain: Mapping[str, Any]) -> Event:
-    """Return the event that `to_json` wrote."""
-    chosen = {root: tuple(channels) for root, channels in plain["chosen"].items()}
-    return Event(
-        epoch=plain["epoch"], chosen=chosen, before=plain["before"], after=plain["after"], total=plain["total"]
-    )
 
 
 def mean_stability(events: Iterable[Event]) -> float | None:

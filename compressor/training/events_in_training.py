@@ -28,10 +28,10 @@ from compressor.files.atomic import whole, write_text
 from compressor.files.json_files import read_json
 from compressor.files.schema import check
 from compressor.graph.copies import copy_of
+from compressor.results.training import EpochRecord, Event
 from compressor.surgery.zeroed import ALL, PRODUCERS, Holder, add_noise_, slices_of
-from compressor.training.events import Departure, Event, event_from_json, targeted
+from compressor.training.events import Departure, targeted
 from compressor.training.loop import Callback, Hooks, correct_in, iterations_per_epoch, train
-from compressor.training.resume import EpochRecord
 
 Choose = Callable[[nn.Module, int], Mapping[str, Tensor]]
 """Takes a network in eval mode on the CPU and an epoch; returns scores by group root. The lowest are chosen first."""
@@ -224,10 +224,10 @@ class _Events:
         """Read the events of an interrupted run; refused: no such file, events of another run."""
         assert self.file is not None
         hint = "delete it and start again"
-        plain = read_json(self.file, refusal=RetrainError, hint=hint)
-        check(plain, forms.EVENTS, where=f"{self.file} does not contain events", hint=hint, refusal=RetrainError)
-        self.happened = [event_from_json(event) for event in plain["events"]]
-        if plain.get("of") != self._identity():
+        kept = read_json(self.file, refusal=RetrainError, hint=hint)
+        check(kept, forms.EVENTS, where=f"{self.file} does not say what happened", hint=hint, refusal=RetrainError)
+        self.happened = [Event.from_json(event, place="events") for event in kept["events"]]
+        if kept.get("of") != self._identity():
             raise RetrainError(
                 f"{self.file} belongs to a run with other events", hint="delete its folder, or repeat its command"
             )

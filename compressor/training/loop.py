@@ -32,8 +32,9 @@ from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import EXAMPLES, check_gradients, right_gradients
 from compressor.graph.outputs import class_scores
+from compressor.results.training import EpochRecord
 from compressor.training.bn_penalty import scale_norm, scales_of
-from compressor.training.resume import EpochRecord, Run, digest_of, restore_, save, write
+from compressor.training.resume import Run, digest_of, restore_, save, write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

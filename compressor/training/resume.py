@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import pickle
 import struct
@@ -21,17 +20,7 @@ from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.files.atomic import whole
 from compressor.files.schema import Form, Misfit, anything, check, count, listed, number, record, table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRecord:
-    """One epoch: the rate of its last iteration, its mean loss, and the correct answers on the tuning split."""
-
-    epoch: int
-    rate: float
-    train_loss: float
-    tune_correct: int
-    tune_total: int
+from compressor.results.training import EpochRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +58,7 @@ def save(file: Path, module: nn.Module, optimiser: torch.optim.Optimizer, run: R
         "run": run.identity(),
         "module": module.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "history": [dataclasses.asdict(r) for r in history],
+        "history": [record.to_json() for record in history],
     }
     write(state, file)
 

@@ -156,7 +156,7 @@ def retrain(
         "data": data.name,
         "images": len(data.split(SplitName.TRAIN)),
         "splits": data.to_json(),
-        "history": [dataclasses.asdict(record) for record in trained.history],
+        "history": [record.to_json() for record in trained.history],
     }
     return dataclasses.replace(checkpoint, module=retrained, lineage=(*checkpoint.lineage, entry))
 

@@ -22,9 +22,11 @@ from compressor.measuring.tables.table import LatencyTable, Target, Whole, write
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
+from compressor.results.artifact import Results
+from compressor.results.training import EpochRecord
 from compressor.studies.study import Cell
 from compressor.surgery.plan import ChannelBudget
-from compressor.training.resume import EpochRecord, Run, digest_of, save
+from compressor.training.resume import Run, digest_of, save
 from compressor.training.watch import StateAt
 from tests.report.test_report import setting
 from tests.support.brought import WrittenOut
@@ -72,7 +74,7 @@ def small(dense: Checkpoint) -> Checkpoint:
 
 def written(folder: Path, checkpoint: Checkpoint, results: Mapping[str, Any] | None = None) -> None:
     source = {"path": "net.pt", "sha256": ""}
-    write_artifact(folder / "a", checkpoint, source=source, results=results or {"schema": 1}, verify=False)
+    write_artifact(folder / "a", checkpoint, source=source, results=Results.from_json(results or {}), verify=False)
 
 
 def of_class(folder: Path) -> None:
@@ -92,7 +94,7 @@ def sparse(folder: Path) -> None:
     dense = checkpoint_of(tiny(), IMAGE)
     masked = mask_weights(dense, MaskRequest(sparsity=0.7))
     source = {"path": "net.pt", "sha256": ""}
-    write_artifact(folder / "a", masked.checkpoint, source=source, results={}, verify=False, mask=masked.mask)
+    write_artifact(folder / "a", masked.checkpoint, source=source, results=Results(), verify=False, mask=masked.mask)
 
 
 # Results

@@ -19,6 +19,7 @@ from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.pack.folder import bench_of_pack
 from compressor.measuring.tables.table import read_table
 from compressor.report import report
+from compressor.results.artifact import Results
 from compressor.studies.runner import Folder
 from compressor.training.resume import epochs_done, restore_
 from compressor.training.watch import StateAt
@@ -70,7 +71,7 @@ def _signed(folder: Path) -> None:
 
 
 def _read_results(folder: Path) -> None:
-    report(read_json(folder / "a" / "results.json"), folder / "pages", artifact=folder / "a")
+    report(Results.from_json(read_json(folder / "a" / "results.json")), folder / "pages", artifact=folder / "a")
 
 
 def _read_measured(folder: Path) -> None:

@@ -16,6 +16,7 @@ from compressor.checkpoint.loading import load
 from compressor.errors import ArchitectureError, CompressError
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 from sample_models.networks import small_cnn
 
@@ -103,7 +104,7 @@ def test_an_artifact_calls_nothing_of_its_recipes_choosing(workdir: Path) -> Non
         workdir / "a.compressed",
         small.checkpoint,
         source={"path": "net.pt", "sha256": "0" * 64},
-        results={},
+        results=Results(),
         verify=False,
     )
     recipe = json.loads((workdir / "a.compressed" / "recipe.json").read_text())

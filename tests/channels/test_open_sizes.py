@@ -22,6 +22,7 @@ from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.graph.recorded import RecordedProgram
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.mending import mended
 from compressor.surgery.plan import ChannelBudget, PruningPlan, Scores, gone_labels, plan_pruning
 from compressor.surgery.proof import random_like
@@ -215,7 +216,7 @@ def test_an_artifact_takes_any_size_and_prunes_again(workdir: Any) -> None:
         workdir / "net.compressed",
         found.checkpoint,
         source={"path": "net.pt", "sha256": "0" * 64},
-        results={"schema": 1},
+        results=Results(),
     )  # read in a fresh process
     again = load_artifact(workdir / "net.compressed").module
     for x in (images(2, 3, 24, 40), images(1, 3, 16, 16)):

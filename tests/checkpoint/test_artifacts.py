@@ -22,6 +22,7 @@ from compressor.graph.outputs import outputs_of
 from compressor.jobs.prune import prune_to
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import MaskRequest, Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 
 
@@ -32,7 +33,7 @@ def small(samples: Path) -> Checkpoint:
 
 def write(folder: Path, small: Checkpoint, **options: bool) -> artifacts.Artifact:
     source = {"path": small.path, "sha256": small.sha256}
-    return write_artifact(folder, small, source=source, results={"schema": 1}, **options)
+    return write_artifact(folder, small, source=source, results=Results(), **options)
 
 
 def test_what_is_written_is_read_back_bit_by_bit(workdir: Path, small: Checkpoint) -> None:
@@ -97,12 +98,12 @@ def test_a_folder_in_the_way_is_left_as_it_is(workdir: Path, small: Checkpoint) 
 
 def test_an_artifact_is_replaced_only_by_force(workdir: Path, small: Checkpoint) -> None:
     folder = write(workdir / "a.compressed", small, verify=False).folder
-    add_results(folder, "note", 1)
+    add_results(folder, command="mine")
     with pytest.raises(ArtifactError, match="there already"):
         write(workdir / "a.compressed", small)
-    assert open_artifact(folder).results()["note"] == 1
+    assert open_artifact(folder).results().command == "mine"
     write(workdir / "a.compressed", small, force=True, verify=False)
-    assert "note" not in open_artifact(folder).results()
+    assert open_artifact(folder).results().command is None
 
 
 def test_a_full_disk_leaves_the_old_artifact_whole(
@@ -187,8 +188,9 @@ def test_a_masked_artifact_is_stored_sparse_and_comes_back(workdir: Path, sample
     for name, kept in mask.kept.items():
         weight = again.module.state_dict()[name]
         assert torch.equal(weight, dense.module.state_dict()[name] * kept)
-    assert results["mask"]["stored_bytes"] < 0.3 * results["mask"]["dense_bytes"]
-    assert "not time" in results["mask"]["statement"]
+    masking = results.to_json()["mask"]
+    assert masking["stored_bytes"] < 0.3 * masking["dense_bytes"]
+    assert "not time" in masking["statement"]
     assert not (workdir / "m.compressed" / "model.safetensors").exists()
     assert outputs_of(again.module, dense.example_inputs)[0].shape == (1, 10)
 
@@ -202,5 +204,5 @@ def test_the_dense_network_sees_what_the_small_one_was_made_to_see(workdir: Path
     told = dataclasses.replace(bare, preprocessing=seen)
     small = prune(told, Request(budget=ChannelBudget(ratio=0.5))).checkpoint
     source = {"path": str(workdir / "bare.pt"), "sha256": bare.sha256}
-    artifact = write_artifact(workdir / "a.compressed", small, source=source, results={"schema": 1})
+    artifact = write_artifact(workdir / "a.compressed", small, source=source, results=Results())
     assert artifact.dense().preprocessing == seen

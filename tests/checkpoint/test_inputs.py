@@ -23,6 +23,7 @@ from compressor.errors import CheckpointError
 from compressor.graph.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 from tests.attacks.test_edited_artifacts import edit, make_old
 from tests.support.topologies import checkpoint_of
@@ -298,7 +299,7 @@ def test_an_artifact_draws_its_inputs_as_they_were_asked_for(tmp_path: Path) -> 
     checkpoint = dataclasses.replace(base, example_inputs=found.tensors, input_specs=found.specs)
     folder = tmp_path / "x.compressed"
     checkpoint = dataclasses.replace(checkpoint, module=nn.Sequential(nn.Conv2d(3, 4, 3)))
-    write_artifact(folder, checkpoint, source={"path": "x", "sha256": "0" * 64}, results={}, verify=False)
+    write_artifact(folder, checkpoint, source={"path": "x", "sha256": "0" * 64}, results=Results(), verify=False)
     again = load_artifact(folder)
     assert again.input_specs == found.specs
     for mine, other in zip(again.example_inputs, found.tensors, strict=True):
@@ -317,7 +318,7 @@ def test_an_artifact_reads_other_inputs_by_the_names_that_it_knows(tmp_path: Pat
         base, example_inputs=(torch.rand(1, 3, 8, 8),), input_specs=(InputSpec(name="pixels", shape=(1, 3, 8, 8)),)
     )
     folder = tmp_path / "x.compressed"
-    write_artifact(folder, known, source={"path": "x", "sha256": "0" * 64}, results={}, verify=False)
+    write_artifact(folder, known, source={"path": "x", "sha256": "0" * 64}, results=Results(), verify=False)
     found = load(folder, inputs=("pixels=1x3x9x9:float32<1",))
     assert found.example_inputs[0].shape == (1, 3, 9, 9)
     assert float(found.example_inputs[0].min()) >= 0

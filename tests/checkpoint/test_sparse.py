@@ -85,7 +85,7 @@ def test_what_is_written_comes_back_bit_for_bit(
 def test_the_smaller_encoding_is_taken(tmp_path: Path, density: float, encoding: Encoding, share: float) -> None:
     tensor, kept = masked(64, 32, 3, 3, density=density)
     (row,) = write_sparse(tmp_path, {"w": tensor}, WeightMask(kept={"w": kept})).rows
-    assert row.encoding is encoding
+    assert row.encoding == encoding
     assert (row.elements, row.kept, row.dense_bytes) == (18432, int(kept.sum()), 73728)
     assert row.stored_bytes < share * row.dense_bytes
 
@@ -192,7 +192,7 @@ def test_mostly_zero_weights_become_sparse_initialisers_with_equal_outputs(tmp_p
     model = onnx.load(tmp_path / "sparse.onnx")
     assert {s.values.name for s in model.graph.sparse_initializer} == {"w", "m"}
     assert {t.name for t in model.graph.initializer} == {"b", "zeros"}
-    assert {r.name: r.encoding for r in table.rows}["w"] is Encoding.COORDINATES
+    assert {r.name: r.encoding for r in table.rows}["w"] == Encoding.COORDINATES
     assert table.file_bytes == (tmp_path / "sparse.onnx").stat().st_size < dense.stat().st_size
     assert table.stored_bytes < table.dense_bytes
 
@@ -215,7 +215,7 @@ def test_weights_that_would_grow_stay_dense(tmp_path: Path) -> None:
 
 def test_a_weight_that_a_caller_can_set_stays_dense(tmp_path: Path) -> None:
     table = onnx_sparse(onnx_net(tmp_path / "d.onnx", density=0.1, weight_is_input=True), tmp_path / "s.onnx")
-    assert {r.name for r in table.rows if r.encoding is Encoding.COORDINATES} == {"m"}
+    assert {r.name for r in table.rows if r.encoding == Encoding.COORDINATES} == {"m"}
 
 
 def test_a_missing_onnx_file_is_refused(tmp_path: Path) -> None:
@@ -239,5 +239,5 @@ def test_an_exported_network_runs_from_its_sparse_file(tmp_path: Path) -> None:
             verbose=False,
         )
     table = onnx_sparse(tmp_path / "dense.onnx", tmp_path / "sparse.onnx")
-    assert sum(r.encoding is Encoding.COORDINATES for r in table.rows) == 2
+    assert sum(r.encoding == Encoding.COORDINATES for r in table.rows) == 2
     assert table.file_bytes < (tmp_path / "dense.onnx").stat().st_size

@@ -387,7 +387,7 @@ class TestOutput:
     def test_requested_and_achieved_stand_side_by_side(self) -> None:
         text = done("prune", "tiny.pt", *ARCH, "--macs", 0.5, "--align", 1, "--dry-run").stdout
         assert "asked" in text
-        assert "50.0%" in text
+        assert "50.0 %" in text
 
     @pytest.mark.usefixtures("pruned")
     def test_a_pipe_gets_no_escape_codes(self) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 
 from compressor.checkpoint.artifacts import Artifact, open_artifact
 from compressor.report.changes import factorized_section
-from compressor.report.results import findings_from_results
+from compressor.results.artifact import Results
+from compressor.words import SPACE, percent
 from tests.support.command_line import ARCH, done, make_inputs, refused, run, snapshot
 
 FOLDER = "tiny.factors.compressed"
@@ -38,7 +39,7 @@ def factors(written: tuple[Path, str], workdir: Path) -> Path:
 
 
 def results_of(folder: str) -> dict[str, Any]:
-    return open_artifact(Path(folder)).results()
+    return open_artifact(Path(folder)).results().to_json()
 
 
 @pytest.mark.usefixtures("factors")
@@ -52,11 +53,17 @@ class TestArtifact:
         assert section["proof"]["largest_relative_difference"] < 1e-10
         (layer,) = section["layers"]
         assert (layer["layer"], layer["kind"], layer["rank"] % 8) == ("body.3", "spatial", 0)
-        for told in ("body.3", f"{layer['energy']:.1%}", "left alone: body.8", f"wrote {FOLDER}", "proof: "):
+        for told in (
+            "body.3",
+            percent(layer["energy"], decimals=1).replace(SPACE, " "),
+            "left alone: body.8",
+            f"wrote {FOLDER}",
+            "proof: ",
+        ):
             assert told in written[1]
 
     def test_the_report_shows_ranks_and_proof(self) -> None:
-        findings = findings_from_results(results_of(FOLDER))
+        findings = Results.from_json(results_of(FOLDER))
         assert findings.factorizing is not None
         assert "body.3: rank " in str(factorized_section(findings.factorizing))
         done("report", FOLDER)

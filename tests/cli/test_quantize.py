@@ -18,7 +18,7 @@ from compressor.jobs import quantize as quantizing
 from compressor.measuring.accuracy import load_onnx
 from compressor.measuring.turns import Measurement
 from compressor.report.integers import int8_section
-from compressor.report.results import findings_from_results
+from compressor.results.artifact import Results
 from tests.support.command_line import ARCH, done, refused, run, snapshot
 
 
@@ -52,7 +52,7 @@ def quantised(said: str, pruned: Path) -> Path:
 
 
 def results_of(folder: str) -> dict[str, Any]:
-    return open_artifact(Path(folder)).results()
+    return open_artifact(Path(folder)).results().to_json()
 
 
 @pytest.mark.usefixtures("clock", "quantised")
@@ -69,7 +69,7 @@ class TestArtifact:
         assert section["int8_bytes"] == Path("tiny.compressed/model.int8.onnx").stat().st_size
         assert section["float_bytes"] == Path("tiny.compressed/model.onnx").stat().st_size
         assert [row["batch"] for row in section["speed"]] == [1, 64]
-        assert all(len(row["samples_ns"]["int8"]) == 20 for row in section["speed"])
+        assert all(len(row["samples_ns"]) == 20 for row in section["speed"])
         assert section["agreement"]["split"] == section["accuracy"]["int8"]["split"] == "tune"
         assert "faster: 1.84×" in said  # the median of (100 + i) / (50 + i)
         assert "agreement with the float network" in said
@@ -107,20 +107,24 @@ class TestArtifact:
 
     @pytest.mark.parametrize(
         ("low", "high", "told", "warned"),
-        [(1.5, 2.0, "faster: 1.73×", False), (0.5, 0.6, "slower: 0.55×", True), (0.9, 1.2, "no significant", True)],
+        [
+            (1.5, 2.0, "1.73× (1.50 to 2.00)", False),
+            (0.5, 0.6, "0.55× (0.50 to 0.60), slower", True),
+            (0.9, 1.2, "no significant", True),
+        ],
     )
     def test_what_the_clock_says_is_said(
         self, low: float, high: float, told: str, warned: bool, capsys: pytest.CaptureFixture[str]
     ) -> None:
         results = results_of("tiny.compressed")
-        for row in results["quantize"]["speed"]:
+        for row in results["quantize"]["rows"][1::2]:
             row["speedup"] = {"ratio": (low * high) ** 0.5, "low": low, "high": high}
-        show(Path("model.int8.onnx"), results["quantize"])
+        found = Results.from_json(results).quantizing
+        assert found is not None
+        show(Path("model.int8.onnx"), found)
         printed = capsys.readouterr()
         assert told in printed.out
         assert ("int8 is not faster here" in printed.err) == warned
-        found = findings_from_results(results).quantizing
-        assert found is not None
         assert ("not faster than float" in str(int8_section(found))) == warned
 
     def test_the_report_has_a_section_of_it(self) -> None:
@@ -135,9 +139,9 @@ def test_a_checkpoint_becomes_an_artifact_timed_on_the_clock() -> None:
     artifact = open_artifact(Path("tiny.int8.compressed"))
     dense, small = artifact.dense().module, artifact.checkpoint().module
     assert all(torch.equal(a, b) for a, b in zip(dense.parameters(), small.parameters(), strict=True))
-    row = artifact.results()["quantize"]["speed"][0]
+    row = artifact.results().to_json()["quantize"]["rows"][1]
     assert row["speedup"]["low"] <= row["speedup"]["ratio"] <= row["speedup"]["high"]
-    assert min(ns for block in row["samples_ns"]["int8"] for ns in block) > 1000
+    assert min(ns for block in row["samples_ns"] for ns in block) > 1000
     assert load_onnx(artifact.folder / "model.int8.onnx").name == "tiny"
 
 

@@ -74,7 +74,7 @@ PACKAGES = {folder.name for folder in FOLDERS if folder.parent == ROOT}
 def modules_named(text: str) -> set[str]:
     """What prose in backticks names by package and module: `planning.walk`, say."""
     named = re.findall(r"`((?:\w+\.)+\w+)`", text)
-    return {n for n in named if n.partition(".")[0] in PACKAGES and not n.endswith((".html", ".md"))}
+    return {n for n in named if n.partition(".")[0] in PACKAGES and not n.endswith((".html", ".md", ".json"))}
 
 
 def is_there(name: str) -> bool:

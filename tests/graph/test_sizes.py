@@ -87,7 +87,7 @@ def pruned(module: nn.Module, shape: tuple[int, ...]) -> Pruned:
 def test_another_size_is_refused_by_name(workdir: Any) -> None:
     found = pruned(Table(), (1, 3, 12, 12))
     assert found.takes == "x: any x 3 x 12 x 12"
-    assert found.to_json()["takes"] == found.takes
+    assert found.result.to_json()["takes"] == found.takes
     small = found.checkpoint.module
     for module in (small, copy.deepcopy(small).double().float(), program_from(small.recorded, small.state_dict())):
         assert module(torch.zeros(2, 3, 12, 12)).shape == (2, 5)

@@ -19,6 +19,7 @@ from compressor.graph.recorded import RecordedProgram, program_from
 from compressor.graph.structures import Fields, restored, structure_of
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 from tests.support.topologies import alive, checkpoint_of
 
@@ -123,7 +124,7 @@ def test_a_dataclass_comes_back_as_its_fields() -> None:
 def test_an_artifact_keeps_the_structure_and_prunes_again(workdir: Any) -> None:
     checkpoint = pruned(Classy())
     write_artifact(
-        workdir / "net.compressed", checkpoint, source={"path": "net.pt", "sha256": "0" * 64}, results={"schema": 1}
+        workdir / "net.compressed", checkpoint, source={"path": "net.pt", "sha256": "0" * 64}, results=Results()
     )  # read back in a fresh process
     again = load_artifact(workdir / "net.compressed").module
     assert shaped(again(images(2))) == shaped(checkpoint.module(images(2)))

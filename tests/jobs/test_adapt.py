@@ -133,7 +133,7 @@ class TestCommand:
         done(*ASK, *BRIEF)
         refused(*ASK, *BRIEF, says="is there already", hints="--force")
         done(*ASK, *BRIEF, "--force", "--seed", 1)
-        assert open_artifact(Path("tiny.compressed")).results()["adapt"]["recipe"]["seed"] == 1
+        assert open_artifact(Path("tiny.compressed")).results().to_json()["adapt"]["recipe"]["seed"] == 1
 
 
 @pytest.mark.usefixtures("trusting")
@@ -142,7 +142,7 @@ class TestRun:
         self, tiny: Checkpoint, target: Data, folder: str = "out.compressed", *, rounds: int = 1, **options: Any
     ) -> dict[str, Any]:
         plain = dataclasses.replace(tiny, preprocessing=dataclasses.replace(tiny.preprocessing, size=(16, 16)))
-        return adapt_to(Path(folder), plain, source_data(), target, some(tiny, rounds=rounds), **options)
+        return adapt_to(Path(folder), plain, source_data(), target, some(tiny, rounds=rounds), **options).to_json()
 
     def test_no_label_of_the_target_changes_the_artifact(self, tiny: Checkpoint) -> None:
         data = target_data()

@@ -21,6 +21,7 @@ from compressor.errors import DataError
 from compressor.jobs.evaluate import chosen_split
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
@@ -51,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "net.compressed",
         pruned.checkpoint,
         source=source,
-        results={"schema": 1, "prune": pruned.to_json()},
+        results=Results.from_json({"schema": 1, "prune": pruned.result.to_json()}),
         verify=False,
     )
     return folder
@@ -83,7 +84,7 @@ class TestAccuracy:
         assert (small["model"], dense["model"]) == ("small", "dense")
         assert dense["correct"] > 0.8 * COUNT
         assert dense["low"] < dense["correct"] / COUNT < dense["high"]
-        assert open_artifact(made / "net.compressed").results()["evaluate"] == [small, dense]
+        assert open_artifact(made / "net.compressed").results().to_json()["evaluate"] == [small, dense]
 
     def test_an_onnx_file_says_what_its_network_says(self, made: Path) -> None:
         exported = CliRunner().invoke(app, ["export", str(made / "net.compressed"), "--onnx", "--json"])
@@ -91,7 +92,7 @@ class TestAccuracy:
         said = json.loads(exported.stdout)
         assert Path(said["file"]) == made / "net.compressed" / "model.onnx"
         assert said["largest_relative_difference"] <= 1e-4
-        found = open_artifact(made / "net.compressed").results()["export"]
+        found = open_artifact(made / "net.compressed").results().to_json()["export"]
         assert found == {k: v for k, v in said.items() if k != "file"}
         onnx_row, _ = rows_of(said["file"], "--data", made / "classes", "--split", "all")
         small, _ = rows_of(made / "net.compressed", "--data", made / "classes", "--split", "all")
@@ -102,7 +103,7 @@ class TestAccuracy:
         result = evaluate("--data", "few.npz")
         assert result.exit_code == 0
         assert "taking the newest artifact here: net.compressed" in result.stderr
-        assert f"/{COUNT} correct" in result.stdout
+        assert f" / {COUNT} correct" in result.stdout
         assert "small: " in result.stdout
         assert "dense: " in result.stdout
 
@@ -110,7 +111,7 @@ class TestAccuracy:
         result = evaluate(RESNET, "--data", made / "classes")
         assert result.exit_code == 0
         assert "no test split of its own" in result.stderr
-        assert "/6 correct" in result.stdout
+        assert " / 6 correct" in result.stdout
 
 
 class TestAgreement:
@@ -120,7 +121,7 @@ class TestAgreement:
         assert row["relative_error"] > 0
         assert "correct" not in row
         shown = evaluate(made / "net.compressed", "--data", made / "flat", "--split", "all")
-        assert f"{row['agreeing']}/{COUNT} agree with the dense network" in shown.stdout
+        assert f"{row['agreeing']} / {COUNT} agree with the dense network" in shown.stdout
         assert "says nothing about being right" in shown.stderr
 
     def test_a_network_agrees_with_itself(self, made: Path) -> None:

@@ -87,7 +87,7 @@ def stopping(calls: int) -> Callable[[Progress], None]:
 class TestRun:
     def test_every_round_is_in_the_results_and_the_counts_are_exact(self, early: Path) -> None:
         told: list[dict[str, Any]] = []
-        results = ticketing.run(search(str(early)), data(), say=told.append)
+        results = ticketing.run(search(str(early)), data(), say=lambda one: told.append(one.to_json())).to_json()
         artifact, mask, state = found("out.compressed")
         left = {n: k.numel() for n, k in mask.items()}
         for row in told:
@@ -95,7 +95,7 @@ class TestRun:
             assert row["weights"] - row["zeros"] == sum(left.values())
         assert {n: int(k.sum()) for n, k in mask.items()} == left
         assert not any(bool(state[n][~k].any()) for n, k in mask.items())
-        assert results["lottery"]["told"] == told == artifact.results()["lottery"]["told"]
+        assert results["lottery"]["told"] == told == artifact.results().to_json()["lottery"]["told"]
         assert results["mask"]["zeros"] == told[-1]["zeros"]
         assert results["lottery"]["rewound_to"] == "early weights"
         steps = [step["step"] for step in results["lineage"]]
@@ -113,13 +113,13 @@ class TestRun:
         self, early: Path, rewind_to: str, step: int, calls: int
     ) -> None:
         assert early.exists()
-        whole = ticketing.run(search(rewind_to, step=step, rounds=2, out="a.compressed"), data())
+        whole = ticketing.run(search(rewind_to, step=step, rounds=2, out="a.compressed"), data()).to_json()
         planned = search(rewind_to, step=step, rounds=2, out="b.compressed")
         with pytest.raises(StoppedError):
             ticketing.run(planned, data(), callbacks=(stopping(calls),))
         assert not planned.folder.exists()
         seen: list[Progress] = []
-        resumed = ticketing.run(planned, data(), callbacks=(seen.append,))
+        resumed = ticketing.run(planned, data(), callbacks=(seen.append,)).to_json()
         (_, mask_a, state_a), (_, mask_b, state_b) = found("a.compressed"), found("b.compressed")
         assert all(torch.equal(k, mask_b[n]) for n, k in mask_a.items())
         assert all(torch.equal(t, state_b[n]) for n, t in state_a.items())
@@ -137,7 +137,7 @@ class TestRun:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ticketing, "retrain", watched)
-            results = ticketing.run(search("fresh", rounds=1), data())
+            results = ticketing.run(search("fresh", rounds=1), data()).to_json()
         drawn = state_of(starting_module(tiny(), How.SCRATCH_E, seed=0))
         _, mask, _ = found("out.compressed")
         for name, tensor in starts[1].items():
@@ -176,7 +176,7 @@ class TestRun:
             rewind_to=str(early), wishes=Wishes(dense_epochs=2, rate=0.05, augment=()),
         )  # fmt: skip
         assert planned.folder == Path("half.lottery.compressed")
-        results = ticketing.run(planned, data())
+        results = ticketing.run(planned, data()).to_json()
         before, after = artifact.mask(), open_artifact(planned.folder).mask()
         assert before is not None
         assert after is not None
@@ -200,7 +200,7 @@ class TestRun:
         cut = network.surgery.cut_state(torch.load(early))
         assert planned.early is not None
         assert all(torch.equal(t, cut[n]) for n, t in planned.early.items() if n in cut)
-        results = ticketing.run(planned, data())
+        results = ticketing.run(planned, data()).to_json()
         assert "prune" in results
         _, mask, state = found(str(planned.folder))
         assert all(state[n].shape == k.shape for n, k in mask.items())

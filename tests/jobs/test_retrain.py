@@ -22,6 +22,9 @@ from compressor.errors import ArtifactError, RetrainError
 from compressor.jobs import retrain as retraining
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
+from compressor.results.changes import Pruning
+from compressor.results.parity import Parity
 from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.surgery.plan import ChannelBudget
 from compressor.training.loop import Progress
@@ -44,20 +47,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pruned = prune(dense, Request(budget=ChannelBudget(ratio=0.5)))
     results = {
         "schema": 1,
-        "prune": pruned.to_json(),
-        "export": {"old": 1},
+        "prune": pruned.result.to_json(),
+        "export": {"opset": 20, "bytes": 1, "largest_relative_difference": 0.0},
         "bench": {"old": 1},
         "evaluate": [],
-        "quantize": {},
+        "quantize": {"float_bytes": 2, "int8_bytes": 1},
     }
-    write_artifact(folder / "net.compressed", pruned.checkpoint, source=source, results=results, verify=False)
+    measured = Results.from_json(results)
+    write_artifact(folder / "net.compressed", pruned.checkpoint, source=source, results=measured, verify=False)
     module = load(RESNET).module
     mask = magnitude(module, sparsity=0.9)
     apply_mask_(module, mask)
     masked = load(RESNET)
     write_artifact(
         folder / "masked.compressed", type(masked)(**{**fields_of(masked), "module": module}),
-        source=source, results={"schema": 1, "mask": {}}, verify=False, mask=mask,
+        source=source, results=Results.from_json({"schema": 1, "mask": {}}), verify=False, mask=mask,
     )  # fmt: skip
     return folder
 
@@ -90,7 +94,7 @@ class TestPrepare:
 
     def test_scratch_b_reads_the_costs_from_the_results(self, made: Path) -> None:
         artifact = open_artifact(made / "net.compressed")
-        dense, small = artifact.results()["prune"]["achieved"]["macs"]
+        dense, small = artifact.results().to_json()["prune"]["achieved"]["macs"]
         assert prepared(artifact, How.SCRATCH_B).recipe.budget.epochs == 12 * dense // small
 
     def test_a_place_that_is_taken_is_refused_unless_forced(self, made: Path) -> None:
@@ -115,9 +119,9 @@ class TestRun:
     def test_the_artifact_says_what_was_done_and_drops_what_is_no_longer_true(self, made: Path, tmp_path: Path) -> None:
         artifact = open_artifact(made / "net.compressed")
         plan = prepared(artifact, folder=tmp_path / "out.compressed")
-        entry = retraining.run(plan, load_data(str(made / "few.npz")), command="compress retrain")
-        results = open_artifact(tmp_path / "out.compressed").results()
-        assert set(results) == {"schema", "prune", "retrain", "lineage"}
+        entry = retraining.run(plan, load_data(str(made / "few.npz")), command="compress retrain").to_json()
+        results = open_artifact(tmp_path / "out.compressed").results().to_json()
+        assert set(results) == {"schema", "name", "prune", "retrain", "lineage"}
         assert results["retrain"] == [json.loads(json.dumps(entry))]
         assert (entry["how"], entry["epochs"], entry["images"], entry["command"]) == (
             "fine-tune",
@@ -174,7 +178,7 @@ class TestCommand:
         assert len(json.loads(resumed.stdout)["history"]) == 2
         plan = prepared(open_artifact(made / "net.compressed"), folder=workdir / "b.compressed")
         whole = retraining.run(plan, load_data(str(made / "few.npz")))
-        assert whole["history"] == json.loads(resumed.stdout)["history"]
+        assert whole.to_json()["history"] == json.loads(resumed.stdout)["history"]
         ours, theirs = (load(workdir / f"{n}.compressed").module.state_dict() for n in "ab")
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
         assert sorted(p.name for p in workdir.iterdir() if p.name != "state") == ["a.compressed", "b.compressed"]
@@ -227,8 +231,9 @@ def test_add_results_keeps_what_is_there(made: Path, tmp_path: Path) -> None:
         tmp_path / "x.compressed",
         plan.checkpoint(),
         source=plan.recipe["source"],
-        results={"schema": 1, "prune": {}},
+        results=Results.from_json({"schema": 1, "prune": {}}),
         verify=False,
     )
-    add_results(tmp_path / "x.compressed", "export", {"opset": 20})
-    assert open_artifact(tmp_path / "x.compressed").results() == {"schema": 1, "prune": {}, "export": {"opset": 20}}
+    parity = Parity(opset=20, bytes=1, largest_relative_difference=0.0)
+    add_results(tmp_path / "x.compressed", export=parity)
+    assert open_artifact(tmp_path / "x.compressed").results() == Results(pruning=Pruning(), export=parity)

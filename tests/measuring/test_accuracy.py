@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from compressor.data.splits import UNLABELLED, Images, Preprocessing
 from compressor.errors import CheckpointError, DataError
-from compressor.measuring.accuracy import Accuracy, Agreement, agreement, evaluate, evaluate_onnx, load_onnx
+from compressor.measuring.accuracy import agreement, evaluate, evaluate_onnx, load_onnx
+from compressor.results.quality import Accuracy, Agreement
 
 PLAIN = Preprocessing(channels=1, size=(4, 4))
 

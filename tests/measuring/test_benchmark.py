@@ -21,7 +21,6 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.data.splits import Data, Images
 from compressor.errors import ExportError, RuntimeUnavailable
-from compressor.export.parity import Parity
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.jobs.prune import prune_to
@@ -42,7 +41,9 @@ from compressor.measuring.peak_memory import Load, peak_memory
 from compressor.measuring.runtimes import Memory, Prepared, Reads, Runtime
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
-from compressor.report.results import findings_from_results
+from compressor.results.artifact import Results
+from compressor.results.parity import Parity
+from compressor.results.timing import Bench, Speedup, TimedRow
 from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.surgery.plan import ChannelBudget, PruningPlan
 from tests.support.topologies import alive, checkpoint_of, plain
@@ -236,7 +237,7 @@ def result(small: Checkpoint, dense: Checkpoint) -> dict[str, Any]:
         threads=1,
         blocks=8,
         look=lambda: CALM,
-    )
+    ).to_json()
 
 
 class TestBench:
@@ -282,7 +283,7 @@ class TestBench:
 
     def test_it_is_json_that_the_report_reads(self, result: dict[str, Any]) -> None:
         plain = json.loads(json.dumps(result, allow_nan=False))
-        found = findings_from_results({"schema": 1, "bench": plain}).bench
+        found = Results.from_json({"schema": 1, "bench": plain}).bench
         assert found is not None
         assert len(found.rows) == len(result["rows"])
         assert result["threads"] == result["environment"]["threads"] == 1
@@ -297,7 +298,7 @@ class TestBench:
     @pytest.mark.usefixtures("fake")
     def test_a_loaded_machine_is_a_caveat(self, small: Checkpoint, dense: Checkpoint) -> None:
         looks = iter((CALM, dataclasses.replace(CALM, busy_cores=1.5)))
-        found = bench(small, dense, batches=(1,), blocks=8, look=lambda: next(looks))
+        found = bench(small, dense, batches=(1,), blocks=8, look=lambda: next(looks)).to_json()
         assert any("other processes took 1.5 of 2 cores" in caveat for caveat in found["caveats"])
         assert found["machine_before"]["busy_cores"] == 0
         assert found["machine_after"]["busy_cores"] == 1.5
@@ -306,7 +307,7 @@ class TestBench:
     def test_what_a_runtime_notes_and_why_memory_is_unknown_are_said(
         self, small: Checkpoint, dense: Checkpoint
     ) -> None:
-        found = bench(small, dense, batches=(1, 2), blocks=8, look=lambda: CALM)
+        found = bench(small, dense, batches=(1, 2), blocks=8, look=lambda: CALM).to_json()
         assert "fake: nothing is computed" in found["notes"]
         assert f"peak memory on fake: {Memory.UNKNOWN_DEVICE}" in found["notes"]
         assert all(row["peak_memory_bytes"] is None for row in found["rows"])
@@ -318,7 +319,7 @@ class TestBench:
         apply_mask_(module, mask)
         found = bench(
             dataclasses.replace(dense, module=module), dense, mask=mask, batches=(1,), blocks=8, look=lambda: CALM
-        )
+        ).to_json()
         assert [row["candidate"] for row in found["rows"]] == ["dense", "dense again", "masked weights"]
 
     @pytest.mark.usefixtures("fake")
@@ -329,7 +330,7 @@ class TestBench:
         labels = torch.randint(0, 5, (20,), generator=generator) if labelled else None
         images = Images(pixels, labels)
         data = Data(name="noise", source="here", train=None, tune=None, test=images)
-        found = bench(small, dense, data=data, batches=(1, 2), blocks=8, look=lambda: CALM)
+        found = bench(small, dense, data=data, batches=(1, 2), blocks=8, look=lambda: CALM).to_json()
         by_name = {row["candidate"]: row["accuracy"] for row in found["rows"]}
         count = "correct" if labelled else "agreeing"
         assert {reading["total"] for reading in by_name.values()} == {20}
@@ -354,7 +355,7 @@ class TestBench:
         reader = dataclasses.replace(FAKE, reads=Reads.ONNX, prepare=ready)
         monkeypatch.setattr(bench_module, "usable", lambda _: (reader,))
         monkeypatch.setattr(bench_module, "with_onnx", fixed)
-        found = bench(small, dense, batches=(1, 64), threads=1, blocks=8, look=lambda: CALM)
+        found = bench(small, dense, batches=(1, 64), threads=1, blocks=8, look=lambda: CALM).to_json()
         assert {row["batch"] for row in found["rows"]} == {1}
         assert "left out: fake, batch 64: the ONNX file takes batches of 1 only" in found["caveats"]
         with pytest.raises(RuntimeUnavailable, match="nothing could be timed: fake, batch 64"):
@@ -369,7 +370,7 @@ class TestBench:
         reader = dataclasses.replace(FAKE, name="fake-onnx", reads=Reads.ONNX)
         monkeypatch.setattr(bench_module, "usable", lambda _: (FAKE, reader))
         monkeypatch.setattr(bench_module, "with_onnx", refuse)
-        found = bench(small, dense, batches=(1,), blocks=8, look=lambda: CALM)
+        found = bench(small, dense, batches=(1,), blocks=8, look=lambda: CALM).to_json()
         assert {row["runtime"] for row in found["rows"]} == {"fake"}
         assert "left out: fake-onnx: no such operator" in found["caveats"]
         with pytest.raises(ExportError):
@@ -377,14 +378,14 @@ class TestBench:
 
 
 class TestMissed:
-    def rows(self, *bounds: float, candidate: str = "small") -> dict[str, Any]:
-        speedups = [{"ratio": low + 0.1, "low": low, "high": low + 0.2} for low in bounds]
-        rows = [{"runtime": "r", "batch": 1, "candidate": candidate, "speedup": s} for s in speedups]
-        return {"rows": [{"runtime": "r", "batch": 1, "candidate": "dense", "speedup": None}, *rows]}
+    def rows(self, *bounds: float, candidate: str = "small") -> Bench:
+        dense = TimedRow(runtime="r", batch=1, candidate="dense", median_ms=1.0)
+        speedups = [Speedup(ratio=low + 0.1, low=low, high=low + 0.2) for low in bounds]
+        return Bench(rows=(dense, *(dataclasses.replace(dense, candidate=candidate, speedup=s) for s in speedups)))
 
     def test_the_whole_interval_must_reach_it_in_every_setting(self) -> None:
         assert missed(self.rows(2.0, 2.5), at_least=2.0) == []
-        assert missed(self.rows(1.95, 2.5), at_least=2.0) == ["r, batch 1: 2.05 [1.95, 2.15]"]
+        assert missed(self.rows(1.95, 2.5), at_least=2.0) == ["r, batch 1: 2.05× (1.95 to 2.15)"]
 
     def test_a_masked_artifact_is_judged_by_its_masked_row(self) -> None:
         assert missed(self.rows(0.9, candidate="masked weights"), at_least=1.0)
@@ -405,10 +406,10 @@ class TestCommand:
 
         calls: list[dict[str, Any]] = []
 
-        def canned(small: Checkpoint, dense: Checkpoint, **asked: Any) -> dict[str, Any]:
+        def canned(small: Checkpoint, dense: Checkpoint, **asked: Any) -> Bench:
             assert sum(p.numel() for p in small.module.parameters()) < sum(p.numel() for p in dense.module.parameters())
             calls.append(asked)
-            return result
+            return Bench.from_json(result)
 
         monkeypatch.setattr(bench_module, "bench", canned)
 
@@ -439,7 +440,7 @@ class TestCommand:
 
     def test_it_is_written_to_the_artifact(self, run: Any, artifact: Path, result: dict[str, Any]) -> None:
         run()
-        assert open_artifact(artifact).results()["bench"] == json.loads(json.dumps(result))
+        assert open_artifact(artifact).results().to_json()["bench"] == json.loads(json.dumps(result))
 
     def test_json_is_all_there_is_on_stdout(self, run: Any, result: dict[str, Any]) -> None:
         assert json.loads(run("--json").stdout) == json.loads(json.dumps(result))
@@ -476,29 +477,3 @@ class TestCommand:
         assert done.exit_code == 1
         assert "`onnxruntime-cuda` cannot be used here" in done.stderr
         assert "hint: usable here: onnxruntime-cpu" in done.stderr
-
-
-class TestWords:
-    @pytest.mark.parametrize(
-        ("low", "ratio", "high", "words"),
-        [
-            (0.95, 0.98, 1.02, "no significant difference (0.95 to 1.02)"),
-            (2.2, 2.31, 2.414, "2.31× (2.20 to 2.41)"),
-            (1.004, 1.02, 1.04, "1.020× (1.004 to 1.040)"),
-            (0.7, 0.8, 0.9, "0.80× (0.70 to 0.90)"),
-            (0.999, 1.0, 1.001, "no significant difference (0.999 to 1.001)"),
-        ],
-    )
-    def test_a_difference_that_was_not_found_is_said_in_words(
-        self, low: float, ratio: float, high: float, words: str
-    ) -> None:
-        from compressor.cli.bench import measured
-
-        assert measured({"speedup": {"ratio": ratio, "low": low, "high": high}}) == words
-
-    def test_accuracy_is_two_numbers(self) -> None:
-        from compressor.cli.bench import quality
-
-        assert quality({"correct": 9312, "total": 10000}) == "9,312/10,000 = 93.12%"
-        assert quality({"agreeing": 5, "total": 10}) == "5/10 as dense"
-        assert quality(None) == "–"

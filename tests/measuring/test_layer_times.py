@@ -9,15 +9,15 @@ import pytest
 
 import compressor.measuring.layer_times
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.cli.prune import show_latency
+from compressor.cli.showing import show_latency
 from compressor.errors import RuntimeUnavailable
 from compressor.measuring.ceilings import Ceiling, Ceilings, ceilings
 from compressor.measuring.layer_times import why
 from compressor.measuring.runtimes import NodeTime, load
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
-from compressor.report.results import findings_from_results
 from compressor.report.speeds import latency_section, why_section
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 from tests.support.topologies import Residual, alive, checkpoint_of
 
@@ -56,7 +56,7 @@ def pair() -> tuple[Checkpoint, Checkpoint]:
 def test_every_layer_has_its_time_before_and_after(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressor.measuring.layer_times, "ceilings", lambda *_, **__: PEAKS)
     dense, small = pair()
-    found = why(small, dense, load(name), batch=2, threads=1)
+    found = why(small, dense, load(name), batch=2, threads=1).to_json()
     weights = [n.removesuffix(".weight") for n, p in dense.module.named_parameters() if p.ndim > 1]
     assert sorted(row["layer"] for row in found["rows"]) == sorted(weights)
     for row in found["rows"]:
@@ -86,7 +86,7 @@ def test_an_operator_s_time_is_that_of_its_quickest_round_and_counts_with_its_la
         ]
 
     runtime = dataclasses.replace(load("torch-eager"), profile=profile)
-    found = why(small, dense, runtime, batch=1, threads=1)
+    found = why(small, dense, runtime, batch=1, threads=1).to_json()
     row = next(r for r in found["rows"] if r["layer"] == layer.removesuffix(".weight"))
     assert {row["dense"]["us"], row["small"]["us"]} == {1.5, 2.5}  # rounds 1 and 2 were the first of each
     assert row["dense"]["operators"] == 2
@@ -116,24 +116,24 @@ def test_the_report_says_how_the_budget_was_met_and_where_the_time_goes() -> Non
         "ceilings": {"gmacs_per_s": 50.0, "gbytes_per_s": 20.0, "launch_us": 0.3},
         "rows": [{"layer": "body.0", "kind": "Conv2d", "in": [3, 3], "out": [8, 0], "dense": side, "small": None}],
     }  # fmt: skip
-    findings = findings_from_results({"schema": 1, "latency": LATENCY, "bench": {"rows": [], "why": reasons}})
+    findings = Results.from_json({"schema": 1, "latency": LATENCY, "bench": {"rows": [], "why": reasons}})
     latency, reason = latency_section(findings), why_section(findings)
     assert latency is not None
     assert reason is not None
     told = str(latency) + str(reason)
     assert all(word in told for word in ("2.00×", "2.02×", "0.40 lost", "body.0", "8 → 0", "gone", "memory", "70"))
-    bare = findings_from_results({"schema": 1})
+    bare = Results.from_json({"schema": 1})
     assert latency_section(bare) is None
     assert why_section(bare) is None
 
 
 def test_a_busy_machine_is_said_in_the_report_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     busy = {**LATENCY, "caveats": ["other processes took 1.5 of 2 cores while nothing was timed"]}
-    assert "1.5 of 2 cores" in str(latency_section(findings_from_results({"schema": 1, "latency": busy})))
-    show_latency(busy)
+    assert "1.5 of 2 cores" in str(latency_section(Results.from_json({"schema": 1, "latency": busy})))
+    show_latency(Results.from_json({"latency": busy}).latency)
     assert "caveat: other processes took 1.5 of 2 cores" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_was_only_predicted_is_said_to_be() -> None:
-    findings = findings_from_results({"schema": 1, "latency": {**LATENCY, "speedup": None}})
+    findings = Results.from_json({"schema": 1, "latency": {**LATENCY, "speedup": None}})
     assert "not measured here" in str(latency_section(findings))

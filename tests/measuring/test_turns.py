@@ -23,7 +23,6 @@ from compressor.measuring.turns import (
     Call,
     CaveatKind,
     Measurement,
-    Speedup,
     Turn,
     caveats_of,
     caveats_of_machine,
@@ -33,6 +32,7 @@ from compressor.measuring.turns import (
     speedup,
     take_turns,
 )
+from compressor.results.timing import Speedup
 
 
 class FakeMachine:
@@ -360,7 +360,7 @@ class TestCaveats:
         null = Speedup(ratio=1.04, low=1.02, high=1.06)
         found = caveats_of((measurement([[1000]] * 30),), null=null, where="torch-eager, batch 1")
         assert [str(c) for c in found] == [
-            "null check failed: torch-eager, batch 1: dense against itself came out at 1.040 [1.020, 1.060]; "
+            "null check failed: torch-eager, batch 1: dense against itself came out at 1.04× (1.02 to 1.06); "
             "differences of this size mean nothing"
         ]
 

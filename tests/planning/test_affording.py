@@ -56,7 +56,7 @@ def test_a_wide_classifier_is_judged_and_repaired_within_memory(how: Repair, sco
     found = prune(checkpoint_of(alive(flattening())), request, data=noise(), say=said.append)
     assert max(made, default=0) < FEATURES**2 / 4
     assert found.small_cost.params < 0.6 * found.dense_cost.params
-    repaired = found.repair_to_json()
+    repaired = found.repair_result.to_json()
     assert repaired is not None
     assert repaired["kept"]
     before, after = repaired["rise"]

@@ -101,7 +101,7 @@ def test_a_ratio_is_one_of_channels() -> None:
     pruned = prune(dense, Request(budget=ChannelBudget(ratio=0.5), scope=Scope.RANDOM, align=1, seed=3))
     before, after = pruned.levels[0].channels
     assert 0.49 * before <= after <= 0.5 * before
-    assert pruned.to_json()["scope"] == "random"
+    assert pruned.result.to_json()["scope"] == "random"
 
 
 def test_which_channels_leave_is_the_criterions_choice() -> None:

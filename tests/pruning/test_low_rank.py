@@ -25,6 +25,7 @@ from compressor.planning.ranks import EnergyBudget, RankBudget, Split, ranks_wit
 from compressor.pruning.low_rank import Factorized, LowRank, factorize, prove_factors
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.factors import Factors, Kind, spectrum
 from compressor.surgery.plan import ChannelBudget, CostBudget, Countable
 from compressor.surgery.surgery import Surgery, operate, reshaped, surgery_from_json
@@ -144,14 +145,14 @@ class TestNetwork:
     def test_params_are_a_budget_too(self) -> None:
         found = factorize(resnet8(), low_rank_from(params=0.6))
         assert 0.5 < found.small_cost.params / found.dense_cost.params <= 0.6
-        assert all(layer.factors.rank % 8 == 0 for layer in found.layers)
+        assert all(layer.rank % 8 == 0 for layer in found.layers)
 
     def test_every_layer_keeps_the_same_energy_at_the_least(self, half: Factorized) -> None:
         dense = resnet8().module
         least = min(layer.energy for layer in half.layers)
         for layer in half.layers:
             squares = spectrum(dense.get_parameter(f"{layer.layer}.weight"), Kind.SPATIAL).square()
-            rank = layer.factors.rank
+            rank = layer.rank
             assert layer.energy == pytest.approx(float(squares[:rank].sum() / squares.sum()))
             assert rank == 1 or float(squares[: rank - 1].sum() / squares.sum()) < least
 
@@ -161,7 +162,7 @@ class TestNetwork:
         assert reasons["stages.1.0.shortcut.0"] == "a 1x1 convolution"
         found = factorize(resnet8(), at(0.6, Kind.CHANNEL, Kind.SVD, align=1, protect=("stages.0.*",)))
         assert dict(found.left_alone)["stages.0.0.conv1"] == "protected"
-        assert {layer.factors.kind for layer in found.layers} == {Kind.CHANNEL, Kind.SVD}
+        assert {layer.kind for layer in found.layers} == {Kind.CHANNEL, Kind.SVD}
 
     def test_the_checkpoint_stays_as_it_was(self) -> None:
         checkpoint = resnet8()
@@ -178,7 +179,7 @@ class TestNetwork:
         assert half.proof.largest_relative_difference < 1e-10
         assert half.proof.moved > 1e-3
         small = operate(half.checkpoint.module, Surgery())
-        chosen = {layer.layer: layer.factors for layer in half.layers}
+        chosen = {one.layer: Factors(kind=Kind(one.kind), rank=one.rank) for one in half.layers}
         with torch.no_grad():
             small.fc.bias[0] += 1  # type: ignore[index,union-attr,operator]
         with pytest.raises(SurgeryError, match="differs from its own products"):
@@ -197,7 +198,7 @@ class TestNetwork:
         assert step["step"] == "factorize"
         assert step["requested"] == {"macs": 0.5}
         assert json.loads(json.dumps(step))["ranks"]["conv1"] == {"kind": "spatial", "rank": 2}
-        assert json.loads(json.dumps(half.to_json()))["achieved"]["macs"] == [
+        assert json.loads(json.dumps(half.result.to_json()))["achieved"]["macs"] == [
             half.dense_cost.macs,
             half.small_cost.macs,
         ]
@@ -323,7 +324,7 @@ class TestReplay:
             else:
                 checkpoint = factorize(checkpoint, at(0.7, Kind.SPATIAL, Kind.CHANNEL, align=1)).checkpoint
         write_artifact(  # which reads it back in a fresh process, and compares
-            tmp_path / "x.compressed", checkpoint, source={"path": "made.pt", "sha256": "0" * 64}, results={"schema": 1}
+            tmp_path / "x.compressed", checkpoint, source={"path": "made.pt", "sha256": "0" * 64}, results=Results()
         )
         found = load_artifact(tmp_path / "x.compressed")
         assert torch.allclose(said(found), said(checkpoint), atol=1e-6)

@@ -231,7 +231,7 @@ def test_a_masked_checkpoint_is_repaired_from_a_few_images_and_says_so() -> None
     assert same_state(checkpoint.module, alive(plain()))
     assert same_state(found.checkpoint.module, again.checkpoint.module)
     assert holds(found.checkpoint.module, found.mask)
-    said = json.loads(json.dumps(found.repair_to_json(), allow_nan=False))
+    said = json.loads(json.dumps(found.repair_result.to_json(), allow_nan=False))
     assert (said["how"], said["images"], said["judged"], said["kept"]) == ("least-squares", 64, 8, True)
     assert said["rise"][1] < said["rise"][0]
     assert [layer["layer"] for layer in said["layers"]] == ["0", "3", "5.2"]
@@ -243,7 +243,7 @@ def test_a_masked_checkpoint_is_repaired_from_a_few_images_and_says_so() -> None
 def test_without_a_repair_only_zeros_are_made() -> None:
     checkpoint = checkpoint_of(alive(plain()))
     found = mask_weights(checkpoint, MaskRequest(sparsity=0.6, scope=MaskScope.GLOBAL))
-    assert found.repair_to_json() is None
+    assert found.repair_result is None
     assert same_state(found.checkpoint.module, masked(checkpoint.module, 0.6)[0])
     assert [step["step"] for step in found.checkpoint.lineage] == ["mask"]
 
@@ -251,7 +251,7 @@ def test_without_a_repair_only_zeros_are_made() -> None:
 def test_little_memory_means_few_images() -> None:
     checkpoint = checkpoint_of(alive(plain()))
     request = MaskRequest(sparsity=0.6, repair=Repair.LEAST_SQUARES, images=96, memory_bytes=1)
-    said = mask_weights(checkpoint, request, data=data()).repair_to_json()
+    said = mask_weights(checkpoint, request, data=data()).repair_result.to_json()
     assert said is not None
     assert said["images"] == 12
 
@@ -282,7 +282,7 @@ def test_a_masked_checkpoint_is_masked_by_its_criterion_and_says_so(criterion: M
     )  # fmt: skip
     assert all(torch.equal(found.mask.kept[name], kept) for name, kept in expected.kept.items())
     assert holds(found.checkpoint.module, expected)
-    assert found.to_json()["criterion"] == str(criterion)
+    assert found.result.to_json()["criterion"] == str(criterion)
     assert found.checkpoint.lineage[-1]["criterion"] == str(criterion)
 
 

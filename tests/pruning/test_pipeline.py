@@ -68,7 +68,7 @@ def test_a_narrow_network_loses_what_was_asked(scope: Scope, ratio: float) -> No
     pruned = prune(checkpoint_of(alive(Narrow())), Request(budget=ChannelBudget(ratio=ratio), scope=scope))
     dense, small = pruned.levels[0].channels
     assert small / dense == pytest.approx(1 - ratio, abs=0.02)
-    assert pruned.to_json()["caveats"] == []
+    assert pruned.result.to_json()["caveats"] == []
 
 
 @pytest.mark.parametrize("stays", [0.8, 0.5])
@@ -77,7 +77,7 @@ def test_a_narrow_network_costs_what_was_asked(counted: Countable, stays: float)
     pruned = prune(checkpoint_of(alive(Narrow())), Request(budget=CostBudget(counted=counted, stays=stays)))
     share = getattr(pruned.small_cost, counted) / getattr(pruned.dense_cost, counted)
     assert stays - 0.03 <= share <= stays
-    assert bool(pruned.to_json()["caveats"]) == (share < stays - 0.02)
+    assert bool(pruned.result.to_json()["caveats"]) == (share < stays - 0.02)
 
 
 def test_a_gap_that_an_alignment_leaves_is_said_with_what_would_close_it() -> None:
@@ -86,14 +86,17 @@ def test_a_gap_that_an_alignment_leaves_is_said_with_what_would_close_it() -> No
     pruned = prune(dense, Request(budget=some, align=16))
     channels = pruned.levels[0].channels
     finer = prune(dense, Request(budget=some, align=1)).levels[0].channels
-    assert pruned.to_json()["caveats"] == [
+    assert pruned.result.to_json()["caveats"] == [
         f"{channels[1] / channels[0]:.1%} of the channels stay where 86.0% was asked: widths are multiples of 16; "
         f"with `--align 1` {finer[1] / finer[0]:.1%} would stay"
     ]
     assert finer[1] / finer[0] == pytest.approx(0.86, abs=0.01)
     costs = prune(dense, Request(budget=CostBudget(counted=Countable.MACS, stays=0.75), align=16))
     assert costs.small_cost.macs / costs.dense_cost.macs < 0.73
-    assert "of the MACs stay where 75.0% was asked: widths are multiples of 16; with" in costs.to_json()["caveats"][0]
+    assert (
+        "of the MACs stay where 75.0% was asked: widths are multiples of 16; with"
+        in costs.result.to_json()["caveats"][0]
+    )
 
 
 def test_a_gap_that_no_alignment_closes_is_said_too() -> None:
@@ -208,7 +211,7 @@ def test_a_ratio_that_rounds_to_nothing_is_an_error() -> None:
 def test_what_is_said_is_what_was_done(samples: Path) -> None:
     dense = load(samples / "fashion_resnet20.pt")
     pruned = prune(dense, Request(budget=HALF))
-    said = pruned.to_json()
+    said = pruned.result.to_json()
     assert said["achieved"]["params"][1] == sum(p.numel() for p in pruned.checkpoint.module.parameters())
     assert said["achieved"]["channels"][0] - said["achieved"]["channels"][1] == pruned.levels[0].plan.count
     assert {w["layer"]: w["out"][1] for w in said["widths"]}["conv1"] == pruned.checkpoint.module.conv1.out_channels

@@ -87,7 +87,7 @@ def test_the_documented_call_gives_the_commands_network(
     assert by_library.request == by_command.request == said
     assert [level.plan for level in by_library.levels] == [level.plan for level in by_command.levels]
     assert same_state(by_library.checkpoint.module, by_command.checkpoint.module)
-    assert (by_library.repair_to_json() is None) is (images is None)
+    assert (by_library.repair_result is None) is (images is None)
 
 
 @pytest.mark.parametrize("images", [data(64), None], ids=["data", "no data"])
@@ -96,8 +96,8 @@ def test_the_job_takes_the_librarys_request_as_the_commands(images: Data | None)
     said = request_from(macs=0.5, data_given=images is not None)
     by_command = prune_to(None, dense, said, data=images)
     by_library = prune_to(None, dense, Request(budget=BUDGETS[1][1]), data=images)
-    parts = ("prune", "repair", "lineage")
-    assert [by_library.get(part) for part in parts] == [by_command.get(part) for part in parts]
+    parts = ("pruning", "repairing", "lineage")
+    assert [getattr(by_library, part) for part in parts] == [getattr(by_command, part) for part in parts]
 
 
 def test_curves_are_those_of_the_command() -> None:

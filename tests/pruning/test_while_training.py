@@ -84,7 +84,7 @@ def test_the_small_network_is_the_held_one_and_the_checkpoint_is_lent(regrow: bo
     steps = found.pruned.checkpoint.lineage
     assert [step["step"] for step in steps] == ["train while pruning", "prune"]
     assert steps[0]["regrow"] is regrow
-    assert json.loads(json.dumps(found.to_json()))["mean_stability"] == found.to_json()["mean_stability"]
+    assert json.loads(json.dumps(found.result.to_json()))["mean_stability"] == found.result.to_json()["mean_stability"]
 
 
 def test_a_budget_of_macs_is_met() -> None:

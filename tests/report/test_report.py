@@ -15,8 +15,8 @@ from compressor.errors import ArtifactError
 from compressor.report import report
 from compressor.report.charts import LONGEST, latency_bars
 from compressor.report.headline import headline_row
-from compressor.report.results import findings_from_results
-from compressor.report.wording import count, digits, multiple, plain, scaled, size, tiny
+from compressor.results.artifact import Results
+from compressor.words import count, digits, multiple, plain, scaled, size, tiny
 from tests.support.page import Page
 
 HOSTILE = "<script>alert('x')</script>|`a`*b*_c_\n\"&amp;"
@@ -138,7 +138,7 @@ def results() -> dict[str, Any]:
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
     def written(results: dict[str, Any]) -> tuple[str, str]:
-        files = report(results, tmp_path / "out", artifact=Path("fashion_resnet20.compressed"))
+        files = report(Results.from_json(results), tmp_path / "out", artifact=Path("fashion_resnet20.compressed"))
         return files.html.read_text(encoding="utf-8"), files.markdown.read_text(encoding="utf-8")
 
     return written
@@ -192,7 +192,7 @@ def test_golden_words_stand_in_the_page_and_in_the_markdown(results: dict[str, A
             "2.31×",
             "interval 2.27 to 2.35",
             "as fast as the dense model, measured",
-            "0.98× [0.96, 1.01]",
+            "0.98× (0.96 to 1.01)",
             "31.2 M",
             "272,186",
             "92.18 %",
@@ -207,7 +207,7 @@ def test_golden_words_stand_in_the_page_and_in_the_markdown(results: dict[str, A
 
 
 def test_the_headline_is_the_onnx_file_at_the_smallest_batch_and_not_the_best_setting(results: dict[str, Any]) -> None:
-    row = headline_row(findings_from_results(results).bench)
+    row = headline_row(Results.from_json(results).bench)
     assert row is not None
     assert (row.runtime, row.batch) == ("onnxruntime-cpu", 1)
 
@@ -314,7 +314,7 @@ def test_every_drawing_says_what_it_shows(results: dict[str, Any], write: Any) -
 
 
 def test_a_bar_is_as_long_as_the_latency_is_to_dense(results: dict[str, Any]) -> None:
-    rows = [r for r in findings_from_results(results).bench.rows if (r.runtime, r.batch) == ("onnxruntime-cpu", 1)]  # type: ignore[union-attr]  # the fixture has a bench
+    rows = [r for r in Results.from_json(results).bench.rows if (r.runtime, r.batch) == ("onnxruntime-cpu", 1)]  # type: ignore[union-attr]  # the fixture has a bench
     drawn = latency_bars("onnxruntime-cpu", [(1, rows)])
     widths = {
         look: float(width) for width, look in re.findall(r'width="([\d.]+)" height="[\d.]+" class="bar (\w+)"', drawn)
@@ -325,7 +325,7 @@ def test_a_bar_is_as_long_as_the_latency_is_to_dense(results: dict[str, Any]) ->
 def test_a_bar_beyond_the_scale_is_cut_and_marked(results: dict[str, Any]) -> None:
     rows = setting("onnxruntime-cpu", 1, 2.0, (0.2, 0.19, 0.21))
     results["bench"]["rows"] = rows
-    found = findings_from_results(results).bench
+    found = Results.from_json(results).bench
     assert found is not None
     drawn = latency_bars("onnxruntime-cpu", [(1, found.rows)])
     widths = {
@@ -417,33 +417,33 @@ def test_a_broken_entry_is_refused_by_its_place(
         inner = inner[key]
     inner[place[-1]] = value
     with pytest.raises(ArtifactError, match=re.escape(said)):
-        report(results, tmp_path)
+        report(Results.from_json(results), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused(results: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match="cannot be written"):
-        report(results, tmp_path / "file")
+        report(Results.from_json(results), tmp_path / "file")
 
 
 def test_the_same_results_give_the_same_bytes_and_are_left_as_they_were(
     results: dict[str, Any], tmp_path: Path
 ) -> None:
     before = copy.deepcopy(results)
-    first = report(results, tmp_path / "a")
-    second = report(results, tmp_path / "b", artifact=tmp_path / "a")
+    first = report(Results.from_json(results), tmp_path / "a")
+    second = report(Results.from_json(results), tmp_path / "b", artifact=tmp_path / "a")
     assert results == before
     assert first.html.read_bytes() == second.html.read_bytes()
     assert first.markdown.read_bytes() == second.markdown.read_bytes()
-    assert json.loads(second.results.read_text()) == results
+    assert Results.from_json(json.loads(second.results.read_text())) == Results.from_json(results)
 
 
 def test_results_that_are_there_already_keep_their_bytes(results: dict[str, Any], tmp_path: Path) -> None:
     there = tmp_path / "results.json"
     there.write_text(json.dumps(results))
     before = there.read_bytes()
-    report(results, tmp_path)
+    report(Results.from_json(results), tmp_path)
     assert there.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.md", "results.json"]
 
@@ -462,4 +462,4 @@ def test_the_command_prints_the_paths_that_it_wrote(results: dict[str, Any], pru
 
 def test_a_bound_next_to_one_keeps_the_digit_that_tells_its_side(results: dict[str, Any], write: Any) -> None:
     results["bench"]["rows"][-1]["speedup"] = {"ratio": 1.031, "low": 1.002, "high": 1.06}
-    assert "1.031× [1.002, 1.060]" in Page(write(results)[0]).text
+    assert "1.031× (1.002 to 1.060)" in Page(write(results)[0]).text

@@ -17,6 +17,7 @@ from compressor.errors import CheckpointError, GroupError, SurgeryError
 from compressor.graph.precision import in_types_
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget, PruningPlan
 from compressor.surgery.proof import TOLERANCE, Proof
 from compressor.surgery.proved import shrink_proved
@@ -79,7 +80,7 @@ def test_a_network_that_reads_integers_alone_is_proved_in_float64() -> None:
     assert proof.dtype is torch.float64
     assert proof.largest_relative_difference <= 1e-10
     assert proof.moved > 1e-3
-    assert proof.to_json()["tolerance"] == 1e-10
+    assert proof.result.to_json()["tolerance"] == 1e-10
 
 
 def test_complex_weights_keep_their_imaginary_part() -> None:
@@ -105,7 +106,7 @@ def test_a_cast_to_float32_on_the_way_widens_the_tolerance_and_is_said() -> None
     assert proof.narrowest is torch.float32
     assert TOLERANCE[torch.float64] < proof.tolerance < TOLERANCE[torch.float32]  # what a last bit does to it
     assert proof.holds
-    assert proof.to_json()["narrowest"] == "float32"
+    assert proof.result.to_json()["narrowest"] == "float32"
 
 
 def test_a_cast_lets_no_faintly_wrong_network_pass() -> None:
@@ -166,7 +167,7 @@ def test_a_float64_proof_without_casts_stays_strict() -> None:
 def test_a_proof_that_has_seen_nothing_says_so(moved: float, vacuous: bool) -> None:
     proof = Proof(largest_relative_difference=0.0, moved=moved, dtype=torch.float64, outputs=1, inputs="random")
     assert proof.vacuous is vacuous
-    assert proof.to_json()["vacuous"] is vacuous
+    assert proof.result.to_json()["vacuous"] is vacuous
 
 
 def test_a_wrong_network_is_refused_whatever_its_types(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +276,7 @@ def test_a_whole_module_in_another_precision_comes_back_in_it(name: str, tmp_pat
     assert pruned.proof.dtype is torch.float64
     folder = tmp_path / "net.compressed"
     write_artifact(
-        folder, pruned.checkpoint, source={"path": "", "sha256": "0" * 64}, results={}, verify=name == "float16"
+        folder, pruned.checkpoint, source={"path": "", "sha256": "0" * 64}, results=Results(), verify=name == "float16"
     )
     state = load_file(folder / "model.safetensors")
     surgery = pruned.checkpoint.surgery

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
-from compressor.training.events import Departure, Event, EventSchedule, event_from_json, mean_stability, targeted
+from compressor.results.training import Event
+from compressor.training.events import Departure, EventSchedule, mean_stability, targeted
 
 
 def departure(channels: int, *, start: int = 0, end: int = 9, every: int = 1) -> Departure:
@@ -59,7 +60,7 @@ def test_instability_is_the_share_of_the_accuracy_that_was_lost() -> None:
 
 def test_an_event_reads_back_as_it_was_written() -> None:
     one = event(80, 60, a=(1, 4), b=(0,))
-    assert event_from_json(one.to_json()) == one
+    assert Event.from_json(one.to_json()) == one
     assert targeted([one, event(1, 1, a=(2, 1))]) == {"a": (1, 2, 4), "b": (0,)}
 
 

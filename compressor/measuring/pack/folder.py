@@ -32,6 +32,7 @@ from compressor.measuring.tables.networks import by_operator, networks_of
 from compressor.measuring.tables.table import LatencyTable, Target
 from compressor.measuring.turns import CONFIDENCE, Measurement, caveats_of, speedup
 from compressor.progress import Say, quiet
+from compressor.results.timing import Bench, TimedRow
 from compressor.surgery.masks import WeightMask
 
 SCRIPT = Path(__file__).with_name("script.py")
@@ -159,7 +160,7 @@ def range_of(example: Tensor) -> dict[str, Any]:
     return {"range": [int(example.min()), int(example.max()) + 1]}
 
 
-def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> Bench:
     """The `bench` section of an artifact's results, of what a pack measured; refused where it is something else."""
     check(
         measured,
@@ -169,7 +170,7 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     )
     try:
         runtime = PROVIDERS.get(measured["provider"], str(measured["provider"]))
-        rows: list[dict[str, Any]] = []
+        rows: list[TimedRow] = []
         caveats: list[str] = []
         for batch in dict.fromkeys(int(row["batch"]) for row in measured["rows"]):
             mine = [row for row in measured["rows"] if row["batch"] == batch]
@@ -204,19 +205,17 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             "platform": measured["platform"],
             "threads": measured["threads"],
         }
-        return {
-            "environment": environment,
-            "threads": int(measured["threads"]),
-            "blocks": min(row["blocks"] for row in rows),
-            "batches": list(dict.fromkeys(row["batch"] for row in rows)),
-            "confidence": CONFIDENCE,
-            "seed": 0,
-            "machine_before": None,
-            "machine_after": None,
-            "rows": rows,
-            "caveats": caveats,
-            "notes": [f"measured on another machine, by a pack: {measured['hardware']}"],
-        }
+        return Bench(
+            environment=environment,
+            threads=int(measured["threads"]),
+            blocks=min(row.blocks or 0 for row in rows),
+            batches=tuple(dict.fromkeys(row.batch for row in rows)),
+            confidence=CONFIDENCE,
+            seed=0,
+            rows=tuple(rows),
+            caveats=tuple(caveats),
+            notes=(f"measured on another machine, by a pack: {measured['hardware']}",),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{where} is not what a pack measured: {type(error).__name__}: {error}",

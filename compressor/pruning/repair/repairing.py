@@ -15,11 +15,9 @@ other repairs use synthetic images (`pruning.repair.synthetic`).
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +38,7 @@ from compressor.progress import Say, quiet
 from compressor.pruning.repair.batch_norm_means import compensated
 from compressor.pruning.repair.distillation import STEPS, distil
 from compressor.pruning.repair.least_squares import LayerFit, reconstruct
+from compressor.results.changes import LayerRepair, Repairing
 from compressor.surgery.masks import Masker, WeightMask
 from compressor.surgery.surgery import Surgery, operate
 
@@ -79,21 +78,23 @@ class Repaired:
     distilled: tuple[float, ...] = ()
     kept: bool = True  # False if the repair increased the error, and the network stays as it was
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "how": str(self.how),
-            "images": self.images,
-            "judged": self.judged,
-            "rise": [None if error is None else writable(error) for error in (self.before, self.after)],
-            "kept": self.kept,
-            "layers": [
-                dataclasses.asdict(layer)
-                | {"before": writable(layer.before), "after": writable(layer.after), "ridge": _finite(layer.ridge)}
-                for layer in self.layers
-            ],
-            "distilled": [writable(error) for error in self.distilled],
-        }
+    @property
+    def result(self) -> Repairing:
+        """The `repair` section of an artifact's results."""
+        return Repairing(
+            how=str(self.how),
+            images=self.images,
+            judged=self.judged,
+            rise=tuple(None if error is None else writable(error) for error in (self.before, self.after)),
+            kept=self.kept,
+            layers=tuple(
+                LayerRepair(
+                    layer=fit.layer, before=writable(fit.before), after=writable(fit.after), ridge=_finite(fit.ridge)
+                )
+                for fit in self.layers
+            ),
+            distilled=tuple(writable(error) for error in self.distilled),
+        )
 
     def step(self, *, seed: int) -> dict[str, object]:
         """Return the repair as a step of a lineage."""

@@ -13,14 +13,13 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from compressor.checkpoint import forms
 from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
@@ -28,13 +27,15 @@ from compressor.data.splits import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.files.leftovers import temporary
-from compressor.files.schema import check
 from compressor.measuring.accuracy import agreement, evaluate
 from compressor.progress import Say, quiet
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json
 from compressor.pruning.speed.planner import Cache, Goal
 from compressor.pruning.speed.search import Fast, prune_to_speed
+from compressor.results.frontier import Frontier, FrontierPoint
+from compressor.results.latency import DropSearch, MeetingLatency, Tried
+from compressor.results.quality import Quality
 from compressor.surgery.plan import LatencyBudget, Scope
 
 SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -81,17 +82,12 @@ class Judge:
         self.labelled = self.images[0][1] != UNLABELLED
         self.dense = self(checkpoint.module)
 
-    def __call__(self, module: nn.Module) -> dict[str, Any]:
-        """Return `correct` (or `agreeing`) of `total`, with the share's interval."""
+    def __call__(self, module: nn.Module) -> Quality:
+        """Accuracy where there are labels, agreement with the dense network where there are none."""
         options: dict[str, Any] = {"split": self.split, "preprocessing": self.checkpoint.preprocessing}
         if self.labelled:
-            return evaluate(module, self.images, **options).to_json()
-        return agreement(module, self.checkpoint.module, self.images, **options).to_json()
-
-
-def share_of(quality: Mapping[str, Any]) -> float:
-    """Return the share of images that are correct, or agree with the dense network."""
-    return float(quality["correct"] if "correct" in quality else quality["agreeing"]) / float(quality["total"])
+            return evaluate(module, self.images, **options)
+        return agreement(module, self.checkpoint.module, self.images, **options)
 
 
 def frontier(
@@ -104,15 +100,15 @@ def frontier(
     speedups: Sequence[float] = SPEEDUPS,
     baselines: bool = True,
     say: Say = quiet,
-) -> dict[str, Any]:
-    """Return the curves of all arms as plain values; points that `folder` already contains are not computed again.
+) -> Frontier:
+    """The curve of every arm; points that lie in `folder` from before are not made again.
 
     If an arm cannot reach a speed, the point holds the reason.
     """
     request = request.resolved(has_data=True)
     say("judging the dense network")
     judge = Judge(checkpoint, data)
-    points: list[dict[str, Any]] = []
+    points: list[FrontierPoint] = []
     arms = arms_of(request)[: None if baselines else 1]
     with temporary("frontier") as scratch:
         cache = Cache(folder=Path(scratch))
@@ -123,26 +119,23 @@ def frontier(
                     say(f"{arm.name}, {asked:g} times the speed")
                     point = _point(checkpoint, arm, goal, asked, data, judge, cache, say)
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_json(file, point)
-                points.append(read_json(file))
-                check(points[-1], forms.POINT, where=str(file), hint="delete it: it is computed again")
-    return {
-        "schema": 1,
-        "name": checkpoint.name,
-        "target": {"runtime": goal.runtime, "batch": goal.batch, "threads": points[0].get("threads")},
-        "split": judge.split,
-        "data": data.name,
-        "labelled": judge.labelled,
-        "dense": judge.dense,
-        "points": points,
-        "environment": environment(),
-    }
+                    write_json(file, point.to_json())
+                points.append(FrontierPoint.from_json(read_json(file), place=str(file)))
+    return Frontier(
+        name=checkpoint.name,
+        target={"runtime": goal.runtime, "batch": goal.batch, "threads": points[0].threads},
+        split=judge.split,
+        data=data.name,
+        labelled=judge.labelled,
+        dense=judge.dense,
+        points=tuple(points),
+        environment=environment(),
+    )
 
 
 def _point(
     checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data, judge: Judge, cache: Cache, say: Say
-) -> dict[str, Any]:
-    """Return one point of an arm's curve: the network's speed, size and quality, or why the speed is out of reach."""
+) -> FrontierPoint:
     budget = LatencyBudget(speedup=asked)
     request = dataclasses.replace(arm.request, budget=budget)
     mine = dataclasses.replace(goal, budget=budget, by_ratio=arm.by_ratio)
@@ -151,18 +144,22 @@ def _point(
             checkpoint, request, mine, data=data, cache=cache, say=lambda s: say(f"{arm.name}, {asked:g}×: {s}")
         )
     except OutOfReach as error:
-        return {"arm": arm.name, "asked": asked, "refused": str(error), "hint": error.hint}
-    latency = fast.to_json()
-    timing = {k: latency[k] for k in ("speedup", "dense_ms", "small_ms", "threads", "met", "trials", "table_error")}
-    cost = fast.pruned.small_cost
-    return {
-        "arm": arm.name,
-        "asked": asked,
-        **timing,
-        "params": cost.params,
-        "macs": cost.macs,
-        "quality": judge(fast.pruned.checkpoint.module),
-    }
+        return FrontierPoint(arm=arm.name, asked=asked, refused=str(error), hint=error.hint)
+    met, cost = fast.result, fast.pruned.small_cost
+    return FrontierPoint(
+        arm=arm.name,
+        asked=asked,
+        speedup=met.speedup,
+        dense_ms=met.dense_ms,
+        small_ms=met.small_ms,
+        threads=met.threads,
+        met=met.met,
+        trials=met.trials,
+        table_error=met.table_error,
+        params=cost.params,
+        macs=cost.macs,
+        quality=judge(fast.pruned.checkpoint.module),
+    )
 
 
 def _point_key(checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data) -> str:
@@ -184,13 +181,12 @@ class Fastest:
     allowed: float
     tried: tuple[tuple[float, float], ...]  # measured speed-up, drop
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "allowed": self.allowed,
-            "drop": self.drop,
-            "tried": [{"speedup": s, "drop": d} for s, d in self.tried],
-        }
+    @property
+    def result(self) -> MeetingLatency:
+        """The `latency` section of an artifact's results, with the search."""
+        tried = tuple(Tried(speedup=speedup, drop=drop) for speedup, drop in self.tried)
+        search = DropSearch(allowed=self.allowed, drop=self.drop, tried=tried)
+        return dataclasses.replace(self.fast.result, search=search)
 
 
 def fastest_within(
@@ -209,8 +205,8 @@ def fastest_within(
     if not max_drop > 0:
         raise PlanError(f"a drop must be positive, not {max_drop:g}", hint="one percentage point: `--max-drop 1`")
     judge = Judge(checkpoint, data)
-    reference = share_of(judge.dense)
-    low, high = 1.0, FASTEST  # the fastest speed-up within the drop, the slowest one beyond it
+    reference = judge.dense.share
+    low, high = 1.0, FASTEST  # the fastest known to be within, the slowest known to be beyond
     asked, tried = FIRST, []
     best: tuple[float, float, Fast] | None = None  # speed-up, drop
     with temporary("drop") as scratch:
@@ -231,7 +227,7 @@ def fastest_within(
                 high = asked
             else:
                 assert fast.measured is not None
-                drop = 100 * (reference - share_of(judge(fast.pruned.checkpoint.module)))
+                drop = 100 * (reference - judge(fast.pruned.checkpoint.module).share)
                 tried.append((fast.measured.ratio, drop))
                 say(f"{fast.measured.ratio:.2f} times as fast loses {drop:.2f} points")
                 if drop <= max_drop:

@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -26,7 +25,7 @@ from compressor.measuring.runtimes import Runtime
 from compressor.measuring.tables.measured import table_for
 from compressor.measuring.tables.networks import Networks
 from compressor.measuring.tables.table import LatencyTable, Target
-from compressor.measuring.turns import Measurement, Speedup, speedup
+from compressor.measuring.turns import Measurement, speedup
 from compressor.planning.allocation import Allocation, allocate, cheapest, orders_from, plan_of_widths, scored_curves
 from compressor.planning.sensitivity import Curve
 from compressor.planning.widths import START, WidthCost
@@ -35,6 +34,7 @@ from compressor.pruning.level_plan import Planned, Scored
 from compressor.pruning.probing import measured_curves, probing_of
 from compressor.pruning.request import Request
 from compressor.pruning.speed.aim import Aim
+from compressor.results.latency import Trial
 from compressor.surgery.plan import ChannelBudget, LatencyBudget, PruningPlan, Scope, Sharing, plan_pruning
 
 TOLERANCE = 0.05
@@ -63,21 +63,6 @@ class Goal:
             )
         if self.batch < 1:
             raise PlanError(f"a batch size must be at least 1, not {self.batch}", hint="for example `--batch 1`")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One plan's speed-ups: the aim, the table's prediction and the measurement."""
-
-    aim: float
-    predicted: float
-    measured: Speedup | None
-    channels: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        seen = None if self.measured is None else self.measured.to_json()
-        return {"aim": self.aim, "predicted": self.predicted, "measured": seen, "channels": self.channels}
 
 
 @dataclass(slots=True, eq=False)

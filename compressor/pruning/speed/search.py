@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
@@ -20,13 +19,16 @@ from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary
 from compressor.measuring.machine import Conditions, conditions
 from compressor.measuring.runtimes import Reads, usable
+from compressor.measuring.setting import row_of
 from compressor.measuring.tables.measured import target_of
 from compressor.measuring.tables.table import LatencyTable, Target
-from compressor.measuring.turns import Measurement, Speedup, caveats_of_machine, speedup
+from compressor.measuring.turns import Measurement, caveats_of_machine, speedup
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned, prune
 from compressor.pruning.request import Request
-from compressor.pruning.speed.planner import Cache, Goal, Planner, Trial
+from compressor.pruning.speed.planner import Cache, Goal, Planner
+from compressor.results.latency import MeetingLatency, Trial
+from compressor.results.timing import Speedup
 
 RETURNS = 2  # how often the measured network may cause a new plan
 FINAL_SECONDS = 8.0
@@ -53,31 +55,34 @@ class Fast:
         """True if the measured speed-up is within the tolerance of the requested one."""
         return self.measured is not None and abs(self.measured.ratio / self.wanted - 1) <= self.goal.tolerance
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def result(self) -> MeetingLatency:
         """The `latency` section of an artifact's results."""
-        return {
-            "runtime": self.target.runtime,
-            "batch": self.target.batch,
-            "threads": self.target.threads,
-            "hardware": self.target.hardware,
-            "version": self.target.version,
-            "wanted": self.wanted,
-            "tolerance": self.goal.tolerance,
-            "met": self.met,
-            "speedup": None if self.measured is None else self.measured.to_json(),
-            "dense_ms": None if self.dense is None else self.dense.median_ms,
-            "small_ms": None if self.small is None else self.small.median_ms,
-            "samples_ns": {
-                name: [list(block) for block in m.samples_ns]
-                for name, m in (("dense", self.dense), ("small", self.small))
-                if m is not None
-            },
-            "caveats": list(self.caveats),
-            "align": self.table.align,
-            "alignments": [{"multiple": a, "excess": e} for a, e in self.table.alignments],
-            "table_error": self.error,
-            "trials": [trial.to_json() for trial in self.trials],
-        }
+        target = self.target
+        costs = self.pruned.dense_cost, self.pruned.small_cost
+        timed = [(one, cost) for one, cost in zip((self.dense, self.small), costs, strict=True) if one is not None]
+        return MeetingLatency(
+            runtime=target.runtime,
+            batch=target.batch,
+            threads=target.threads,
+            hardware=target.hardware,
+            version=target.version,
+            wanted=self.wanted,
+            tolerance=self.goal.tolerance,
+            met=self.met,
+            rows=tuple(
+                row_of(
+                    one, None if one is self.dense else self.dense, runtime=target.runtime, params=cost.params,
+                    macs=cost.macs, dense_macs=costs[0].macs,
+                )
+                for one, cost in timed
+            ),
+            caveats=self.caveats,
+            align=self.table.align,
+            alignments=tuple({"multiple": a, "excess": e} for a, e in self.table.alignments),
+            table_error=self.error,
+            trials=self.trials,
+        )  # fmt: skip
 
 
 def prune_to_speed(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from compressor.report.plots.look import INK, LINES, axes, dots, line, plot, title, words
-from compressor.report.wording import plain
+from compressor.words import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

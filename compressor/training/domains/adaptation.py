@@ -157,7 +157,7 @@ def adapt(
         "source": source.to_json(),
         "target": None if target is None else target.to_json(),
         "alignment": None if target is None else alignment.to_json(),
-        "history": [dataclasses.asdict(record) for record in trained.history],
+        "history": [record.to_json() for record in trained.history],
     }
     module = trained.module.to(home)
     return dataclasses.replace(checkpoint, module=module, lineage=(*checkpoint.lineage, entry))

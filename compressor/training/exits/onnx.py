@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import ExportError
 from compressor.export.onnx import metadata_of, proto_of, strip_
-from compressor.export.parity import BATCHES, TOLERANCE, Parity, first_cause
+from compressor.export.parity import BATCHES, TOLERANCE, first_cause
 from compressor.files.atomic import whole
 from compressor.graph.copies import copy_of
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of, relative_difference
+from compressor.results.parity import Parity
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 
 OUTPUT, TAKEN = "output", "exit"

@@ -15,7 +15,7 @@ from torch import Tensor
 from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import DataError, PlanError
 from compressor.graph.lent import evaluating
-from compressor.measuring.accuracy import Accuracy
+from compressor.results.quality import Accuracy
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 
 MOST_THRESHOLDS = 2000  # that are tried, evenly spaced among all

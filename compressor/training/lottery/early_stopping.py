@@ -12,10 +12,10 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, SplitName
 from compressor.graph.copies import copy_of
+from compressor.results.training import EpochRecord
 from compressor.surgery.masks import WeightMask
 from compressor.training.loop import Hooks, train
 from compressor.training.lottery.tickets import Keeping
-from compressor.training.resume import EpochRecord
 from compressor.training.watch import Seen, State, StateAt, TuningLoss
 
 

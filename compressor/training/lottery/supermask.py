@@ -20,11 +20,12 @@ from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, ImageSet, Preprocessing
 from compressor.graph.copies import copy_of
-from compressor.measuring.accuracy import Accuracy, evaluate
+from compressor.measuring.accuracy import evaluate
+from compressor.results.quality import Accuracy
+from compressor.results.training import EpochRecord
 from compressor.surgery.masks import maskable
 from compressor.training.loop import train
 from compressor.training.lottery.treatments import signed_constant
-from compressor.training.resume import EpochRecord
 
 DRAWS = 10  # of a learned mask, for its mean accuracy, as in the paper's code
 

@@ -50,7 +50,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 def test_what_comes_back_is_a_bench_like_any_other(measured: tuple[Path, dict[str, Any], Any]) -> None:
-    found = bench_of_pack(measured[1], where="measured.json")
+    found = bench_of_pack(measured[1], where="measured.json").to_json()
     assert found["batches"] == [1, 2]
     assert {row["runtime"] for row in found["rows"]} == {"onnxruntime-cpu"}
     candidates = [row["candidate"] for row in found["rows"] if row["batch"] == 1]

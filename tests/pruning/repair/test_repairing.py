@@ -26,6 +26,7 @@ from compressor.pruning.repair import repairing as module_repair
 from compressor.pruning.repair.least_squares import LayerFit
 from compressor.pruning.repair.repairing import Repair, Repaired, affordable, emptied, renormed, repair, repair_named
 from compressor.pruning.request import Request
+from compressor.results.artifact import Results
 from compressor.surgery.constant import Silent
 from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope, Scores, plan_pruning
 from compressor.surgery.shrinking import shrink
@@ -111,7 +112,7 @@ def test_every_repair_brings_the_output_nearer_and_leaves_the_callers_networks(h
     outputs = [outputs_of(copy.deepcopy(m).eval(), x)[0] for m in (renormed_net, small, found.module)]
     assert rise(outputs[0], outputs[1]) == pytest.approx(found.before, rel=1e-3)
     assert rise(outputs[0], outputs[2]) == pytest.approx(found.after, rel=1e-3)
-    plain_values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    plain_values = json.loads(json.dumps(found.result.to_json(), allow_nan=False))
     assert plain_values["how"] == how
     assert bool(plain_values["layers"]) == (how is not Repair.BATCH_NORM)
     assert bool(plain_values["distilled"]) == (how is Repair.DISTILL)
@@ -140,7 +141,7 @@ def test_a_repair_that_makes_things_worse_is_not_kept() -> None:
     assert found.module is not net
     assert same_state(found.module, net)
     assert found.before == found.after == 0
-    assert found.to_json()["kept"] is False
+    assert found.result.to_json()["kept"] is False
 
 
 @pytest.mark.parametrize("how", [Repair.MEAN, Repair.BATCH_NORM, Repair.LEAST_SQUARES])
@@ -183,7 +184,7 @@ def test_what_is_not_finite_can_be_written_down() -> None:
         module=nn.Identity(), how=Repair.MEAN, images=1, judged=1, before=math.inf, after=1.0, layers=(layer,),
         distilled=(math.inf, 0.5),
     )  # fmt: skip
-    plain_values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    plain_values = json.loads(json.dumps(found.result.to_json(), allow_nan=False))
     assert plain_values["layers"][0]["ridge"] is None
     assert plain_values["rise"][0] > 1e300
     assert plain_values["distilled"][1] == 0.5
@@ -274,14 +275,14 @@ def test_a_repaired_network_is_near_the_dense_one(pruned: Pruned) -> None:
 
 
 def test_what_is_said_of_it_can_be_written_down(pruned: Pruned) -> None:
-    said = json.loads(json.dumps(pruned.to_json(), allow_nan=False))
+    said = json.loads(json.dumps(pruned.result.to_json(), allow_nan=False))
     assert said["emptied"] == ["conv3"]
     widths = {w["layer"]: w for w in said["widths"]}
     assert widths["conv3"]["out"] == [12, 0]
     assert widths["conv4"]["macs"][1] == 0
     assert said["achieved"]["channels"][1] < said["achieved"]["channels"][0]
     assert said["achieved"]["params"][1] == sum(p.numel() for p in pruned.checkpoint.module.parameters())
-    repaired = pruned.repair_to_json()
+    repaired = pruned.repair_result.to_json()
     assert repaired is not None
     assert repaired["how"] == "least-squares"
     assert [entry["step"] for entry in pruned.checkpoint.lineage] == ["prune", "repair"]
@@ -299,9 +300,13 @@ def test_its_surgery_makes_the_same_shapes_from_the_dense_network(pruned: Pruned
 def test_its_artifact_is_read_back_bit_by_bit(pruned: Pruned, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(compressor.__file__).parents[1]))  # the fresh process finds the class
     folder = workdir / "net.compressed"
-    results = {"schema": 1, "prune": pruned.to_json(), "repair": pruned.repair_to_json()}
+    results = {"schema": 1, "prune": pruned.result.to_json(), "repair": pruned.repair_result.to_json()}
     write_artifact(
-        folder, pruned.checkpoint, source={"path": "net.pt", "sha256": ""}, results=results, trust_pickle=True
+        folder,
+        pruned.checkpoint,
+        source={"path": "net.pt", "sha256": ""},
+        results=Results.from_json(results),
+        trust_pickle=True,
     )
     again = load_artifact(folder, trust_pickle=True)
     assert same_state(again.module, pruned.checkpoint.module)

@@ -15,12 +15,14 @@ import compressor.pruning.speed.frontier
 from compressor.data.sources import load_data
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.jobs.prune import request_from
-from compressor.measuring.turns import Speedup
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
-from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier, share_of
+from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier
 from compressor.pruning.speed.planner import Goal
 from compressor.report.plots.frontiers import picture
+from compressor.results.latency import MeetingLatency
+from compressor.results.quality import Accuracy
+from compressor.results.timing import Speedup, TimedRow
 from compressor.surgery.plan import LatencyBudget, Scope
 from tests.support.command_line import make_inputs
 from tests.support.picture import Picture
@@ -49,11 +51,12 @@ class Pruner:
             raise OutOfReach(f"{asked} cannot be reached", hint="less")
         measured = Speedup(ratio=asked, low=asked * 0.99, high=asked * 1.01)
         small = SimpleNamespace(checkpoint=SimpleNamespace(module=asked), small_cost=SimpleNamespace(params=9, macs=8))
-        plain_values = {
-            "speedup": measured.to_json(), "dense_ms": 2.0, "small_ms": 2.0 / asked, "threads": 1, "met": True,
-            "trials": [], "table_error": 0.01,
-        }  # fmt: skip
-        return SimpleNamespace(pruned=small, measured=measured, to_json=lambda: plain_values)
+        row = TimedRow(runtime="onnxruntime-cpu", batch=1, candidate="dense", median_ms=2.0)
+        fast = dataclasses.replace(row, candidate="small", median_ms=2.0 / asked, speedup=measured)
+        met = MeetingLatency(
+            runtime=row.runtime, batch=1, threads=1, wanted=asked, met=True, table_error=0.01, rows=(row, fast)
+        )
+        return SimpleNamespace(pruned=small, measured=measured, result=met)
 
 
 class FakeJudge:
@@ -64,10 +67,10 @@ class FakeJudge:
     def __init__(self, *_: Any) -> None:
         self.dense = self(1.0)
 
-    def __call__(self, module: Any) -> dict[str, Any]:
+    def __call__(self, module: Any) -> Accuracy:
         speed = module if isinstance(module, float) else 1.0
         correct = round(1000 - 50 * (speed - 1))
-        return {"correct": correct, "total": 1000, "low": correct / 1000 - 0.01, "high": min(1, correct / 1000 + 0.01)}
+        return Accuracy(correct=correct, total=1000, split="tune")
 
 
 @pytest.fixture
@@ -85,11 +88,11 @@ def test_finished_points_are_not_made_again(pruner: Pruner, tmp_path: Path) -> N
     checkpoint = checkpoint_of(alive(plain()))
     first = frontier(checkpoint, request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0))
     assert len(pruner.asked) == 6
-    assert len(first["points"]) == 6
+    assert len(first.points) == 6
     next(iter(tmp_path.glob("uniform-2-*"))).unlink()
     again = frontier(checkpoint, request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0))
     assert pruner.asked[6:] == [("uniform", 2.0)]
-    assert again["points"] == first["points"]
+    assert again.points == first.points
     frontier(checkpoint, dataclasses.replace(request(), seed=1), GOAL, DATA, tmp_path, speedups=(1.5,), baselines=False)
     assert len(pruner.asked) == 8  # another seed is another point
 
@@ -100,14 +103,14 @@ def test_the_librarys_request_makes_the_commands_points(pruner: Pruner, tmp_path
     by_library = Request(budget=LatencyBudget(speedup=2))
     again = frontier(checkpoint, by_library, GOAL, DATA, tmp_path, speedups=(1.5,))
     assert len(pruner.asked) == 3  # the points of the first are those of the second
-    assert again["points"] == said["points"]
+    assert again.points == said.points
 
 
 def test_a_speed_that_cannot_be_reached_is_a_point_with_its_reason(pruner: Pruner, tmp_path: Path) -> None:
     pruner.fastest = 1.7
     found = frontier(checkpoint_of(alive(plain())), request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0))
-    refused = [p for p in found["points"] if "refused" in p]
-    assert [p["asked"] for p in refused] == [2.0, 2.0, 2.0]
+    refused = [p for p in found.points if p.refused]
+    assert [p.asked for p in refused] == [2.0, 2.0, 2.0]
     assert list(Picture(picture(found)).lines) == [arm.name for arm in arms_of(request())]
 
 
@@ -115,15 +118,15 @@ def test_the_picture_has_a_line_for_every_arm_and_the_dense_network(pruner: Prun
     found = frontier(checkpoint_of(alive(plain())), request(), GOAL, DATA, tmp_path, speedups=(1.5, 2.0, 4.0))
     drawn = Picture(picture(found))
     arms = list(drawn.lines)
-    assert arms == list(dict.fromkeys(p["arm"] for p in found["points"]))
+    assert arms == list(dict.fromkeys(p.arm for p in found.points))
     assert [len(line) for line in drawn.lines.values()] == [3, 3, 3]
     assert len(drawn.titled) == 1 + 3 * 3
     x, y = drawn.scale("x"), drawn.scale("y")
     shift = abs(y(4) - y(0))  # a label's base line stands some 4 pixels below its tick
-    points = sorted(found["points"], key=lambda p: (arms.index(p["arm"]), p["speedup"]["ratio"]))
+    points = sorted(found.points, key=lambda p: (arms.index(p.arm), p.speedup.ratio))
     for dot, point in zip(drawn.titled[1:], points, strict=True):
-        assert x(dot.x) == pytest.approx(1 / point["speedup"]["ratio"], abs=0.01)
-        assert y(dot.y) == pytest.approx(100 * share_of(point["quality"]), abs=shift + 0.1)
+        assert x(dot.x) == pytest.approx(1 / point.speedup.ratio, abs=0.01)
+        assert y(dot.y) == pytest.approx(100 * point.quality.share, abs=shift + 0.1)
     assert {"uniform", "global magnitude", "dense"} <= set(drawn.texts)
     assert any("tune split" in text for text in drawn.texts)
     del pruner
@@ -147,7 +150,7 @@ def test_the_search_comes_close_to_the_fastest_within_the_drop(allowed: float, f
     assert found.fast.measured is not None
     assert fastest / 1.12 <= found.fast.measured.ratio <= fastest * 1.001
     assert len(pruner.asked) <= compressor.pruning.speed.frontier.SEARCHES
-    assert found.to_json()["tried"]
+    assert found.result.to_json()["search"]["tried"]
 
 
 def test_speeds_out_of_reach_bound_the_search_from_above(pruner: Pruner) -> None:
@@ -181,8 +184,8 @@ def test_the_test_split_is_not_looked_at(tmp_path: Path) -> None:
     judge = Judge(checkpoint, dataclasses.replace(data, test=None))
     assert judge.split == "tune"
     assert judge.labelled
-    assert judge.dense["total"] == len(data.tune)
-    assert share_of(judge.dense) > 0.5
+    assert judge.dense.total == len(data.tune)
+    assert judge.dense.share > 0.5
 
 
 def test_data_with_a_test_split_alone_is_refused(tmp_path: Path) -> None:

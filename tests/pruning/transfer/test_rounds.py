@@ -53,7 +53,7 @@ class TestWhatStays:
     def test_the_budget_is_met_by_the_network_itself(self, done: Transferred) -> None:
         dense, small = (count(c.module, c.example_inputs).macs for c in (checkpoint(), done.checkpoint))
         assert 0.4 * dense < small <= 0.5 * dense
-        assert done.pruned.to_json()["achieved"]["macs"] == [dense, small]
+        assert done.pruned.result.to_json()["achieved"]["macs"] == [dense, small]
 
     def test_every_round_takes_the_same_factor(self) -> None:
         shares = [pruning(stays=0.512, rounds=3).share_after(n) for n in (1, 2, 3)]
@@ -61,7 +61,7 @@ class TestWhatStays:
 
     def test_every_round_is_proved_and_told_as_one_pruning(self, done: Transferred) -> None:
         assert all(level.proof.largest_relative_difference < 1e-6 for level in done.pruned.levels)
-        told = done.pruned.to_json()
+        told = done.pruned.result.to_json()
         assert (told["requested"], told["criterion"], told["levels"]) == ({"macs": 0.5}, "transfer", 2)
         gone = sum(level.plan.count for level in done.pruned.levels)
         assert told["achieved"]["channels"][0] - told["achieved"]["channels"][1] == gone
@@ -99,7 +99,7 @@ class TestWhatStays:
 
     def test_protected_layers_and_least_widths_are_kept(self) -> None:
         found = transferred(pruning=pruning(protect=("0",), min_channels=7, stays=0.7, rounds=1))
-        widths = {w["layer"]: w["out"][1] for w in found.pruned.to_json()["widths"]}
+        widths = {w["layer"]: w["out"][1] for w in found.pruned.result.to_json()["widths"]}
         assert widths["0"] == 8
         assert widths["4"] >= 7
         assert widths["9"] >= 7

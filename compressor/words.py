@@ -1,4 +1,7 @@
-"""Numbers in words: units, digits and signs, the same in HTML and in Markdown. Formats; computes nothing."""
+"""Numbers in words: units, digits and signs, the same in the terminal, in HTML and in Markdown; computes nothing.
+
+A unit follows its number after a no-break space, which a terminal shows as a space.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from compressor.report.document import Facts
-from compressor.report.findings import Share, Speedup
+from compressor.results.changes import SurgeryProof
+from compressor.results.quality import Quality
+from compressor.results.timing import Speedup
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
+DASH = "–"  # not measured
 
 LABELS = {
     "bytes": "file size",
@@ -28,47 +33,6 @@ LABELS = {
 VACUOUS = (
     "the proof has seen nothing: on its inputs the removed channels change no output. Either they are dead, or these "
     "inputs never reach them; inputs of your own are given by `--input` or `--data`"
-)
-
-GLOSSARY: tuple[tuple[str, str], ...] = (
-    ("dense model", "the network before pruning"),
-    (
-        "masked weights",
-        "the dense model with single weights set to zero, as many as the small model lacks: it keeps its shapes",
-    ),
-    (
-        "masked channels",
-        "the dense model with the removed channels set to zero: it computes what the small model does "
-        "before retraining, in the dense model's shapes",
-    ),
-    ("small model", "the network whose channels are gone: its layers are physically smaller"),
-    ("channel group", "channels of several layers that must leave together, because sums or norms couple them"),
-    ("latency", "milliseconds for one batch; the batch size is always stated"),
-    ("median, p90, p99", "half, 90 % and 99 % of the calls were no slower than this"),
-    (
-        "speed-up",
-        "the dense model's latency over the candidate's, both measured in turns on one machine; above 1 is faster",
-    ),
-    (
-        "interval",
-        "where the ratio would fall if the measurement were repeated; if it contains 1, no difference was found",
-    ),
-    (
-        "dense again",
-        "the null check: the dense model enters a second time, against itself, and its interval should contain 1",
-    ),
-    ("MACs", "multiply-accumulates for one sample, counted, never timed"),
-    ("theoretical speed-up", "the ratio of MACs: what the clock would show if only arithmetic cost time"),
-    ("throughput", "samples per second"),
-    ("n. s.", "no significant difference: the interval contains 1"),
-    ("pruning ratio", "the fraction of channels removed"),
-    (
-        "surgery proof",
-        "the small model's outputs compared with the dense model's in which exactly the removed channels are silenced",
-    ),
-    ("parity", "the ONNX file's outputs compared with the small model's in PyTorch"),
-    ("int8", "the network's ONNX file with weights and activations in 8-bit integers, against the float file"),
-    ("tuning split", "images held out of training on which choices are made; the test split is read once, at the end"),
 )
 
 
@@ -102,9 +66,24 @@ def interval(speedup: Speedup) -> str:
 
 
 def speedup_with_interval(speedup: Speedup) -> str:
-    """The ratio and its interval: `2.31× [2.20, 2.41]`."""
-    decimals = decimals_of(speedup)
-    return f"{multiple(speedup.ratio, decimals=decimals)} [{speedup.low:.{decimals}f}, {speedup.high:.{decimals}f}]"
+    """The ratio and its interval: `2.31× (2.20 to 2.41)`."""
+    return f"{multiple(speedup.ratio, decimals=decimals_of(speedup))} ({interval(speedup)})"
+
+
+def ratio_in_table(speedup: Speedup | None) -> str:
+    """As `speedup_with_interval`, with a short mark where no difference was found, and a dash for the reference."""
+    if speedup is None:
+        return DASH
+    return speedup_with_interval(speedup) + ("" if speedup.resolved else f"{SPACE}n.{SPACE}s.")
+
+
+def finding(speedup: Speedup | None) -> str:
+    """What a speed-up says: the ratio, or that no difference was found; nothing of the reference, which has none."""
+    if speedup is None:
+        return ""
+    if not speedup.resolved:
+        return f"no significant difference ({interval(speedup)})"
+    return speedup_with_interval(speedup) + (", slower" if speedup.ratio < 1 else "")
 
 
 def count(value: int) -> str:
@@ -130,20 +109,18 @@ def percent(share: float, *, decimals: int = 2) -> str:
     return f"{100 * share:.{decimals}f}{SPACE}%"
 
 
-def shares(share: Share) -> str:
+def shares(share: Quality) -> str:
     """Both whole numbers: `9,253 / 10,000`."""
     return f"{count(share.count)}{SPACE}/{SPACE}{count(share.total)}"
 
 
-def share_percent(share: Share) -> str:
+def share_percent(share: Quality) -> str:
     """The two numbers as a percentage, with no more digits than the total can tell apart."""
     return percent(share.count / share.total, decimals=2 if share.total >= 1000 else 1)
 
 
-def share_interval(share: Share) -> str:
-    """The share's interval in percent, or nothing where none was recorded."""
-    if share.low is None or share.high is None:
-        return ""
+def share_interval(share: Quality) -> str:
+    """The share's interval in percent."""
     decimals = 2 if share.total >= 1000 else 1
     return f"{100 * share.low:.{decimals}f} to {percent(share.high, decimals=decimals)}"
 
@@ -158,14 +135,18 @@ def tiny(value: float) -> str:
     return f"{mantissa}{SPACE}×{SPACE}10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
+def proof_in_words(proof: SurgeryProof) -> str:
+    """A surgery proof as one line: the difference, and what it is judged by."""
+    types = f"in {proof.dtype}"
+    if proof.narrowest not in (None, proof.dtype):
+        types += f", of which the network computes a part in {proof.narrowest}"
+    tolerance = "" if proof.tolerance is None else f" (at most {proof.tolerance:.0e} is rounding)"
+    return f"{tiny(proof.largest_relative_difference or 0.0)} relative, {types}{tolerance}"
+
+
 def label(key: str) -> str:
     """A JSON key as words: `largest_relative_difference` → `largest relative difference`."""
     return LABELS.get(key, key.replace("_", " "))
-
-
-def listed(facts: Sequence[tuple[str, object]]) -> Facts:
-    """Keys and JSON values as names and words."""
-    return Facts(pairs=tuple((label(key), (plain(value, key=key),)) for key, value in facts))
 
 
 def plain(value: object, *, key: str = "") -> str:

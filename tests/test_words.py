@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.report.wording import digits, percent
+from compressor.words import digits, percent
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""RESULTS: what was found out about an artifact, as frozen values, each written and read by its own class."""

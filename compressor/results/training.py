@@ -1,0 +1,113 @@
+"""Training as it went: epoch by epoch, and event by event where channels left meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from compressor.results.records import Plain, Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord(Record):
+    """One epoch: the rate of its last iteration, the mean of its losses, the tuning split's answers after it."""
+
+    epoch: int
+    rate: float
+    train_loss: float
+    tune_correct: int
+    tune_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Record):
+    """What one event chose, by the group's root, and the correct answers on the tuning split before and after it."""
+
+    epoch: int
+    chosen: Mapping[str, tuple[int, ...]]
+    before: int
+    after: int
+    total: int
+
+    @classmethod
+    def prepared(cls, plain: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without what follows from the counts."""
+        return {key: value for key, value in plain.items() if key != "instability"}
+
+    @property
+    def instability(self) -> float | None:
+        """The share of the accuracy that the event took; negative where it gave some, `None` where there was none."""
+        return (self.before - self.after) / self.before if self.before else None
+
+    @property
+    def channels(self) -> int:
+        """How many channels the event chose."""
+        return sum(map(len, self.chosen.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrained(Record):
+    """One run of training after shrinking; the rest of its entry is the step of the lineage."""
+
+    SPARE: ClassVar = frozenset({"step", "epochs", "data", "images", "notes", "command"})
+
+    step: str | None = None
+    how: str = "retraining"
+    epochs: int | None = None
+    data: str | None = None
+    images: int | None = None
+    notes: tuple[str, ...] = ()
+    command: str | None = None
+    history: tuple[EpochRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhileTraining(Record):
+    """The training during which channels left, and the events at which they did; stability in per cent."""
+
+    start: int | None = None
+    end: int | None = None
+    every: int | None = None
+    regrow: bool = False
+    epochs: int | None = None
+    notes: tuple[str, ...] = ()
+    mean_stability: float | None = None
+    events: tuple[Event, ...] = ()
+    history: tuple[EpochRecord, ...] = ()
+
+    def finished(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """With each event's instability, for other readers."""
+        events = zip(plain["events"], self.events, strict=True)
+        return plain | {"events": [one | {"instability": event.instability} for one, event in events]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LotteryRound(Record):
+    """What one round of a lottery ticket's search left, and the tuning split's answers at its end."""
+
+    round: int
+    sparsity: float
+    weights: int
+    zeros: int
+    train_loss: float
+    tune_correct: int
+    tune_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LotterySearch(Record):
+    """A search for a winning ticket, round by round, and the weights that every round started from."""
+
+    KEYS: ClassVar = {"history": "told"}
+
+    rounds: int | None = None
+    rate: float | None = None
+    rates: Plain = field(default_factory=dict)
+    scope: str | None = None
+    rewound_to: str
+    rewind_step: int | None = None
+    data: str
+    epochs: int
+    history: tuple[LotteryRound, ...] = ()
+    command: str | None = None
