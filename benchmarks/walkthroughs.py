@@ -8,7 +8,7 @@ A page is run from its first block to its last, in an empty folder in which `sam
 - blocks of other languages are for reading, and so is a block behind `<!-- not run: REASON -->`.
 
 A command ends in 0, unless the next one is `echo $?`. What is printed is compared without its numbers, since times are
-those of a machine, and a line `…` stands for any lines.
+those of a machine, and without the caveats about that machine. A line `…` stands for any lines.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(?:<!-- (?P<why>not run: [^>]+) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```", re.M | re.S)
 SHIM = "import sys; sys.argv[0] = 'compress'; from compressor.cli.main import main; sys.exit(main())"
+CAVEAT = re.compile(r"(caveat: )?(loaded machine|unstable|few blocks|null check failed|clock rate): ")
 LONGEST_S = 600
 
 
@@ -134,9 +136,9 @@ def shape(line: str) -> str:
 
 
 def missing(shown: tuple[str, ...], printed: list[str]) -> list[str]:
-    """The lines that the page shows and the command does not print, numbers aside."""
-    real = {shape(line) for line in printed}
-    return [line for line in shown if line.strip() not in ("", "…") and shape(line) not in real]
+    """The lines that the page shows and the command does not print, numbers and caveats about the machine aside."""
+    real = {shape(line) for line in printed} | {"", "…"}
+    return [line for line in shown if shape(line) not in real and not CAVEAT.match(line)]
 
 
 def cut(shown: tuple[str, ...], printed: list[str]) -> list[str]:
@@ -176,7 +178,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             fresh, wrong = walk(page, Path(folder))
         page.write_text(fresh)
-        print(f"{page}: {len(wrong)} changed", *wrong, sep="\n")
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"{page}: {spent.ru_utime:.0f} s of processor time so far, {len(wrong)} changed", *wrong, sep="\n")
 
 
 if __name__ == "__main__":
