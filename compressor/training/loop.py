@@ -276,7 +276,7 @@ def _step(course: _Course, inputs: Tensor, labels: Tensor, *, rate: float, step:
 
 
 def iterations_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of steps in an epoch; a last batch of one image is skipped, as a batch norm has no variance."""
+    """Return the number of steps in an epoch; a last batch of one image is skipped, because it has no variance."""
     full, rest = divmod(images, batch_size)
     return max(1, full + (rest > 1 or (rest == 1 and batch_size == 1)))
 
