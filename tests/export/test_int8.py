@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -68,6 +68,16 @@ def stored_weight(file: Path, operator: str) -> tuple[Any, Any]:
     return held[maker.input[0]], held[maker.input[1]]
 
 
+def within_ranges(seen: Tensor, images: Tensor) -> Tensor:
+    """The float network's outputs, where features and outputs beyond their ranges on the images seen are cut off."""
+    features, head = network()[:2], network()[2:]
+    with torch.no_grad():
+        known = features(seen)
+        low, high = head(known).aminmax()
+        cut: Tensor = head(features(images).clamp(max=known.max())).clamp(low.clamp(max=0), high.clamp(min=0))
+    return cut
+
+
 class TestNumbers:
     @pytest.mark.parametrize(("reduce_range", "largest"), [(False, 127), (True, 64)])
     def test_a_channels_scale_is_its_largest_weight_over_the_largest_integer(
@@ -115,13 +125,17 @@ class TestNumbers:
         assert held[first.input[2]].dtype == np.uint8
 
     @given(seed=st.integers(0, 2**16))
+    @example(seed=36518)  # an output lies beyond its range: the float network's is 8 % away
     @settings(max_examples=3, deadline=None)
-    def test_outputs_stay_close(self, exact: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    def test_outputs_are_those_of_float_within_the_ranges(
+        self, exact: Path, tmp_path_factory: pytest.TempPathFactory, seed: int
+    ) -> None:
+        """Rounding alone is left: of 300 seeds, 1.1 % at most in 8 bits and 1.7 % in 7."""
         file = tmp_path_factory.mktemp("q") / "q.onnx"
-        quantize_onnx(exact, file, inputs(seed=seed), how=Int8())
-        images = inputs(1, seed=seed + 1)[0]
-        ours, theirs = load_onnx(file)(images), load_onnx(exact)(images)
-        assert float((ours - theirs).norm() / theirs.norm()) < 0.05
+        seen, images = inputs(seed=seed), inputs(1, seed=seed + 1)[0]
+        quantize_onnx(exact, file, seen, how=Int8())
+        ours, theirs = load_onnx(file)(images), within_ranges(torch.cat(seen), images)
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.03
         assert not torch.equal(ours, theirs)
 
 
