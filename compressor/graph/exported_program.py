@@ -159,11 +159,12 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _untraceable(error: Exception) -> GroupError:
     """The error for a network that cannot be exported, with the reason that torch gives."""
-    kept = re.search(r"attribute (\S+) was assigned during export", str(error))
-    if kept:  # torch 2.9 raises here, later versions do not
+    kept = re.search(r"attributes? (\S+)(?:, .*)? (?:was|were) assigned during export", str(error))
+    if kept or "Node arity mismatch" in str(error):  # torch 2.9 raises here, later versions do not
+        name = f"`{kept[1]}`" if kept else "tensors in a list or dict"
         return GroupError(
-            f"this network keeps `{kept[1]}` beside its buffers while it runs, which this torch does not export",
-            hint="update torch, or register it as a buffer",
+            f"this network keeps {name} beside its buffers while it runs, which this torch does not export",
+            hint="update torch to 2.10 or later, or pass the tensors on inside `forward`",
         )
     return GroupError(
         f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",

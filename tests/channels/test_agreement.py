@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -15,8 +16,9 @@ from compressor.checkpoint.inputs import example_inputs
 from compressor.errors import GroupError
 from compressor.graph.exported_program import Exported, exported
 from compressor.graph.outputs import outputs_of
-from tests.support.follows import FOLLOWED, REFUSED, Base, Hooked
+from tests.support.follows import FOLLOWED, KEPT, REFUSED, Base, Hooked
 from tests.support.topologies import INPUT, TOPOLOGIES, WAYS, alive
+from tests.support.versions import refusal_of_kept_features
 
 EXAMPLE = (torch.randn(INPUT, generator=torch.Generator().manual_seed(1)),)
 
@@ -112,6 +114,32 @@ def test_what_cannot_be_followed_is_refused_with_a_reason(name: str) -> None:
         trace(alive(make()), EXAMPLE)
 
 
+@pytest.mark.parametrize("name", KEPT)
+def test_features_that_hooks_keep_are_followed_or_refused(name: str) -> None:
+    with refusal_of_kept_features():
+        trace(alive(KEPT[name]()), EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("The tensor attribute self.seen['a'] was assigned during export. Such attributes must …", "`self.seen['a']`"),
+        ("The tensor attributes self.one, self.other were assigned during export. Such …", "`self.one`"),
+        ("Node arity mismatch; expected 2, but got 0.", "tensors in a list or dict"),
+    ],
+)
+def test_what_torch_2_9_says_of_kept_features_is_explained(
+    message: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object, **__: object) -> None:
+        raise ValueError(message)
+
+    monkeypatch.setattr(torch.export, "export", refusing)
+    with pytest.raises(GroupError, match=f"keeps {re.escape(named)} beside its buffers") as refusal:
+        exported(alive(Wide()), EXAMPLE)
+    assert "update torch" in str(refusal.value.hint)
+
+
 def test_the_refusal_names_what_follows_the_input() -> None:
     make, _ = REFUSED["Registered"]
     torch.manual_seed(0)
@@ -134,7 +162,8 @@ def test_the_module_is_left_as_it_was() -> None:
     module = alive(Hooked())
     module.register_buffer("calls", torch.zeros(1))
     module.a.register_forward_hook(lambda *_: (module.calls.add_(1), None)[1])
-    traced_program(module, EXAMPLE)
+    with refusal_of_kept_features():
+        traced_program(module, EXAMPLE)
     assert not module.seen
     assert not module.calls.any()
     assert "train" not in module.__dict__

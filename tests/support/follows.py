@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.support.versions import KEPT_FEATURES_ARE_REFUSED
+
 
 class Base(nn.Module):
     """Two convolutions and a linear layer."""
@@ -212,9 +214,10 @@ class HoldsModule(Base):
         return self.ended(self.b(self.a(x).relu() * self.settings.scale))
 
 
-FOLLOWED: dict[str, Callable[[], nn.Module]] = {
+KEPT: dict[str, Callable[[], nn.Module]] = {kind.__name__: kind for kind in (Hooked, HookList)}  # features, by hooks
+FOLLOWED: dict[str, Callable[[], nn.Module]] = ({} if KEPT_FEATURES_ARE_REFUSED else KEPT) | {
     kind.__name__: kind
-    for kind in (Hooked, HookList, HookReplaces, PreHook, Lambda, LambdaInDict, Partial, Bound, PlainList, WeightInList,
+    for kind in (HookReplaces, PreHook, Lambda, LambdaInDict, Partial, Bound, PlainList, WeightInList,
                  Property, TwoNames, TwoNamesShuffled, Table, HoldsModule)
 }  # fmt: skip
 
@@ -325,7 +328,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {  # network, and what
     "Registered": (Registered, "not this network"),
     "RegisteredWeight": (RegisteredWeight, "reads `b.weight` in a way that a copy of it does not follow"),
     "FirstFeature": (FirstFeature, "not this network"),
-    "PreviousFeature": (PreviousFeature, "not this network"),
+    "PreviousFeature": (PreviousFeature, "beside its buf" if KEPT_FEATURES_ARE_REFUSED else "not this network"),
     "Counts": (Counts, "returns something else when it is called again"),
     "CountsOwn": (CountsOwn, "not this network"),
     "PartOfWeight": (PartOfWeight, "reads a part of `b.weight`"),
