@@ -25,7 +25,7 @@ from benchmarks.provenance import provenance
 from benchmarks.surgery import RATIOS, SAMPLES, TORCHVISION, network
 from compressor.data.sources import load_data
 from compressor.data.splits import Data
-from compressor.jobs.prune import request_from
+from compressor.jobs.requests import PruneOptions, request_from
 from compressor.pruning.pipeline import Pruned
 from compressor.pruning.pipeline import prune as prune_checkpoint
 from compressor.pruning.request import Request
@@ -71,7 +71,7 @@ def surgery_cell(name: str, ratio: float) -> dict[str, Any]:
 
 def command_cell(name: str, asked: Mapping[str, float], data: Data | None) -> dict[str, Any]:
     """A sample model as `compress prune` takes it, with everything else left at its default."""
-    request = request_from(**asked, data_given=data is not None)
+    request = request_from(PruneOptions(**asked), has_data=data is not None)
     assert isinstance(request, Request)
     return facts_of(prune_checkpoint(network(name), request, data=data))
 

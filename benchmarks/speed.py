@@ -35,7 +35,7 @@ from compressor.data.splits import Data, SplitName
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.jobs.coverage import _checkpoint
-from compressor.jobs.prune import request_from
+from compressor.jobs.requests import PruneOptions, request_from
 from compressor.measuring.accuracy import evaluate
 from compressor.measuring.pairs import timed_in_turns
 from compressor.measuring.turns import speedup
@@ -64,7 +64,7 @@ def checkpoint_of(name: str) -> Checkpoint:
 def speedup_cell(name: str, asked: float, batch: int, threads: int) -> dict[str, Any]:
     """One network asked to be so much faster."""
     checkpoint = checkpoint_of(name)
-    request = request_from(speedup=asked)
+    request = request_from(PruneOptions(speedup=asked))
     assert isinstance(request, Request)
     goal = Goal(budget=LatencyBudget(speedup=asked), runtime=RUNTIME, batch=batch, threads=threads)
     said: list[tuple[float, str]] = []
@@ -98,7 +98,7 @@ def ours(**options: Any) -> Callable[..., Fast]:
         tried = []
         # with widths in steps of 8 the same ratio everywhere has few plans: finer ones, where none is fast enough
         for align in ("auto", "4", "1") if given.get("scope") == "uniform" else ("auto",):
-            request = request_from(speedup=asked, data_given=True, seed=draw, align=align, **given)
+            request = request_from(PruneOptions(speedup=asked, seed=draw, align=align, **given), has_data=True)
             assert isinstance(request, Request)
             tried.append(prune_to_speed(checkpoint, request, goal, data=data, cache=cache))
             if tried[-1].met:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 
@@ -125,6 +125,7 @@ class InternalError(CompressError):
 
 
 E = TypeVar("E", bound=enum.StrEnum)
+T = TypeVar("T")
 
 
 def named(kind: type[E], name: str, *, one: str, many: str, refusal: type[CompressError]) -> E:
@@ -133,6 +134,15 @@ def named(kind: type[E], name: str, *, one: str, many: str, refusal: type[Compre
         return kind(name)
     except ValueError:
         raise refusal(f"there is no {one} called `{name}`", hint=unknown(many, name, list(kind))) from None
+
+
+def only_one(options: Mapping[str, T | None], *, kind: str, refusal: type[CompressError], hint: str) -> tuple[str, T]:
+    """Return the name and value of the one option that is set; raise `refusal` if none or several are."""
+    values = [(name, value) for name, value in options.items() if value is not None]
+    if len(values) != 1:
+        what = f"several {kind}s: {', '.join(name for name, _ in values)}" if values else f"no {kind}"
+        raise refusal(f"{what} given", hint=hint)
+    return values[0]
 
 
 def unknown(kind: str, name: str, candidates: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel, given
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_model, say_repeated, use_threads
 from compressor.cli.options import (
     DeviceOption,
@@ -123,7 +123,7 @@ def command(
     use_threads(run.threads)
     if budget.macs is None:
         refuse_silent(
-            given(budget),
+            changed(budget),
             because="without a budget, for no channel leaves",
             hint="give one (`--macs 0.75`), or leave it out",
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel, given
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_data, open_default
 from compressor.cli.options import (
     ArtifactArgument,
@@ -135,13 +135,13 @@ def _check_pack(elsewhere: PackOptions, timing: TimingOptions, images: DataOptio
     if elsewhere.pack is not None and elsewhere.read is not None:
         raise typer.BadParameter("a pack is written or read, not both at once", param_hint="--pack")
     of_here = {
-        **given(timing, "--runtimes", "--blocks", "--why", "--min-speedup"), "--data": images.data is not None
+        **changed(timing, "--runtimes", "--blocks", "--why", "--min-speedup"), "--data": images.data is not None
     }  # fmt: skip
     hint = "leave it out; `python bench.py` in the pack has options of its own"
     if elsewhere.pack is not None:
         refuse_silent(of_here, because="beside `--pack`, which measures nothing", hint=hint)
     if elsewhere.read is not None:
-        of_here = {**of_here, **given(timing, "--batch", "--threads"), "--seed": seed != 0}
+        of_here = {**of_here, **changed(timing, "--batch", "--threads"), "--seed": seed != 0}
         refuse_silent(of_here, because="beside `--read`: it was measured already", hint=hint)
 
 

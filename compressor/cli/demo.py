@@ -1,57 +1,109 @@
-"""All of it on the sample model, offline."""
+"""Everything on the sample model, offline."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from compressor.children import python_module
+from compressor.cli.bench import digits, measured
 from compressor.cli.groups import Panel
 from compressor.cli.options import ExitCode, console, strong
 from compressor.errors import ArtifactError
 
 FOLDER = Path("compress-demo")
+SMALL, TUNED = "fashion_resnet20.compressed", "fashion_resnet20.fine-tune.compressed"
+CLOCK = "--batch 1 --threads 1 --runtimes onnxruntime-cpu"
 
 
 def command(
     out: Annotated[Path, typer.Option(help="Folder to work in.", rich_help_panel=Panel.OUTPUT)] = FOLDER,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.", min=1, rich_help_panel=Panel.TRAINING)] = 2,
 ) -> None:
-    """Prune, retrain, export, measure and report on the sample ResNet-20, command by command.
+    """Make the sample ResNet-20 twice as fast, command by command: prune and repair, measure, retrain, export, report.
 
     For example:
 
     - `compress demo`
-    """
-    import sample_models
 
-    model = Path(sample_models.__file__).parent / "fashion_resnet20.pt"
+    It takes about three minutes on two cores. The last table has the accuracy of each network next to its speed.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(
             f"the demo cannot work in {out}: {error.strerror or error}", hint="give a folder: `--out DIR`"
         ) from error
-    small = "fashion_resnet20.fine-tune.compressed"
-    steps = (
-        f"inspect {shlex.quote(str(model))}",
-        f"prune {shlex.quote(str(model))} --ratio 0.5 --force",
-        f"retrain fashion_resnet20.compressed --how fine-tune --epochs {epochs} --force",
-        f"export {small} --onnx",
-        f"bench {small} --batch 1 --threads 1 --runtimes onnxruntime-cpu",
-        f"evaluate {small}",
-        f"report {small}",
-    )
     with contextlib.chdir(out):
-        for step in steps:
+        for step in steps(epochs):
             console().print("\n", strong(f"$ compress {step}", "bold cyan"), "\n", sep="", soft_wrap=True)
             status = subprocess.run(python_module("compressor.cli.main", *shlex.split(step)), check=False)
             if status.returncode:
                 raise typer.Exit(status.returncode)
-    console().print("\nthe report is ", strong(out / small / "report.html"), sep="", soft_wrap=True)
+        show(rows(_results(SMALL), _results(TUNED)))
+    console().print("\nthe report is ", strong(out / TUNED / "report.html"), sep="", soft_wrap=True)
     raise typer.Exit(ExitCode.DONE)
+
+
+def steps(epochs: int) -> tuple[str, ...]:
+    """The demo's command lines: a speed-up with repair, masked networks beside it on one clock, then training."""
+    import sample_models
+    from compressor.data.sources import SAMPLE_FILE
+
+    folder = Path(sample_models.__file__).parent
+    model, images = shlex.quote(str(folder / "fashion_resnet20.pt")), shlex.quote(str(folder / SAMPLE_FILE))
+    return (
+        f"inspect {model}",
+        f"prune {model} --speedup 2 --threads 1 --data {images} --force",
+        f"evaluate {SMALL}",
+        f"bench {SMALL} {CLOCK}",
+        f"retrain {SMALL} --how fine-tune --epochs {epochs} --force",
+        f"export {TUNED} --onnx",
+        f"bench {TUNED} {CLOCK} --blocks 10",
+        f"evaluate {TUNED}",
+        f"report {TUNED}",
+    )
+
+
+def rows(repaired: dict[str, Any], retrained: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, accuracy, latency and speed-up of the dense, the masked, the repaired and the retrained network."""
+    yield "dense", _accuracy(retrained, "dense"), *_speed(retrained, "dense")
+    for name in ("masked weights", "masked channels"):
+        yield name, "–", *_speed(retrained, name)
+    yield "small, repaired without labels", _accuracy(repaired, "small"), *_speed(repaired, "small")
+    yield "small, then retrained", _accuracy(retrained, "small"), *_speed(retrained, "small")
+
+
+def _accuracy(results: dict[str, Any], model: str) -> str:
+    found = next(one for one in results["evaluate"] if one["model"] == model)
+    return f"{found['correct'] / found['total']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
+
+
+def _speed(results: dict[str, Any], candidate: str) -> tuple[str, str]:
+    row = next(one for one in results["bench"]["rows"] if one["candidate"] == candidate)
+    return f"{digits(row['median_ms'])} ms", measured(row)
+
+
+def _results(folder: str) -> dict[str, Any]:
+    from compressor.checkpoint.artifacts import open_artifact
+
+    return open_artifact(Path(folder)).results()
+
+
+def show(table: Iterator[tuple[str, str, str, str]]) -> None:
+    """Accuracy next to speed, on stdout."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for name in ("network", "accuracy", "latency", "speed-up"):
+        shown.add_column(name, justify="right" if name == "latency" else "left", no_wrap=True)
+    for cells in table:
+        shown.add_row(*cells)
+    console().print()
+    console().print(shown)

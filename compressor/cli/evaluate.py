@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compressor.cli.groups import Panel, given
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import checkpoint_in, load_model, open_default, use_threads
 from compressor.cli.options import (
     DataOptions,
@@ -92,7 +92,7 @@ def _subject(
 
     if model is not None and work.is_onnx(model):
         refuse_silent(
-            given(network, "--arch", "--arch-arg", "--input"),
+            changed(network, "--arch", "--arch-arg", "--input"),
             because="on an ONNX file, which holds all of its network",
             hint="leave it out",
         )

@@ -114,13 +114,14 @@ def command(
 
 def _asked(points: CurveOptions, clock: ClockOptions, *, speedup: float, seed: int) -> tuple[Request, Goal]:
     """What every point is pruned by, and the clock that judges it."""
-    from compressor.jobs.prune import goal_from, request_from
+    from compressor.jobs.requests import PruneOptions, goal_from, request_from
     from compressor.pruning.request import Request
 
-    request = request_from(
+    options = PruneOptions(
         speedup=speedup, criterion=points.criterion, repair=points.repair, calibration=points.calibration,
-        protect=points.protect or (), seed=seed, data_given=True,
+        protect=tuple(points.protect or ()), seed=seed,
     )  # fmt: skip
+    request = request_from(options, has_data=True)
     assert isinstance(request, Request)
     goal = goal_from(request, runtime=clock.on, batch=clock.batch, threads=clock.threads, tolerance=0.05, table=None)
     assert goal is not None

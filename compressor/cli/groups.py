@@ -70,7 +70,7 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def given(group: Group, *names: str) -> dict[str, bool]:
+def changed(group: Group, *names: str) -> dict[str, bool]:
     """Which options of the group differ from their default, by the name that a user types: those named, or all."""
     hints = get_type_hints(type(group), include_extras=True)
     fields = {_typed(field.name, hints[field.name]): field for field in dataclasses.fields(group)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.cli.groups import given
+from compressor.cli.groups import changed
 from compressor.cli.options import DataOptions, NetworkOptions, NormalisationOptions, refuse_silent, talk
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load_data(images: DataOptions, *, seed: int, checkpoint: Checkpoint) -> Data
     from compressor.errors import DataError
 
     if images.data is None:
-        refuse_silent(given(images), because="without `--data`", hint="name the data set: `--data MNIST`")
+        refuse_silent(changed(images), because="without `--data`", hint="name the data set: `--data MNIST`")
     try:
         data = data_for(checkpoint, images.data, root=images.data_root, download=images.download, seed=seed)
     except DataError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel, given
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_model
 from compressor.cli.options import (
     ClockOptions,
@@ -74,7 +74,7 @@ def command(
     from compressor.measuring.tables.table import write_table
 
     pack, read = elsewhere.pack, elsewhere.read
-    _check_pack(elsewhere, {**given(clock), "--protect": bool(protect), "--seed": seed != 0})
+    _check_pack(elsewhere, {**changed(clock), "--protect": bool(protect), "--seed": seed != 0})
     with status("loading") as say:
         checkpoint = load_model(model, network)
         if pack is not None and read is not None:

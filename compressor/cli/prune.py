@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel, given
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_data, load_model
 from compressor.cli.options import (
     AlignOption,
@@ -188,7 +188,8 @@ def command(
     With `--while-training` the channels leave while the network trains; with `--regrow` that is soft filter pruning.
 
     """
-    from compressor.jobs.prune import default_folder, needs_data, prune_to
+    from compressor.jobs.prune import default_folder, prune_to
+    from compressor.jobs.requests import needs_data
 
     has_data = images.data is not None
     request = _request(budget, channels, repair, masks, seed=seed, has_data=has_data, training=training.while_training)
@@ -220,16 +221,17 @@ def _request(
     budget: BudgetOptions, channels: ChannelOptions, repair: RepairOptions, masks: MaskOptions, *, seed: int,
     has_data: bool, training: bool,
 ) -> Request | MaskRequest:  # fmt: skip
-    from compressor.jobs.prune import request_from
+    from compressor.jobs.requests import PruneOptions, request_from
 
-    return request_from(
+    options = PruneOptions(
         ratio=budget.ratio, macs=budget.macs, params=budget.params, sparsity=budget.sparsity, speedup=budget.speedup,
         latency=budget.latency, max_drop=budget.max_drop,
         criterion=channels.criterion, scope=channels.scope, align=channels.align, min_channels=channels.min_channels,
-        protect=channels.protect or (), heads=channels.heads, levels=channels.levels, largest=channels.largest,
-        repair=repair.repair, calibration=repair.calibration, memory_gb=repair.memory,
-        mask_criterion=masks.mask_criterion, seed=seed, data_given=has_data, while_training=training,
+        protect=tuple(channels.protect or ()), heads=channels.heads, levels=channels.levels, largest=channels.largest,
+        repair=repair.repair, calibration=repair.calibration, memory=repair.memory,
+        mask_criterion=masks.mask_criterion, seed=seed,
     )  # fmt: skip
+    return request_from(options, has_data=has_data, while_training=training)
 
 
 def _refuse_without_effect(
@@ -237,26 +239,26 @@ def _refuse_without_effect(
 ) -> None:
     if not budget.is_time:
         refuse_silent(
-            given(latency),
+            changed(latency),
             because="without a budget of time",
             hint="give one (`--speedup 2`, `--latency 4ms`, `--max-drop 1`), or leave it out",
         )
     if latency.table is not None:
         refuse_silent(
-            given(latency, "--on", "--batch", "--threads"),
+            changed(latency, "--on", "--batch", "--threads"),
             because="beside `--table`, which is of one target",
             hint="leave it out",
         )
     if not looks_at_images:
         refuse_silent(
-            given(repair, "--calibration", "--memory"),
+            changed(repair, "--calibration", "--memory"),
             because="where neither the criterion nor the repair reads images",
             hint="give images (`--data DIR`), or leave it out",
         )
 
 
 def _goal(request: Request | MaskRequest, latency: LatencyOptions) -> Goal | None:
-    from compressor.jobs.prune import goal_from
+    from compressor.jobs.requests import goal_from
 
     return goal_from(
         request, runtime=latency.on, batch=latency.batch, threads=latency.threads, tolerance=latency.tolerance,
@@ -265,7 +267,7 @@ def _goal(request: Request | MaskRequest, latency: LatencyOptions) -> Goal | Non
 
 
 def _during(checkpoint: Checkpoint, training: TrainingOptions, *, seed: int) -> During | None:
-    from compressor.jobs.prune import during_from
+    from compressor.pruning.while_training import during_from
 
     return during_from(
         checkpoint, wanted=training.while_training, epochs=training.epochs, every=training.every,

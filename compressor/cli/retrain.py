@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel, given
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_model, open_default, say_repeated, use_threads
 from compressor.cli.options import (
     BatchSizeOption,
@@ -176,10 +176,10 @@ def command(
     use_threads(run.threads)
     planned: Retraining | Search
     if how == LOTTERY:
-        refuse_beside(how, {**given(teacher, "--teacher"), **given(way, "--cap"), "--dense": dense is not None})
+        refuse_beside(how, {**changed(teacher, "--teacher"), **changed(way, "--cap"), "--dense": dense is not None})
         planned = _search(model, network, normalisation, lottery, way, run, output, wishes=wishes)
     else:
-        beside = {**given(lottery), **given(network, "--arch", "--arch-arg", "--input"), **given(normalisation)}
+        beside = {**changed(lottery), **changed(network, "--arch", "--arch-arg", "--input"), **changed(normalisation)}
         planned = _retraining(
             how, model, teacher, way, run, output, beside=beside, wishes=wishes, dense=dense,
             trust_pickle=network.trust_pickle,

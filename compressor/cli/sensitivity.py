@@ -85,13 +85,14 @@ def command(
 
 
 def _request(curve: CurveOptions, *, seed: int) -> Request:
-    from compressor.jobs.prune import request_from
+    from compressor.jobs.requests import PruneOptions, request_from
     from compressor.pruning.request import Request
 
-    request = request_from(
+    options = PruneOptions(
         ratio=0.5, criterion=curve.criterion, align=curve.align, calibration=curve.calibration,
-        protect=curve.protect or (), seed=seed, repair="least-squares",
+        protect=tuple(curve.protect or ()), seed=seed, repair="least-squares",
     )  # fmt: skip
+    request = request_from(options)
     assert isinstance(request, Request)
     return request
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.errors import PlanError
+from compressor.errors import PlanError, only_one
 from compressor.files.names import file_name_from
 from compressor.planning.ranks import EnergyBudget, RankBudget
 from compressor.progress import Say, quiet
@@ -33,23 +33,21 @@ def low_rank_from(
     `how` may name several ways, with commas. Without a budget `separable` has rank 1, the block of MobileNets.
     """
     kinds = tuple(kind_named(name.strip()) for name in how.split(","))
-    given = {"--macs": macs, "--params": params, "--energy": energy, "--rank": rank}
-    named = [name for name, value in given.items() if value is not None]
-    if not named and kinds == (Kind.SEPARABLE,):
-        named, rank = ["--rank"], 1
-    if len(named) != 1:
-        what = f"several budgets: {', '.join(named)}" if named else "no budget"
-        raise PlanError(f"{what} given", hint="give one: `--macs 0.5`, `--params 0.5`, `--energy 0.9` or `--rank 8`")
+    if kinds == (Kind.SEPARABLE,) and macs is None and params is None and energy is None and rank is None:
+        rank = 1
+    name, value = only_one(
+        {"--macs": macs, "--params": params, "--energy": energy, "--rank": rank},
+        kind="budget",
+        refusal=PlanError,
+        hint="give one: `--macs 0.5`, `--params 0.5`, `--energy 0.9` or `--rank 8`",
+    )
     budget: CostBudget | EnergyBudget | RankBudget
-    if macs is not None:
-        budget = CostBudget(counted=Countable.MACS, stays=macs)
-    elif params is not None:
-        budget = CostBudget(counted=Countable.PARAMS, stays=params)
-    elif energy is not None:
-        budget = EnergyBudget(keeps=energy)
+    if name == "--rank":
+        budget = RankBudget(rank=int(value))
+    elif name == "--energy":
+        budget = EnergyBudget(keeps=value)
     else:
-        assert rank is not None
-        budget = RankBudget(rank=rank)
+        budget = CostBudget(counted=Countable(name.removeprefix("--")), stays=value)
     return LowRank(budget=budget, how=kinds, protect=tuple(protect), align=align)
 
 

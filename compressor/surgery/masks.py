@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import CONVOLUTIONS
-from compressor.errors import PlanError
+from compressor.errors import PlanError, named
 
 
 class MaskScope(enum.StrEnum):
@@ -209,10 +209,7 @@ def _rate(rate: float, *, zero: bool) -> float:
 
 def _scope_named(scope: MaskScope | str) -> MaskScope:
     """The mask scope called `scope`."""
-    try:
-        return MaskScope(scope)
-    except ValueError:
-        raise PlanError(f"there is no mask scope called `{scope}`", hint=f"known: {', '.join(MaskScope)}") from None
+    return named(MaskScope, scope, one="mask scope", many="mask scopes", refusal=PlanError)
 
 
 def _ranked(name: str, scores: Tensor, within: WeightMask | None) -> Tensor:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step
 from compressor.data.splits import augmentation_named
-from compressor.errors import RetrainError, unknown
+from compressor.errors import RetrainError, named
 from compressor.planning.costs import Cost
-
-Closed = TypeVar("Closed", bound=StrEnum)
 
 FINE_TUNE_EPOCHS = 3
 # A trial on the tuning split (sample ResNet-20 at ratio 0.5, 3 epochs of the shipped sample, correct of 2,000, mean of
@@ -79,19 +76,13 @@ def wishes_from(
     if augmentations:
         augmentation_named(augmentations, size=(1, 1))  # raises for an unknown name
     return Wishes(
-        shape=None if shape is None else _named(Shape, shape, "schedule"),
-        optimiser=None if optimiser is None else _named(Optimiser, optimiser, "optimiser"),
+        shape=None if shape is None else named(Shape, shape, one="schedule", many="schedules", refusal=RetrainError),
+        optimiser=None
+        if optimiser is None
+        else named(Optimiser, optimiser, one="optimiser", many="optimisers", refusal=RetrainError),
         augment=None if augment is None else augmentations,
         **plain,
     )
-
-
-def _named(kind: type[Closed], name: str, what: str) -> Closed:
-    try:
-        return kind(name)
-    except ValueError:
-        names = [str(k) for k in kind]
-        raise RetrainError(f"there is no {what} called `{name}`", hint=unknown(f"{what}s", name, names)) from None
 
 
 def recipe_for(

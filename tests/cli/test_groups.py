@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import typer
 
-from compressor.cli.groups import Panel, flat, given
+from compressor.cli.groups import Panel, changed, flat
 from compressor.cli.main import app
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group of commands
@@ -39,9 +39,9 @@ def test_a_command_gets_its_groups_as_values() -> None:
 
 
 def test_what_is_given_differs_from_its_default() -> None:
-    assert given(Sizes()) == {"--width": False, "--skip-names": False}
-    assert given(Sizes(width=9, skip_names=[])) == {"--width": True, "--skip-names": False}
-    assert given(Sizes(skip_names=["a"]), "--skip-names") == {"--skip-names": True}
+    assert changed(Sizes()) == {"--width": False, "--skip-names": False}
+    assert changed(Sizes(width=9, skip_names=[])) == {"--width": True, "--skip-names": False}
+    assert changed(Sizes(skip_names=["a"]), "--skip-names") == {"--skip-names": True}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -9,7 +9,8 @@ import pytest
 from compressor import Request, prune
 from compressor.data.splits import Data
 from compressor.errors import PlanError
-from compressor.jobs.prune import needs_data, prune_to, request_from
+from compressor.jobs.prune import prune_to
+from compressor.jobs.requests import PruneOptions, needs_data, request_from
 from compressor.jobs.sensitivity import measure_curves
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.repair.repairing import Repair
@@ -40,14 +41,14 @@ BUDGETS: list[tuple[dict[str, Any], Budget]] = [
 @pytest.mark.parametrize("has_data", [False, True])
 @pytest.mark.parametrize(("asked", "budget"), BUDGETS, ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
 def test_every_budget_resolves_as_on_the_command_line(asked: dict[str, Any], budget: Budget, has_data: bool) -> None:
-    said = request_from(**asked, data_given=has_data)
+    said = request_from(PruneOptions(**asked), has_data=has_data)
     assert said == Request(budget=budget).resolved(has_data=has_data)
     assert needs_data(said) is has_data
 
 
 @pytest.mark.parametrize(("asked", "budget"), BUDGETS[:3], ids=["ratio", "macs", "params"])
 def test_while_training_too(asked: dict[str, Any], budget: Budget) -> None:
-    said = request_from(**asked, data_given=True, while_training=True)
+    said = request_from(PruneOptions(**asked), has_data=True, while_training=True)
     assert said == Request(budget=budget).resolved(has_data=True, while_training=True)
     assert isinstance(said, Request)
     assert (said.criterion, said.scope, said.repair) == ("l2-norm", Scope.UNIFORM, Repair.NONE)
@@ -55,7 +56,7 @@ def test_while_training_too(asked: dict[str, Any], budget: Budget) -> None:
 
 @pytest.mark.parametrize("has_data", [False, True])
 def test_single_weights_too(has_data: bool) -> None:
-    said = request_from(sparsity=0.5, data_given=has_data)
+    said = request_from(PruneOptions(sparsity=0.5), has_data=has_data)
     assert said == MaskRequest(sparsity=0.5).resolved(has_data=has_data)
     assert said.repair is (Repair.LEAST_SQUARES if has_data else Repair.NONE)
 
@@ -81,7 +82,7 @@ def test_the_documented_call_gives_the_commands_network(
 ) -> None:
     dense = checkpoint_of(alive(Residual()))
     by_library = prune(dense, Request(budget=budget), data=images)
-    said = request_from(**asked, data_given=images is not None)
+    said = request_from(PruneOptions(**asked), has_data=images is not None)
     assert isinstance(said, Request)
     by_command = prune(dense, said, data=images)
     assert by_library.request == by_command.request == said
@@ -93,7 +94,7 @@ def test_the_documented_call_gives_the_commands_network(
 @pytest.mark.parametrize("images", [data(64), None], ids=["data", "no data"])
 def test_the_job_takes_the_librarys_request_as_the_commands(images: Data | None) -> None:
     dense = checkpoint_of(alive(Residual()))
-    said = request_from(macs=0.5, data_given=images is not None)
+    said = request_from(PruneOptions(macs=0.5), has_data=images is not None)
     by_command = prune_to(None, dense, said, data=images)
     by_library = prune_to(None, dense, Request(budget=BUDGETS[1][1]), data=images)
     parts = ("pruning", "repairing", "lineage")
@@ -102,7 +103,7 @@ def test_the_job_takes_the_librarys_request_as_the_commands(images: Data | None)
 
 def test_curves_are_those_of_the_command() -> None:
     dense = checkpoint_of(alive(Residual()))
-    said = request_from(macs=0.5, data_given=True)
+    said = request_from(PruneOptions(macs=0.5), has_data=True)
     assert isinstance(said, Request)
     by_command = measure_curves(dense, said, data(64)).to_json()
     assert measure_curves(dense, Request(budget=BUDGETS[1][1]), data(64)).to_json() == by_command

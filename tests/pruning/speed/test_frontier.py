@@ -14,7 +14,7 @@ from torch import nn
 import compressor.pruning.speed.frontier
 from compressor.data.sources import load_data
 from compressor.errors import DataError, OutOfReach, PlanError
-from compressor.jobs.prune import request_from
+from compressor.jobs.requests import PruneOptions, request_from
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.pruning.speed.frontier import Judge, arms_of, fastest_within, frontier
@@ -32,7 +32,7 @@ GOAL = Goal(budget=LatencyBudget(speedup=2), threads=1)
 
 
 def request() -> Request:
-    made = request_from(speedup=2, data_given=True)
+    made = request_from(PruneOptions(speedup=2), has_data=True)
     assert isinstance(made, Request)
     return made
 

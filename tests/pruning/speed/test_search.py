@@ -16,7 +16,7 @@ import compressor.measuring.runtimes
 import compressor.pruning.speed.planner
 import compressor.pruning.speed.search
 from compressor.errors import OutOfReach, PlanError
-from compressor.jobs.prune import goal_from, milliseconds, request_from
+from compressor.jobs.requests import PruneOptions, goal_from, milliseconds, request_from
 from compressor.measuring.machine import Conditions
 from compressor.measuring.tables.measured import target_of
 from compressor.measuring.tables.networks import Networks
@@ -99,8 +99,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def asked(speedup: float | None = None, **options: Any) -> tuple[Request, Goal]:
-    request = request_from(speedup=speedup or 2.0, **options)
+def asked(speedup: float | None = None, *, has_data: bool = False, **options: Any) -> tuple[Request, Goal]:
+    request = request_from(PruneOptions(speedup=speedup or 2.0, **options), has_data=has_data)
     assert isinstance(request, Request)
     return request, Goal(budget=LatencyBudget(speedup=speedup or 2.0), threads=1)
 
@@ -298,15 +298,15 @@ def test_only_a_budget_of_latency_has_a_goal() -> None:
     options: dict[str, Any] = {
         "runtime": "onnxruntime-cpu", "batch": 1, "threads": None, "tolerance": 0.05, "table": None,
     }  # fmt: skip
-    assert goal_from(request_from(ratio=0.5), **options) is None
-    found = goal_from(request_from(latency="4ms"), **options)
+    assert goal_from(request_from(PruneOptions(ratio=0.5)), **options) is None
+    found = goal_from(request_from(PruneOptions(latency="4ms")), **options)
     assert found is not None
     assert found.budget == LatencyBudget(latency_ms=4.0)
 
 
 def test_without_images_latency_is_shared_by_all_groups_scores_and_with_them_by_measurement() -> None:
-    assert request_from(speedup=2).scope is Scope.GLOBAL  # type: ignore[union-attr]
-    assert request_from(speedup=2, data_given=True).scope is Scope.MEASURED  # type: ignore[union-attr]
+    assert request_from(PruneOptions(speedup=2)).scope is Scope.GLOBAL  # type: ignore[union-attr]
+    assert request_from(PruneOptions(speedup=2), has_data=True).scope is Scope.MEASURED  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("clock")
@@ -314,7 +314,7 @@ def test_without_images_latency_is_shared_by_all_groups_scores_and_with_them_by_
 def test_the_librarys_request_gives_the_commands_network(with_data: bool) -> None:
     made = net()
     images = data(64) if with_data else None
-    said, goal = asked(2.0, data_given=with_data)
+    said, goal = asked(2.0, has_data=with_data)
     by_command = prune_to_speed(made, said, goal, data=images).pruned
     by_library = prune_to_speed(made, Request(budget=LatencyBudget(speedup=2.0)), goal, data=images).pruned
     assert by_library.request == by_command.request
@@ -329,8 +329,8 @@ def test_the_librarys_request_gives_the_commands_network(with_data: bool) -> Non
         (lambda: LatencyBudget(latency_ms=0), "must be positive"),
         (lambda: Goal(budget=LatencyBudget(speedup=2), tolerance=0), "between 0 and 1"),
         (lambda: Goal(budget=LatencyBudget(speedup=2), batch=0), "batch size must be"),
-        (lambda: request_from(speedup=2, levels=3), "one level"),
-        (lambda: request_from(speedup=2, ratio=0.5), "several budgets"),
+        (lambda: request_from(PruneOptions(speedup=2, levels=3)), "one level"),
+        (lambda: request_from(PruneOptions(speedup=2, ratio=0.5)), "several budgets"),
     ],
 )
 def test_goals_that_make_no_sense_are_refused(make: Callable[[], Any], said: str) -> None:
