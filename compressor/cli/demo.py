@@ -7,15 +7,18 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compressor.children import python_module
-from compressor.cli.bench import digits, measured
 from compressor.cli.groups import Panel
 from compressor.cli.options import ExitCode, console, strong
+from compressor.cli.showing import columns
 from compressor.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from compressor.results.artifact import Results
 
 FOLDER = Path("compress-demo")
 SMALL, TUNED = "fashion_resnet20.compressed", "fashion_resnet20.fine-tune.compressed"
@@ -71,26 +74,33 @@ def steps(epochs: int) -> tuple[str, ...]:
     )
 
 
-def rows(repaired: dict[str, Any], retrained: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def rows(repaired: Results, retrained: Results) -> Iterator[tuple[str, str, str, str]]:
     """Name, accuracy, latency and speed-up of the dense, the masked, the repaired and the retrained network."""
+    from compressor.words import DASH
+
     yield "dense", _accuracy(retrained, "dense"), *_speed(retrained, "dense")
     for name in ("masked weights", "masked channels"):
-        yield name, "–", *_speed(retrained, name)
+        yield name, DASH, *_speed(retrained, name)
     yield "small, repaired without labels", _accuracy(repaired, "small"), *_speed(repaired, "small")
     yield "small, then retrained", _accuracy(retrained, "small"), *_speed(retrained, "small")
 
 
-def _accuracy(results: dict[str, Any], model: str) -> str:
-    found = next(one for one in results["evaluate"] if one["model"] == model)
-    return f"{found['correct'] / found['total']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
+def _accuracy(results: Results, model: str) -> str:
+    from compressor.words import share_interval, share_percent
+
+    (quality,) = (one.quality for one in results.evaluations if one.model == model)
+    return f"{share_percent(quality)} ({share_interval(quality)})"
 
 
-def _speed(results: dict[str, Any], candidate: str) -> tuple[str, str]:
-    row = next(one for one in results["bench"]["rows"] if one["candidate"] == candidate)
-    return f"{digits(row['median_ms'])} ms", measured(row)
+def _speed(results: Results, candidate: str) -> tuple[str, str]:
+    from compressor.words import finding, milliseconds
+
+    assert results.bench is not None  # a step measured it
+    (row,) = (one for one in results.bench.rows if one.candidate == candidate)
+    return milliseconds(row.median_ms), finding(row.speedup)
 
 
-def _results(folder: str) -> dict[str, Any]:
+def _results(folder: str) -> Results:
     from compressor.checkpoint.artifacts import open_artifact
 
     return open_artifact(Path(folder)).results()
@@ -98,11 +108,7 @@ def _results(folder: str) -> dict[str, Any]:
 
 def show(table: Iterator[tuple[str, str, str, str]]) -> None:
     """Accuracy next to speed, on stdout."""
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False)
-    for name in ("network", "accuracy", "latency", "speed-up"):
-        shown.add_column(name, justify="right" if name == "latency" else "left", no_wrap=True)
+    shown = columns("network", "accuracy", "latency", "speed-up", left=("network", "accuracy", "speed-up"))
     for cells in table:
         shown.add_row(*cells)
     console().print()
