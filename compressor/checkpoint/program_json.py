@@ -141,7 +141,7 @@ class _Reader:
             else:
                 leaves.append({"number": value["float"]} if isinstance(value, dict) else {"value": value})
         if not any(_one(output)[0] == "as_tensor" for output in outputs):
-            raise CheckpointError("its program gives no tensor", hint="compress needs a network that returns tensors")
+            raise CheckpointError("its program returns no tensor", hint="compress needs a network that returns tensors")
         return ReadProgram(
             nodes=tuple(self.nodes),
             outputs=tuple(names),
@@ -285,7 +285,7 @@ def _arguments(operator: Any, inputs: Sequence[Mapping[str, Any]], values: Plain
             kwargs[argument.name] = value
     if by_name:
         raise CheckpointError(
-            f"its program gives `{operator}` an argument `{printable(next(iter(by_name)))}` that it does not have",
+            f"its program passes `{operator}` an argument `{printable(next(iter(by_name)))}` that it does not have",
             hint="export it again with this version of torch",
         )
     return args, kwargs

@@ -233,7 +233,7 @@ def _check_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, An
         _check_numbers(function, args)
     for name in kwargs:
         if name not in names:
-            raise SurgeryError(f"a program gives `{function}` an argument `{printable(name)}` that it does not have")
+            raise SurgeryError(f"a program passes `{function}` an argument `{printable(name)}` that it does not have")
 
 
 def _check_numbers(function: Any, args: Sequence[Any]) -> None:

@@ -1,1 +1,1 @@
-"""Accuracy and latency, with intervals: runtimes, latency tables, and folders that measure elsewhere."""
+"""Measure accuracy and latency, with intervals: runtimes, latency tables, and folders that measure elsewhere."""

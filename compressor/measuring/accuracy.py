@@ -1,4 +1,4 @@
-"""How good a network is: correct of total with its interval, or, without labels, its agreement with the dense one."""
+"""The accuracy of a network, as correct of total with an interval; without labels, its agreement with the dense one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Scorer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxNetwork:
-    """An ONNX file on onnxruntime's CPU provider, with the preprocessing and the classes that its metadata names."""
+    """An ONNX file on onnxruntime's CPU provider, with the preprocessing and the classes in its metadata."""
 
     name: str
     session: Any
@@ -38,7 +38,7 @@ class OnnxNetwork:
     batch_size: int | None  # None: any
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Class scores `[batch, classes]`; a network of a fixed batch size is run often enough."""
+        """Return class scores `[batch, classes]`; a network with a fixed batch size runs several times."""
         if self.batch_size is None:
             return self._run(inputs)
         parts = []
@@ -66,9 +66,9 @@ class OnnxNetwork:
 def evaluate(
     network: nn.Module | OnnxNetwork, images: ImageSet, *, split: str, preprocessing: Preprocessing
 ) -> Accuracy:
-    """The network's top-1 accuracy on labelled images; a module stays unchanged.
+    """Return the network's top-1 accuracy on labelled images; a module stays unchanged.
 
-    Refused: images without labels, labels that the network has no output for, scores that are not finite.
+    Refused: images without labels, labels beyond the network's outputs, scores that are not finite.
     """
     correct = 0
     with scorer(network) as score:
@@ -95,7 +95,7 @@ def agreement(
     split: str,
     preprocessing: Preprocessing,
 ) -> Agreement:
-    """How closely the network follows the dense one; labels are not read."""
+    """Return how closely the network follows the dense one; labels are not read."""
     agreeing, error, size = 0, 0.0, 0.0
     with scorer(network) as score, scorer(dense) as reference:
         for inputs, _ in _batches(images, preprocessing):
@@ -113,16 +113,16 @@ def agreement(
 
 
 def evaluate_onnx(file: Path, images: ImageSet, *, split: str, preprocessing: Preprocessing | None = None) -> Accuracy:
-    """The accuracy of an ONNX file on onnxruntime's CPU provider, with its own preprocessing if no other is given."""
+    """Return the accuracy of an ONNX file on onnxruntime's CPU provider, with its own preprocessing by default."""
     network = load_onnx(file)
     return evaluate(network, images, split=split, preprocessing=preprocessing or network.preprocessing)
 
 
 def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
-    """The classifier in an ONNX file, ready to run on the CPU.
+    """Return the classifier in an ONNX file, ready to run on the CPU.
 
-    Preprocessing and classes come from `metadata_props`, where `compress export` puts them; of another tool's file only
-    the input's size and channels are known. Refused: a file that onnxruntime cannot read, inputs that are not images.
+    Preprocessing and classes come from `metadata_props`, where `compress export` writes them; another tool's file only
+    has the input's size and channels. Refused: a file that onnxruntime cannot read, inputs that are not images.
     """
     import onnxruntime
 
@@ -142,9 +142,9 @@ def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
     inputs = session.get_inputs()
     shape = list(inputs[0].shape)
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type not in ("tensor(float)", "tensor(float16)"):
-        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        reads = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise DataError(
-            f"{file} does not read one batch of images but: {found}", hint="give a network of images with one input"
+            f"{file} does not read one batch of images but: {reads}", hint="use a network of images with one input"
         )
     batch, channels, *size = (n if isinstance(n, int) else None for n in shape)
     try:
@@ -154,16 +154,16 @@ def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
     fixed = (size[0], size[1]) if size[0] is not None and size[1] is not None else None
     try:
         where = f"the metadata of {file}, which make no sense"
-        said = ", ".join(f'"{key}": {metadata.get(key) or "null"}' for key in ("classes", "preprocessing"))
-        told = parsed(f"{{{said}}}", where=where, refusal=CheckpointError, hint="export it again")
-        check(told, forms.ONNX_METADATA, where=where, hint="export it again", refusal=CheckpointError)
-        classes, known = told["classes"], told["preprocessing"] or {}
-        own = known.get("size") or fixed
+        pairs = ", ".join(f'"{key}": {metadata.get(key) or "null"}' for key in ("classes", "preprocessing"))
+        plain = parsed(f"{{{pairs}}}", where=where, refusal=CheckpointError, hint="export it again")
+        check(plain, forms.ONNX_METADATA, where=where, hint="export it again", refusal=CheckpointError)
+        classes, recorded = plain["classes"], plain["preprocessing"] or {}
+        own = recorded.get("size") or fixed
         preprocessing = Preprocessing(
-            mean=tuple(known.get("mean", ())),
-            std=tuple(known.get("std", ())),
+            mean=tuple(recorded.get("mean", ())),
+            std=tuple(recorded.get("std", ())),
             size=(int(own[0]), int(own[1])) if own else None,
-            channels=known.get("channels") or channels,
+            channels=recorded.get("channels") or channels,
         )
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{file} has metadata that make no sense: {error}", hint="export it again") from error
@@ -178,36 +178,37 @@ def load_onnx(file: Path, *, threads: int | None = None) -> OnnxNetwork:
 
 @contextlib.contextmanager
 def scorer(network: nn.Module | OnnxNetwork) -> Iterator[Scorer]:
-    """The network as a function from inputs to scores on the CPU; a module is in eval mode meanwhile."""
+    """Yield the network as a function from inputs to scores on the CPU; a module is in eval mode meanwhile."""
     if isinstance(network, OnnxNetwork):
         yield network
         return
     first = next(network.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
     dtype = torch.float32 if first is None or not first.is_floating_point() else first.dtype
-    with evaluating(network), torch.no_grad():  # and not inference_mode, whose tensors a network might keep
+    with evaluating(network), torch.no_grad():  # not inference_mode, whose tensors a network might keep
         yield lambda inputs: class_scores(network(inputs.to(device, dtype))).float().cpu()
 
 
 def _batches(images: ImageSet, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of a size that fits in memory."""
     pixels = preprocessing.shaped(images[0][0])
     batch_size = max(1, min(EVALUATION_BATCH, ELEMENTS_PER_BATCH // pixels.numel()))
     return batches(images, batch_size=batch_size, preprocessing=preprocessing)
 
 
 def _scores(score: Scorer, inputs: Tensor) -> Tensor:
-    """The scores of one batch, `[batch, classes]`; refused where they are not."""
+    """The scores of one batch, `[batch, classes]`. Refused: outputs that are not class scores."""
     try:
         scores = score(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         # torch's and a network's own ways to refuse an input
         raise DataError(
             f"the network does not run on images of {list(inputs.shape)[1:]}: {error}",
-            hint="give the network's input, for example `--input 1x3x224x224`",
+            hint="set the network's input, for example `--input 1x3x224x224`",
         ) from error
     if scores.ndim != 2 or len(scores) != len(inputs):
         raise DataError(
-            f"the network gives {list(scores.shape)} for {len(inputs)} images, not class scores",
+            f"the network returns {list(scores.shape)} for {len(inputs)} images, not class scores",
             hint="only networks that classify images can be judged",
         )
     if not bool(torch.isfinite(scores).all()):

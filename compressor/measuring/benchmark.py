@@ -1,4 +1,4 @@
-"""Dense, masked and small on the clock: every runtime, every batch size, in turns, with everything kept."""
+"""Time the dense, masked and small networks: every runtime, every batch size, in turns, with every sample kept."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def bench(
     say: Say = quiet,
     look: Callable[[], Conditions] = conditions,
 ) -> Bench:
-    """The candidates' timings, the `bench` section of an artifact's results; both checkpoints stay as they were.
+    """Return the `bench` section of an artifact's results; both checkpoints stay unchanged.
 
     With `mask`, `small` is a masked network that keeps those weights. Without `blocks`, a setting has as many rounds as
-    fit in `seconds`. With `data`, every candidate's accuracy on the test split stands beside its latency. Refused: a
-    runtime that was asked for and is not here, a network that none of the runtimes can run.
+    fit in `seconds`. With `data`, every candidate's accuracy on the test split is added to its latency. Refused: a
+    named runtime that this machine lacks, a network that no runtime can run.
     """
     threads = torch.get_num_threads() if threads is None else threads
     usables = usable(None if runtimes is None else tuple(runtimes))
@@ -108,7 +108,7 @@ def bench(
 
 
 def missed(result: Bench, *, at_least: float) -> list[str]:
-    """The settings in which the small (or masked) network's interval does not lie wholly at `at_least` or above."""
+    """Return the settings in which the small (or masked) network's interval is not entirely at or above `at_least`."""
     names = {row.candidate for row in result.rows}
     judged = CandidateName.SMALL if CandidateName.SMALL in names else CandidateName.MASKED_WEIGHTS
     return [
@@ -183,7 +183,7 @@ def _memory(
         runtime = runtimes[row.runtime]
         candidate = next((c for c in candidates.distinct if c.name == row.candidate), None)
         if candidate is None or not runtime.memory.known or unmeasurable():
-            continue  # dense again has the dense network's own figure, measured once
+            continue  # the dense network's peak is measured once, not for `dense again`
         model = _model_file(candidate, runtime, folder)
         saved = inputs[row.batch]
         if model is None or saved is None:
@@ -202,7 +202,7 @@ def _memory(
 
 
 def _model_file(candidate: Candidate, runtime: Runtime, folder: Path) -> Path | None:
-    """The candidate as a file for a process of its own; `None` where its module cannot be pickled."""
+    """The candidate as a file for another process; `None` where its module cannot be pickled."""
     model = model_of(candidate, runtime)
     if isinstance(model, Path):
         return model
@@ -211,10 +211,11 @@ def _model_file(candidate: Candidate, runtime: Runtime, folder: Path) -> Path | 
 
 
 def _saved(value: object, file: Path) -> Path | None:
+    """The file with the pickled value; `None` if it cannot be pickled."""
     try:
         torch.save(value, file)
     except Exception:
-        # a module may hold anything, and pickling that raises anything: its peak stays unknown
+        # a module may hold anything, so pickling can raise anything: its peak stays unknown
         file.unlink(missing_ok=True)
         return None
     return file

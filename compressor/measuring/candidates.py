@@ -1,7 +1,7 @@
-"""What a bench compares: the dense network twice, the same network with zeros in it, and the small one.
+"""The candidates of a bench: the dense network twice, the same network with zeros in it, and the small one.
 
-Masked networks are counted by what is not zero, as papers count them: what a runtime that skips zeros would have to
-do. What skipping them is worth on a real one is for the clock to say.
+The MACs and parameters of masked networks are those that are not zero, as in papers: the work of a runtime that skips
+zeros. The measurement shows what a real runtime gains from the zeros.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CandidateName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Onnx:
-    """A candidate's ONNX file; `batch` where it takes one size only."""
+    """A candidate's ONNX file; `batch` if it accepts only one size."""
 
     file: Path
     batch: int | None
@@ -47,7 +47,7 @@ class Onnx:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A network, what it counts without its zeros, and its ONNX file once there is one."""
+    """A network, its non-zero parameters and MACs, and its ONNX file once exported."""
 
     name: CandidateName
     module: nn.Module
@@ -57,20 +57,20 @@ class Candidate:
 
     @property
     def stem(self) -> str:
-        """Its name as part of a file's."""
+        """Its name as part of a file name."""
         return self.name.replace(" ", "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """The candidates, the dense one first, and what there is to say about them."""
+    """The candidates, the dense one first, and notes about them."""
 
     all: tuple[Candidate, ...]
     notes: tuple[str, ...]
 
     @property
     def dense(self) -> Candidate:
-        """What the others are compared with."""
+        """The reference of the others."""
         return self.all[0]
 
     @property
@@ -80,39 +80,39 @@ class Candidates:
 
 
 def candidates_of(small: Checkpoint, dense: Checkpoint, *, mask: WeightMask | None = None) -> Candidates:
-    """The candidates for a small network, or, where `mask` says which weights `small` keeps, for a masked one."""
+    """Return the candidates for a small network or, with `mask` (the weights that `small` keeps), for a masked one."""
     cost = count(dense.module, dense.example_inputs)
-    found = [
+    candidates = [
         Candidate(name=name, module=dense.module, params=cost.params, macs=cost.macs)
         for name in (CandidateName.DENSE, CandidateName.DENSE_AGAIN)
     ]
     notes = ["the MACs and parameters of masked networks are those that are not zero"]
     if mask is not None:
-        found.append(_masked(small.module, mask, dense))
-        return Candidates(all=tuple(found), notes=tuple(notes))
+        candidates.append(_masked(small.module, mask, dense))
+        return Candidates(all=tuple(candidates), notes=tuple(notes))
     small_cost = count(small.module, small.example_inputs)
     try:
         zeros = equal_mask(dense.module, params=small_cost.params)
         module = copy_of(dense.module)
         apply_mask_(module, zeros)
-        found.append(_masked(module, zeros, dense))
+        candidates.append(_masked(module, zeros, dense))
     except PlanError as error:
         notes.append(f"`{CandidateName.MASKED_WEIGHTS}` is left out: {error}")
     silent = _silent(small, dense)
     if silent is None:
-        notes.append(f"`{CandidateName.MASKED_CHANNELS}` is left out: the lineage names no channels that left")
+        notes.append(f"`{CandidateName.MASKED_CHANNELS}` is left out: the lineage names no removed channels")
     else:
         name = CandidateName.MASKED_CHANNELS
-        found.append(Candidate(name=name, module=silent, params=small_cost.params, macs=small_cost.macs))
+        candidates.append(Candidate(name=name, module=silent, params=small_cost.params, macs=small_cost.macs))
     name = CandidateName.SMALL
-    found.append(Candidate(name=name, module=small.module, params=small_cost.params, macs=small_cost.macs))
-    return Candidates(all=tuple(found), notes=tuple(notes))
+    candidates.append(Candidate(name=name, module=small.module, params=small_cost.params, macs=small_cost.macs))
+    return Candidates(all=tuple(candidates), notes=tuple(notes))
 
 
 def with_onnx(candidates: Candidates, small: Checkpoint, dense: Checkpoint, folder: Path, *, say: Say) -> Candidates:
-    """The candidates with their ONNX files in `folder`, all made by one function, whatever files there are already.
+    """Return the candidates with new ONNX files in `folder`, all exported by one function.
 
-    The dense network enters twice with one file. Refused: what `export_onnx` refuses.
+    Both dense candidates share one file. Refused: as in `export_onnx`.
     """
     files: dict[CandidateName, Onnx] = {}
     for candidate in candidates.distinct:
@@ -127,13 +127,14 @@ def with_onnx(candidates: Candidates, small: Checkpoint, dense: Checkpoint, fold
 
 
 def equal_mask(module: nn.Module, *, params: int) -> WeightMask:
-    """The mask that leaves the module as many parameters as `params`; refused where its weights do not suffice."""
+    """Return the mask that leaves the module with `params` parameters. Refused: the module has too few weights."""
     leaving = sum(p.numel() for p in module.parameters()) - params
     weights = sum(p.numel() for p in maskable(module).values())
     return magnitude(module, sparsity=(leaving + 0.5) / weights, scope=MaskScope.GLOBAL)  # exactly `leaving` of them
 
 
 def _masked(module: nn.Module, mask: WeightMask, dense: Checkpoint) -> Candidate:
+    """The masked candidate."""
     return Candidate(
         name=CandidateName.MASKED_WEIGHTS,
         module=module,
@@ -143,7 +144,7 @@ def _masked(module: nn.Module, mask: WeightMask, dense: Checkpoint) -> Candidate
 
 
 def _silent(small: Checkpoint, dense: Checkpoint) -> nn.Module | None:
-    """The dense network with the channels zeroed that the small one lost since; `None` where nobody says which."""
+    """The dense network with zeros in the channels that the small one lost; `None` if no lineage names them."""
     steps = small.lineage[len(dense.lineage) :]
     plans = [plan for step in steps for plan in _plans(step)]
     if not plans:
@@ -154,7 +155,7 @@ def _silent(small: Checkpoint, dense: Checkpoint) -> nn.Module | None:
 
 
 def zeroed(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan) -> nn.Module:
-    """A copy of the module in which the channels of the plan are zeros where they are read: as large, and as slow."""
+    """Return a copy of the module with zeros where the plan's removed channels are read: as large, and as slow."""
     masked = copy_of(module)
     state = dict(masked.named_parameters(remove_duplicate=False))
     with torch.no_grad():
@@ -168,11 +169,14 @@ def zeroed(module: nn.Module, groups: Sequence[ChannelGroup], plan: PruningPlan)
 
 
 def _plans(step: Mapping[str, Any]) -> Sequence[PruningPlan]:
+    """The plans of one step."""
     return [plan_from_json(plan) for plan in step.get("plans", ())]
 
 
 def composed(plans: Sequence[PruningPlan], groups: Sequence[ChannelGroup]) -> PruningPlan:
-    """One plan that does what these do one after the other; each counts the channels that the one before it left."""
+    """Return one plan for several plans one after the other; each counts the channels that remain after the previous
+    one.
+    """
     removed: dict[str, tuple[int, ...]] = {}
     for group in groups:
         alive = list(range(group.channels))

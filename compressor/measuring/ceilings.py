@@ -1,7 +1,7 @@
-"""What a machine can do at most, as measured on the runtime itself: arithmetic, memory, and starting an operator.
+"""The limits of a machine, measured on the runtime itself: arithmetic, memory, and starting an operator.
 
-Roofline (Williams et al. 2009, doi:10.1145/1498765.1498785): an operator takes no less than its MACs over the peak
-rate, and no less than its bytes over the bandwidth; here also no less than what starting it takes.
+Roofline (Williams et al. 2009, doi:10.1145/1498765.1498785): an operator takes at least its MACs over the peak rate,
+and at least its bytes over the bandwidth; here also at least the time of starting it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from compressor.files.leftovers import temporary
 from compressor.measuring.runtimes import Reads, Runtime
 
-SIDE = 768  # of the matrices that are multiplied
-ELEMENTS = 16 * 2**20  # that are read and written: more than caches hold
+SIDE = 768  # of the multiplied matrices
+ELEMENTS = 16 * 2**20  # read and written: more than caches hold
 STARTS = 64
 CALLS = 7
 
 
 class Ceiling(StrEnum):
-    """What holds an operator."""
+    """What limits an operator."""
 
     COMPUTE = "compute"
     MEMORY = "memory"
@@ -36,24 +36,24 @@ class Ceiling(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """MACs and bytes per nanosecond, and the nanoseconds that an operator with next to nothing to do takes."""
+    """MACs and bytes per nanosecond, and the nanoseconds of an operator with almost no work."""
 
     macs_per_ns: float
     bytes_per_ns: float
     launch_ns: float
 
     def over(self, *, macs: float, moved: float, operators: int) -> tuple[Ceiling, float]:
-        """What holds an operator that does so much, and the least it could take in nanoseconds."""
+        """Return what limits an operator with this work, and its least time in nanoseconds."""
         least = {
             Ceiling.COMPUTE: macs / self.macs_per_ns,
             Ceiling.MEMORY: moved / self.bytes_per_ns,
             Ceiling.LAUNCH: operators * self.launch_ns,
         }
-        held = max(least, key=lambda c: least[c])
-        return held, least[held]
+        limit = max(least, key=lambda c: least[c])
+        return limit, least[limit]
 
     def to_json(self) -> dict[str, float]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "gmacs_per_s": self.macs_per_ns,
             "gbytes_per_s": self.bytes_per_ns,
@@ -62,7 +62,7 @@ class Ceilings:
 
 
 def ceilings(runtime: Runtime, *, threads: int) -> Ceilings:
-    """Measured on the runtime: a large product of matrices, a large sign change, a chain of tiny ones."""
+    """Return the limits measured on the runtime: a large matrix product, a large sign change, a chain of tiny ones."""
     product = torch.rand(SIDE, SIDE), torch.rand(ELEMENTS // 1024, 1024), torch.rand(1, 8)
     kinds: tuple[list[nn.Module], ...] = (
         [nn.Linear(SIDE, SIDE, bias=False)], [_Negative()], [_Negative() for _ in range(STARTS)],
@@ -88,6 +88,7 @@ class _Negative(nn.Module):
 
 
 def _onnx(file: Path, layers: Sequence[nn.Module], inputs: Tensor) -> Path:
+    """An ONNX file of these layers."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, weights, last = [], [], "x"
@@ -108,7 +109,7 @@ def _onnx(file: Path, layers: Sequence[nn.Module], inputs: Tensor) -> Path:
 
 def _fastest(runtime: Runtime, model: nn.Module | Path, inputs: Tensor, *, threads: int) -> float:
     """The median of a few calls, of the better of two preparations."""
-    found = []
+    medians = []
     for _ in range(2):
         with runtime.prepare(model, (inputs,), threads=threads) as prepared:
             prepared.run()
@@ -117,5 +118,5 @@ def _fastest(runtime: Runtime, model: nn.Module | Path, inputs: Tensor, *, threa
                 started = time.perf_counter_ns()
                 prepared.run()
                 samples.append(time.perf_counter_ns() - started)
-        found.append(statistics.median(samples))
-    return max(1.0, float(min(found)))
+        medians.append(statistics.median(samples))
+    return max(1.0, float(min(medians)))

@@ -1,7 +1,7 @@
-"""ONNX files in turns on a stream of images, one image at a time: the clock for networks that hurry over some of them.
+"""Time ONNX files in turns on a stream of images, one image at a time: for networks with early exits.
 
-The latency of a network with early exits depends on the images. So a timed call is a pass over several of them, the
-same for each candidate.
+The latency of such a network depends on the image. So a timed call is a pass over several images, the same for each
+candidate.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def timed_on_images(
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[str, Measurement]:
-    """The files on onnxruntime's CPU provider in turns, for about so many seconds; of each its latencies.
+    """Return the latencies of the files on onnxruntime's CPU provider, measured in turns for about so many seconds.
 
-    `images` are inputs `[1, ...]`; a measurement's batch size is their number, though each goes by itself. Blocks are
-    sized by the first file, which should be the slowest.
+    `images` are inputs `[1, ...]`; a measurement's batch size is their number, although each runs by itself. The first
+    file, which should be the slowest, decides the size of blocks.
     """
     turns = {name: _turn(file, images, threads=threads) for name, file in files.items()}
     rhythm = pace(next(iter(turns.values())), candidates=len(turns), seconds=seconds, blocks=blocks, clock=clock)

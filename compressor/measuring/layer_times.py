@@ -1,8 +1,8 @@
-"""Where the time goes, layer by layer, before and after: what each took, and which ceiling it sits under.
+"""The time of each layer, before and after: its latency, and which machine limit it is near.
 
-The dense and the small network are profiled in turns on the runtime. What a runtime fuses into a layer, and what has
-no weights of its own, counts with the weight that came last before it. Beside its times stand what a layer reads and
-writes, its arithmetic intensity (MACs per byte moved), and how near it is to what the machine can do at most.
+The dense and the small network are profiled in turns on the runtime. Operators that a runtime fuses into a layer, or
+that have no weights, count with the last weight before them. Beside the times are a layer's input and output widths,
+its arithmetic intensity (MACs per byte moved), and its distance from the machine's limit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """What one network's operators took with one weight: nanoseconds, bytes, and how many they are."""
+    """The total of one network's operators with one weight: nanoseconds, bytes, and their number."""
 
     ns: float
     bytes: int
@@ -41,7 +41,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Network:
-    """A network as the runtime takes it, whose weights its operators count with, and what they cost."""
+    """A network in the runtime's form, the weights that its operators count with, and its costs."""
 
     model: nn.Module | Path
     owners: Mapping[str, str] | None
@@ -52,9 +52,9 @@ def why(
     small: Checkpoint, dense: Checkpoint, runtime: Runtime, *, batch: int, threads: int, seed: int = 0,
     say: Say = quiet,
 ) -> LayerTimes:  # fmt: skip
-    """A row for every weight of the dense network, the ceilings, and the totals.
+    """Return a row for every weight of the dense network, the ceilings, and the totals, as plain values.
 
-    Refused: a runtime that does not say what its operators take.
+    Refused: a runtime that does not report the times of operators.
     """
     if runtime.profile is None:
         raise RuntimeUnavailable(
@@ -74,8 +74,8 @@ def why(
         for done in range(ROUNDS):
             say(f"profiling, round {done + 1} of {ROUNDS}")
             for k in draw.sample((0, 1), 2):
-                found = runtime.profile(networks[k].model, inputs, threads=threads, warmup=WARMUP, calls=calls)
-                profiles[k].append(found)
+                times = runtime.profile(networks[k].model, inputs, threads=threads, warmup=WARMUP, calls=calls)
+                profiles[k].append(times)
     before, after = (_by_layer(n, rounds) for n, rounds in zip(networks, profiles, strict=True))
     rows = [
         _row(tensor, networks, before.get(tensor), after.get(tensor), peaks, batch)
@@ -101,38 +101,39 @@ def _network(checkpoint: Checkpoint, runtime: Runtime, file: Path) -> _Network:
 
 
 def _by_layer(network: _Network, rounds: Sequence[Sequence[NodeTime]]) -> dict[str, _Layer]:
-    """By weight: of every operator the round in which it was quickest, for others can only slow it."""
-    found: dict[str, _Layer] = {}
+    """The times by weight, each operator's from its quickest round, because other processes can only slow it."""
+    layers: dict[str, _Layer] = {}
     for k, (node, owner) in enumerate(
         zip(rounds[0], owned(rounds[0], list(network.costs), network.owners), strict=True)
     ):
         ns = min(nodes[k].typical_ns for nodes in rounds if k < len(nodes))
-        before = found.get(owner, _Layer(ns=0.0, bytes=0, operators=0))
-        found[owner] = _Layer(ns=before.ns + ns, bytes=before.bytes + node.bytes, operators=before.operators + 1)
-    return found
+        before = layers.get(owner, _Layer(ns=0.0, bytes=0, operators=0))
+        layers[owner] = _Layer(ns=before.ns + ns, bytes=before.bytes + node.bytes, operators=before.operators + 1)
+    return layers
 
 
 def _row(
     tensor: str, networks: Sequence[_Network], before: _Layer | None, after: _Layer | None, peaks: Ceilings, batch: int
 ) -> LayerTime:
+    """The row of one weight."""
     pair = [n.costs.get(tensor) for n in networks]
     cost = pair[0] or pair[1]
     sides: list[LayerShare | None] = []
-    for found, one in zip((before, after), pair, strict=True):
-        if found is None:
+    for layer, one in zip((before, after), pair, strict=True):
+        if layer is None:
             sides.append(None)
             continue
         macs = batch * one.macs if one is not None else 0
-        ceiling, least = peaks.over(macs=macs, moved=found.bytes, operators=found.operators)
+        ceiling, least = peaks.over(macs=macs, moved=layer.bytes, operators=layer.operators)
         sides.append(
             LayerShare(
-                us=found.ns / 1e3,
-                operators=found.operators,
+                us=layer.ns / 1e3,
+                operators=layer.operators,
                 macs=macs,
-                bytes=found.bytes,
-                intensity=macs / found.bytes if found.bytes else None,
+                bytes=layer.bytes,
+                intensity=macs / layer.bytes if layer.bytes else None,
                 ceiling=str(ceiling),
-                of_ceiling=least / found.ns if found.ns else None,
+                of_ceiling=least / layer.ns if layer.ns else None,
             )
         )
     inputs, outputs = ([getattr(p, side) if p is not None else 0 for p in pair] for side in ("inputs", "outputs"))

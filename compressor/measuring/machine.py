@@ -1,4 +1,4 @@
-"""The machine's state while something is timed: what other processes take of it, and who sets its clock rate."""
+"""The machine's state during timing: the load of other processes, and the control of the clock rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAUSE_S = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticks:
-    """Seconds that the processors have spent since the start, all added up: busy ones, and busy and idle ones."""
+    """Seconds of all processors since the start, summed: busy, and busy plus idle."""
 
     busy: float
     total: float
@@ -25,9 +25,9 @@ class Ticks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What was seen while this process slept; `None` is what the system does not say.
+    """What was observed while this process slept; `None` if the system does not report it.
 
-    `busy_cores`: how many cores' worth of time others took. `load_average`: of the last minute, our own work included.
+    `busy_cores`: the time of other processes, in cores. `load_average`: of the last minute, with our own work.
     """
 
     cores: int
@@ -36,7 +36,7 @@ class Conditions:
     governor: str | None
 
     def to_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values."""
         busy, load = self.busy_cores, self.load_average
         return {
             "cores": self.cores,
@@ -47,14 +47,16 @@ class Conditions:
 
 
 def ticks() -> Ticks | None:
-    """What the system counts for all processes together; `None` where the system does not say."""
+    """Return the system's totals for all processes; `None` if the system does not report them."""
     import psutil  # 30 ms, which `--help` does not need
 
     try:
-        processors = psutil.cpu_times(percpu=True)  # one by one: `psutil.cpu_count` may leave out those not for us
+        processors = psutil.cpu_times(
+            percpu=True
+        )  # per processor: `psutil.cpu_count` may omit those that this process cannot use
     except (OSError, psutil.Error):
         return None
-    # a guest's seconds are among `user` and `nice` already; only Linux knows guests and waiting for a disk
+    # `user` and `nice` include a guest's seconds; only Linux reports guests and waiting for a disk
     total = sum(sum(p) - getattr(p, "guest", 0.0) - getattr(p, "guest_nice", 0.0) for p in processors)
     idle = sum(p.idle + getattr(p, "iowait", 0.0) for p in processors)
     return Ticks(busy=total - idle, total=total, processors=len(processors))
@@ -66,7 +68,7 @@ def conditions(
     ticks: Callable[[], Ticks | None] = ticks,
     governor: Path = GOVERNOR,
 ) -> Conditions:
-    """What others take of the machine: looked at for a moment in which this process does nothing."""
+    """Return the load of other processes, observed for a moment in which this process sleeps."""
     before = ticks()
     sleep(PAUSE_S)
     after = ticks()
@@ -83,6 +85,7 @@ def conditions(
 
 
 def _text(file: Path) -> str | None:
+    """The text of a file, if it can be read."""
     try:
         return file.read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The dense and a small network on one runtime in turns, and nothing beside: what a speed-up is measured from."""
+"""Time the dense and a small network on one runtime in turns: the measurement behind a speed-up."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def timed_in_turns(
     seconds: float,
     seed: int = 0,
 ) -> tuple[Measurement, Measurement]:
-    """Both networks on a runtime in turns, for about so many seconds."""
-    (taken,) = usable((runtime,))
+    """Return both networks' latencies on a runtime, measured in turns for about so many seconds."""
+    (chosen,) = usable((runtime,))
     inputs = tuple(random_like(example_inputs, batch=batch, seed=0))
-    turns = {name: taken.turn(model, inputs, threads=threads) for name, model in (("dense", dense), ("small", small))}
+    turns = {name: chosen.turn(model, inputs, threads=threads) for name, model in (("dense", dense), ("small", small))}
     rhythm = pace(turns["dense"], candidates=2, seconds=seconds, blocks=None)
-    found = take_turns(
+    measured = take_turns(
         turns, blocks=rhythm.blocks, calls_per_block=rhythm.calls_per_block, warmup=rhythm.warmup, batch_size=batch,
         seed=seed,
     )  # fmt: skip
-    return found["dense"], found["small"]
+    return measured["dense"], measured["small"]

@@ -1,7 +1,7 @@
-"""The peak memory of each candidate, measured in a process of its own.
+"""Measure the peak memory of each candidate in a process of its own.
 
-Many networks in one process share an allocator, and the first one's leavings serve the second: so a server process
-imports what is needed once, and forks for each candidate. What counts is growth: the libraries are everybody's.
+Networks in one process share an allocator, so the second one reuses memory of the first. A server process therefore
+imports the libraries once, and forks for each candidate. Only growth counts, because the libraries are common to all.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ class Load:
 
 
 def unmeasurable() -> str | None:
-    """Why no peak can be read on this system."""
+    """Return why no peak can be read on this system; `None` if it can."""
     if STATUS.exists() and CLEAR.exists() and hasattr(os, "fork"):
         return None
     return "only Linux says what a process held at most"
 
 
 def peak_memory(loads: Sequence[Load], *, architecture: Mapping[str, Any] | None = None) -> tuple[int | None, ...]:
-    """Bytes for each load, `None` where its process failed; `architecture` makes a network of a user's file known."""
+    """Return the bytes for each load, `None` where its process failed; `architecture` imports the code of a user's
+    file.
+    """
     if not loads or unmeasurable() is not None:
         return (None,) * len(loads)
     request = json.dumps({"loads": [asdict(one) for one in loads], "architecture": architecture})
@@ -59,30 +61,30 @@ def peak_memory(loads: Sequence[Load], *, architecture: Mapping[str, Any] | None
     )
     lines = done.stdout.splitlines()
     try:
-        found = json.loads(lines[-1])
+        peaks = json.loads(lines[-1])
     except (IndexError, ValueError):
         return (None,) * len(loads)  # the server died, of memory perhaps
-    return tuple(found)
+    return tuple(peaks)
 
 
 def serve() -> None:
-    """The server: a request as JSON on stdin, bytes on stdout."""
+    """Run the server: a request as JSON on stdin, bytes on stdout."""
     request = json.load(sys.stdin)
     if request["architecture"] is not None:
         from compressor.checkpoint.architectures import Architecture, build
 
         plain = request["architecture"]
         arguments = tuple((key, value) for key, value in plain["arguments"])
-        with contextlib.suppress(CompressError):  # then its module does not load, which is told for each candidate
+        with contextlib.suppress(CompressError):  # then its module does not load, and each candidate has no peak
             build(Architecture(ref=plain["ref"], arguments=arguments, sha256=plain["sha256"]))
     loads = [Load(**one) for one in request["loads"]]
     for one in loads:
-        load(one.runtime)  # what it imports is no candidate's
+        load(one.runtime)  # its imports do not count for a candidate
     sys.stdout.write(json.dumps([_in_a_fork(one) for one in loads]) + "\n")
 
 
 def _in_a_fork(one: Load) -> int | None:
-    """The load's peak, measured in a fork; nothing has started a thread before it."""
+    """The load's peak, measured in a fork; no thread has started before it."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -95,32 +97,36 @@ def _in_a_fork(one: Load) -> int | None:
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader) as stream:
-        said = stream.read()
+        text = stream.read()
     os.waitpid(child, 0)
-    return int(said) if said.isdecimal() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _peak(one: Load) -> int:
+    """The growth of this process while the network runs."""
     import torch
 
     runtime = load(one.runtime)
     inputs = tuple(torch.load(one.inputs, weights_only=True))
-    # our own file of a moment ago, in a folder of our own
+    # a file that this package has just written, in its own folder
     model: Any = torch.load(one.model, weights_only=False) if runtime.reads is Reads.MODULE else Path(one.model)
-    with contextlib.suppress(OSError, AttributeError):  # another C library keeps what it freed; the growth is less
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # another C library keeps freed memory; the growth is then smaller
         ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5", encoding="utf-8")  # the peak starts anew
+    CLEAR.write_text("5", encoding="utf-8")  # resets the peak
     before, mapped = _kilobytes("VmRSS"), _kilobytes("RssFile")
     with runtime.prepare(model, inputs, threads=one.threads) as prepared:
         for _ in range(CALLS):
             prepared.run()
     if runtime.memory is Memory.DEVICE:
         return int(torch.cuda.max_memory_allocated())
-    # a library's code counts from its first use on, and is no candidate's
+    # pages of a library's code are mapped at first use, and do not count for a candidate
     return 1024 * (_kilobytes("VmHWM") - before - (_kilobytes("RssFile") - mapped))
 
 
 def _kilobytes(field: str) -> int:
+    """A field of this process's status."""
     line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1])
 

@@ -1,4 +1,4 @@
-"""One runtime at one batch size: the candidates in turns on it, as rows of the results."""
+"""Measure on one runtime at one batch size: the candidates in turns, as rows of the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compressor.results.timing import TimedRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How to measure: on what, with how many threads, and as many rounds as asked for or as fit in `seconds`."""
+    """How to measure: the runtime, the threads, and the rounds, as requested or as fit in `seconds`."""
 
     runtime: Runtime
     batch: int
@@ -45,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """What one setting gave."""
+    """The result of one setting."""
 
     rows: tuple[TimedRow, ...] = ()
     caveats: tuple[Caveat, ...] = ()
@@ -54,14 +54,16 @@ class Timed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """What the preparations said: each candidate's provider, and notes."""
+    """What the preparations report: each candidate's provider, and notes."""
 
     providers: dict[str, str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)  # in order, each once
 
 
 def timed(setting: Setting, candidates: Candidates, inputs: tuple[Tensor, ...], *, say: Say) -> Timed:
-    """The candidates in turns on `inputs`; left out, with a caveat, where an ONNX file does not take this batch."""
+    """Return the candidates' rows on `inputs`, measured in turns; only a caveat if an ONNX file does not accept this
+    batch.
+    """
     fixed = {c.onnx.batch for c in candidates.all if c.onnx is not None and c.onnx.batch is not None}
     if setting.runtime.reads is Reads.ONNX and fixed - {setting.batch}:
         text = f"{setting}: the ONNX file takes batches of {min(fixed)} only"
@@ -92,7 +94,7 @@ def timed(setting: Setting, candidates: Candidates, inputs: tuple[Tensor, ...], 
 
 
 def model_of(candidate: Candidate, runtime: Runtime) -> nn.Module | Path:
-    """The candidate in the form that the runtime reads."""
+    """Return the candidate in the form that the runtime reads."""
     if runtime.reads is Reads.MODULE:
         return candidate.module
     assert candidate.onnx is not None, "exported before anything is timed"
@@ -100,7 +102,7 @@ def model_of(candidate: Candidate, runtime: Runtime) -> nn.Module | Path:
 
 
 def _turn(setting: Setting, candidate: Candidate, inputs: tuple[Tensor, ...], seen: _Seen) -> Turn:
-    """The candidate, to be prepared for each of its blocks; what its preparation says goes to `seen`."""
+    """The candidate, prepared anew for each of its blocks; `seen` collects what the preparation reports."""
 
     @contextmanager
     def turn() -> Iterator[Call]:
@@ -145,7 +147,7 @@ def row_of(
     macs: int | None = None,
     dense_macs: int | None = None,
 ) -> TimedRow:
-    """A candidate's row of the results; `reference` is `None` for the dense network, which is one."""
+    """Return a candidate's row of the results; `dense` is `None` for the dense network, as are unmeasured values."""
     return TimedRow(
         runtime=runtime,
         provider=provider,

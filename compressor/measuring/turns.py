@@ -1,9 +1,9 @@
-"""Latency in turns: blocks of calls in shuffled order, every sample kept, speed-ups with exact intervals.
+"""Latency in turns: blocks of calls in random order, every sample kept, speed-ups with exact intervals.
 
-Two programs on one machine share its caches, its clock rate and its other users. Timed one after the other, a drift of
-any of them looks like a difference; timed call by call in alternation, each pays for the other's cold caches. So each
-round holds one block of several calls per candidate, in an order drawn anew, each block with a few uncounted calls
-first. Rounds are what is independent here: a speed-up is the median over rounds of a ratio of two block medians.
+Two programs on one machine share its caches, its clock rate and its other users. If they are timed one after the other,
+a drift of any of these looks like a difference; if they alternate call by call, each pays for the other's cold caches.
+So each round has one block of several calls per candidate, in a new random order, and each block starts with a few
+uncounted calls. The independent units are rounds: a speed-up is the median over rounds of a ratio of two block medians.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from compressor.words import speedup_with_interval
 
 Clock = Callable[[], int]  # nanoseconds
 Call = Callable[[], object]  # one finished forward pass
-Turn = Callable[[], AbstractContextManager[Call]]  # makes a candidate ready for a block; leaving gives it back
+Turn = Callable[[], AbstractContextManager[Call]]  # prepares a candidate for a block, and releases it afterwards
 
-CONFIDENCE = 0.99  # a table shows a dozen intervals at once: at 95 % every second table would hold a false one
+CONFIDENCE = 0.99  # a table has a dozen intervals: at 95 % every second table would contain a false one
 MIN_BLOCKS = 8  # below that, no interval of that confidence exists
 ENOUGH_BLOCKS = 20
 BLOCK_NS = 40_000_000
@@ -60,12 +60,12 @@ class Measurement:
 
     @property
     def p90_ms(self) -> float:
-        """What 90 % of the calls were no slower than."""
+        """The latency that 90 % of the calls did not exceed."""
         return self._no_slower(0.90)
 
     @property
     def p99_ms(self) -> float:
-        """What 99 % of the calls were no slower than."""
+        """The latency that 99 % of the calls did not exceed."""
         return self._no_slower(0.99)
 
     @property
@@ -102,10 +102,10 @@ def speedup(reference: Measurement, candidate: Measurement, *, confidence: float
 
 
 def median_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The exact interval of the median, by the sign test; refused of fewer than 8 values.
+    """Return the exact interval of the median, by the sign test. Refused: fewer than 8 values.
 
-    The k-th smallest and k-th largest value, with the largest k for which 2 P(Binomial(n, 1/2) < k) ≤ 1 − confidence
-    (David & Nagaraja, Order Statistics, sec. 7.1).
+    It is the k-th smallest and k-th largest value, with the largest k for which 2 P(Binomial(n, 1/2) < k) ≤ 1 −
+    confidence (David & Nagaraja, Order Statistics, sec. 7.1).
     """
     from scipy.stats import quantile_test  # 0.7 seconds
 
@@ -117,7 +117,7 @@ def median_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The garbage collector waits meanwhile."""
+    """Pause the garbage collector."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -138,11 +138,11 @@ def take_turns(
     seed: int = 0,
     after_round: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Measurement]:
-    """Time the candidates in `blocks` rounds, one block each per round, in an order drawn anew for every round.
+    """Time the candidates in `blocks` rounds, one block each per round, in a new random order in every round.
 
-    A block makes its candidate ready, calls it `warmup` times uncounted, times `calls_per_block` single calls, and
-    gives it back. So what chance gave one preparation (its place in memory) is drawn anew, too, unless the candidate
-    is `held`.
+    A block prepares its candidate, calls it `warmup` times uncounted, times `calls_per_block` single calls, and
+    releases it. So chance effects of a preparation (its place in memory) are drawn anew too, unless the candidate is
+    `held`.
     """
     if blocks < 1 or calls_per_block < 1 or warmup < 0 or not candidates:
         raise ValueError("take_turns needs a candidate, a block, and a call in each block")
@@ -158,6 +158,7 @@ def take_turns(
 
 
 def _block(turn: Turn, *, calls: int, warmup: int, clock: Clock) -> tuple[int, ...]:
+    """The samples of one block."""
     timed = []
     with turn() as call, _quiet():
         for _ in range(warmup):
@@ -166,18 +167,18 @@ def _block(turn: Turn, *, calls: int, warmup: int, clock: Clock) -> tuple[int, .
             start = clock()
             call()
             timed.append(clock() - start)
-    del call  # what it holds, a session with its threads, goes now and not within the next candidate's block
+    del call  # frees what it holds (a session with its threads) now, and not within the next candidate's block
     return tuple(timed)
 
 
 def held(call: Call) -> Turn:
-    """A candidate that stays ready through all its blocks."""
+    """Return the turn of a candidate that stays prepared through all its blocks."""
     return lambda: contextlib.nullcontext(call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long a block is, in calls, and how many rounds fit."""
+    """The length of a block, in calls, and the number of rounds."""
 
     calls_per_block: int
     warmup: int
@@ -187,9 +188,9 @@ class Pace:
 def pace(
     turn: Turn, *, candidates: int, seconds: float, blocks: int | None, clock: Clock = time.perf_counter_ns
 ) -> Pace:
-    """Blocks of about 40 ms, and as many rounds (8 to 30) as fit in `seconds`; an explicit number of blocks stays.
+    """Return a pace with blocks of about 40 ms, and as many rounds (8 to 30) as fit in `seconds`, or `blocks` if set.
 
-    Judged by a few calls of the slowest candidate, the dense network, uncounted.
+    It is based on a few uncounted calls of the slowest candidate, the dense network.
     """
     start = clock()
     with turn() as call:
@@ -210,7 +211,7 @@ def pace(
 
 
 class CaveatKind(StrEnum):
-    """Why a figure is to be read with care."""
+    """Why a number needs care."""
 
     UNSTABLE = "unstable"
     FEW_BLOCKS = "few blocks"
@@ -222,7 +223,7 @@ class CaveatKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caveat:
-    """A kind and the sentence for it."""
+    """A kind and its sentence."""
 
     kind: CaveatKind
     text: str
@@ -232,34 +233,34 @@ class Caveat:
 
 
 def caveats_of(measurements: Sequence[Measurement], *, null: Speedup | None, where: str) -> tuple[Caveat, ...]:
-    """What the samples of one setting say against themselves; `null` is the reference against itself."""
-    found = []
+    """Return the caveats from the samples of one setting; `null` is the reference against itself."""
+    caveats = []
     shaky = max(measurements, key=lambda m: m.variation)
     if shaky.variation > UNSTABLE_CV:
         text = f"{where}: the blocks of `{shaky.name}` vary by {shaky.variation:.0%}, more than {UNSTABLE_CV:.0%}"
-        found.append(Caveat(kind=CaveatKind.UNSTABLE, text=text))
+        caveats.append(Caveat(kind=CaveatKind.UNSTABLE, text=text))
     blocks = len(shaky.samples_ns)
     if blocks < ENOUGH_BLOCKS:
         text = f"{where}: {blocks} blocks make wide intervals; more with `--blocks {ENOUGH_BLOCKS}`"
-        found.append(Caveat(kind=CaveatKind.FEW_BLOCKS, text=text))
+        caveats.append(Caveat(kind=CaveatKind.FEW_BLOCKS, text=text))
     if null is not None and null.resolved:
         ratio = speedup_with_interval(null)
         text = f"{where}: dense against itself came out at {ratio}; differences of this size mean nothing"
-        found.append(Caveat(kind=CaveatKind.NULL_NOT_CLEAN, text=text))
-    return tuple(found)
+        caveats.append(Caveat(kind=CaveatKind.NULL_NOT_CLEAN, text=text))
+    return tuple(caveats)
 
 
 def caveats_of_machine(seen: Sequence[Conditions]) -> tuple[Caveat, ...]:
-    """What the machine's state, looked at before and after, says against any timing on it."""
-    found = []
+    """Return the caveats from the machine's state, observed before and after the timing."""
+    caveats = []
     worst = max(seen, key=lambda c: (c.busy_cores or 0.0, c.load_average or 0.0))
     if worst.busy_cores is not None and worst.busy_cores > LOADED_CORES:
         text = f"other processes took {worst.busy_cores:.1f} of {worst.cores} cores while nothing was timed"
-        found.append(Caveat(kind=CaveatKind.LOADED_MACHINE, text=text))
+        caveats.append(Caveat(kind=CaveatKind.LOADED_MACHINE, text=text))
     elif worst.busy_cores is None and worst.load_average is not None and worst.load_average > worst.cores:
         text = f"the load average was {worst.load_average:.1f} on {worst.cores} cores"
-        found.append(Caveat(kind=CaveatKind.LOADED_MACHINE, text=text))
+        caveats.append(Caveat(kind=CaveatKind.LOADED_MACHINE, text=text))
     if worst.governor is not None and worst.governor != "performance":
         text = f"the processor's clock rate follows its load (governor `{worst.governor}`)"
-        found.append(Caveat(kind=CaveatKind.FREQUENCY, text=text))
-    return tuple(found)
+        caveats.append(Caveat(kind=CaveatKind.FREQUENCY, text=text))
+    return tuple(caveats)

@@ -1,8 +1,8 @@
-"""A folder that measures on a machine without torch: ONNX files, one script, and what comes back.
+"""A folder that measures on a machine without torch: ONNX files, one script, and its results.
 
-The script (`compressor/measuring/pack/script.py`, copied as `bench.py`) needs onnxruntime and numpy. It gives the same
-measurement in turns as `compress bench`, and with `--networks` what a latency table is made from; its measured.json is
-taken in by `compress bench --read` and `compress measure-table --read`.
+The script (`compressor/measuring/pack/script.py`, copied as `bench.py`) needs onnxruntime and numpy. It measures in
+turns as `compress bench` does, and with `--networks` also what a latency table needs. `compress bench --read` and
+`compress measure-table --read` read its measured.json.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def write_pack(
     seed: int = 0,
     say: Say = quiet,
 ) -> int:
-    """Write the folder; how many files it has. Refused: one that is there already, a network without ONNX."""
+    """Write the folder; return the number of its files. Refused: an existing folder, a network without ONNX export."""
     if folder.exists():
-        raise ArtifactError(f"{folder} is there already", hint="give another folder, or take that one away")
+        raise ArtifactError(f"{folder} is there already", hint="use another folder, or remove that one")
     with _building(folder) as part:
         (part / "networks").mkdir()
         candidates = with_onnx(candidates_of(small, dense, mask=mask), small, dense, part, say=say)
@@ -90,17 +90,17 @@ def write_pack(
         }  # fmt: skip
         write_json(part / "pack.json", spec)
         shutil.copyfile(SCRIPT, part / "bench.py")
-        told = README.format(
+        readme = README.format(
             name=dense.name, candidates=", ".join(str(c["candidate"]) for c in listed), seconds=8.0,
             networks=len(networks["files"]), folder=folder.name,
         )  # fmt: skip
-        write_text(part / "README.md", told)
+        write_text(part / "README.md", readme)
         return sum(1 for p in part.rglob("*") if p.is_file())
 
 
 @contextlib.contextmanager
 def _building(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, which takes its name when the block ends well, and is gone otherwise."""
+    """Yield a folder beside `folder`, which gets its name when the block succeeds, and is removed otherwise."""
     part = beside(folder, PART)
     try:
         part.mkdir(parents=True)
@@ -108,7 +108,7 @@ def _building(folder: Path) -> Iterator[Path]:
         part.rename(folder)
     except OSError as error:
         raise ArtifactError(
-            f"cannot write {folder}: {error.strerror or error}", hint="free some space, or give another folder"
+            f"cannot write {folder}: {error.strerror or error}", hint="free some space, or use another folder"
         ) from error
     finally:
         if part.exists():
@@ -116,19 +116,19 @@ def _building(folder: Path) -> Iterator[Path]:
 
 
 def _write_networks(dense: Checkpoint, part: Path, *, batch: int, seed: int) -> dict[str, Any]:
-    """The networks at drawn widths, and what is needed to make a table of what they take."""
+    """Write the networks at random widths; return what a table of their times needs."""
     traced = trace(dense.module, dense.example_inputs)
     with networks_of(dense.module, traced, dense.example_inputs, load("onnxruntime-cpu"), batch=batch) as networks:
         rows = drawn_widths(networks.sizes, seed=seed, few=not networks.quick)
         names: list[str] = []
-        owners: list[dict[str, str]] = []  # one for all where they are one graph at other widths
+        owners: list[dict[str, str]] = []  # one for all if they are one graph at other widths
         for k, (_, row) in enumerate(rows):
             names.append(f"networks/{k:02d}.onnx")
-            made = networks.at(row)
-            assert isinstance(made, Path)
-            shutil.copyfile(made, part / names[-1])
+            file = networks.at(row)
+            assert isinstance(file, Path)
+            shutil.copyfile(file, part / names[-1])
             if not owners or not networks.quick:
-                owners.append(dict(networks.owners(made) or {}))
+                owners.append(dict(networks.owners(file) or {}))
         drawn = drawn_of(networks, rows)
         return {
             "batch": batch,
@@ -154,14 +154,14 @@ def _inputs(file: Path, dense: Checkpoint) -> list[dict[str, Any]]:
 
 
 def range_of(example: Tensor) -> dict[str, Any]:
-    """Where integers lie: a token number has to be one of the vocabulary's."""
+    """Return the range of integers: a token number must be below the vocabulary's size."""
     if example.is_floating_point() or example.is_complex() or not example.numel():
         return {}
     return {"range": [int(example.min()), int(example.max()) + 1]}
 
 
 def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> Bench:
-    """The `bench` section of an artifact's results, of what a pack measured; refused where it is something else."""
+    """Return the `bench` section of an artifact's results from a pack's measurement. Refused: anything else."""
     check(
         measured,
         forms.MEASURED,
@@ -174,7 +174,7 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> Bench:
         caveats: list[str] = []
         for batch in dict.fromkeys(int(row["batch"]) for row in measured["rows"]):
             mine = [row for row in measured["rows"] if row["batch"] == batch]
-            found = {
+            measurements = {
                 str(row["candidate"]): Measurement(
                     name=str(row["candidate"]),
                     batch_size=batch,
@@ -182,13 +182,15 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> Bench:
                 )
                 for row in mine
             }
-            null = speedup(found["dense"], found["dense again"]) if "dense again" in found else None
+            null = (
+                speedup(measurements["dense"], measurements["dense again"]) if "dense again" in measurements else None
+            )
             setting = f"{runtime}, batch {batch}"
-            caveats += [str(c) for c in caveats_of(tuple(found.values()), null=null, where=setting)]
+            caveats += [str(c) for c in caveats_of(tuple(measurements.values()), null=null, where=setting)]
             rows += [
                 row_of(
-                    found[str(row["candidate"])],
-                    None if row["candidate"] == "dense" else found["dense"],
+                    measurements[str(row["candidate"])],
+                    None if row["candidate"] == "dense" else measurements["dense"],
                     runtime=runtime,
                     provider=str(measured["provider"]),
                     file_bytes=row["file_bytes"],
@@ -224,7 +226,7 @@ def bench_of_pack(measured: Mapping[str, Any], *, where: str) -> Bench:
 
 
 def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
-    """The latency table of what a pack measured with `--networks`; `folder` is the pack. Refused: anything else."""
+    """Return the latency table of a pack measured with `--networks`; `folder` is the pack. Refused: anything else."""
     plain = read_json(folder / "pack.json")
     check(plain, forms.PACK, where=str(folder / "pack.json"), hint="`compress bench --pack` writes it")
     spec = plain["networks"]
@@ -235,10 +237,13 @@ def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
         hint="`python bench.py --networks` writes it there",
     )
     try:
-        found = measured["networks"]
-        owners = spec["owners"] if len(spec["owners"]) > 1 else spec["owners"] * len(found["profiles"])
-        taken = np.stack(
-            [_taken(rounds, spec["tensors"], mine) for rounds, mine in zip(found["profiles"], owners, strict=True)]
+        networks = measured["networks"]
+        owners = spec["owners"] if len(spec["owners"]) > 1 else spec["owners"] * len(networks["profiles"])
+        times_ns = np.stack(
+            [
+                _quickest(rounds, spec["tensors"], mine)
+                for rounds, mine in zip(networks["profiles"], owners, strict=True)
+            ]
         )
         drawn = Drawn(
             aligns=tuple(spec["aligns"]),
@@ -254,16 +259,16 @@ def table_of_pack(folder: Path, measured: Mapping[str, Any]) -> LatencyTable:
             hardware=str(measured["hardware"]),
             version=str(measured["onnxruntime"]),
         )
-        walls = {int(k): float(v) for k, v in found["walls"].items()}
+        walls = {int(k): float(v) for k, v in networks["walls"].items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"this is not what the pack's networks took: {type(error).__name__}: {error}",
             hint="run the pack with `python bench.py --networks`",
         ) from error
-    return table_of(drawn, target, taken, walls)
+    return table_of(drawn, target, times_ns, walls)
 
 
-def _taken(rounds: Sequence[Any], tensors: Sequence[str], owners: Mapping[str, str]) -> Any:
-    """What each operator took in the round in which it was quickest: nanoseconds `[operators]`."""
+def _quickest(rounds: Sequence[Any], tensors: Sequence[str], owners: Mapping[str, str]) -> Any:
+    """The time of each operator in its quickest round: nanoseconds `[operators]`."""
     times = [[NodeTime(name=n, kind=k, samples_ns=tuple(samples)) for n, k, samples in nodes] for nodes in rounds]
     return np.min([by_operator(nodes, tensors, owners) for nodes in times], axis=0)

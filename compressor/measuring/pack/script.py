@@ -29,7 +29,7 @@ BLOCK_NS, WARMUP_NS = 40_000_000, 10_000_000
 
 
 def session_of(file: pathlib.Path, arguments: argparse.Namespace, profile: pathlib.Path | None = None) -> Any:
-    """A session with its threads set; refused where it got another provider than the one that was asked for."""
+    """Return a session with its threads set; exits if it has another provider than the requested one."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = arguments.threads
     options.inter_op_num_threads = 1
@@ -45,40 +45,40 @@ def session_of(file: pathlib.Path, arguments: argparse.Namespace, profile: pathl
 
 
 def inputs_of(spec: dict[str, Any], batch: int) -> dict[str, Any]:
-    """Random inputs, the same in every run; integers lie where those of the example lay."""
+    """Return random inputs, the same in every run; integers lie in the example's range."""
     draw = np.random.default_rng(0)
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for one in spec["inputs"]:
         shape = [batch, *one["shape"][1:]]
         if one["dtype"] == "float32":
-            found[one["name"]] = draw.standard_normal(shape).astype(np.float32)
+            inputs[one["name"]] = draw.standard_normal(shape).astype(np.float32)
         else:
             low, below = one.get("range", (0, 2))
-            found[one["name"]] = draw.integers(low, below, shape).astype(one["dtype"])
-    return found
+            inputs[one["name"]] = draw.integers(low, below, shape).astype(one["dtype"])
+    return inputs
 
 
-def timed(session: Any, given: dict[str, Any], warmup: int, calls: int) -> list[int]:
-    """Nanoseconds of single calls, after some that do not count."""
+def timed(session: Any, inputs: dict[str, Any], warmup: int, calls: int) -> list[int]:
+    """Return the nanoseconds of single calls, after some uncounted ones."""
     for _ in range(warmup):
-        session.run(None, given)
+        session.run(None, inputs)
     samples = []
     for _ in range(calls):
         started = time.perf_counter_ns()
-        session.run(None, given)
+        session.run(None, inputs)
         samples.append(time.perf_counter_ns() - started)
     return samples
 
 
 def pace(
-    file: pathlib.Path, given: dict[str, Any], arguments: argparse.Namespace, count: int, seconds: float
+    file: pathlib.Path, inputs: dict[str, Any], arguments: argparse.Namespace, count: int, seconds: float
 ) -> tuple[int, int, int]:
-    """Blocks of about 40 ms, and as many rounds as fit."""
+    """Return blocks of about 40 ms, and as many rounds as fit."""
     started = time.perf_counter_ns()
     session = session_of(file, arguments)
-    session.run(None, given)
+    session.run(None, inputs)
     ready = time.perf_counter_ns() - started
-    call = max(1, min(timed(session, given, 1, 3)))
+    call = max(1, min(timed(session, inputs, 1, 3)))
     calls = min(200, max(3, round(BLOCK_NS / call)))
     warmup = min(20, max(2, round(WARMUP_NS / call)))
     rounds = int(seconds * 1e9 / (count * (ready + (calls + warmup) * call)))
@@ -86,19 +86,19 @@ def pace(
 
 
 def candidates(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.Random) -> list[dict[str, Any]]:
-    """Every candidate in turns at every batch size: rows with all samples."""
+    """Time every candidate in turns at every batch size; return rows with all samples."""
     rows: list[dict[str, Any]] = []
     for batch in arguments.batch:
-        given = inputs_of(spec, batch)
+        inputs = inputs_of(spec, batch)
         files = {c["candidate"]: HERE / c["file"] for c in spec["candidates"]}
-        warmup, calls, rounds = pace(files["dense"], given, arguments, len(files), arguments.seconds)
+        warmup, calls, rounds = pace(files["dense"], inputs, arguments, len(files), arguments.seconds)
         samples: dict[str, list[list[int]]] = {name: [] for name in files}
         order = list(files)
         for done in range(rounds):
             draw.shuffle(order)
             for name in order:
                 session = session_of(files[name], arguments)
-                samples[name].append(timed(session, given, warmup, calls))
+                samples[name].append(timed(session, inputs, warmup, calls))
                 del session
             print(f"\rbatch {batch}: round {done + 1} of {rounds}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
@@ -107,11 +107,11 @@ def candidates(spec: dict[str, Any], arguments: argparse.Namespace, draw: random
 
 
 def networks(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.Random) -> dict[str, Any]:
-    """What the operators of drawn networks take, and some whole networks: what a latency table is made from."""
+    """Time the operators of the drawn networks, and some whole networks: the data of a latency table."""
     batch = spec["networks"]["batch"]
-    given = inputs_of(spec, batch)
+    inputs = inputs_of(spec, batch)
     files = [HERE / name for name in spec["networks"]["files"]]
-    call = statistics.median(timed(session_of(files[0], arguments), given, 1, 3))
+    call = statistics.median(timed(session_of(files[0], arguments), inputs, 1, 3))
     calls, warmup = min(60, max(1, round(25e6 / call))), min(10, max(1, round(8e6 / call)))
     profiles: list[list[Any]] = [[] for _ in files]
     walls: dict[int, list[float]] = {}
@@ -121,11 +121,11 @@ def networks(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.R
         for k in order:
             if k % 2 == 0:
                 session = session_of(files[k], arguments)
-                walls.setdefault(k, []).append(statistics.median(timed(session, given, warmup, calls)))
+                walls.setdefault(k, []).append(statistics.median(timed(session, inputs, warmup, calls)))
                 del session
             with tempfile.TemporaryDirectory() as folder:
                 session = session_of(files[k], arguments, pathlib.Path(folder) / "profile")
-                timed(session, given, warmup, calls)
+                timed(session, inputs, warmup, calls)
                 events = json.loads(pathlib.Path(session.end_profiling()).read_text(encoding="utf-8"))
             profiles[k].append(kernels(events, warmup))
         print(f"\rnetworks: round {done + 1} of {arguments.rounds}", end="", file=sys.stderr, flush=True)
@@ -134,16 +134,16 @@ def networks(spec: dict[str, Any], arguments: argparse.Namespace, draw: random.R
 
 
 def kernels(events: list[dict[str, Any]], warmup: int) -> list[Any]:
-    """Name, kind and nanoseconds of every node, in the order of the forward pass."""
-    found: dict[tuple[str, str], list[int]] = {}
+    """Return name, kind and nanoseconds of every node, in the order of the forward pass."""
+    samples_of: dict[tuple[str, str], list[int]] = {}
     for event in events:
         if event.get("cat") == "Node" and "provider" in event.get("args", {}):
-            found.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"] * 1000 + 500)
-    return [[name, kind, samples[warmup:]] for (name, kind), samples in found.items() if len(samples) > warmup]
+            samples_of.setdefault((event["name"], event["args"]["op_name"]), []).append(event["dur"] * 1000 + 500)
+    return [[name, kind, samples[warmup:]] for (name, kind), samples in samples_of.items() if len(samples) > warmup]
 
 
 def processor() -> str:
-    """The processor's name, with its vectors."""
+    """Return the processor's name, with its vector instructions."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -169,7 +169,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.batch = [int(b) for b in arguments.batch.split(",")]
     draw = random.Random(0)
-    found = {
+    measured = {
         "schema": 1,
         "name": spec["name"],
         "provider": arguments.provider,
@@ -181,11 +181,11 @@ def main() -> None:
         "rows": candidates(spec, arguments, draw),
     }
     if arguments.networks:
-        found["networks"] = networks(spec, arguments, draw)
+        measured["networks"] = networks(spec, arguments, draw)
     part = arguments.out.with_suffix(".part")
-    part.write_text(json.dumps(found), encoding="utf-8")
+    part.write_text(json.dumps(measured), encoding="utf-8")
     part.replace(arguments.out)
-    for row in found["rows"]:
+    for row in measured["rows"]:
         mine = [s for block in row["samples_ns"] for s in block]
         print(f"batch {row['batch']:>3}  {row['candidate']:<16} {statistics.median(mine) / 1e6:9.3f} ms")
     print(f"wrote {arguments.out}")

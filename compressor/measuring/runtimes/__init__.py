@@ -1,12 +1,13 @@
 """Runtimes: one file each; the file name is the runtime's name.
 
-A runtime's module says its help in its docstring's first line, what it reads in `READS`, how its peak memory can be
-known in `MEMORY`, whether it is prepared once for a whole measurement, because that takes long, in `HELD`, and has
+The first line of a runtime's docstring is its help text. `READS` is the form of a network that it reads, `MEMORY` how
+its peak memory can be measured, `HELD` true if it is prepared once for a whole measurement because that takes long, and
+it has
 
     def unavailable() -> str | None                      # why it cannot be used on this machine
-    def prepare(model, inputs, *, threads) -> ...        # a context that holds the network ready, as `Prepared`
+    def prepare(model, inputs, *, threads) -> ...        # a context with the network ready, as `Prepared`
 
-and, where it can say how long each operator takes,
+and, if it can report the time of each operator,
 
     def profile(model, inputs, *, threads, warmup, calls) -> list[NodeTime]
 
@@ -32,14 +33,14 @@ if TYPE_CHECKING:  # naming the runtimes, as `--help` does, must not import torc
 
 
 class Reads(StrEnum):
-    """What a runtime takes a network as."""
+    """The form of a network that a runtime reads."""
 
     MODULE = "module"
     ONNX = "onnx"
 
 
 class Memory(StrEnum):
-    """How a runtime's peak memory is known, in words; where it is not, why."""
+    """How a runtime's peak memory is measured, in words; or why it is not."""
 
     PROCESS = "what a fresh process grew by at most, from before it loaded the network"
     DEVICE = "what torch held on the GPU at most, in a fresh process"
@@ -48,13 +49,13 @@ class Memory(StrEnum):
 
     @property
     def known(self) -> bool:
-        """Whether it can be measured at all."""
+        """True if it can be measured."""
         return self in (Memory.PROCESS, Memory.DEVICE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A network ready to run: `run()` is one finished forward pass; `provider` is what really runs it, as verified."""
+    """A network ready to run: `run()` is one complete forward pass; `provider` is the verified device that runs it."""
 
     run: Callable[[], object]
     provider: str
@@ -63,9 +64,9 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTime:
-    """An operator of a network as the runtime runs it, in the order of the forward pass, and what each call took.
+    """An operator of a network in the runtime, with the time of each call; in the order of the forward pass.
 
-    `bytes` is what it reads and writes, weights among it.
+    `bytes` is what it reads and writes, weights included.
     """
 
     name: str
@@ -83,22 +84,22 @@ class NodeTime:
 
 
 class Profile(Protocol):
-    """How long each operator takes in `calls` forward passes, after some that do not count."""
+    """How long each operator takes in `calls` forward passes, after some uncounted ones."""
 
     def __call__(
         self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int, warmup: int, calls: int
     ) -> list[NodeTime]:
-        """The operators in their order; their times do not quite add up to a call's."""
+        """Return the operators in their order; their times do not add up exactly to a call's."""
         ...
 
 
 class Prepare(Protocol):
-    """How a runtime makes a network ready; leaving the context gives back what it took, torch's threads included."""
+    """How a runtime prepares a network; leaving the context releases what it used, torch's threads included."""
 
     def __call__(
         self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int
     ) -> AbstractContextManager[Prepared]:
-        """The network on these inputs, its own copy of both."""
+        """Return the network on these inputs, with copies of both."""
         ...
 
 
@@ -118,7 +119,7 @@ class Runtime:
     def turn(
         self, model: nn.Module | Path, inputs: tuple[Tensor, ...], *, threads: int
     ) -> Callable[[], AbstractContextManager[Callable[[], object]]]:
-        """The network as `measuring.turns` takes it: each call makes it ready for a block, and gives it back."""
+        """Return the network in the form of `measuring.turns`: each call prepares it for a block, and releases it."""
 
         @contextmanager
         def ready() -> Iterator[Callable[[], object]]:
@@ -129,12 +130,12 @@ class Runtime:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all runtimes, sorted, whether or not they can be used here; nothing of theirs is imported."""
+    """Return the names of all runtimes, sorted, usable here or not, without importing them."""
     return plugin_names(__path__)
 
 
 def load(name: str) -> Runtime:
-    """The runtime called `name`; refused where there is none."""
+    """Return the runtime called `name`. Refused: an unknown name."""
     module = plugin_named(
         name, package=__name__, names=names(), one="runtime", many="runtimes", refusal=RuntimeUnavailable
     )
@@ -151,16 +152,16 @@ def load(name: str) -> Runtime:
 
 
 def usable(asked: tuple[str, ...] | None = None) -> tuple[Runtime, ...]:
-    """The runtimes asked for, each once, or all that can be used here.
+    """Return the named runtimes, each once, or all that can be used here.
 
-    Refused: an unknown name, a runtime that was asked for and is not here: another one never stands in for it.
+    Refused: an unknown name, a named runtime that cannot be used here: another one never replaces it.
     """
     if asked is None:
         return tuple(r for r in map(load, names()) if r.unavailable() is None)
-    found = tuple(load(name) for name in dict.fromkeys(asked))
-    for runtime in found:
+    runtimes = tuple(load(name) for name in dict.fromkeys(asked))
+    for runtime in runtimes:
         reason = runtime.unavailable()
         if reason is not None:
             here = ", ".join(r.name for r in usable())
             raise RuntimeUnavailable(f"`{runtime.name}` cannot be used here: {reason}", hint=f"usable here: {here}")
-    return found
+    return runtimes

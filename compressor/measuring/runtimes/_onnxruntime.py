@@ -1,4 +1,4 @@
-"""What the onnxruntime runtimes share: sessions with their threads set, and what their nodes really ran on."""
+"""Shared by the onnxruntime runtimes: sessions with their threads, and the providers that their nodes really ran on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from compressor.measuring.runtimes import NodeTime
 
 
 def open_session(model: nn.Module | Path, *, provider: str, threads: int, profile: Path | None = None) -> Any:
-    """A session on `provider`, with `threads` to compute one operator with and none to run operators side by side.
+    """Return a session on `provider`, with `threads` threads within an operator and none to run operators side by side.
 
-    Refused: a file that does not load, a session that got another provider than the one asked for. With `profile`, it
-    writes what each node ran on to a file of that prefix.
+    With `profile`, it writes each node's provider to a file with that prefix. Refused: a file that does not load, a
+    session with another provider than the requested one.
     """
     import onnxruntime
 
@@ -29,22 +29,22 @@ def open_session(model: nn.Module | Path, *, provider: str, threads: int, profil
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # what matters of its warnings, a fall-back, is asked for below
+    options.log_severity_level = 4  # the warning that matters, a fall-back, is checked below
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
-    given = session.get_providers()
-    if given[0] != provider:
+    providers = session.get_providers()
+    if providers[0] != provider:
         raise RuntimeUnavailable(
-            f"onnxruntime was asked for {provider} and gives {given[0]}",
+            f"onnxruntime was asked for {provider} and gives {providers[0]}",
             hint="are its libraries there? onnxruntime-gpu needs the CUDA and cuDNN that it was built for",
         )
     return session
 
 
 def feed(session: Any, inputs: Sequence[Tensor]) -> dict[str, Any]:
-    """The inputs by name, in memory of their own."""
+    """Return copies of the inputs by name."""
     wanted = session.get_inputs()
     if len(wanted) != len(inputs):
         raise RuntimeUnavailable(f"the ONNX file takes {len(wanted)} inputs, not {len(inputs)}")
@@ -54,7 +54,7 @@ def feed(session: Any, inputs: Sequence[Tensor]) -> dict[str, Any]:
 def nodes_by_provider(
     model: nn.Module | Path, inputs: Sequence[Tensor], *, provider: str, threads: int
 ) -> dict[str, int]:
-    """How many nodes ran on each provider in one profiled call of a session of its own."""
+    """Return how many nodes ran on each provider in one profiled call of a separate session."""
     with temporary("onnxruntime") as folder:
         session = open_session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
         session.run(None, feed(session, inputs))
@@ -64,7 +64,7 @@ def nodes_by_provider(
 def profiled(
     model: nn.Module | Path, inputs: Sequence[Tensor], *, provider: str, threads: int, warmup: int, calls: int
 ) -> list[NodeTime]:
-    """What onnxruntime's own profiler says of each node; it counts in microseconds."""
+    """Return the nodes' times from onnxruntime's own profiler, which counts in microseconds."""
     with temporary("onnxruntime") as folder:
         session = open_session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
         own = feed(session, inputs)
@@ -75,9 +75,9 @@ def profiled(
 
 
 def node_times(events: Sequence[Mapping[str, Any]], *, warmup: int) -> list[NodeTime]:
-    """The kernels of an onnxruntime profile by node, without each one's first `warmup` calls.
+    """Return the kernels of an onnxruntime profile by node, without each one's first `warmup` calls.
 
-    The profiler cuts off what a microsecond does not hold, which is half of one in the mean.
+    The profiler truncates to microseconds, which loses half of one on average.
     """
     kernels: dict[str, list[Mapping[str, Any]]] = {}
     for event in events:
@@ -86,17 +86,21 @@ def node_times(events: Sequence[Mapping[str, Any]], *, warmup: int) -> list[Node
     return [
         NodeTime(
             name=name,
-            kind=found[0]["args"]["op_name"],
-            samples_ns=tuple(int(e["dur"]) * 1000 + 500 for e in found[warmup:]),
-            bytes=sum(int(found[0]["args"].get(f"{part}_size", 0)) for part in ("activation", "parameter", "output")),
-            provider=found[0]["args"]["provider"],
+            kind=events_of_node[0]["args"]["op_name"],
+            samples_ns=tuple(int(e["dur"]) * 1000 + 500 for e in events_of_node[warmup:]),
+            bytes=sum(
+                int(events_of_node[0]["args"].get(f"{part}_size", 0)) for part in ("activation", "parameter", "output")
+            ),
+            provider=events_of_node[0]["args"]["provider"],
         )
-        for name, found in kernels.items()
-        if len(found) > warmup
+        for name, events_of_node in kernels.items()
+        if len(events_of_node) > warmup
     ]
 
 
 def count_nodes(events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Nodes by provider in an onnxruntime profile; each node's kernel is one event of the category `Node`."""
+    """Return the number of nodes by provider in an onnxruntime profile; a node's kernel is one event of category
+    `Node`.
+    """
     kernels = [e for e in events if e.get("cat") == "Node" and "provider" in e.get("args", {})]
     return dict(collections.Counter(e["args"]["provider"] for e in kernels))

@@ -1,4 +1,4 @@
-"""What the torch runtimes share: a copy of the module, torch's threads for a while, and where the outputs lie."""
+"""Shared by the torch runtimes: a copy of the module, torch's threads, and the device of the outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compressor.measuring.runtimes import NodeTime
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Torch computes with so many threads meanwhile."""
+    """Set the number of torch's threads; restore it at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -29,18 +29,18 @@ def torch_threads(threads: int) -> Iterator[None]:
 def own_copy(
     model: nn.Module | Path, inputs: Sequence[Tensor], *, device: str = "cpu"
 ) -> tuple[nn.Module, list[Tensor]]:
-    """The module in eval mode and its inputs, in memory of their own on `device`."""
+    """Return copies of the module, in eval mode, and of its inputs, on `device`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"torch runs a module, not {model}")
     return copy_of(model).to(device).eval(), [t.detach().clone().to(device) for t in inputs]
 
 
 def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, calls: int) -> list[NodeTime]:
-    """What each module without children takes, by its path, on the CPU; one that is called twice counts both."""
+    """Return the time of each module without children, by its path, on the CPU; two calls of one module are added."""
     module, own = own_copy(model, inputs)
     leaves = {name: m for name, m in module.named_modules() if not list(m.children())}
     started: dict[str, int] = {}
-    taken: dict[str, list[int]] = {}
+    samples_of: dict[str, list[int]] = {}
     moved: dict[str, int] = {}
     number = 0
 
@@ -49,7 +49,7 @@ def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, 
 
     def end(name: str, seen: object) -> None:
         elapsed = time.perf_counter_ns() - started[name]
-        samples = taken.setdefault(name, [0] * (warmup + calls))
+        samples = samples_of.setdefault(name, [0] * (warmup + calls))
         samples[number] += elapsed
         if number == 0:
             tensors = [*tensors_in(seen), *leaves[name].parameters()]
@@ -57,7 +57,7 @@ def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, 
 
     for name, leaf in leaves.items():
         leaf.register_forward_pre_hook(lambda _, __, n=name: begin(n))
-        leaf.register_forward_hook(lambda _, given, made, n=name: end(n, (given, made)))
+        leaf.register_forward_hook(lambda _, inputs, output, n=name: end(n, (inputs, output)))
     with torch.inference_mode():
         for number in range(warmup + calls):  # noqa: B007  # the hooks read it
             module(*own)
@@ -69,18 +69,18 @@ def profiled(model: nn.Module | Path, inputs: Sequence[Tensor], *, warmup: int, 
             bytes=moved[name],
             provider="cpu",
         )
-        for name, samples in taken.items()
+        for name, samples in samples_of.items()
     ]
 
 
 def device_of(output: object) -> str:
-    """Where the outputs were computed; of a GPU, its name too."""
+    """Return the device of the outputs; for a GPU with its name."""
     devices = sorted({t.device for t in tensors_in(output)}, key=str)
     return ", ".join(f"{d} ({torch.cuda.get_device_name(d)})" if d.type == "cuda" else str(d) for d in devices)
 
 
 def no_gpu() -> str | None:
-    """Why torch cannot compute on a GPU here."""
+    """Return why torch cannot compute on a GPU here; `None` if it can."""
     if torch.version.cuda is None:
         return "this build of torch has no CUDA"
     return None if torch.cuda.is_available() else "torch finds no CUDA device"

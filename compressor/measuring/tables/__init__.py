@@ -1,1 +1,1 @@
-"""Latency tables: what each operator takes at what widths, measured on one runtime."""
+"""Latency tables: the time of each operator at different widths, measured on one runtime."""

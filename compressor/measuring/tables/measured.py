@@ -1,11 +1,11 @@
-"""Measure a latency table: operators within whole networks, at widths that are drawn.
+"""Measure a latency table: operators within whole networks, at random widths.
 
-A network's operators are timed where they stand, with their neighbours, their layouts and what is fused into them:
-every channel group gets a width of its own at random, and the runtime's profiler says what each operator took. Some
-two dozen such networks, in turns, give every operator as many points of its two widths. A few of them have widths that
-are multiples of 1, 2 or 4 alone: what they take beyond the others' prices is what misalignment costs on this runtime.
+Operators are timed inside their network, with their neighbours, their memory layouts and fused operators. Every channel
+group gets a random width, and the runtime's profiler reports the time of each operator. About two dozen such networks,
+in turns, yield as many points of each operator's two widths. Some of the networks have widths that are multiples of
+only 1, 2 or 4: their time beyond the others' prices is the cost of misalignment on this runtime.
 
-What was measured is kept in the user's cache, and the next network with the same operators is not measured again.
+Measurements are stored in the user's cache, and the next network with the same operators is not measured again.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from compressor.measuring.turns import Turn, take_turns
 from compressor.planning.widths import START, Numbers, Sizes, features
 from compressor.progress import Say, quiet
 
-ALIGNED = ((8, 10), (16, 8))  # multiples, and how many networks are drawn at each
-IRREGULAR = ((1, 3), (2, 3), (4, 4))  # multiples of it, not of twice it
-EXPORTED = 8  # networks where each has to be exported by itself
+ALIGNED = ((8, 10), (16, 8))  # multiples, and the number of networks drawn at each
+IRREGULAR = ((1, 3), (2, 3), (4, 4))  # multiples of this number, but not of twice this number
+EXPORTED = 8  # networks, if each must be exported separately
 BLOCK_NS, WARMUP_NS = 25_000_000, 8_000_000
-WHOLE_EVERY = 2  # of the networks, those that are also timed without the profiler
+WHOLE_EVERY = 2  # every second network is also timed without the profiler
 
 
 def target_of(runtime: Runtime, *, batch: int, threads: int) -> Target:
-    """The target that this machine is."""
+    """Return this machine as a target."""
     name = version("torch") if runtime.reads is Reads.MODULE else version(*ONNXRUNTIMES)
     hardware = processor() or "unknown"
     if "cuda" in runtime.name and torch.cuda.is_available():
@@ -62,22 +62,22 @@ def table_for(
     networks: Networks, target: Target, *, seconds: float = 90.0, seed: int = 0, cache: Path | None = None,
     say: Say = quiet,
 ) -> LatencyTable:  # fmt: skip
-    """The target's table, with all that this network takes; measured where the cache does not know it."""
+    """Return the target's table with all operators of this network; measured if the cache does not have them."""
     file = (cache or cache_folder()) / f"{_target_key(target)}.json"
-    known = _kept(file)
-    if known is not None and known.describes(networks.keys, networks.signature):
+    cached = _kept(file)
+    if cached is not None and cached.describes(networks.keys, networks.signature):
         say("the latency table is known from before")
-        return known
-    found = measured_table(networks, target, seconds=seconds, seed=seed, say=say)
-    if known is not None:
-        kept = {k: v for k, v in known.samples.items() if k not in found.samples}
-        found = replace(found.with_samples(kept), wholes={**known.wholes, **found.wholes})
-    write_table(file, found)
-    return found
+        return cached
+    table = measured_table(networks, target, seconds=seconds, seed=seed, say=say)
+    if cached is not None:
+        kept = {k: v for k, v in cached.samples.items() if k not in table.samples}
+        table = replace(table.with_samples(kept), wholes={**cached.wholes, **table.wholes})
+    write_table(file, table)
+    return table
 
 
 def _kept(file: Path) -> LatencyTable | None:
-    """What is in the cache, where this version can read it."""
+    """The cached table, if this version can read it."""
     try:
         return read_table(file) if file.exists() else None
     except ArtifactError:
@@ -85,7 +85,7 @@ def _kept(file: Path) -> LatencyTable | None:
 
 
 def cache_folder() -> Path:
-    """Where tables are kept between runs."""
+    """Return the folder of cached tables."""
     state = os.environ.get("COMPRESS_STATE_DIR")
     if state:
         return Path(state) / "latency"
@@ -93,12 +93,13 @@ def cache_folder() -> Path:
 
 
 def _target_key(target: Target) -> str:
-    told = json.dumps([target.runtime, target.batch, target.threads, target.hardware, target.version])
-    return f"{target.runtime}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    """The cache key of a target."""
+    fields = json.dumps([target.runtime, target.batch, target.threads, target.hardware, target.version])
+    return f"{target.runtime}-{hashlib.sha256(fields.encode()).hexdigest()[:12]}"
 
 
 def drawn_widths(sizes: Sizes, *, seed: int, few: bool = False) -> list[tuple[int, Numbers]]:
-    """Alignments and rows of widths: the dense network, then some at multiples of each alignment, drawn at random."""
+    """Return alignments and rows of widths: the dense network, then random ones at multiples of each alignment."""
     generator = random.Random(seed)
     rows = [(0, sizes.dense.copy())]
     plan = ((8, EXPORTED),) if few else (*ALIGNED, *IRREGULAR)
@@ -109,6 +110,7 @@ def drawn_widths(sizes: Sizes, *, seed: int, few: bool = False) -> list[tuple[in
 
 
 def _drawn(channels: int, align: int, odd: bool, generator: random.Random) -> float:
+    """One random width: a multiple of `align` or, if `odd`, one that is not a multiple of twice `align`."""
     wanted = generator.uniform(min(channels, max(1, channels / 8)), channels)
     if odd:
         width = align * (2 * int(wanted / (2 * align)) + 1)
@@ -122,7 +124,7 @@ def _drawn(channels: int, align: int, odd: bool, generator: random.Random) -> fl
 def measured_table(
     networks: Networks, target: Target, *, seconds: float = 90.0, seed: int = 0, say: Say = quiet
 ) -> LatencyTable:
-    """A table from measurements alone. Refused: a runtime that does not say what its operators take."""
+    """Return a table from measurements alone. Refused: a runtime that does not report the times of operators."""
     runtime = networks.runtime
     if runtime.profile is None:
         raise RuntimeUnavailable(
@@ -156,9 +158,11 @@ def measured_table(
             say(f"timing operators: round {done + 1} of {pace.rounds}, network {at + 1} of {len(models)}")
             times = runtime.profile(models[k], inputs, threads=target.threads, warmup=pace.warmup, calls=pace.calls)
             profiles[k].append(networks.by_operator(times, models[k]))
-    taken = np.stack([np.min(rounds, axis=0) for rounds in profiles])  # [networks, operators]; others only slow it
+    times_ns = np.stack(
+        [np.min(rounds, axis=0) for rounds in profiles]
+    )  # [networks, operators]; other processes can only slow them
     walls = {k: min(plain[str(k)].block_medians_ns) for k in wholes}
-    return table_of(drawn_of(networks, rows), target, taken, walls)
+    return table_of(drawn_of(networks, rows), target, times_ns, walls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +173,7 @@ class _Pace:
 
 
 def _pace(turn: Turn, *, networks: int, seconds: float) -> _Pace:
-    """Short blocks, and two to five rounds within the seconds: drawn networks take about half of the dense one."""
+    """Short blocks, and two to five rounds in the seconds; drawn networks take about half of the dense one's time."""
     started = time.perf_counter_ns()
     with turn() as call:
         call()
@@ -185,9 +189,9 @@ def _pace(turn: Turn, *, networks: int, seconds: float) -> _Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """The networks that a table is made from: alignment, what each operator reads and writes `[networks, operators]`.
+    """The networks behind a table: alignments, and each operator's input and output width `[networks, operators]`.
 
-    An alignment of 0 is the dense network's.
+    An alignment of 0 means the dense network.
     """
 
     aligns: tuple[int, ...]
@@ -198,7 +202,7 @@ class Drawn:
 
 
 def drawn_of(networks: Networks, rows: Sequence[tuple[int, Numbers]]) -> Drawn:
-    """The same of rows of widths."""
+    """Return the drawn networks of rows of widths."""
     widths = np.stack([row for _, row in rows])
     pairs = [networks.sizes.of(layer, widths) for layer in networks.layers]
     reads, writes = (np.stack([pair[k] for pair in pairs], axis=1) for k in (0, 1))
@@ -211,18 +215,18 @@ def drawn_of(networks: Networks, rows: Sequence[tuple[int, Numbers]]) -> Drawn:
     )
 
 
-def table_of(drawn: Drawn, target: Target, taken: Numbers, walls: Mapping[int, float]) -> LatencyTable:
-    """The table that measurements make: `taken` `[networks, operators]` and whole networks by number, nanoseconds."""
+def table_of(drawn: Drawn, target: Target, times_ns: Numbers, walls: Mapping[int, float]) -> LatencyTable:
+    """Return the table of measurements: `times_ns` `[networks, operators]`, and whole networks' times by number."""
     aligns, keys = np.array(drawn.aligns), drawn.keys
 
     def samples(keep: NDArray[np.bool_]) -> dict[str, tuple[Sample, ...]]:
-        found: dict[str, list[Sample]] = {}
+        by_key: dict[str, list[Sample]] = {}
         for k in np.flatnonzero(keep):
             for o, key in enumerate(keys):
-                if taken[k, o] > 0:
-                    point = float(drawn.reads[k, o]), float(drawn.writes[k, o]), float(taken[k, o])
-                    found.setdefault(key, []).append(point)
-        return {key: tuple(some) for key, some in found.items()}
+                if times_ns[k, o] > 0:
+                    point = float(drawn.reads[k, o]), float(drawn.writes[k, o]), float(times_ns[k, o])
+                    by_key.setdefault(key, []).append(point)
+        return {key: tuple(some) for key, some in by_key.items()}
 
     regular = (aligns == 0) | (aligns >= REGULAR)
     aligned = samples(regular)
@@ -236,7 +240,7 @@ def table_of(drawn: Drawn, target: Target, taken: Numbers, walls: Mapping[int, f
     alignments = []
     for align in sorted(set(drawn.aligns) - {0}):
         here = aligns == align
-        excess = taken[here].sum(axis=1) / np.maximum(1.0, expected[here].sum(axis=1))
+        excess = times_ns[here].sum(axis=1) / np.maximum(1.0, expected[here].sum(axis=1))
         alignments.append((align, float(statistics.median(excess.tolist()))))
     table = LatencyTable(
         target=target, samples=aligned, alignments=tuple(alignments), wholes={}, environment=environment()

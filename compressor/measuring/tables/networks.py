@@ -1,8 +1,8 @@
-"""One network at any widths, as a runtime takes it, and whose time each of its operators' is.
+"""One network at any widths, in a runtime's form, and the weight that each of its operators' time counts with.
 
-For a runtime that reads ONNX a narrow network is the dense one's graph with other shapes
-(`measuring.tables.skeletons`); where its views hold widths, an export of its own. For one that reads modules it is a
-shrunk module.
+For a runtime that reads ONNX, a narrow network is the dense one's graph with other shapes
+(`measuring.tables.skeletons`), or an export of its own if its views contain widths. For a runtime that reads modules it
+is a shrunk module.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from compressor.surgery.shrinking import shrink
 
 
 class Networks:
-    """A network at any widths, as a runtime takes it; what it writes lies in `folder`."""
+    """A network at any widths, in a runtime's form; its files are in `folder`."""
 
     def __init__(
         self, module: nn.Module, traced: Traced, example_inputs: Sequence[Tensor], runtime: Runtime, folder: Path,
         *, batch: int = 1,
     ) -> None:  # fmt: skip
-        """Refused: a network that the runtime cannot take."""
+        """Refused: a network that the runtime cannot read."""
         self.module, self.traced, self.runtime, self.folder = module, traced, runtime, folder
         self.example_inputs = tuple(example_inputs)
         self.sizes = Sizes(module, traced.groups)
         self.batch = batch
         self.skeleton: Skeleton | None = None
-        self._owners: dict[Path, Mapping[str, str]] = {}  # of the networks that were exported by themselves
+        self._owners: dict[Path, Mapping[str, str]] = {}  # of networks with an export of their own
         self._slices = False
         if runtime.reads is Reads.ONNX:
             self.skeleton = skeleton_of(module, example_inputs, batch=batch)
@@ -56,20 +56,20 @@ class Networks:
 
     @property
     def quick(self) -> bool:
-        """Whether narrow networks come from the dense one's graph, without an export each."""
+        """True if narrow networks come from the dense one's graph, without an export each."""
         return self.runtime.reads is Reads.MODULE or self._slices
 
     @property
     def signature(self) -> str:
-        """The same for networks of the same operators in the same order."""
+        """A key that is equal for networks with the same operators in the same order."""
         return hashlib.sha256(json.dumps(self.keys).encode()).hexdigest()[:16]
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """Random inputs of the target's batch size."""
+        """Return random inputs of the target's batch size."""
         return tuple(random_like(self.example_inputs, batch=self.batch, seed=0))
 
     def at(self, row: Numbers) -> nn.Module | Path:
-        """The network at these widths `[groups]`."""
+        """Return the network at these widths `[groups]`."""
         if self.runtime.reads is Reads.MODULE:
             return self._small(row)
         name = hashlib.sha256(row.tobytes()).hexdigest()[:16]
@@ -79,16 +79,19 @@ class Networks:
         return file
 
     def owners(self, model: nn.Module | Path) -> Mapping[str, str] | None:
-        """Of a network that `at` gave, whose time each node's is; of a module `None`: a module is named as its weight.
+        """Return, for a network from `at`, the weight that each node's time counts with.
 
-        Networks that are exported by themselves name their nodes by themselves.
+        `None` for a module, whose profile has the names of weights. A network with an export of its own has node names
+        of its own.
         """
         if self.skeleton is None or isinstance(model, nn.Module):
             return None
         return self._owners.get(model, self.skeleton.owners)
 
     def by_operator(self, times: Sequence[NodeTime], model: nn.Module | Path) -> Numbers:
-        """What each operator took in a network that `at` gave, with what belongs to it: nanoseconds `[operators]`."""
+        """Return the time of each operator in a network from `at`, with the operators that belong to it: ns
+        `[operators]`.
+        """
         return by_operator(times, [o.tensor for o in self.operators], self.owners(model))
 
     def _length(self, row: Numbers) -> Callable[[str, int], int]:
@@ -98,9 +101,9 @@ class Networks:
         assert self.skeleton is not None
         if self._slices:
             return narrowed(self.skeleton, self._length(row))
-        made = skeleton_of(self._small(row), self.example_inputs, batch=self.batch)
-        self._owners[file] = made.owners
-        return made.proto
+        skeleton = skeleton_of(self._small(row), self.example_inputs, batch=self.batch)
+        self._owners[file] = skeleton.owners
+        return skeleton.proto
 
     def _small(self, row: Numbers) -> nn.Module:
         if (row >= self.sizes.dense).all():
@@ -110,7 +113,7 @@ class Networks:
         return shrink(self.module, self.traced, plan, self.example_inputs)[0]
 
     def _runs_narrow(self) -> bool:
-        """Whether the graph runs at other widths than its own."""
+        """True if the graph also runs at other widths."""
         assert self.skeleton is not None
         row = np.maximum(1, np.round(self.sizes.dense * 0.5))
         file = self.folder / "narrow.onnx"
@@ -120,44 +123,45 @@ class Networks:
                 prepared.run()
         except RuntimeUnavailable:
             raise
-        except Exception:  # whatever the runtime says of a graph whose shapes do not fit
+        except Exception:  # the runtime can raise anything for a graph whose shapes do not fit
             return False
         return True
 
 
 def owned(times: Sequence[NodeTime], tensors: Sequence[str], owners: Mapping[str, str] | None) -> list[str]:
-    """The weight that each node's time counts with: the last one's where its own name says none of `tensors`.
+    """Return the weight that each node's time counts with: the previous one's where its own name matches none of
+    `tensors`.
 
-    `owners` is as `Networks.owners` gives it.
+    `owners` is the result of `Networks.owners`.
     """
-    known, last, found = set(tensors), tensors[0], []
+    names, last, weights = set(tensors), tensors[0], []
     for node in times:
         owner = f"{node.name}.weight" if owners is None else owner_of(node.name, owners)
-        last = owner if owner is not None and owner in known else last
-        found.append(last)
-    return found
+        last = owner if owner is not None and owner in names else last
+        weights.append(last)
+    return weights
 
 
 def by_operator(times: Sequence[NodeTime], tensors: Sequence[str], owners: Mapping[str, str] | None) -> Numbers:
-    """What the operators of these weights took, with what belongs to them: nanoseconds `[tensors]`."""
+    """Return the time of these weights' operators, with the operators that belong to them: nanoseconds `[tensors]`."""
     number = {tensor: k for k, tensor in enumerate(tensors)}
-    found = np.zeros(len(tensors))
+    total_ns = np.zeros(len(tensors))
     for node, tensor in zip(times, owned(times, tensors, owners), strict=True):
-        found[number[tensor]] += node.typical_ns
-    return found
+        total_ns[number[tensor]] += node.typical_ns
+    return total_ns
 
 
 @contextmanager
 def networks_of(
     module: nn.Module, traced: Traced, example_inputs: Sequence[Tensor], runtime: Runtime, *, batch: int
 ) -> Iterator[Networks]:
-    """A network at any widths, with a folder for what is written."""
+    """Yield a network at any widths, with a temporary folder for its files."""
     with temporary("widths") as folder:
         yield Networks(module, traced, example_inputs, runtime, Path(folder), batch=batch)
 
 
 def module_operators(module: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[Operator, ...]:
-    """The modules that hold a weight, keyed by what they say of themselves without their widths."""
+    """Return the modules with a weight, keyed by their description without widths."""
     shapes: dict[str, str] = {}
     handles = []
     named = {name: m for name, m in module.named_modules() if isinstance(getattr(m, "weight", None), nn.Parameter)}
@@ -174,7 +178,7 @@ def module_operators(module: nn.Module, example_inputs: Sequence[Tensor]) -> tup
     finally:
         for handle in handles:
             handle.remove()
-    found = []
+    operators = []
     for name, positions in shapes.items():
         one = named[name]
         words = [type(one).__name__]
@@ -185,7 +189,7 @@ def module_operators(module: nn.Module, example_inputs: Sequence[Tensor]) -> tup
         if getattr(one, "groups", 1) > 1:
             words.append("grouped")
         swapped = bool(getattr(one, "transposed", False))
-        found.append(Operator(tensor=f"{name}.weight", key=f"{' '.join(words)} on {positions}", swapped=swapped))
-    if not found:
+        operators.append(Operator(tensor=f"{name}.weight", key=f"{' '.join(words)} on {positions}", swapped=swapped))
+    if not operators:
         raise ExportError("no module of this network holds a weight", hint="ask on `onnxruntime-cpu`")
-    return tuple(found)
+    return tuple(operators)

@@ -1,12 +1,12 @@
-"""A network's ONNX graph with shapes in the place of weights, at any widths of its channel groups.
+"""A network's ONNX graph with shapes in place of weights, at any widths of its channel groups.
 
-A runtime's latency depends on the shapes of the weights, not on their values. So each weight is a constant that
-the runtime fills when it loads the file: some ten kilobytes instead of hundreds of megabytes, read in milliseconds,
-fused and laid out as the real file is. Narrower widths are other shapes in the same file; no network has to be exported
-again. It says nothing but how long things take.
+A runtime's latency depends on the shapes of the weights, not on their values. So each weight becomes a constant that
+the runtime fills when it loads the file: about ten kilobytes instead of hundreds of megabytes, read in milliseconds,
+and fused and laid out like the real file. Narrower widths are other shapes in the same file, without a new export. Such
+a file is only for timing.
 
-Where the graph has a width in a place that is not a weight's shape (a transformer's views, say), its narrow versions do
-not run, and the caller has to export each (`measuring.tables.measured`).
+Where the graph contains a width outside of the weights' shapes (in a transformer's views, for example), its narrow
+versions do not run, and the caller must export each of them (`measuring.tables.measured`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ SUFFIXES = ("_kernel_time", "_nchwc")
 VALUE = 0.01
 SHAPE = "/shape"
 
-Length = Callable[[str, int], int]  # tensor, dimension → how long it is
-Follows = tuple[tuple[str, int], ...]  # for each dimension of an initialiser the tensor's, and which of that
+Length = Callable[[str, int], int]  # tensor, dimension → its length
+Follows = tuple[tuple[str, int], ...]  # for each dimension of an initialiser: a tensor, and its dimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """A weight that multiplies in the graph, and what is computed with its result before the next one.
+    """A multiplying weight in the graph, with the operators between its result and the next weight.
 
-    `key` says what it does, but for its widths: kind, window, stride, positions, and the operators behind it.
+    `key` describes the operator without its widths: kind, window, stride, positions, and the operators behind it.
     """
 
     tensor: str
@@ -47,7 +47,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skeleton:
-    """The graph, which tensors its shapes follow, and whose time each node's and value's is."""
+    """The graph, the tensors that its shapes follow, and the weight that each node's and value's time counts with."""
 
     proto: bytes
     follows: Mapping[str, Follows]
@@ -55,12 +55,12 @@ class Skeleton:
     operators: tuple[Operator, ...]
 
     def owner(self, name: str) -> str | None:
-        """The weight that a profiled node's time counts with; `None` where its name says nothing."""
+        """Return the weight that a profiled node's time counts with; `None` if its name is unknown."""
         return owner_of(name, self.owners)
 
 
 def owner_of(name: str, owners: Mapping[str, str]) -> str | None:
-    """The same from a skeleton's `owners`: onnxruntime names what it fused after one of the parts."""
+    """Return the same from a skeleton's `owners`: onnxruntime names fused operators after one of their parts."""
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     name = name.removeprefix("fused ")
@@ -68,7 +68,9 @@ def owner_of(name: str, owners: Mapping[str, str]) -> str | None:
 
 
 def skeleton_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: int = 1) -> Skeleton:
-    """The skeleton of a module in eval mode; `batch` is what keys count positions at. Refused: what has no ONNX."""
+    """Return the skeleton of a module in eval mode; keys count positions at batch size `batch`. Refused: no ONNX
+    export.
+    """
     module = copy_of(module).cpu().eval()
     inputs = [t.cpu() for t in example_inputs]
     try:
@@ -88,7 +90,7 @@ def skeleton_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: i
 
 
 def narrowed(skeleton: Skeleton, length: Length) -> bytes:
-    """The skeleton with dimensions as long as `length` says; a layer that reads nothing gives a constant."""
+    """Return the skeleton with other lengths; a layer without input channels outputs a constant."""
     import onnx
 
     proto = onnx.ModelProto.FromString(skeleton.proto)
@@ -110,9 +112,9 @@ def narrowed(skeleton: Skeleton, length: Length) -> bytes:
             if 0 in shapes[weight]:
                 silent.append((node, shapes[weight]))
     for node, shape in silent:
-        given = max(shape[0], 1), *[1] * (len(shape) - 2)
+        fixed = max(shape[0], 1), *[1] * (len(shape) - 2)
         name = f"{node.output[0]}{SHAPE}"
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array((1, *given), dtype=np.int64), name))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array((1, *fixed), dtype=np.int64), name))
         del node.input[:]
         node.input.append(name)
         node.op_type = "ConstantOfShape"
@@ -123,11 +125,11 @@ def narrowed(skeleton: Skeleton, length: Length) -> bytes:
 
 
 def _follows(proto: Any, module: nn.Module) -> dict[str, Follows]:
-    """Which tensor each initialiser is, by name, by its values (transposed too), or as the bias of a weight."""
+    """The tensor that each initialiser comes from: by name, by its values (transposed too), or as a weight's bias."""
     from onnx import numpy_helper
 
     state = {n: t for n, t in module.state_dict().items() if t.ndim}
-    known: dict[str, Follows] = {}
+    follows: dict[str, Follows] = {}
     by_value: dict[str, Follows] = {}
     for name, tensor in state.items():
         array = np.ascontiguousarray(tensor.detach().numpy())
@@ -140,45 +142,46 @@ def _follows(proto: Any, module: nn.Module) -> dict[str, Follows]:
             continue
         same = one.name in state and tuple(one.dims) == tuple(state[one.name].shape)
         if same:
-            known[one.name] = tuple((one.name, d) for d in range(len(one.dims)))
-        elif (found := by_value.get(_digest(numpy_helper.to_array(one)))) is not None:
-            known[one.name] = found
-    for node in proto.graph.node:  # a folded norm leaves a bias that no tensor of the module is
-        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2 and node.input[2] not in known:
-            weight = known.get(node.input[1])
+            follows[one.name] = tuple((one.name, d) for d in range(len(one.dims)))
+        elif (dims_of := by_value.get(_digest(numpy_helper.to_array(one)))) is not None:
+            follows[one.name] = dims_of
+    for node in proto.graph.node:  # a folded norm creates a bias that is no tensor of the module
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2 and node.input[2] not in follows:
+            weight = follows.get(node.input[1])
             if weight is not None:
-                known[node.input[2]] = (weight[1 if node.op_type == "ConvTranspose" else 0],)
-    return known
+                follows[node.input[2]] = (weight[1 if node.op_type == "ConvTranspose" else 0],)
+    return follows
 
 
 def _digest(array: Any) -> str:
+    """A key that is equal for equal arrays."""
     return f"{array.shape} {hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
 
 
 def _weights(proto: Any, follows: Mapping[str, Follows]) -> dict[str, str]:
-    """Of each node that multiplies with a known weight, by its first output: the weight's tensor."""
-    found = {}
+    """The weight of each node that multiplies with one, by the node's first output."""
+    tensors = {}
     for node in proto.graph.node:
         weight = next((follows[i] for i in node.input if len(follows.get(i, ())) > 1), None)
         if node.op_type in WEIGHTED and weight is not None:
-            found[node.output[0]] = weight[0][0]
-    return found
+            tensors[node.output[0]] = weight[0][0]
+    return tensors
 
 
 def _owners(proto: Any, weights: Mapping[str, str]) -> dict[str, str]:
-    """For every node and value the weight that came last on the way to it."""
+    """For every node and value, the last weight before it."""
     owner: dict[str, tuple[int, str]] = {}
     for number, node in enumerate(proto.graph.node):
         mine = (number, weights[node.output[0]]) if node.output[0] in weights else None
-        found = mine or max((owner[i] for i in node.input if i in owner), default=None)
-        if found is not None:
+        last = mine or max((owner[i] for i in node.input if i in owner), default=None)
+        if last is not None:
             for name in (node.name, *node.output):
-                owner[name] = found
+                owner[name] = last
     return {name: tensor for name, (_, tensor) in owner.items() if name}
 
 
 def _empty_(proto: Any) -> None:
-    """Put a shape in the place of every weight, and take away what the exporter notes."""
+    """Replace every weight by its shape, and remove the exporter's notes."""
     from onnx import helper, numpy_helper
 
     kept, nodes = [], []
@@ -197,8 +200,8 @@ def _empty_(proto: Any) -> None:
         node.ClearField("doc_string")
         into = constants.get(node.input[1]) if node.op_type == "Reshape" else None
         if into is not None and into.shape == (2,):
-            node.input[1] = flat.name  # what each sample has, in a row, however much it is
-            del node.attribute[:]  # a zero is the batch's length here
+            node.input[1] = flat.name  # flattens each sample, whatever its length
+            del node.attribute[:]  # a zero here means the batch's length
     nodes += list(proto.graph.node)
     del proto.graph.initializer[:], proto.graph.node[:], proto.graph.value_info[:]
     proto.graph.initializer.extend([*kept, flat])
@@ -225,7 +228,7 @@ def _operators(
     return tuple(
         Operator(
             tensor=tensor,
-            key=f"{_told(node)} on {positions.get(node.input[0], '?')}; {' '.join(sorted(behind.get(tensor, ())))}",
+            key=f"{_kind_of(node)} on {positions.get(node.input[0], '?')}; {' '.join(sorted(behind.get(tensor, ())))}",
             swapped=node.op_type == "ConvTranspose",
         )
         for tensor, node in first.items()
@@ -233,7 +236,7 @@ def _operators(
 
 
 def _positions(proto: Any, inputs: Sequence[Tensor], batch: int) -> dict[str, str]:
-    """The positions of every value behind its channels, `56x56`; of a sequence its length."""
+    """The positions of every value behind its channels, `56x56`; for a sequence its length."""
     import onnx
 
     fixed = copy.deepcopy(proto)
@@ -241,34 +244,35 @@ def _positions(proto: Any, inputs: Sequence[Tensor], batch: int) -> dict[str, st
         for dim, size in zip(one.type.tensor_type.shape.dim, (batch, *tensor.shape[1:]), strict=False):
             dim.dim_value = size
     inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    found = {}
+    by_name = {}
     for value in (*inferred.graph.value_info, *inferred.graph.input):
         sizes = [d.dim_value for d in value.type.tensor_type.shape.dim]
         spatial = sizes[2:] if len(sizes) != 3 else sizes[1:2]
-        found[value.name] = "x".join(map(str, spatial)) or "1"
-    return found
+        by_name[value.name] = "x".join(map(str, spatial)) or "1"
+    return by_name
 
 
-def _told(node: Any) -> str:
-    """A node's kind and attributes; of groups, whether there are some."""
+def _kind_of(node: Any) -> str:
+    """A node's kind and attributes, and whether it has groups."""
     from onnx import helper
 
-    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    named = [name for name in ("kernel_shape", "strides", "dilations") if name in given]
-    words = [f"{name.split('_')[0]} {'x'.join(map(str, given[name]))}" for name in named]
-    if given.get("group", 1) > 1:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    named = [name for name in ("kernel_shape", "strides", "dilations") if name in attributes]
+    words = [f"{name.split('_')[0]} {'x'.join(map(str, attributes[name]))}" for name in named]
+    if attributes.get("group", 1) > 1:
         words.append("grouped")
     return " ".join((node.op_type, *words))
 
 
 def _regroup_(node: Any, dense: Sequence[int], now: Sequence[int]) -> None:
-    """Whole groups that left, of a grouped convolution: as many fewer as its weight is shorter."""
+    """Reduce the groups of a grouped convolution in proportion to its weight's length."""
     for attribute in node.attribute:
         if attribute.name == "group" and attribute.i > 1 and now[1] == dense[1]:
             attribute.i = max(1, attribute.i * now[0] // dense[0])
 
 
 def _drop_unused_(proto: Any) -> None:
+    """Remove nodes and initialisers that no output needs."""
     needed = {value.name for value in proto.graph.output}
     kept = []
     for node in reversed(proto.graph.node):

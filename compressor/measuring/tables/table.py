@@ -1,11 +1,11 @@
-"""Latency tables: what each operator of a network takes at what widths, as measured on one machine's runtime.
+"""Latency tables: the time of each operator of a network at different widths, measured on one machine's runtime.
 
-A table belongs to a target: hardware, runtime and its version, batch and threads. Under each operator's key (what it
-does, but for its widths) stand samples: what it read, what it wrote, how long it took, within whole networks at drawn
-widths (`measuring.tables.measured`). Between them a non-negative sum of products of the widths
-(`planning.widths.features`) is fitted, with relative errors. The operators' sum is no call's time: starting each
-costs something too. So factors for
-starts and for the rest are fitted to whole networks, which also say how well it predicts.
+A table belongs to a target: hardware, runtime and its version, batch and threads. Each operator's key (its description
+without widths) has samples: input width, output width and time, within whole networks at random widths
+(`measuring.tables.measured`). Between the samples, a non-negative sum of products of the widths
+(`planning.widths.features`) is fitted, by relative error. The sum over operators is not a call's time, because starting
+each operator takes time too. So one factor for the starts and one for the rest are fitted to whole networks, which also
+measure the error of predictions.
 
 A table is a file: measured on the target, used anywhere.
 """
@@ -28,17 +28,17 @@ from compressor.files.schema import check
 from compressor.planning.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 
 SCHEMA = 2
-ENOUGH = 8  # samples of an operator: fewer say little about six prices
+ENOUGH = 8  # samples of an operator: fewer determine six prices badly
 RIDGE = 1e-3  # of a column's length
-REGULAR = 8  # multiples that every runtime's layouts and vectors like
-TOLERATED = 0.1  # the prices know what a width costs; alignment is about falling out of a runtime's layout
+REGULAR = 8  # multiples that suit every runtime's layouts and vectors
+TOLERATED = 0.1  # prices cover the cost of a width; alignment is only about leaving a runtime's fast layout
 
 Sample = tuple[float, float, float]  # channels read, channels written, nanoseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a network is to be fast."""
+    """Where a network should be fast."""
 
     runtime: str
     batch: int
@@ -52,10 +52,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """How a network's time follows from its operators': by a factor for their starts and one for the rest.
+    """Two factors from operators' times to a network's time: one for their starts, one for the rest.
 
-    A profiler makes starting an operator dearer than it is. `networks` holds what was predicted, each without itself,
-    and what was measured, in nanoseconds.
+    A profiler makes starting an operator slower than it is. `networks` has predictions, each without the network
+    itself, and measurements, in nanoseconds.
     """
 
     factor: float
@@ -70,10 +70,10 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyTable:
-    """Samples by operator, what alignments cost, and how whole networks follow, by the network's signature.
+    """Samples by operator, the cost of alignments, and the factors of whole networks, by the network's signature.
 
-    `alignments` holds, for widths that are multiples of it and not of twice it, how much longer networks took than the
-    same widths would if they were aligned.
+    `alignments`: for widths that are multiples of it but not of twice it, the ratio of the networks' time to that of
+    the same widths if they were aligned.
     """
 
     target: Target
@@ -84,7 +84,7 @@ class LatencyTable:
 
     @property
     def align(self) -> int:
-        """The least multiple whose widths cost no more than those of `REGULAR` ones do, within `TOLERATED` of them."""
+        """The least multiple whose widths cost no more than those of `REGULAR` ones, within `TOLERATED`."""
         regular = [excess for align, excess in self.alignments if align >= REGULAR]
         if not regular:
             return 1
@@ -92,15 +92,15 @@ class LatencyTable:
         return min((align for align, excess in self.alignments if excess <= most), default=REGULAR)
 
     def knows(self, keys: Sequence[str]) -> bool:
-        """Whether there are enough samples of all these operators."""
+        """Return true if all these operators have enough samples."""
         return all(len(self.samples.get(key, ())) >= ENOUGH for key in keys)
 
     def describes(self, keys: Sequence[str], signature: str) -> bool:
-        """Whether it predicts the network of these operators as it is."""
+        """Return true if the table predicts the network of these operators."""
         return self.knows(keys) and signature in self.wholes
 
     def with_samples(self, more: Mapping[str, Sequence[Sample]]) -> LatencyTable:
-        """The table with more samples."""
+        """Return the table with more samples."""
         joined = {k: (*self.samples.get(k, ()), *more.get(k, ())) for k in {**self.samples, **more}}
         return LatencyTable(
             target=self.target,
@@ -111,19 +111,19 @@ class LatencyTable:
         )
 
     def prices(self, keys: Sequence[str]) -> Numbers:
-        """What each operator's features cost: `[keys, FEATURES]`, nanoseconds."""
+        """Return the prices of each operator's features: `[keys, FEATURES]`, nanoseconds."""
         fitted = {key: fit_prices(self.samples[key]) for key in dict.fromkeys(keys)}
         return np.stack([fitted[key] for key in keys]) if keys else np.zeros((0, FEATURES))
 
     def cost(self, sizes: Sizes, layers: Sequence[Layer], keys: Sequence[str], *, signature: str) -> WidthCost:
-        """The predicted latency at any widths, in nanoseconds."""
+        """Return the predicted latency at any widths, in nanoseconds."""
         whole = self.wholes[signature]
         prices = self.prices(keys) * whole.factor
         prices[:, START] *= whole.starts / whole.factor if whole.factor else 0.0
         return WidthCost(sizes, layers, prices)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "schema": SCHEMA,
             "target": {
@@ -145,7 +145,7 @@ class LatencyTable:
 
 
 def table_from_json(plain: Mapping[str, Any], *, where: str = "it") -> LatencyTable:
-    """The table that `to_json` wrote; refused where it is none, or of another version."""
+    """Return the table that `to_json` wrote. Refused: anything else, or another version."""
     if plain.get("schema", SCHEMA) != SCHEMA:
         raise ArtifactError(
             f"this latency table is of schema {plain['schema']}, and this version reads {SCHEMA}",
@@ -176,28 +176,28 @@ def table_from_json(plain: Mapping[str, Any], *, where: str = "it") -> LatencyTa
 
 
 def read_table(file: Path) -> LatencyTable:
-    """The table in a file; refused where there is none."""
+    """Return the table in a file. Refused: a file without one."""
     return table_from_json(read_json(file), where=str(file))
 
 
 def write_table(file: Path, table: LatencyTable) -> None:
-    """Write the table; it appears whole or not at all."""
+    """Write the table, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, table.to_json())
 
 
 def fit_prices(samples: Sequence[Sample]) -> Numbers:
-    """Non-negative prices of the features with the least squared relative error: `[FEATURES]`."""
+    """Return the non-negative prices of the features with the least squared relative error: `[FEATURES]`."""
     reads, writes, times = (np.array(column, dtype=np.float64) for column in zip(*samples, strict=True))
     return nonnegative(features(reads, writes) / times[:, None], np.ones(len(samples)))
 
 
 def nonnegative(matrix: Numbers, wanted: Numbers) -> Numbers:
-    """The x ≥ 0 with the least |matrix x − wanted|² (Lawson and Hanson, by scipy); `[columns]`.
+    """Return the x ≥ 0 with the least |matrix x − wanted|² (Lawson and Hanson, by scipy); `[columns]`.
 
-    Columns are scaled to length one. A small ridge makes columns that are nearly alike share what they explain.
+    Columns are scaled to length one. A small ridge shares the effect among nearly equal columns.
     """
-    from scipy.optimize import nnls  # half a second that only this takes
+    from scipy.optimize import nnls  # half a second to import, and only this function needs it
 
     scale = np.sqrt((matrix * matrix).sum(axis=0))
     scale = np.where(scale > 0, scale, 1.0)
@@ -207,7 +207,10 @@ def nonnegative(matrix: Numbers, wanted: Numbers) -> Numbers:
 
 
 def fit_whole(starts: Sequence[float], rest: Sequence[float], measured: Sequence[float]) -> Whole:
-    """How whole networks follow from their operators' sums, of starts and of the rest; each predicted by the others."""
+    """Fit two factors (operator starts, everything else) that map summed operator times to whole-network latency.
+
+    `networks` are leave-one-out predictions, with the measurements.
+    """
     columns, times = np.stack([np.array(rest), np.array(starts)], axis=1), np.array(measured)
 
     def fitted(keep: NDArray[np.bool_]) -> Numbers:
@@ -218,6 +221,6 @@ def fit_whole(starts: Sequence[float], rest: Sequence[float], measured: Sequence
     others = []
     for k in range(len(times)):
         keep = every.copy()
-        keep[k] = len(times) < 3  # of two networks none can be left out
+        keep[k] = len(times) < 3  # with two networks none can be left out
         others.append((float(columns[k] @ fitted(keep)), float(times[k])))
     return Whole(factor=float(factor), starts=float(begun), networks=tuple(others))

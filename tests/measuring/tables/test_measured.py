@@ -28,8 +28,8 @@ from compressor.measuring.tables.measured import (
 from compressor.measuring.tables.networks import networks_of
 from compressor.measuring.tables.skeletons import Skeleton
 from compressor.planning.widths import Sizes
-from tests.measuring.tables.test_skeletons import OLD_EXPORTER
 from tests.support.topologies import INPUT, Attention, Residual, Shuffled, alive
+from tests.support.versions import WIDTHS_ARE_IN_THE_GRAPH
 
 EXAMPLE = (torch.zeros(INPUT),)
 
@@ -105,7 +105,7 @@ def test_networks_whose_graph_holds_widths_are_exported_one_by_one(
     net = alive(make())
     traced, runtime = trace(net, EXAMPLE), load("onnxruntime-cpu")
     with networks_of(net, traced, EXAMPLE, runtime, batch=1) as networks:
-        if quick is not None and not (quick and OLD_EXPORTER):
+        if quick is not None and not (quick and WIDTHS_ARE_IN_THE_GRAPH):
             assert networks.quick is quick
         row = np.maximum(1, np.round(networks.sizes.dense / 2))
         with runtime.prepare(networks.at(row), networks.inputs(), threads=1) as prepared:
