@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -28,3 +29,13 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = {f"/{page.relative_to(ROOT).with_suffix('')}" for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"))}
     listed = [line for line in toctrees((DOCS / "index.md").read_text()).splitlines() if line.startswith("/")]
     assert sorted([*listed, "/docs/index"]) == sorted(pages)
+
+
+def test_every_promise_has_tests_that_are_there() -> None:
+    promises = (DOCS / "promises.md").read_text().split("\n- **")[1:]
+    assert len(promises) > 10
+    for promise in promises:
+        tests = re.findall(r"\[`(\w+)`\]\(\.\./(tests/[\w/]+\.py)\)", promise)
+        assert tests, promise.partition("\n")[0]
+        for name, file in tests:
+            assert re.search(rf"^\s*def {name}\(", (ROOT / file).read_text(), re.M), f"{file}::{name}"

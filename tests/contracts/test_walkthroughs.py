@@ -10,7 +10,11 @@ from benchmarks.walkthroughs import blocks, commands, cut, missing, shape, walk
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(str(page.relative_to(DOCS)) for page in (*DOCS.glob("tutorial.md"), *DOCS.glob("how-to/*.md")))
-LONG = ("how-to/adapt.md", "how-to/retrain.md")  # 200 s of a processor each; half a minute or so the others
+LONG = (
+    "how-to/adapt.md",
+    "how-to/prune-to-a-speed.md",
+    "how-to/retrain.md",
+)  # 200 s of a processor each; half a minute or so the others
 
 
 def follow(page: str, folder: Path) -> None:
