@@ -27,7 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(?:<!-- (?P<why>not run: [^>]+) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```", re.M | re.S)
 SHIM = "import sys; sys.argv[0] = 'compress'; from compressor.cli.main import main; sys.exit(main())"
-CAVEAT = re.compile(r"(caveat: )?(loaded machine|unstable|few blocks|null check failed|clock rate|other processes took)\b")
+CAVEAT = re.compile(
+    r"(caveat: )?(loaded machine|unstable|few blocks|null check failed|clock rate|other processes took)\b"
+)
 LONGEST_S = 600
 
 
