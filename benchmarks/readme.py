@@ -39,6 +39,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "runtimes": reference.runtimes,
     "papers": reference.studies,
     "names": reference.public_names,
+    "results": reference.results_file,
 }
 
 

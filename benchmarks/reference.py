@@ -6,6 +6,7 @@ not from the text that it prints, so that they are the same at every width and w
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,9 @@ import compressor
 from compressor.cli.main import app
 from compressor.measuring import runtimes as measuring_runtimes
 from compressor.planning import criteria as planning_criteria
+from compressor.results.artifact import Results
+from compressor.results.quality import Accuracy, Agreement, Quality
+from compressor.results.records import Record
 from compressor.studies import papers
 
 VALUES: dict[type, str] = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
@@ -188,6 +192,62 @@ def described(name: str) -> Iterator[str]:
     if rows:
         yield table(("member", ""), rows)
     yield f"In `{value.__module__}`."
+
+
+KINDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def kind_of(hint: Any) -> str:
+    """What JSON has where a field of a record is annotated with `hint`."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(kind_of(one) for one in inner)
+    if get_origin(hint) is tuple:
+        return f"list of {kind_of(inner[0])}" if inner[-1] is Ellipsis else f"[{', '.join(map(kind_of, inner))}]"
+    if hint is Quality:
+        return " or ".join(kind_of(one) for one in (Accuracy, Agreement))
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    return KINDS.get(hint, "object")
+
+
+def fields_of(kind: type[Record]) -> Iterator[tuple[str, str, str]]:
+    """Each key with what it holds, and whether it is left out of the file where there is nothing to say."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name != "rest":
+            spare = "yes" if field.name in kind.SPARE else ""
+            yield f"`{kind.KEYS.get(field.name, field.name)}`", kind_of(hints[field.name]), spare
+    for name in kind.DERIVED:
+        yield f"`{name}`", "follows from the others", ""
+
+
+def records_below(kind: type[Record], seen: dict[type[Record], None]) -> None:
+    """Every record that `kind` leads to, each once, in the order of the file."""
+    if kind in seen:
+        return
+    seen[kind] = None
+    for hint in get_type_hints(kind).values():
+        for one in (hint, *get_args(hint), *(b for a in get_args(hint) for b in get_args(a))):
+            if one is Quality:
+                records_below(Accuracy, seen)
+                records_below(Agreement, seen)
+            elif isinstance(one, type) and issubclass(one, Record):
+                records_below(one, seen)
+
+
+def results_file() -> str:
+    """Every object of `results.json`: its keys, and what they hold."""
+    seen: dict[type[Record], None] = {}
+    records_below(Results, seen)
+    parts = []
+    for kind in seen:
+        parts += [
+            f"## {kind.__name__}",
+            inspect.getdoc(kind) or "",
+            table(("key", "holds", "left out where there is nothing"), fields_of(kind)),
+        ]
+    return "\n\n".join(parts)
 
 
 def public_names() -> str:

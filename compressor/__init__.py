@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from compressor.pruning.request import Request as Request
     from compressor.pruning.speed.planner import Goal as Goal
     from compressor.pruning.speed.search import prune_to_speed as prune_to_speed
+    from compressor.results.artifact import Results as Results
     from compressor.surgery.plan import ChannelBudget as ChannelBudget
     from compressor.surgery.plan import CostBudget as CostBudget
     from compressor.surgery.plan import LatencyBudget as LatencyBudget
@@ -57,6 +58,7 @@ _HOMES = {
     "prove": "surgery.proof",
     "retrain": "training.retraining",
     "evaluate": "measuring.accuracy",
+    "Results": "results.artifact",
     "export_onnx": "export.onnx",
     "bench": "measuring.benchmark",
     "prune_to_speed": "pruning.speed.search",

@@ -67,7 +67,7 @@ class Artifact:
         return self.folder / ONNX
 
     def results(self) -> Results:
-        """Everything measured so far."""
+        """Return everything measured so far."""
         file = self.folder / RESULTS
         return Results.from_json(read_json(file), place=str(file)) if file.exists() else Results()
 
@@ -508,7 +508,7 @@ def read_back(folder: str, probe: str, trust: str = "") -> None:
 
 
 def add_results(folder: Path, **sections: Any) -> None:
-    """Put the sections, by the names of the fields of `Results`, among the folder's results, whole or not at all."""
+    """Store the sections, named as the fields of `Results`, in the folder's results, whole or not at all."""
     results = replace(open_artifact(folder).results(), **sections)
     write_json(folder / RESULTS, results.to_json())
 

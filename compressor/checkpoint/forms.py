@@ -204,35 +204,6 @@ _agree = lengths_agree("input", "dtypes")
 RECIPE_1 = also(record({"schema": one_of(1), **_recipe}, may=_later), "as many inputs as types", _agree)
 RECIPE_2 = also(record({"schema": one_of(2), **_recipe, **_later, "sha256": sha256}), "as many inputs as types", _agree)
 
-counted = record({}, may={"achieved": table(tuple_of(count(), count()))}, others=True)
-RESULTS = record(
-    {},
-    may={
-        "schema": count(1),
-        "name": text,
-        "command": text,
-        "environment": table(anything),
-        "prune": counted,
-        "mask": table(anything),
-        "repair": table(anything),
-        "latency": table(anything),
-        "while_training": table(anything),
-        "factorize": counted,
-        "export": table(anything),
-        "quantize": table(anything),
-        "bench": table(anything),
-        "retrain": listed(table(anything)),
-        "evaluate": listed(
-            record(
-                {"model": text, "data": optional(text), "split": optional(text), "total": count(1)},
-                others=True,
-            )
-        ),
-        "lineage": listed(table(anything)),
-    },
-    others=True,  # results of a newer writer are shown unchecked
-)
-
 positive = between(0, math.inf, open_low=True)
 TABLE = record(
     {
@@ -328,26 +299,6 @@ EVENTS = record(
             )
         ),
     }
-)
-
-_interval = record({"ratio": positive, "low": positive, "high": positive}, others=True)
-POINT = either(
-    "a point of a curve",
-    record({"arm": text, "asked": positive, "refused": text, "hint": optional(text)}),
-    record(
-        {
-            "arm": text,
-            "asked": positive,
-            "speedup": _interval,
-            "dense_ms": positive,
-            "small_ms": positive,
-            "threads": count(1),
-            "params": count(0),
-            "macs": count(0),
-            "quality": record({"total": count(1), "low": share, "high": share}, others=True),
-        },
-        others=True,
-    ),
 )
 
 CELL = record({"cell": table(anything), "result": table(anything), "data": table(anything)}, others=True)

@@ -62,7 +62,7 @@ class SparseTable:
         return sum(row.stored_bytes for row in self.rows)
 
     def on(self, masking: Masking) -> Masking:
-        """The masking with what it saves on disk."""
+        """Return the masking with the bytes that sparse storage saves."""
         return replace(
             masking, rows=self.rows, dense_bytes=self.dense_bytes, stored_bytes=self.stored_bytes,
             file_bytes=self.file_bytes, statement=SAVES_NO_TIME,

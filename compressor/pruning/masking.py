@@ -112,7 +112,7 @@ def _chosen(module: nn.Module, request: MaskRequest, initial: Mapping[str, Tenso
 def masking_of(
     mask: WeightMask, *, requested: float, scope: MaskScope, criterion: MaskCriterion | None = None
 ) -> Masking:
-    """What the mask takes, and what was asked for; `criterion` is `None` where several rounds made it."""
+    """Return the mask's counts with the request; `criterion` is `None` if several rounds chose the weights."""
     return Masking(
         requested=requested,
         sparsity=mask.sparsity,

@@ -31,7 +31,7 @@ class SparseFile(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity(Record):
-    """How far the ONNX file's outputs lie from the network's: max |a - b| / max |b|, the largest of all outputs.
+    """The difference of the ONNX file's outputs from the network's: max |a - b| / max |b|, the largest of all outputs.
 
     `note` says why the batch size is fixed, where it is; `sparse_note` why there is no sparse file beside it;
     `same_maxima` that the network was run with the positions of the file's maxima (`export.same_maxima`), for by
@@ -63,5 +63,5 @@ class Parity(Record):
 
     @property
     def dynamic_batch(self) -> bool:
-        """Whether the file takes batches of any size."""
+        """True if the file accepts batches of any size."""
         return self.note is None

@@ -11,7 +11,7 @@ from compressor.results.records import Plain, Record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord(Record):
-    """One epoch: the rate of its last iteration, the mean of its losses, the tuning split's answers after it."""
+    """One epoch: the rate of its last iteration, its mean loss, and the correct answers on the tuning split."""
 
     epoch: int
     rate: float
@@ -22,7 +22,7 @@ class EpochRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(Record):
-    """What one event chose, by the group's root, and the correct answers on the tuning split before and after it."""
+    """The channels that one event chose, by group root, and the correct answers on the tuning split around it."""
 
     epoch: int
     chosen: Mapping[str, tuple[int, ...]]
@@ -37,7 +37,7 @@ class Event(Record):
 
     @property
     def instability(self) -> float | None:
-        """The share of the accuracy that the event took; negative where it gave some, `None` where there was none."""
+        """The relative loss of accuracy; negative if the accuracy rose, `None` if it was 0 before."""
         return (self.before - self.after) / self.before if self.before else None
 
     @property
@@ -84,7 +84,7 @@ class WhileTraining(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LotteryRound(Record):
-    """What one round of a lottery ticket's search left, and the tuning split's answers at its end."""
+    """One round of the search for a lottery ticket: the weights left, and the answers on the tuning split."""
 
     round: int
     sparsity: float

@@ -224,10 +224,10 @@ class _Events:
         """Read the events of an interrupted run; refused: no such file, events of another run."""
         assert self.file is not None
         hint = "delete it and start again"
-        kept = read_json(self.file, refusal=RetrainError, hint=hint)
-        check(kept, forms.EVENTS, where=f"{self.file} does not say what happened", hint=hint, refusal=RetrainError)
-        self.happened = [Event.from_json(event, place="events") for event in kept["events"]]
-        if kept.get("of") != self._identity():
+        plain = read_json(self.file, refusal=RetrainError, hint=hint)
+        check(plain, forms.EVENTS, where=f"{self.file} does not contain events", hint=hint, refusal=RetrainError)
+        self.happened = [Event.from_json(event, place="events") for event in plain["events"]]
+        if plain.get("of") != self._identity():
             raise RetrainError(
                 f"{self.file} belongs to a run with other events", hint="delete its folder, or repeat its command"
             )

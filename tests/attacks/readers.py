@@ -79,7 +79,7 @@ def _read_measured(folder: Path) -> None:
     from compressor.measuring.benchmark import missed
 
     result = bench_of_pack(read_json(folder / "measured.json"), where="measured.json")
-    json.dumps(result, allow_nan=False)  # as it is written into the artifact
+    json.dumps(result.to_json(), allow_nan=False)  # as it is written into the artifact
     show(result)
     missed(result, at_least=1.0)
 

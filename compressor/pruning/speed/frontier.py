@@ -83,7 +83,7 @@ class Judge:
         self.dense = self(checkpoint.module)
 
     def __call__(self, module: nn.Module) -> Quality:
-        """Accuracy where there are labels, agreement with the dense network where there are none."""
+        """Return the accuracy where there are labels, agreement with the dense network where there are none."""
         options: dict[str, Any] = {"split": self.split, "preprocessing": self.checkpoint.preprocessing}
         if self.labelled:
             return evaluate(module, self.images, **options)
@@ -101,7 +101,7 @@ def frontier(
     baselines: bool = True,
     say: Say = quiet,
 ) -> Frontier:
-    """The curve of every arm; points that lie in `folder` from before are not made again.
+    """Return the curves of all arms; points that `folder` already contains are not computed again.
 
     If an arm cannot reach a speed, the point holds the reason.
     """
@@ -136,6 +136,7 @@ def frontier(
 def _point(
     checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data, judge: Judge, cache: Cache, say: Say
 ) -> FrontierPoint:
+    """Return one point of an arm's curve: the network's speed, size and quality, or why the speed is out of reach."""
     budget = LatencyBudget(speedup=asked)
     request = dataclasses.replace(arm.request, budget=budget)
     mine = dataclasses.replace(goal, budget=budget, by_ratio=arm.by_ratio)
@@ -206,7 +207,7 @@ def fastest_within(
         raise PlanError(f"a drop must be positive, not {max_drop:g}", hint="one percentage point: `--max-drop 1`")
     judge = Judge(checkpoint, data)
     reference = judge.dense.share
-    low, high = 1.0, FASTEST  # the fastest known to be within, the slowest known to be beyond
+    low, high = 1.0, FASTEST  # the fastest speed-up within the drop, the slowest one beyond it
     asked, tried = FIRST, []
     best: tuple[float, float, Fast] | None = None  # speed-up, drop
     with temporary("drop") as scratch:
