@@ -146,6 +146,7 @@ def _prepare(source: Path, prepared: Path) -> None:
 
 
 def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how: Int8) -> Any:
+    """Return the quantised graph; refused: several inputs, a graph that onnxruntime cannot quantise."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 

@@ -91,6 +91,7 @@ def _with_its_maxima(module: nn.Module, part: Path, names: Sequence[str], inputs
 
 
 def _session(file: Path | bytes) -> Any:
+    """Return an onnxruntime session on the CPU; refused: a file that onnxruntime cannot load."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -113,9 +113,10 @@ class Pruned:
         return None if repaired is None else repaired.result
 
     def _widths(self) -> tuple[Width, ...]:
+        """Return each dense layer's channels and MACs with those of the small layer, 0 where the layer is gone."""
         after = {layer.weight: layer for layer in self.small_layers}
         pairs = ((layer, after.get(layer.weight)) for layer in self.dense_layers)
-        return tuple(  # of a layer that is gone only the bias remains
+        return tuple(
             Width(
                 layer=dense.layer,
                 kind=dense.kind,

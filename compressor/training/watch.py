@@ -101,6 +101,7 @@ class TuningLoss:
         return min(self.seen, key=lambda s: s.loss)
 
     def _look(self, module: nn.Module) -> Seen:
+        """Return the mean cross entropy and the correct answers on the tuning split."""
         device = next(module.parameters()).device
         self._inputs, self._labels = self._inputs.to(device), self._labels.to(device)
         loss, correct = 0.0, 0

@@ -83,7 +83,7 @@ class Judge:
         self.dense = self(checkpoint.module)
 
     def __call__(self, module: nn.Module) -> Quality:
-        """Return the accuracy where there are labels, agreement with the dense network where there are none."""
+        """Return the accuracy with labels, or the agreement with the dense network without."""
         options: dict[str, Any] = {"split": self.split, "preprocessing": self.checkpoint.preprocessing}
         if self.labelled:
             return evaluate(module, self.images, **options)

@@ -226,6 +226,7 @@ class Planner:
             raise self._unreachable(max(ratio, again.measured.ratio * self.bias), allocation, cost)
 
     def _choice(self, scored: Scored) -> Choice:
+        """Return the choice of widths: their latency by the table, and their error by the curves."""
         networks, table = self._ready(scored)
         align = table.align if self.request.align is None else self.request.align
         return Choice(
@@ -276,6 +277,7 @@ class Planner:
         return dense_ms / budget.latency_ms
 
     def _curves(self, scored: Scored, align: int) -> tuple[Curve, ...]:
+        """Return the curves of error against width: measured, or from scores; cached by request and groups."""
         roots = (self.request.criterion, self.request.scope, align, *(g.root for g in scored.traced.groups))
         if roots not in self.cache.curves:
             if self.request.scope is Scope.MEASURED:

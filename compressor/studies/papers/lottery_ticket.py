@@ -167,6 +167,7 @@ def _chain(arm: str, setting: Setting, dense: Cell, rounds: int) -> list[Cell]:
 
 
 def _lenet(plan: Plan, seed: int) -> Iterator[Cell]:
+    """Yield LeNet's cells of one seed: dense, tickets, their controls, one-shot masks, and the same with dropout."""
     lenet = plan.lenet
     dense = _cell(DENSE, lenet, seed, round=0)
     tickets = _chain(TICKET, lenet, dense, plan.rounds)
@@ -192,6 +193,7 @@ def _lenet(plan: Plan, seed: int) -> Iterator[Cell]:
 
 
 def _convolutional(plan: Plan, seed: int) -> Iterator[Cell]:
+    """Yield the convolutional network's cells of one seed: low rate, high rate and warm-up, with their controls."""
     high = plan.convolutional
     low = dataclasses.replace(high, setting=LOW, learning_rate=plan.low_rate)
     warm = dataclasses.replace(high, setting=WARM_UP, warmup=plan.warmup)
@@ -282,6 +284,7 @@ def _recipe(cell: Cell, images: int) -> Recipe:
 def _trained(
     cell: Cell, workspace: Workspace, data: Data, start: Checkpoint, mask: WeightMask | None
 ) -> Mapping[str, Any]:
+    """Train the network, keep the tensors that later cells need, and return the cell's result."""
     values: Mapping[str, Any] = cell.values
     recipe = _recipe(cell, len(data.split(SplitName.TRAIN)))
     watched = train_watched(

@@ -248,6 +248,7 @@ def _difference(
 
 
 def _start(cell: Cell, data: Data) -> Checkpoint:
+    """Return the cell's network with fresh weights; refused: images with another number of channels."""
     values: Mapping[str, Any] = cell.values
     channels = int(data.split(SplitName.TRAIN)[0][0].shape[0])
     if channels != values["inputs"]:

@@ -114,6 +114,7 @@ def cells(scale: Scale) -> list[Cell]:
 
 
 def _of_seed(seed: int, size: Size) -> Iterator[Cell]:
+    """Yield one seed's cells: the dense network, untrained masks, trained masked networks, and learned masks."""
     images: dict[str, Value] = {"images": size.images, "evaluated": size.evaluated}
     trained: dict[str, Value] = {**images, "epochs": size.epochs, "rate": 1.2e-3, "batch": 60}
     dense = Cell(study=STUDY, arm="dense", seed=seed, values=trained)
@@ -205,6 +206,7 @@ def _untrained(cell: Cell, workspace: Workspace, data: Data, network: nn.Module)
 
 
 def _trained(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -> dict[str, Any]:
+    """Train the masked network from the cell's treatment of its weights, and return its accuracies."""
     values: Any = cell.values
     initial, after = _weights(network), workspace.state_of(cell.needs[-1])
     final = {name: after[name] for name in initial}

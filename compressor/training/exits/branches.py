@@ -201,6 +201,7 @@ class _Until(nn.Module):
         self.exits, self.number = exits, number
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """Return the scores of the branches up to the exit; the rest of the network does not run."""
         features: list[Tensor] = []
 
         def reach(_: nn.Module, __: object, output: Tensor) -> None:
