@@ -1,4 +1,4 @@
-"""What `compress adapt` does, for the library's users too: a network and two domains in, an artifact out."""
+"""What `compress adapt` does, for library users too: a network and two domains in, an artifact out."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ RATE, BATCH = 0.01, 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptation:
-    """A run, decided before it starts: training while adapting, and what is pruned meanwhile, if anything is."""
+    """A run, decided before it starts: training while adapting, and the pruning meanwhile, if any."""
 
     alignment: Alignment
     recipe: Recipe
     pruning: TransferPruning | None = None
 
     def to_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values."""
         pruning = None if self.pruning is None else _plain(self.pruning)
         return {"alignment": self.alignment.to_json(), "recipe": self.recipe.to_json(), "pruning": pruning}
 
 
 def _plain(pruning: TransferPruning) -> dict[str, object]:
-    found = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(pruning)}
-    return {name: v.to_json() if isinstance(v, Recipe) else v for name, v in found.items()}
+    values = {field.name: getattr(pruning, field.name) for field in dataclasses.fields(pruning)}
+    return {name: v.to_json() if isinstance(v, Recipe) else v for name, v in values.items()}
 
 
 def adaptation_from(
@@ -65,9 +65,9 @@ def adaptation_from(
     protect: Sequence[str] = (),
     seed: int = 0,
 ) -> Adaptation:
-    """The run that a command line's plain values make; refused where they name nothing or make no run.
+    """Return the run for a command line's plain values. Refused: unknown names, values that make no run.
 
-    `macs` is the share that stays; without it nothing is pruned. Every stage falls by DAN's schedule from `rate`.
+    `macs` is the share that stays; without it nothing is pruned. Every stage uses DAN's schedule from `rate`.
     """
     augmentations = tuple(name.strip() for name in augment.split(",") if name.strip() not in ("", "none"))
     augmentation_named(augmentations, size=(1, 1))
@@ -93,7 +93,7 @@ def adaptation_from(
 
 
 def states_beside(folder: Path) -> Path:
-    """Where a run that writes `folder` keeps what it needs to go on after an interruption."""
+    """Return the folder in which a run that writes `folder` stores what it needs to continue after an interruption."""
     return folder.with_name(f"{folder.name}.partial")
 
 
@@ -108,7 +108,7 @@ def adapted(
     states: Path | None = None,
     say: Say = quiet,
 ) -> tuple[Checkpoint, Pruned | None]:
-    """The network after the whole run, and what was pruned; the checkpoint stays as it was."""
+    """Return the network after the whole run, and the pruning; the checkpoint stays unchanged."""
     say("adapting")
     drawn = adapt(
         checkpoint, source, target, recipe=adaptation.recipe, alignment=adaptation.alignment, callbacks=callbacks,
@@ -137,10 +137,10 @@ def adapt_to(
     trust_pickle: bool = False,
     say: Say = quiet,
 ) -> Results:
-    """Adapt, prune and write the artifact to `folder`; its results. What was kept meanwhile goes once it is written.
+    """Adapt, prune and write the artifact to `folder`; return its results. The run's state is deleted afterwards.
 
-    Of the target its training images are used, without whatever labels they have. Refused: a place that is taken, data
-    without a training split, what the stages refuse.
+    Of the target, only the training images are used, without their labels. Refused: an existing folder, data without a
+    training split, what the stages refuse.
     """
     check_free(folder, force=force)
     if adaptation.pruning is not None:
@@ -173,7 +173,7 @@ def adapt_to(
 
 
 def _as_training(step: Mapping[str, Any], source: Data, command: str) -> Retrained:
-    """A stage as the report reads training."""
+    """A stage in the form of a training in the report."""
     images = len(source.split(SplitName.TRAIN))
     entry = {**step, "how": "adapt", "data": source.name, "images": images, "command": command}
     return Retrained.from_json(entry, place="retrain")

@@ -1,12 +1,12 @@
-"""How far architectures get, with live random weights: pruned, trained, pruned again, exported, read back.
+"""How far architectures get, with random weights that all take effect: pruned, trained, exported, read back.
 
-What a user would do with a network, one stage after the other; the first that fails says why:
+The stages are what a user would do with a network; the first one that fails has the reason:
 
     plan      traced, scored and planned: ratio 0.5, l1-norm, uniform, no alignment
     prune     shrunk, and the surgery proof holds
-    backward  one backward pass through the small network, as the first step of training takes it
+    backward  one backward pass through the small network, as in the first step of training
     again     the small network pruned a second time, with its proof
-    export    an ONNX file, and onnxruntime says what the network says
+    export    an ONNX file, with the network's outputs in onnxruntime
     reload    the artifact, read back in a fresh process
 """
 
@@ -46,7 +46,7 @@ DEEP, DEEP_ATTENTION = 0.40, 0.55  # shares of the parameters; a uniform 0.5 lea
 
 
 class Stage(enum.StrEnum):
-    """What an architecture goes through, in order."""
+    """The stages of an architecture, in order."""
 
     PLAN = "plan"
     PRUNE = "prune"
@@ -58,11 +58,11 @@ class Stage(enum.StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Coverage:
-    """How far one architecture got, and what was seen on the way; what was not reached is `None`.
+    """How far one architecture got, with the values of each stage; `None` for stages that were not reached.
 
-    `prune_s` is processor time, `plan_s` the part of it until there is a plan, `plan_bytes` what the process's peak of
-    memory had grown by then (where the system says), against `model_bytes`; `params` and `macs` are dense and small;
-    `attention` says that most of the weights are those of linear layers.
+    `prune_s` is processor time, `plan_s` its part until there is a plan, `plan_bytes` the growth of the process's peak
+    memory by then (if the system reports it), against `model_bytes`; `params` and `macs` are dense and small;
+    `attention`: most of the weights belong to linear layers.
     """
 
     architecture: str
@@ -89,28 +89,28 @@ class Coverage:
 
     @property
     def through(self) -> bool:
-        """Whether it got as far as asked."""
+        """True if it got to the requested stage."""
         return self.reached is self.until
 
     @property
     def left(self) -> float | None:
-        """The share of the parameters that is left."""
+        """The share of the parameters that remains."""
         return None if self.params is None else self.params[1] / self.params[0]
 
     @property
     def deep(self) -> bool:
-        """Whether no more is left than where nearly every layer is narrowed."""
+        """True if the remaining share is that of a network in which nearly every layer is narrowed."""
         return self.left is not None and self.left <= (DEEP_ATTENTION if self.attention else DEEP)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return dataclasses.asdict(self)
 
 
 def coverage_of(
     architecture: Architecture, shapes: Sequence[str] = (), *, until: Stage = Stage.RELOAD, say: Say = quiet
 ) -> Coverage:
-    """How far the architecture gets with live random weights; nothing that goes wrong on the way is raised.
+    """Return how far the architecture gets with random weights; a failure on the way is recorded, not raised.
 
     `shapes` are those of its inputs, `1x3x224x224`, where they do not follow from it.
     """
@@ -122,13 +122,14 @@ def coverage_of(
         _through(row, checkpoint, say)
     except CompressError as error:
         row.why = str(error)
-    except Exception as error:  # whatever the network's code and its exporters raise: the row says it
+    except Exception as error:  # the network's code and its exporters can raise anything: the row records it
         row.why = f"{type(error).__name__}: {str(error)[:400]}"
         row.traceback = traceback.format_exc()[-2000:]
     return row
 
 
 def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
+    """Run the stages, and fill the row."""
     request = Request(budget=ChannelBudget(ratio=0.5), align=1)
     row.model_bytes = sum(t.numel() * t.element_size() for t in checkpoint.module.state_dict().values())
     trace(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), (torch.zeros(1, 4),))  # loads what tracing loads
@@ -163,8 +164,8 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     say("a backward pass")
     module = copy_of(small.module).requires_grad_(True)
     with right_gradients():
-        given = [t for t in tensors_in(module(*small.example_inputs)) if t.requires_grad]
-    torch.stack([t.square().mean() for t in given]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+        outputs = [t for t in tensors_in(module(*small.example_inputs)) if t.requires_grad]
+    torch.stack([t.square().mean() for t in outputs]).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
     row.without_gradient = sum(p.grad is None for p in module.parameters())
     row.reached = Stage.BACKWARD
     if row.until is Stage.BACKWARD:
@@ -192,10 +193,11 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
 
 
 class _FarEnough(Exception):  # no error: the end of what was asked
-    """There is a plan, and no more was asked for."""
+    """There is a plan, and no more was requested."""
 
 
 def _peak_bytes() -> int:
+    """The peak memory of this process."""
     try:
         import resource
     except ImportError:  # Windows has none
@@ -204,6 +206,7 @@ def _peak_bytes() -> int:
 
 
 def _checkpoint(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint:
+    """The architecture with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = enliven_(build(architecture), seed=0)
@@ -221,7 +224,7 @@ def _checkpoint(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint
 
 
 def enliven_(module: nn.Module, *, seed: int) -> nn.Module:
-    """Draw batch-norm statistics, layer scales and zero-initialised parameters at random, in place; in eval mode."""
+    """Draw batch-norm statistics, layer scales and zero-initialised parameters at random, in place; set eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in nn.Module.modules(module):
@@ -239,6 +242,7 @@ def enliven_(module: nn.Module, *, seed: int) -> nn.Module:
 
 
 def _attends(module: nn.Module) -> bool:
+    """True if most of the weights belong to linear layers."""
     linear = sum(m.weight.numel() for m in nn.Module.modules(module) if isinstance(m, nn.Linear))
     linear += sum(
         m.in_proj_weight.numel()
@@ -249,16 +253,17 @@ def _attends(module: nn.Module) -> bool:
 
 
 def listed(file: Path) -> list[tuple[Architecture, tuple[str, ...]]]:
-    """The architectures in a text file: a reference a line, then shapes of its inputs where they do not follow from it.
+    """Return the architectures in a text file: one reference per line, with the shapes of its inputs if they do not
+    follow.
 
-    Refused: a file that is not there or lists nothing.
+    Refused: a file that is missing or lists nothing.
     """
     hint = "a text file, an architecture a line: `torchvision:resnet18`, with shapes behind it where need be"
     try:
         lines = [line.split("#")[0].split() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ArchitectureError(f"cannot read a list of architectures from {file}", hint=hint) from error
-    found = [(architecture_from_user(words[0]), tuple(words[1:])) for words in lines if words]
-    if not found:
+    architectures = [(architecture_from_user(words[0]), tuple(words[1:])) for words in lines if words]
+    if not architectures:
         raise ArchitectureError(f"{file} lists no architecture", hint=hint)
-    return found
+    return architectures

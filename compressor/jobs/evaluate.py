@@ -1,4 +1,4 @@
-"""What `compress evaluate` does, for the library's users too: any network, any data, the quality that they allow."""
+"""What `compress evaluate` does, for library users too: any network, any data, and the quality that they allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A network to judge: what it is called in the results, and how it sees images."""
+    """A network to judge: its name in the results, and its preprocessing."""
 
     model: str
     name: str
@@ -31,7 +31,7 @@ class Subject:
 
 
 def subject_of(checkpoint: Checkpoint, *, model: str) -> Subject:
-    """A checkpoint as a network to judge."""
+    """Return a checkpoint as a network to judge."""
     return Subject(
         model=model,
         name=checkpoint.name,
@@ -42,7 +42,7 @@ def subject_of(checkpoint: Checkpoint, *, model: str) -> Subject:
 
 
 def subject_of_onnx(file: Path, *, threads: int | None = None) -> Subject:
-    """An ONNX file as a network to judge, by the preprocessing and classes in its metadata."""
+    """Return an ONNX file as a network to judge, with the preprocessing and classes in its metadata."""
     network = load_onnx(file, threads=threads)
     model = "int8" if file.name == INT8 else "onnx"  # each has its own reading among an artifact's results
     return Subject(
@@ -51,12 +51,12 @@ def subject_of_onnx(file: Path, *, threads: int | None = None) -> Subject:
 
 
 def normalised(subject: Subject, mean: str | None, std: str | None) -> Subject:
-    """The subject with another normalisation, given as `0.5,0.5,0.5`; refused where those are no numbers."""
+    """Return the subject with another normalisation, written as `0.5,0.5,0.5`. Refused: text that is not numbers."""
     return replace(subject, preprocessing=with_normalisation(subject.preprocessing, mean, std))
 
 
 def dense_of(artifact: Artifact | None, path: Path | None, *, trust_pickle: bool) -> tuple[Subject | None, str | None]:
-    """The dense network to compare with, or why there is none."""
+    """Return the dense network to compare with, or the reason why there is none."""
     if artifact is None:
         if path is None:
             return None, None
@@ -80,21 +80,21 @@ def data_of(
     download: bool,
     seed: int,
 ) -> Data:
-    """The data to judge on, with the labels that the subject's classes mean; a sample model brings its own."""
+    """Return the data to judge on, with the labels of the subject's classes; a sample model has its own data."""
     if source is None:
         if checkpoint is None:
-            raise DataError(f"{subject.name} comes without data", hint=f"say where it is: `--data`, with {FORMS}")
+            raise DataError(f"{subject.name} comes without data", hint=f"name it: `--data`, with {FORMS}")
         return default_data(checkpoint)
     return with_labels_of(load_data(source, root=root, download=download, seed=seed), subject.classes)
 
 
 def artifact_around(file: Path) -> Artifact | None:
-    """The artifact that an ONNX file lies in, if it does."""
+    """Return the artifact that contains an ONNX file, if any."""
     return open_artifact(file.parent) if (file.parent / RECIPE).is_file() else None
 
 
 def chosen_split(data: Data, name: str | None) -> tuple[str, ImageSet]:
-    """The split called `name`, or `all`; by default the test split, or where there is none the next one."""
+    """Return the split called `name`, or `all`; by default the test split, or the next one if there is none."""
     if name is None:
         name = next(str(s) for s in (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN) if str(s) in data.sizes)
     if name == WHOLE:
@@ -105,19 +105,19 @@ def chosen_split(data: Data, name: str | None) -> tuple[str, ImageSet]:
 
 
 def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | None = None) -> tuple[Evaluation, ...]:
-    """Accuracy of the subject, and of the dense network beside it; without labels, the agreement of the two.
+    """Return the accuracy of the subject and of the dense network; without labels, their agreement.
 
-    Refused: images without labels where there is no dense network to agree with.
+    Refused: images without labels if there is no dense network to agree with.
     """
     name, images = chosen_split(data, split)
     if images[0][1] == UNLABELLED:
         if dense is None:
             raise DataError(
                 f"{data.name} has no labels, and there is no dense network to agree with",
-                hint="give the dense network, `--dense PATH`, or images in class folders",
+                hint="set the dense network, `--dense PATH`, or use images in class folders",
             )
-        found = agreement(subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing)
-        return (Evaluation(model=subject.model, data=data.name, quality=found),)
+        agreed = agreement(subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing)
+        return (Evaluation(model=subject.model, data=data.name, quality=agreed),)
     return tuple(
         Evaluation(
             model=one.model,
@@ -130,12 +130,12 @@ def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | N
 
 
 def record(artifact: Artifact, evaluations: tuple[Evaluation, ...]) -> None:
-    """Put the evaluations among the artifact's results; one of the same network, data and split gives way."""
+    """Add the evaluations to the artifact's results; they replace those of the same network, data and split."""
     places = {(one.model, one.data, one.quality.split) for one in evaluations}
     old = (e for e in artifact.results().evaluations if (e.model, e.data, e.quality.split) not in places)
     add_results(artifact.folder, evaluations=(*old, *evaluations))
 
 
 def is_onnx(path: Path | None) -> bool:
-    """Whether the path names an ONNX file."""
+    """Return true if the path names an ONNX file."""
     return path is not None and path.suffix.lower() == ".onnx"

@@ -1,4 +1,4 @@
-"""What `compress exits` does, for the library's users too: branches, a threshold, a file that is timed."""
+"""What `compress exits` does, for library users too: branches, a threshold, a timed file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from compressor.training.exits.threshold import ExitAccuracy, alike, answers, at
 from compressor.training.loop import Callback
 
 RESULTS, ONNX, WEIGHTS = "results.json", "model.onnx", "exits.safetensors"
-TIMED_IMAGES = 50  # a share of exits comes out to 2 %
+TIMED_IMAGES = 50  # resolves a share of exits to 2 %
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitRequest:
-    """What is asked for: the layers, how the branches are trained, and what may be lost."""
+    """The requested layers, the training of the branches, and the allowed loss."""
 
     after: tuple[str, ...]
     recipe: Recipe
@@ -47,7 +47,7 @@ class ExitRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenExits:
-    """Trained exits with their threshold, the exit that each tuning image takes, and what each split says."""
+    """Trained exits with their threshold, the exit of each tuning image, and the accuracy on each split."""
 
     exits: EarlyExits
     threshold: float
@@ -65,7 +65,7 @@ def chosen_exits(
     callbacks: tuple[Callback, ...] = (),
     say: Say = quiet,
 ) -> ChosenExits:
-    """Branches as `request` asks for, trained, with the threshold that the tuning split allows; test is read once.
+    """Return branches for `request`, trained, with the threshold from the tuning split; the test split is read once.
 
     Refused: what `with_exits`, `train_exits` and `threshold_for` refuse.
     """
@@ -81,10 +81,10 @@ def chosen_exits(
     tuned = answers(trained, tune, split=str(SplitName.TUNE), kind=request.kind, **seen)
     threshold = threshold_for(tuned, max_drop=request.max_drop, macs=macs)
     judged = answers(trained, test, split=str(SplitName.TEST), kind=request.kind, **seen)
-    found = [at_threshold(one, threshold, after=trained.after, macs=macs) for one in (tuned, judged)]
+    accuracies = [at_threshold(one, threshold, after=trained.after, macs=macs) for one in (tuned, judged)]
     return ChosenExits(
-        exits=trained, threshold=threshold, macs=macs, taken=exit_taken(tuned.certain, threshold), tune=found[0],
-        test=found[1],
+        exits=trained, threshold=threshold, macs=macs, taken=exit_taken(tuned.certain, threshold), tune=accuracies[0],
+        test=accuracies[1],
     )  # fmt: skip
 
 
@@ -98,12 +98,12 @@ def early_exits(
     say: Say = quiet,
     command: str = "",
 ) -> dict[str, Any]:
-    """Choose early exits, and write the ONNX file with what it is worth.
+    """Choose early exits, and write the ONNX file with its results.
 
-    `folder` gets `model.onnx`, the weights of network and branches, and `results.json`, which is returned: accuracy on
-    the tuning and, read once, on the test split, who leaves where, and the latency of the dense network and of the file
-    in turns on tuning images, of which as large a share leaves at each exit as of all. Refused: what `chosen_exits` and
-    `export_exits` refuse, a folder in the way.
+    `folder` gets `model.onnx`, the weights of network and branches, and `results.json`, which is returned: the accuracy
+    on the tuning split and, read once, on the test split, the share of images at each exit, and the latency of the
+    dense network and of the file in turns on tuning images, of which the same share leaves at each exit as of all.
+    Refused: what `chosen_exits` and `export_exits` refuse, a folder with other content.
     """
     if folder.exists() and not (folder / RESULTS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(
@@ -117,7 +117,7 @@ def early_exits(
     with whole(folder / WEIGHTS) as part:
         save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in chosen.exits.state_dict().items()}, part)
     say("timing")
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "schema": 1,
         "name": checkpoint.name,
         "after": list(chosen.exits.after),
@@ -134,12 +134,12 @@ def early_exits(
         "environment": environment(),
         "command": command,
     }
-    write_json(folder / RESULTS, found)
-    return found
+    write_json(folder / RESULTS, results)
+    return results
 
 
 def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, request: ExitRequest) -> dict[str, Any]:
-    """The dense network and the file in turns, per image in the mean, on images that leave as all do."""
+    """Return the latency of the dense network and the file in turns, per image on average, on representative images."""
     chosen = alike(taken, TIMED_IMAGES, seed=request.recipe.seed)
     images = inputs_of(checkpoint, tune, chosen)
     with temporary("exits") as scratch:
@@ -164,5 +164,5 @@ def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, r
 
 
 def inputs_of(checkpoint: Checkpoint, images: ImageSet, indices: Sequence[int]) -> list[Tensor]:
-    """The images at `indices` as the network's inputs `[1, channels, h, w]`."""
+    """Return the images at `indices` as the network's inputs `[1, channels, h, w]`."""
     return [checkpoint.preprocessing(images[i][0].unsqueeze(0)) for i in indices]

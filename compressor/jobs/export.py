@@ -1,4 +1,4 @@
-"""What `compress export` does, for the library's users too: the ONNX file of an artifact or of a checkpoint."""
+"""What `compress export` does, for library users too: the ONNX file of an artifact or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from compressor.results.parity import Parity, SparseFile
 def export_to(
     file: Path | None, checkpoint: Checkpoint, *, artifact: Artifact | None = None, opset: int | None = None
 ) -> tuple[Path, Parity]:
-    """Export to `file`, or into the artifact, or else to `NAME.onnx` here; the `export` section of its results.
+    """Export to `file`, or into the artifact, or else to `NAME.onnx` here; return the `export` section of its results.
 
-    A masked artifact gets a second file beside it whose mostly-zero weights are stored sparse, where that is smaller.
+    For a masked artifact, a second file stores the mostly-zero weights sparse, if that is smaller.
     """
     target = file or (artifact.onnx if artifact is not None else Path(f"{file_name_from(checkpoint.name)}.onnx"))
     if target.is_dir():
-        raise ExportError(f"{target} is a folder", hint="give a file: `--out model.onnx`")
+        raise ExportError(f"{target} is a folder", hint="name a file: `--out model.onnx`")
     parity = export_onnx(checkpoint, target, opset=opset)
     if artifact is not None and artifact.mask() is not None:
         sparse = target.with_suffix(".sparse.onnx")

@@ -1,4 +1,4 @@
-"""What `compress factorize` does, for the library's users too: plain values in, an artifact and its results out."""
+"""What `compress factorize` does, for library users too: plain values in, an artifact and its results out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def low_rank_from(
     protect: Sequence[str] = (),
     align: int = AUTO_ALIGN,
 ) -> LowRank:
-    """The request that a command line's plain values make; refused where they are not one budget, or name no way.
+    """Return the request for a command line's plain values. Refused: not exactly one budget, unknown kinds.
 
-    `how` may name several ways, with commas. Without a budget `separable` has rank 1, the block of MobileNets.
+    `how` may name several kinds, with commas. Without a budget `separable` has rank 1, the block of MobileNets.
     """
     kinds = tuple(kind_named(name.strip()) for name in how.split(","))
     if kinds == (Kind.SEPARABLE,) and macs is None and params is None and energy is None and rank is None:
@@ -39,7 +39,7 @@ def low_rank_from(
         {"--macs": macs, "--params": params, "--energy": energy, "--rank": rank},
         kind="budget",
         refusal=PlanError,
-        hint="give one: `--macs 0.5`, `--params 0.5`, `--energy 0.9` or `--rank 8`",
+        hint="set one: `--macs 0.5`, `--params 0.5`, `--energy 0.9` or `--rank 8`",
     )
     budget: CostBudget | EnergyBudget | RankBudget
     if name == "--rank":
@@ -52,7 +52,7 @@ def low_rank_from(
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:
-    """Where the artifact goes when nobody says: `NAME.factors.compressed` in the working folder."""
+    """Return the artifact's default folder: `NAME.factors.compressed` in the working folder."""
     return Path(f"{file_name_from(checkpoint.name)}.factors{SUFFIX}")
 
 
@@ -66,9 +66,10 @@ def factorize_to(
     trust_pickle: bool = False,
     say: Say = quiet,
 ) -> Results:
-    """Factorise, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
+    """Factorise, and write the artifact to `folder` unless that is `None`; return the results in the artifact.
 
-    Refused: what `factorize` refuses, a folder in the way, an artifact that does not come back as it was written.
+    Refused: what `factorize` refuses, a folder with other content, an artifact that a fresh process reads back
+    differently.
     """
     if folder is not None:
         check_free(folder, force=force)

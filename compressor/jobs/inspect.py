@@ -1,4 +1,4 @@
-"""What a network offers to pruning: its groups, what each holds, what is left alone, and what ratios would leave."""
+"""What can be pruned in a network: its groups, their sizes, the layers left alone, and the effect of a few ratios."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ RATIOS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """A network, its groups, and what a uniform ratio would leave: shares of channels, parameters and MACs."""
+    """A network, its groups, and the result of a uniform ratio: shares of channels, parameters and MACs."""
 
     checkpoint: Checkpoint
     cost: Cost
     traced: Traced
-    held: dict[str, tuple[int, int]]  # root → parameters and MACs of the layers that make or read its channels
+    sizes: dict[str, tuple[int, int]]  # root → parameters and MACs of the layers that produce or read its channels
     would_leave: tuple[tuple[float, float, float, float], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         names = ("ratio", "channels", "params", "macs")
         return {
             "name": self.checkpoint.name,
@@ -44,8 +44,8 @@ class Inspection:
                     "size": g.size,
                     "heads": g.heads,
                     "layers": list(g.layers),
-                    "params": self.held[g.root][0],
-                    "macs": self.held[g.root][1],
+                    "params": self.sizes[g.root][0],
+                    "macs": self.sizes[g.root][1],
                 }
                 for g in self.traced.groups
             ],
@@ -55,7 +55,7 @@ class Inspection:
 
 
 def inspect(checkpoint: Checkpoint, *, protect: tuple[str, ...] = ()) -> Inspection:
-    """What can be pruned in the checkpoint's network, and what it would buy; the network stays as it was."""
+    """Return what can be pruned in the checkpoint's network, and the effect; the network stays unchanged."""
     traced = trace(checkpoint.module, checkpoint.example_inputs, protect=protect)
     model = CostModel(checkpoint.module, traced.groups, checkpoint.example_inputs)
     alike = Scores(by_root={g.root: torch.zeros(g.channels) for g in traced.groups}, comparable=True)
@@ -67,11 +67,11 @@ def inspect(checkpoint: Checkpoint, *, protect: tuple[str, ...] = ()) -> Inspect
         )
         stays = model.stays(plan)
         rows.append((ratio, 1 - plan.count / channels, stays[Countable.PARAMS], stays[Countable.MACS]))
-    held = {g.root: _held(g, model) for g in traced.groups}
-    return Inspection(checkpoint=checkpoint, cost=model.dense, traced=traced, held=held, would_leave=tuple(rows))
+    sizes = {g.root: _size(g, model) for g in traced.groups}
+    return Inspection(checkpoint=checkpoint, cost=model.dense, traced=traced, sizes=sizes, would_leave=tuple(rows))
 
 
-def _held(group: ChannelGroup, model: CostModel) -> tuple[int, int]:
+def _size(group: ChannelGroup, model: CostModel) -> tuple[int, int]:
     tensors = {m.tensor for m in group.members}
     params = sum(model.sizes.get(name, 0) for name in tensors)
     return params, sum(model.layer_macs.get(name, 0) for name in tensors)

@@ -1,7 +1,7 @@
-"""What `compress retrain --how lottery` does, for the library's users too: a network in, its winning ticket out.
+"""What `compress retrain --how lottery` does, for library users too: a network in, its winning ticket out.
 
-The ticket is a masked artifact, as one that was pruned to a sparsity and retrained. After every round the search is
-kept, and within a round after every epoch: an interrupted one goes on from there.
+The ticket is a masked artifact, like one that was pruned to a sparsity and retrained. The search's state is saved after
+every round, and within a round after every epoch: an interrupted search continues from there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from compressor.training.watch import StateAt, state_of
 from compressor.training.ways import Wishes, recipe_for
 
 LOTTERY = "lottery"
-FRESH, TRAINED = "fresh", "trained"  # what `--rewind-to` takes beside a file
+FRESH, TRAINED = "fresh", "trained"  # the values of `--rewind-to` besides a file
 ROUNDS = "rounds.state"
 
 
@@ -45,8 +45,8 @@ class Search:
     """One search, decided before it starts.
 
     `early` are the weights to rewind to, in the network's own shapes; without them each round keeps the trained ones
-    (learning-rate rewinding). `dense` is the recipe of the first training where the network is drawn afresh, which is
-    then rewound to `step`. `mask` is what an artifact had removed already.
+    (learning-rate rewinding). `dense` is the recipe of the first training if the network starts from fresh weights,
+    which is then rewound to `step`. `mask` marks what an artifact had removed before.
     """
 
     checkpoint: Checkpoint
@@ -63,7 +63,7 @@ class Search:
 
     @property
     def state_file(self) -> Path:
-        """What an interrupted search goes on from: a folder."""
+        """The folder from which an interrupted search continues."""
         return self.folder.with_name(f"{self.folder.name}.partial")
 
 
@@ -79,11 +79,12 @@ def prepare(
     device: str | None = None,
     force: bool = False,
 ) -> Search:
-    """Everything decided and checked before the first step; `artifact` is where the checkpoint lies, if in one.
+    """Decide and check everything before the first step; `artifact` is the one that holds the checkpoint, if any.
 
-    `rewind_to` is a file with early weights; `fresh`: new ones are drawn by the seed and trained first, and `step` is
-    how many steps after; `trained`: the weights stay, and the schedule is rewound. Refused: no `rewind_to`, for nobody
-    but the user knows the early weights; a step without fresh ones; a place that is taken; what `recipe_for` refuses.
+    `rewind_to` is a file with early weights; or `fresh`: new weights are drawn by the seed and trained first, and
+    `step` counts the steps of that training; or `trained`: the weights stay, and the schedule is rewound. Refused: no
+    `rewind_to`, because only the user knows the early weights; a step without fresh weights; an existing folder; what
+    `recipe_for` refuses.
     """
     mask = None if artifact is None else artifact.mask()
     if folder is None:
@@ -96,20 +97,20 @@ def prepare(
     if rewind_to is None:
         raise RetrainError(
             "a ticket is rewound to the weights that its network had early, and a trained checkpoint has them no more",
-            hint="give them: `--rewind-to FILE`; or train new ones first: `--rewind-to fresh`; or keep the trained "
+            hint="set them: `--rewind-to FILE`; or train new ones first: `--rewind-to fresh`; or keep the trained "
             "ones and rewind the learning rate alone: `--rewind-to trained`",
         )
     if rewind_to == FRESH and mask is not None:
-        raise RetrainError("a masked network cannot be drawn afresh", hint="give the dense network's checkpoint")
+        raise RetrainError("a masked network cannot be drawn afresh", hint="use the dense network's checkpoint")
     if rewind_to == FRESH and wishes.epochs is not None:
         raise RetrainError(
             "from fresh weights every round repeats the dense network's training, and is as long",
-            hint="say how long that is: `--dense-epochs 12`; `--rewind-step` leaves out its first steps",
+            hint="set its length: `--dense-epochs 12`; `--rewind-step` skips its first steps",
         )
     if step and rewind_to != FRESH:
         raise RetrainError(
             f"`--rewind-step {step}` is a step of the training from fresh weights",
-            hint="`--rewind-to fresh`, or give the weights of that step: `--rewind-to FILE`",
+            hint="`--rewind-to fresh`, or name the weights of that step: `--rewind-to FILE`",
         )
     how = How.REWIND_LR if rewind_to == TRAINED else How.REWIND_WEIGHTS
     early, dense = None, None
@@ -122,7 +123,7 @@ def prepare(
     source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
     return Search(
         checkpoint=checkpoint, rounds=rounds, early=early, dense=dense, step=step, mask=mask, folder=folder,
-        recipe=dataclasses.replace(recipe, notes=(_said(rounds), *recipe.notes)), device=device,
+        recipe=dataclasses.replace(recipe, notes=(_in_words(rounds), *recipe.notes)), device=device,
         source=source if artifact is None else artifact.recipe["source"],
         results=None if artifact is None else artifact.results(),
     )  # fmt: skip
@@ -136,28 +137,32 @@ def rounds_for(
     output_rate: float | None = None,
     scope: str | None = None,
 ) -> Rounds:
-    """The rounds that a command line's plain values make; `None` leaves a value to the paper's."""
+    """Return the rounds for a command line's plain values; `None` means the paper's value."""
     where = (
         MaskScope.UNIFORM if scope is None else named(MaskScope, scope, one="scope", many="scopes", refusal=PlanError)
     )
-    given: dict[str, Any] = {"rounds": rounds, "rate": rate, "output_rate": output_rate}
-    values = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = {"rounds": rounds, "rate": rate, "output_rate": output_rate}
+    values = {name: value for name, value in chosen.items() if value is not None}
     return rounds_with_output(checkpoint.module, checkpoint.example_inputs, scope=where, **values)
 
 
-def _said(rounds: Rounds) -> str:
+def _in_words(rounds: Rounds) -> str:
+    """The rounds in words."""
     where = "of all weights left together" if rounds.scope is MaskScope.GLOBAL else "of each layer's weights left"
     others = "".join(f", {rate:.3g} of `{name}`" for name, rate in rounds.rates.items())
     return f"{rounds.rounds} rounds, each removes {rounds.rate:.3g} {where}{others}"
 
 
 def _recipe(how: How, checkpoint: Checkpoint, wishes: Wishes) -> Recipe:
+    """The recipe of a way to retrain the network."""
     cost = count(checkpoint.module, checkpoint.example_inputs)
     return recipe_for(how, dense_recipe=checkpoint.training, dense_cost=cost, small_cost=cost, wishes=wishes)
 
 
 def _of_rounds(how: How, checkpoint: Checkpoint, wishes: Wishes, dense: Recipe | None) -> Recipe:
-    """Of every round: from fresh weights the whole of the dense run, which `run` shortens by what was before `step`."""
+    """The recipe of every round: from fresh weights the whole dense run, which `run` shortens by the steps before
+    `step`.
+    """
     if dense is not None:
         whole = dense.budget.epochs
         notes = (f"{whole} epochs from fresh weights first, and in every round again", *dense.notes[1:])
@@ -175,24 +180,27 @@ def run(
     force: bool = False,
     trust_pickle: bool = False,
 ) -> Results:
-    """Find the ticket, and write its artifact; the artifact's results.
+    """Find the ticket, and write its artifact; return the artifact's results.
 
-    `say` gets every round. The kept state goes once the artifact is written. What the results
-    said of the old weights (export, bench, evaluate) is left behind.
+    `say` receives every round. The search's state is deleted once the artifact is written. Results of the old weights
+    (export, bench, evaluate) are dropped.
     """
     identity = _identity(search, data)
     kept = _kept(search.state_file / ROUNDS, identity)
     if kept is None:
         current, search = _begin(search, data, callbacks)
-        mask, told = search.mask, []
+        mask, history = search.mask, []
     else:
         search = dataclasses.replace(search, early=kept["early"], recipe=_shortened(search, data))
         current = _with_state(search.checkpoint, kept["module"], kept["lineage"])
-        mask, told = WeightMask(kept=kept["mask"]), [LotteryRound.from_json(one, place="told") for one in kept["told"]]
+        mask, history = (
+            WeightMask(kept=kept["mask"]),
+            [LotteryRound.from_json(one, place="told") for one in kept["told"]],
+        )
 
     def train(ticket: nn.Module, mask: WeightMask) -> nn.Module:
         nonlocal current
-        number = len(told) + 1
+        number = len(history) + 1
         step = {"step": "mask", "round": number, **search.rounds.to_json(), **_counts(mask)}
         # the ticket has the small shapes already: there is nothing to cut
         start = dataclasses.replace(current, module=ticket, surgery=None, lineage=(*current.lineage, step))
@@ -204,21 +212,21 @@ def run(
         return retrained.module
 
     search_on = find_ticket(
-        current.module, rounds=search.rounds, train=train, early=search.early, within=mask, after=len(told)
+        current.module, rounds=search.rounds, train=train, early=search.early, within=mask, after=len(history)
     )
-    for found in search_on:
-        mask = found.mask
-        told.append(_told(found, current.lineage[-1]))
+    for after_round in search_on:
+        mask = after_round.mask
+        history.append(_round(after_round, current.lineage[-1]))
         state = {
             "identity": identity, "early": search.early, "module": state_of(current.module),
-            "told": [one.to_json() for one in told], "mask": dict(mask.kept), "lineage": list(current.lineage),
+            "told": [one.to_json() for one in history], "mask": dict(mask.kept), "lineage": list(current.lineage),
         }  # fmt: skip
         write(state, search.state_file / ROUNDS)
-        (search.state_file / f"round-{found.number}.state").unlink(missing_ok=True)
+        (search.state_file / f"round-{after_round.number}.state").unlink(missing_ok=True)
         if say is not None:
-            say(told[-1])
+            say(history[-1])
     assert mask is not None  # there is at least one round
-    return _written(search, current, mask, told, data=data, command=command, force=force, trust_pickle=trust_pickle)
+    return _written(search, current, mask, history, data=data, command=command, force=force, trust_pickle=trust_pickle)
 
 
 def _begin(search: Search, data: Data, callbacks: tuple[Callback, ...]) -> tuple[Checkpoint, Search]:
@@ -236,11 +244,12 @@ def _begin(search: Search, data: Data, callbacks: tuple[Callback, ...]) -> tuple
 
 
 def _shortened(search: Search, data: Data) -> Recipe:
-    """The rounds' recipe from the step on that they rewind to."""
+    """The rounds' recipe from the rewound step on."""
     return rest_of(search.recipe, step=search.step, images=len(data.split(SplitName.TRAIN)))
 
 
 def _with_state(checkpoint: Checkpoint, state: Mapping[str, Tensor], lineage: list[dict[str, object]]) -> Checkpoint:
+    """The checkpoint with a state and a lineage."""
     module = starting_module(dataclasses.replace(checkpoint, surgery=None), How.REWIND_WEIGHTS, early_state=state)
     return dataclasses.replace(checkpoint, module=module, lineage=tuple(lineage))
 
@@ -249,10 +258,11 @@ def _counts(mask: WeightMask) -> dict[str, Any]:
     return {"sparsity": mask.sparsity, "weights": mask.weights, "zeros": mask.removed}
 
 
-def _told(found: Round, entry: Mapping[str, Any]) -> LotteryRound:
-    last, mask = EpochRecord.from_json(entry["history"][-1], place="history"), found.mask
+def _round(after_round: Round, entry: Mapping[str, Any]) -> LotteryRound:
+    """The record of a round."""
+    last, mask = EpochRecord.from_json(entry["history"][-1], place="history"), after_round.mask
     return LotteryRound(
-        round=found.number, sparsity=mask.sparsity, weights=mask.weights, zeros=mask.removed,
+        round=after_round.number, sparsity=mask.sparsity, weights=mask.weights, zeros=mask.removed,
         train_loss=last.train_loss, tune_correct=last.tune_correct, tune_total=last.tune_total,
     )  # fmt: skip
 
@@ -261,13 +271,14 @@ def _written(
     search: Search,
     ticket: Checkpoint,
     mask: WeightMask,
-    told: list[LotteryRound],
+    history: list[LotteryRound],
     *,
     data: Data,
     command: str,
     force: bool,
     trust_pickle: bool,
 ) -> Results:
+    """Write the artifact with all results."""
     old = Results.of(ticket.name, command) if search.results is None else search.results.without_measurements()
     step = Retrained.from_json(ticket.lineage[-1], place="lineage")
     last = dataclasses.replace(step, notes=search.recipe.notes, command=command)
@@ -276,7 +287,7 @@ def _written(
         lottery=LotterySearch(
             rounds=search.rounds.rounds, rate=search.rounds.rate, rates=dict(search.rounds.rates),
             scope=str(search.rounds.scope), rewound_to=_rewound_to(search), rewind_step=search.step, data=data.name,
-            epochs=search.recipe.budget.epochs, history=tuple(told), command=command,
+            epochs=search.recipe.budget.epochs, history=tuple(history), command=command,
         ),
         masking=masking_of(mask, requested=mask.sparsity, scope=search.rounds.scope),
         retrainings=(*old.retrainings, last),
@@ -320,13 +331,13 @@ KEPT = record(
 
 
 def _kept(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state after the last whole round; `None` where there is none. Refused: that of another search."""
+    """The state after the last complete round; `None` if there is none. Refused: the state of another search."""
     if not file.exists():
         return None
     state = read_run(file, KEPT)
-    found = state["identity"]
-    if found != identity:
-        other = ", ".join(name for name, value in identity.items() if found.get(name) != value)
+    own = state["identity"]
+    if own != identity:
+        other = ", ".join(name for name, value in identity.items() if own.get(name) != value)
         raise RetrainError(
             f"{file} belongs to a search with another {other}", hint="delete it, or repeat the command that made it"
         )

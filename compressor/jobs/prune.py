@@ -1,4 +1,4 @@
-"""What `compress prune` does, for the library's users too: plain values in, an artifact and its results out."""
+"""What `compress prune` does, for library users too: plain values in, an artifact and its results out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STATE = "train.state"
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:
-    """Where an artifact goes when nobody says: `NAME.compressed` in the working folder."""
+    """Return an artifact's default folder: `NAME.compressed` in the working folder."""
     return Path(f"{file_name_from(checkpoint.name)}{SUFFIX}")
 
 
@@ -55,11 +55,11 @@ def prune_to(
     max_drop: float | None = None,
     during: During | None = None,
 ) -> Results:
-    """Prune, and write the artifact to `folder` unless that is `None`; the results as they stand in the artifact.
+    """Prune, and write the artifact to `folder` unless that is `None`; return the results in the artifact.
 
-    A budget of latency is met on what `goal` says; with `max_drop` it is searched for, on the tuning split of `data`.
-    With `during` the network trains meanwhile; what an interrupted run needs to go on lies in `FOLDER.partial`.
-    `initial` is the state before training that some criteria of single weights compare with.
+    `goal` describes where a latency budget must be met; with `max_drop` the speed is searched, on the tuning split of
+    `data`. With `during` the network trains meanwhile; `FOLDER.partial` has the state from which an interrupted run
+    continues. `initial` is the state before training, which some criteria of single weights read.
     """
     if folder is not None:
         check_free(folder, force=force)
@@ -70,7 +70,7 @@ def prune_to(
         if initial is not None:
             raise PlanError(
                 "`--initial` is for single weights, and this budget is one of channels",
-                hint="leave it out, or ask for `--sparsity 0.9 --mask-criterion magnitude-increase`",
+                hint="omit it, or ask for `--sparsity 0.9 --mask-criterion magnitude-increase`",
             )
         way = _Way(goal=goal, max_drop=max_drop, during=None if during is None else _resumable(during, folder))
         small = _pruned(checkpoint, request, way, data=data, say=say)
@@ -90,7 +90,7 @@ def prune_to(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Small:
-    """The small or masked network, and the sections of the results that say how it came about."""
+    """The small or masked network, and the sections of the results about its making."""
 
     checkpoint: Checkpoint
     sections: Mapping[str, Any]
@@ -99,7 +99,7 @@ class Small:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """How channels are removed, where that is not all at once within a share of them or of the cost."""
+    """How channels are removed, if not all at once within a share of channels or cost."""
 
     goal: Goal | None
     max_drop: float | None
@@ -154,21 +154,21 @@ def _by(
 
 
 def _images_for(request: Request | MaskRequest, checkpoint: Checkpoint, data: Data | None) -> Data | None:
-    """The data, or where a repair needs images and there are none, images made from the batch norms."""
+    """The data or, if a repair needs images and there are none, images made from the batch norms."""
     if data is None and request.repair not in (Repair.NONE, Repair.MEAN):
         return synthetic_data(checkpoint, count=request.images, seed=request.seed)
     return data
 
 
 def _repairing(repaired: Repairing | None, data: Data | None) -> dict[str, Repairing]:
-    """The section of the results about the repair; none where nothing was repaired."""
+    """The section of the results about the repair; empty if nothing was repaired."""
     if repaired is None:
         return {}
     return {"repairing": dataclasses.replace(repaired, data="the batch norms" if data is None else data.name)}
 
 
 def partial_of(folder: Path) -> Path:
-    """Where an interrupted training run that was to end in `folder` keeps what it goes on from."""
+    """Return the folder of the state from which an interrupted run into `folder` continues."""
     return folder.with_name(f"{folder.name}.partial")
 
 

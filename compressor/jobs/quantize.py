@@ -1,7 +1,7 @@
-"""What `compress quantize` does, for the library's users too: the int8 file of a network beside its float one.
+"""What `compress quantize` does, for library users too: the int8 file of a network beside its float file.
 
-Nothing is claimed of it but what was measured: its size, its agreement and accuracy, and its speed against the float
-file, in turns on one machine.
+Only measured results are reported: its size, its agreement and accuracy, and its speed against the float file, in turns
+on one machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CALIBRATION_BATCH = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """What the two files are timed at: batch sizes, threads (torch's own number by default), seconds for each size."""
+    """How the two files are timed: batch sizes, threads (torch's own number by default), seconds for each size."""
 
     batch_sizes: tuple[int, ...] = BATCHES
     threads: int | None = None
@@ -52,7 +52,7 @@ class Timing:
 
 
 def default_folder(checkpoint: Checkpoint) -> Path:
-    """Where a checkpoint's int8 file goes when nobody says: a new artifact, `NAME.int8.compressed`, here."""
+    """Return the default folder of a checkpoint's int8 file: a new artifact, `NAME.int8.compressed`, here."""
     return Path(f"{file_name_from(checkpoint.name)}.int8{SUFFIX}")
 
 
@@ -69,12 +69,12 @@ def quantize_to(
     trust_pickle: bool = False,
     say: Say = quiet,
 ) -> tuple[Path, Quantizing]:
-    """Write `model.int8.onnx`, judge it and time it; its file, and the `quantize` section of the artifact's results.
+    """Write `model.int8.onnx`, judge it and time it; return its file, and the `quantize` section of the results.
 
-    It joins the `artifact`; with `folder`, or of a bare checkpoint, a new artifact is written that holds the network as
-    it is, its float ONNX file and this one. Ranges are seen on the training split, agreement and accuracy on the tuning
-    split; no labels are needed. Refused: what `quantize_onnx` and `export_onnx` refuse, a network that does not give
-    class scores for images, data with a test split alone, a folder in the way.
+    The file is added to the `artifact`; with `folder`, or for a bare checkpoint, a new artifact is written with the
+    unchanged network, its float ONNX file and the int8 file. Ranges come from the training split, agreement and
+    accuracy from the tuning split; no labels are needed. Refused: what `quantize_onnx` and `export_onnx` refuse, a
+    network that returns no class scores for images, data with only a test split, a folder with other content.
     """
     _check_scores(checkpoint)
     place = folder or (None if artifact is not None else default_folder(checkpoint))
@@ -114,26 +114,28 @@ def quantize_to(
 
 
 def required(data: Data | None) -> Data:
-    """The data; refused where there is none: ranges of activations take images."""
+    """Return the data. Refused: no data, because the ranges of activations come from images."""
     if data is None:
         raise CalibrationError(
-            "int8 takes images: the ranges of activations are seen on them", hint="no labels are needed: `--data DIR`"
+            "int8 needs images: the ranges of activations come from them", hint="no labels are needed: `--data DIR`"
         )
     return data
 
 
 def _check_scores(checkpoint: Checkpoint) -> None:
-    """Refuses a network that int8 cannot be judged on, before anything is computed."""
+    """Refuse a network that cannot be judged after quantisation, before anything is computed."""
     shapes = [list(t.shape) for t in outputs_of(checkpoint.module, checkpoint.example_inputs)]
     if len(checkpoint.example_inputs) != 1 or checkpoint.example_inputs[0].ndim != 4:
         raise ExportError("the network does not read one batch of images", hint="int8 is judged on images")
     if len(shapes) != 1 or len(shapes[0]) != 2:
-        told = ", ".join(map(str, shapes))
-        raise ExportError(f"the network gives {told}, not class scores", hint="int8 is judged by the classes it gives")
+        outputs = ", ".join(map(str, shapes))
+        raise ExportError(
+            f"the network returns {outputs}, not class scores", hint="int8 is judged by predicted classes"
+        )
 
 
 def _float_file(exact: Path, checkpoint: Checkpoint, artifact: Artifact | None, say: Say) -> Parity:
-    """The float file, as the artifact has it or newly exported; the `export` section of the results."""
+    """The float file, from the artifact or newly exported; returns the `export` section of the results."""
     exported = None if artifact is None or not artifact.onnx.exists() else artifact.results().export
     if artifact is not None and exported is not None:
         seen, known = checkpoint.preprocessing, load_onnx(artifact.onnx).preprocessing
@@ -147,7 +149,7 @@ def _float_file(exact: Path, checkpoint: Checkpoint, artifact: Artifact | None, 
 def _written(
     place: Path, checkpoint: Checkpoint, artifact: Artifact | None, command: str, force: bool, trust_pickle: bool
 ) -> Artifact:
-    """A new artifact of the network as it is: of what another one holds, or of a bare checkpoint."""
+    """A new artifact of the unchanged network, from another artifact or a bare checkpoint."""
     if artifact is None:
         source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
         results = Results.of(checkpoint.name, command, checkpoint.lineage)
@@ -162,9 +164,9 @@ def _written(
 def _quantized(
     exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, how: Int8, *, batch: int | None, say: Say
 ) -> tuple[Quantized, int]:
-    """The int8 file, by the ranges on images of the training split, and how many those are.
+    """The int8 file, with ranges from images of the training split, and the number of these images.
 
-    `batch` where the graph takes one size only.
+    `batch`: the only size that the graph accepts, if fixed.
     """
     images = first(calibration_split(data), how.images, seed=how.seed)
     say(f"quantising, by the ranges on {len(images)} images")
@@ -175,7 +177,7 @@ def _quantized(
 def _judged(
     exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, say: Say
 ) -> tuple[Agreement, FloatAndInt8 | None]:
-    """Agreement with the network, and with labels the accuracy of both files, on the tuning split."""
+    """Agreement with the network and, with labels, the accuracy of both files, on the tuning split."""
     data = with_labels_of(data, checkpoint.classes)
     name = SplitName.TRAIN if data.tune is None else SplitName.TUNE
     images, seen = data.split(name), checkpoint.preprocessing
@@ -200,7 +202,7 @@ class _Timed:
 def _timed(
     exact: Path, integer: Path, checkpoint: Checkpoint, timing: Timing, *, fixed: int | None, say: Say
 ) -> _Timed:
-    """Both files in turns at each batch size, with every sample; `fixed` is the size that they take alone."""
+    """Time both files in turns at each batch size, with every sample; `fixed` is the only size that they accept."""
     threads = torch.get_num_threads() if timing.threads is None else timing.threads
     rows: list[TimedRow] = []
     caveats: list[Caveat] = []

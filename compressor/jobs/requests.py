@@ -1,4 +1,4 @@
-"""The options of `compress prune` as plain values, and the request that they make."""
+"""The options of `compress prune` as plain values, and the request for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNITS_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions:
-    """The options that make a request, under their names on the command line and with the same defaults."""
+    """The options of a request, with their command-line names and defaults."""
 
     ratio: float | None = None
     macs: float | None = None
@@ -50,7 +50,7 @@ class PruneOptions:
 def request_from(
     options: PruneOptions, *, has_data: bool = False, while_training: bool = False
 ) -> Request | MaskRequest:
-    """The request that the options make, with everything resolved that is `auto` (`Request.resolved`).
+    """Return the request for the options, with every `auto` resolved (`Request.resolved`).
 
     Refused: no budget or several, unknown names, values out of range, options that have no effect on this budget.
     """
@@ -58,7 +58,7 @@ def request_from(
     if while_training and isinstance(budget, float | LatencyBudget):
         raise PlanError(
             "channels leave while a network trains, by a share of them or of its cost",
-            hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",
+            hint="add `--ratio`, `--macs` or `--params` to `--while-training`",
         )
     scope = named(Scope, options.scope, one="scope", many="scopes", refusal=PlanError)
     if not options.memory > 0:
@@ -69,7 +69,7 @@ def request_from(
 
 
 def _budget(options: PruneOptions) -> Budget | float:
-    """The one budget that is given; a sparsity as it is."""
+    """The single budget of the options; a sparsity as a number."""
     latency_ms = None if options.latency is None else milliseconds(options.latency)
     name, value = only_one(
         {
@@ -79,7 +79,7 @@ def _budget(options: PruneOptions) -> Budget | float:
         },
         kind="budget",
         refusal=PlanError,
-        hint="give one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5`, `--speedup 2`, `--latency 4ms`, `--max-drop 1` "
+        hint="set one: `--ratio 0.5`, `--macs 0.5`, `--params 0.5`, `--speedup 2`, `--latency 4ms`, `--max-drop 1` "
         "or `--sparsity 0.9`",
     )  # fmt: skip
     if name == "--ratio":
@@ -103,7 +103,7 @@ def _mask_request(options: PruneOptions, sparsity: float, scope: Scope) -> MaskR
     for option in (option for option, is_set in of_channels.items() if is_set):
         raise PlanError(
             f"`{option}` is about channels, and `--sparsity` zeroes single weights",
-            hint="leave it out (single weights have `--mask-criterion`), or give a budget of channels: `--ratio 0.5`",
+            hint="omit it (single weights have `--mask-criterion`), or set a budget of channels: `--ratio 0.5`",
         )
     return MaskRequest(
         sparsity=sparsity,
@@ -146,7 +146,7 @@ def _channel_request(options: PruneOptions, budget: Budget, scope: Scope) -> Req
 
 
 def milliseconds(text: str) -> float:
-    """`4ms`, `800us` or `0.004s` as milliseconds; refused without a unit."""
+    """Return `4ms`, `800us` or `0.004s` in milliseconds. Refused: a text without a unit."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|µs|ms|s)\s*", text)
     if match is None:
         raise PlanError(f"a latency is a number with its unit, not `{text}`", hint="for example `--latency 4ms`")
@@ -162,7 +162,7 @@ def goal_from(
     tolerance: float,
     table: Path | None,
 ) -> Goal | None:
-    """Where a budget of latency is to be met; `None` for any other budget. The target of a `table` is its own."""
+    """Return where a latency budget must be met; `None` for any other budget. A `table` has its own target."""
     if isinstance(request, MaskRequest) or not isinstance(request.budget, LatencyBudget):
         return None
     known = None if table is None else read_table(table)
@@ -172,7 +172,7 @@ def goal_from(
 
 
 def needs_data(request: Request | MaskRequest) -> bool:
-    """True if the request's criterion, scope or repair reads images."""
+    """Return true if the request's criterion, scope or repair reads images."""
     if isinstance(request, MaskRequest):
         return request.repair is not Repair.NONE
     judged = criteria.load(request.criterion).needs is not Needs.NOTHING

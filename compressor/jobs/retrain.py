@@ -1,4 +1,4 @@
-"""What `compress retrain` does, for the library's users too: an artifact in, a retrained artifact out."""
+"""What `compress retrain` does, for library users too: an artifact in, a retrained artifact out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATE = "train.state"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retraining:
-    """One run, decided before it starts: what is retrained, how, and where it goes and is kept meanwhile."""
+    """One run, decided before it starts: the artifact, the recipe, and the folders of its result and its state."""
 
     artifact: Artifact
     checkpoint: Checkpoint
@@ -38,7 +38,7 @@ class Retraining:
 
     @property
     def state_file(self) -> Path:
-        """What an interrupted run goes on from."""
+        """The file from which an interrupted run continues."""
         return self.folder.with_name(f"{self.folder.name}.partial") / STATE
 
 
@@ -55,9 +55,9 @@ def prepare(
     force: bool = False,
     trust_pickle: bool = False,
 ) -> Retraining:
-    """Everything decided and checked before the first step: the recipe, the place, the teacher.
+    """Decide and check everything before the first step: the recipe, the folder, the teacher.
 
-    Refused: what `recipe_for` refuses, a place that is taken, a teacher that is gone, a temperature without a teacher.
+    Refused: what `recipe_for` refuses, an existing folder, a missing teacher, a temperature without a teacher.
     """
     if wishes.temperature is not None and not taught:
         raise RetrainError("a temperature softens a teacher's scores, and there is none", hint="add `--teacher dense`")
@@ -85,7 +85,7 @@ def prepare(
 
 
 def wants_teacher(teacher: str | None) -> bool:
-    """Whether `--teacher` names one; the dense network is the only one there is."""
+    """Return true if `--teacher` names a teacher; the dense network is the only one."""
     if teacher not in (None, "dense"):
         raise RetrainError(
             f"there is no teacher called `{teacher}`", hint="follow the dense network: `--teacher dense`"
@@ -94,7 +94,7 @@ def wants_teacher(teacher: str | None) -> bool:
 
 
 def default_folder(artifact: Artifact, how: str) -> Path:
-    """Beside the artifact: `NAME.HOW.compressed`."""
+    """Return the default folder beside the artifact: `NAME.HOW.compressed`."""
     stem = artifact.folder.resolve().name.removesuffix(SUFFIX)
     return (
         artifact.folder.with_name(f"{stem}.{how}{SUFFIX}") if artifact.folder.name else Path(f"../{stem}.{how}{SUFFIX}")
@@ -102,15 +102,15 @@ def default_folder(artifact: Artifact, how: str) -> Path:
 
 
 def _dense_cost(artifact: Artifact, small: Cost, dense: Path | None, *, trust_pickle: bool) -> Cost:
-    """As it was counted when the artifact was made; a masked network costs what the dense one does."""
+    """The cost counted when the artifact was made; a masked network costs as much as the dense one."""
     results = artifact.results()
     params, macs = results.achieved("params"), results.achieved("macs")
     if params is not None and macs is not None:
         return Cost(params=params[0], macs=macs[0], bytes=small.bytes)
     if results.masking is not None:
         return small
-    found = artifact.dense(dense, trust_pickle=trust_pickle)
-    return count(found.module, found.example_inputs)
+    network = artifact.dense(dense, trust_pickle=trust_pickle)
+    return count(network.module, network.example_inputs)
 
 
 def run(
@@ -122,9 +122,9 @@ def run(
     force: bool = False,
     trust_pickle: bool = False,
 ) -> Retrained:
-    """Train, and write the artifact; the entry that its results got. The kept state goes once it is written.
+    """Train, and write the artifact; return the new entry of its results. The run's state is deleted afterwards.
 
-    What the results said of the old weights (export, quantize, bench, evaluate) is left behind, for it would be untrue.
+    Results of the old weights (export, quantize, bench, evaluate) are dropped, because they would be wrong.
     """
     mask = retraining.artifact.mask()
     retrained = retrain(

@@ -18,7 +18,7 @@ from compressor.pruning.scoring import calibration_images, score
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivities:
-    """A network's curves, and what they were measured on."""
+    """A network's curves, and the data behind them."""
 
     checkpoint: Checkpoint
     request: Request
@@ -29,7 +29,7 @@ class Sensitivities:
     probed: int  # other images, that the error was measured on
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         seen = {curve.root for curve in self.curves}
         return {
             "name": self.checkpoint.name,
@@ -46,7 +46,8 @@ class Sensitivities:
 
 
 def measure_curves(checkpoint: Checkpoint, request: Request, data: Data, *, say: Say = quiet) -> Sensitivities:
-    """The curves of every group that can be pruned and whose readers can be seen; the network stays as it was.
+    """Return the curves of every group that can be pruned and whose readers have a reading; the network stays
+    unchanged.
 
     Refused: nothing prunable, a network that cannot be followed, no images.
     """

@@ -148,7 +148,7 @@ def test_a_checkpoint_becomes_an_artifact_timed_on_the_clock() -> None:
 @pytest.mark.usefixtures("inputs")
 class TestRefusals:
     def test_no_images(self) -> None:
-        refused("quantize", "tiny.pt", *ARCH, says="int8 takes images", hints="--data DIR")
+        refused("quantize", "tiny.pt", *ARCH, says="int8 needs images", hints="--data DIR")
 
     def test_a_test_split_alone(self) -> None:
         held = np.load("data.npz")

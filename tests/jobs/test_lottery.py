@@ -148,7 +148,7 @@ class TestRun:
     def test_a_late_step_leaves_the_first_epochs_and_their_part_of_the_schedule_out(self, inputs: Path) -> None:
         assert inputs.exists()
         results = ticketing.run(search("fresh", step=7, rounds=1), data())  # 5 steps in an epoch
-        recipe = results["lineage"][-1]["recipe"]
+        recipe = results.lineage[-1]["recipe"]
         assert (recipe["budget"]["epochs"], recipe["schedule"]["skipped"]) == (1, 0.5)
         with pytest.raises(RetrainError, match="10 steps: none remains after 10"):
             ticketing.run(search("fresh", step=10, rounds=1, out="other.compressed"), data())
