@@ -38,10 +38,10 @@ class Panel:
 def picture(heading: str, below: str, panels: Sequence[Panel]) -> str:
     """A whole SVG file: panels two in a row, under a title and a line of what there is to know of it."""
     filled = [panel for panel in panels if any(series.points for series in panel.series)]
-    said = f"{heading}: " + "; ".join(_said(panel) for panel in filled)
+    alt = f"{heading}: " + "; ".join(_alt(panel) for panel in filled)
     fill = partial(_draw, heading=heading, below=below, panels=filled)
     height = TOP + -(-len(filled) // COLUMNS) * STEP
-    return plot(fill, width=COLUMNS * (LEFT + PANEL + RIGHT), height=height, said=said)
+    return plot(fill, width=COLUMNS * (LEFT + PANEL + RIGHT), height=height, alt=alt)
 
 
 def _draw(figure: Figure, *, heading: str, below: str, panels: Sequence[Panel]) -> None:
@@ -73,7 +73,7 @@ def _draw_panel(figure: Figure, panel: Panel, *, left: float, top: float) -> Non
     beside(on, ends, x=left + PANEL + 12)
 
 
-def _said(panel: Panel) -> str:
+def _alt(panel: Panel) -> str:
     lines = (
         f"{series.name} {', '.join(f'{y:.3g} at {x:,g}' for x, y in series.points)}"
         for series in panel.series if series.points

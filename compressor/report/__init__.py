@@ -49,7 +49,7 @@ class Report:
 def report(results: Results, folder: Path, *, artifact: Path | None = None, caveats: Sequence[str] = ()) -> Report:
     """Write `report.html`, `report.md` and, where it is not there already, `results.json` into `folder`.
 
-    `artifact` is the folder that the report speaks of, where it is another one. Parts that nobody measured are said to
+    `artifact` is the folder that the report speaks of, where it is another one. Parts that nobody measured are alt to
     be missing, with the command that would measure them; `caveats` are of the artifact. Refused: a folder that
     cannot be written.
     """

@@ -85,8 +85,8 @@ def _widths(widths: tuple[Width, ...]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for width in widths:
         before, after = width.outputs
-        said = f"{width.layer}: {before} output channels dense, {after} small"
-        bar = paired_bar(before, after, whole=widest, said=said, width=150)
+        alt = f"{width.layer}: {before} output channels dense, {after} small"
+        bar = paired_bar(before, after, whole=widest, alt=alt, width=150)
         rows.append(
             (
                 (Code(content=width.layer),),
@@ -109,13 +109,13 @@ def _widths(widths: tuple[Width, ...]) -> Table:
     return Table(columns=columns, rows=tuple(rows), caption="Layer by layer", quiet=kept)
 
 
-def factorized_section(found: Factorizing) -> Section:
+def factorized_section(factorizing: Factorizing) -> Section:
     """Which layers became two, at which rank, and what was left alone."""
     shown = ("requested", "achieved", "layers", "left_alone", "proof")
     rows: list[tuple[Cell, ...]] = []
-    for layer in found.layers:
-        said = f"{layer.layer}: rank {layer.rank} of {layer.full_rank}"
-        bar = paired_bar(layer.full_rank, layer.rank, whole=layer.full_rank, said=said, width=150)
+    for layer in factorizing.layers:
+        alt = f"{layer.layer}: rank {layer.rank} of {layer.full_rank}"
+        bar = paired_bar(layer.full_rank, layer.rank, whole=layer.full_rank, alt=alt, width=150)
         ranks, energy = f"{layer.full_rank} → {layer.rank}", f"{layer.energy:.1%}"
         counts = (_arrow(layer.params), _arrow(layer.macs))
         cells = [(text,) for text in (ranks, energy, *counts)]
@@ -127,10 +127,10 @@ def factorized_section(found: Factorizing) -> Section:
         *(Column(name=name, numeric=True) for name in ("of, at", "energy", "weights", "MACs")),
     )
     blocks: list[Block] = [
-        _asked(found.requested, found.achieved, found.facts(without=shown)),
+        _asked(factorizing.requested, factorizing.achieved, factorizing.facts(without=shown)),
         Table(columns=columns, rows=tuple(rows), caption="Layer by layer"),
     ]
-    alone: list[tuple[Cell, ...]] = [((Code(content=one.layer),), (one.reason,)) for one in found.left_alone]
+    alone: list[tuple[Cell, ...]] = [((Code(content=one.layer),), (one.reason,)) for one in factorizing.left_alone]
     if alone:
         columns = (Column(name="left alone"), Column(name="reason"))
         blocks.append(Table(columns=columns, rows=tuple(alone), caption=""))
@@ -157,7 +157,7 @@ def masked_section(masking: Masking) -> Section:
                     tensor.dense_bytes,
                     tensor.stored_bytes,
                     whole=largest,
-                    said=f"{tensor.name}: {size(tensor.dense_bytes)} dense, {size(tensor.stored_bytes)} stored",
+                    alt=f"{tensor.name}: {size(tensor.dense_bytes)} dense, {size(tensor.stored_bytes)} stored",
                     width=130,
                 ),
                 (count(tensor.elements),),
@@ -182,13 +182,13 @@ def repair_section(repairing: Repairing) -> Section:
     blocks: list[Block] = []
     before, after = repairing.rise or (None, None)
     if before is not None and after is not None:
-        told: Text = (
+        text: Text = (
             "By ",
             Strong(content=repairing.how),
             f": the output's squared error over its variance went from {before:.3g} to {after:.3g}, "
             "on images that judged it. No labels were used.",
         )
-        blocks.append(Paragraph(text=told))
+        blocks.append(Paragraph(text=text))
     blocks.append(listed(repairing.facts(without=("how", "rise", "layers", "distilled"))))
     if repairing.layers:
         rows: list[tuple[Cell, ...]] = [
@@ -215,8 +215,8 @@ def left_alone_section(results: Results, commands: Commands) -> Section:
             blocks=(commands.missing("Nothing has been pruned here.", commands.prune),),
         )
     if not pruning.left_alone:
-        told: Text = ("Nothing: every layer with channels took part.",)
-        return Section(anchor="left-alone", title=title, blocks=(Paragraph(text=told),))
+        text: Text = ("Nothing: every layer with channels took part.",)
+        return Section(anchor="left-alone", title=title, blocks=(Paragraph(text=text),))
     reasons: dict[str, list[str]] = {}
     for one in pruning.left_alone:
         reasons.setdefault(one.reason, []).append(one.layer)
@@ -235,16 +235,16 @@ def proof_section(results: Results, commands: Commands) -> Section:
     blocks: list[Block] = [Subheading(title="Surgery proof")]
     proof = results.pruning.proof if results.pruning else None
     if results.factorizing is not None and results.pruning is None:
-        told = "Compared is the dense network with each weight replaced by the product of the two that it became."
+        text = "Compared is the dense network with each weight replaced by the product of the two that it became."
         factors = results.factorizing.proof
-        blocks += [listed(factors.facts() if factors else ()), Paragraph(text=(told,))]
+        blocks += [listed(factors.facts() if factors else ()), Paragraph(text=(text,))]
     elif proof is not None:
         blocks.append(listed(proof.facts()))
         if proof.vacuous and results.while_training is None:
             blocks.append(Paragraph(text=(f"Caveat: {VACUOUS}.",)))
     elif results.masking is not None and results.pruning is None:
-        told = "There was no surgery to prove: masked weights are zeros in place, and every layer kept its shape."
-        blocks.append(Paragraph(text=(told,)))
+        text = "There was no surgery to prove: masked weights are zeros in place, and every layer kept its shape."
+        blocks.append(Paragraph(text=(text,)))
     else:
         blocks.append(commands.missing("No surgery proof is on record.", commands.prune))
     blocks.append(Subheading(title="ONNX parity"))

@@ -46,10 +46,10 @@ def latency_bars(runtime: str, panels: Sequence[tuple[int, Sequence[TimedRow]]])
     for number, (batch, rows) in enumerate(panels):
         left = NAMES + number * (room + gap)
         parts.append(_bar_panel(batch, rows, names=names, left=left, top=top, plot=room - labels))
-    said = f"Latency on {runtime} relative to the dense model, by batch size: " + "; ".join(
-        f"batch {batch}, {row.candidate}: {_said(row)}" for batch, rows in panels for row in rows
+    alt = f"Latency on {runtime} relative to the dense model, by batch size: " + "; ".join(
+        f"batch {batch}, {row.candidate}: {_alt(row)}" for batch, rows in panels for row in rows
     )
-    return drawing(WIDTH, height, said, *parts)
+    return drawing(WIDTH, height, alt, *parts)
 
 
 def _bar_panel(
@@ -83,10 +83,10 @@ def _bar_panel(
             bar += [line(x, middle - 3, x, middle + 3, class_="whisker") for x in (low_x, high_x)]
         if relative > longest:
             bar.append(text(left + end - 2, y + 14, "»", class_="cut", text_anchor="end"))
-        found = row.speedup is not None and row.speedup.resolved
-        clear = ("small" if name == "small" else "") if found else "quiet"
+        resolved = row.speedup is not None and row.speedup.resolved
+        clear = ("small" if name == "small" else "") if resolved else "quiet"
         bar.append(text(left + plot + 6, y + 13.5, _bar_label(row), class_=f"label {clear}"))
-        parts.append(tag("g", tag("title", f"{name}, batch {batch}: {_said(row)}"), *bar))
+        parts.append(tag("g", tag("title", f"{name}, batch {batch}: {_alt(row)}"), *bar))
     return joined(*parts)
 
 
@@ -96,12 +96,12 @@ def _bar_label(row: TimedRow) -> str:
     return "reference" if row.candidate == "dense" else milliseconds(row.median_ms)
 
 
-def _said(row: TimedRow) -> str:
-    told = f"{milliseconds(row.median_ms)} median"
+def _alt(row: TimedRow) -> str:
+    text = f"{milliseconds(row.median_ms)} median"
     if row.speedup is None:
-        return told
-    found = "" if row.speedup.resolved else ", no significant difference"
-    return f"{told}, speed-up {multiple(row.speedup.ratio)}, interval {interval(row.speedup)}{found}"
+        return text
+    remark = "" if row.speedup.resolved else ", no significant difference"
+    return f"{text}, speed-up {multiple(row.speedup.ratio)}, interval {interval(row.speedup)}{remark}"
 
 
 def _relative(row: TimedRow, reference: TimedRow | None) -> tuple[float, float, float]:
@@ -113,13 +113,13 @@ def _relative(row: TimedRow, reference: TimedRow | None) -> tuple[float, float, 
     return at, at, at
 
 
-def paired_bar(before: float, after: float, *, whole: float, said: str, width: int = 180) -> Markup:
+def paired_bar(before: float, after: float, *, whole: float, alt: str, width: int = 180) -> Markup:
     """The dense figure as a pale bar, the small one inside it in colour."""
     scale = (width - 1) / whole if whole > 0 else 0.0
     return drawing(
         width,
         12,
-        said,
+        alt,
         tag("rect", x=0, y=1, width=before * scale, height=10, class_="bar before"),
         tag("rect", x=0, y=3.5, width=after * scale, height=5, class_="bar small"),
         class_="inline",
@@ -158,11 +158,11 @@ def every_call(dense: TimedRow, small: TimedRow, *, most: int = 2400) -> Markup:
         words = f"{row.candidate} {milliseconds(row.median_ms)}"
         parts.append(text(WIDTH - right + 8, at + 4, words, class_=f"label {kind(row.candidate)}"))
     parts.append(text(left, height - 6, f"{blocks} blocks, in the order in which they ran", class_="axis"))
-    said = (
+    alt = (
         f"Every timed call in {blocks} blocks: dense around {milliseconds(dense.median_ms)}, "
         f"small around {milliseconds(small.median_ms)}"
     )
-    return drawing(WIDTH, height, said, *parts)
+    return drawing(WIDTH, height, alt, *parts)
 
 
 def curve(title: str, values: Sequence[float], *, first: int, shown: Sequence[str]) -> Markup:
@@ -182,15 +182,15 @@ def curve(title: str, values: Sequence[float], *, first: int, shown: Sequence[st
         parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in spots), class_="curve"))
     for i, (x, y) in enumerate(spots):
         if len(spots) <= 12 or i in {0, len(spots) - 1}:  # more would hide the line
-            told = tag("title", f"epoch {first + i}: {shown[i]}")
-            parts.append(tag("circle", told, cx=x, cy=y, r=2.6, class_="dot small"))
+            point = tag("title", f"epoch {first + i}: {shown[i]}")
+            parts.append(tag("circle", point, cx=x, cy=y, r=2.6, class_="dot small"))
     ends = ((0, "start"),) if len(spots) == 1 else ((0, "start"), (len(spots) - 1, "end"))
     for i, anchor in ends:
         words = (f"epoch {first + i}: ", tag("tspan", shown[i], class_="value"))
         at = left if anchor == "start" else width - right
         parts.append(tag("text", *words, x=at, y=height - 3, class_="axis", text_anchor=anchor))
-    said = f"{title} by epoch: from {shown[0]} to {shown[-1]} in {len(values)} epochs"
-    return drawing(width, height, said, *parts)
+    alt = f"{title} by epoch: from {shown[0]} to {shown[-1]} in {len(values)} epochs"
+    return drawing(width, height, alt, *parts)
 
 
 def _rank(candidate: str) -> tuple[int, str]:

@@ -39,12 +39,12 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
 
 
 def drawing(
-    width: float, height: float, said: str, *parts: str, class_: str | None = None, alone: bool = False
+    width: float, height: float, alt: str, *parts: str, class_: str | None = None, alone: bool = False
 ) -> Markup:
-    """The whole drawing, with `said` as what a screen reader says; with `alone`, a file that needs no page round it."""
+    """Return the whole drawing; a screen reader reads `alt`; with `alone`, it is a complete file of its own."""
     return tag(
         "svg",
-        tag("title", said),
+        tag("title", alt),
         *([tag("style", Markup(ALONE))] if alone else []),
         *parts,
         xmlns="http://www.w3.org/2000/svg" if alone else None,
@@ -52,7 +52,7 @@ def drawing(
         width=width,
         height=height,
         role="img",
-        aria_label=said,
+        aria_label=alt,
         class_=class_,
     )
 

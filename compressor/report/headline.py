@@ -104,9 +104,9 @@ def _claims(bench: Bench, row: TimedRow) -> list[Block]:
     blocks: list[Block] = [Headline(figure=figure, claim=claim, detail=detail, tone=tone)]
     null = beside(bench, row, "dense again")
     if null is not None and null.speedup is not None and null.speedup.resolved:
-        found = speedup_with_interval(null.speedup)
-        told = f"The null check failed here: the dense model against itself came out at {found}. "
-        blocks.append(Paragraph(text=(told, "Differences of this size mean nothing."), tone=Tone.CAUTION))
+        ratio = speedup_with_interval(null.speedup)
+        text = f"The null check failed here: the dense model against itself came out at {ratio}. "
+        blocks.append(Paragraph(text=(text, "Differences of this size mean nothing."), tone=Tone.CAUTION))
     spans = tuple(span for name in ZEROS if name != row.candidate for span in _masked(name, beside(bench, row, name)))
     if spans:
         blocks.append(Paragraph(text=spans))
@@ -116,12 +116,12 @@ def _claims(bench: Bench, row: TimedRow) -> list[Block]:
 def _masked(name: str, row: TimedRow | None) -> Text:
     if row is None or row.speedup is None:
         return ()
-    told = speedup_with_interval(row.speedup)
+    ratio = speedup_with_interval(row.speedup)
     zeros = ZEROS[name]
     if not row.speedup.resolved:
-        return (f"{zeros} gave ", Strong(content=told), ": no significant difference. ")
-    found = "faster" if row.speedup.ratio > 1 else "slower"
-    return (f"{zeros} gave ", Strong(content=told), f": {found} than dense. ")
+        return (f"{zeros} gave ", Strong(content=ratio), ": no significant difference. ")
+    comparison = "faster" if row.speedup.ratio > 1 else "slower"
+    return (f"{zeros} gave ", Strong(content=ratio), f": {comparison} than dense. ")
 
 
 def _scoreboard(results: Results, row: TimedRow | None) -> Table:
@@ -130,17 +130,17 @@ def _scoreboard(results: Results, row: TimedRow | None) -> Table:
     reference = beside(results.bench, row, "dense") if results.bench and row else None
     if row and reference:
         shown = (milliseconds(reference.median_ms), milliseconds(row.median_ms))
-        told = f"{speedup_with_interval(row.speedup)} measured" if row.speedup else ""
-        rows.append(_line("latency", (reference.median_ms, row.median_ms), shown=shown, told=told))
+        note = f"{speedup_with_interval(row.speedup)} measured" if row.speedup else ""
+        rows.append(_line("latency", (reference.median_ms, row.median_ms), shown=shown, note=note))
     theoretical = f"{multiple(row.theoretical_speedup)} theoretical" if row and row.theoretical_speedup else ""
-    for name, pair, words, told in (
+    for name, pair, words, note in (
         ("MACs", results.achieved("macs") or _counted(reference, row, "macs"), scaled, theoretical),
         ("parameters", results.achieved("params") or _counted(reference, row, "params"), count, ""),
         ("channels", results.achieved("channels"), count, ""),
         ("file", _counted(reference, row, "file_bytes"), size, ""),
     ):
         if pair is not None:
-            rows.append(_line(name, pair, shown=(words(pair[0]), words(pair[1])), told=told))
+            rows.append(_line(name, pair, shown=(words(pair[0]), words(pair[1])), note=note))
     dense, small = _shares(results, row)
     if dense or small:
         rows.append(_quality(dense, small))
@@ -154,10 +154,10 @@ def _scoreboard(results: Results, row: TimedRow | None) -> Table:
     return Table(columns=columns, rows=tuple(rows), caption="Before and after", look=Look.BOARD)
 
 
-def _line(name: str, pair: tuple[float, float], *, shown: tuple[str, str], told: str) -> tuple[Cell, ...]:
-    said = f"{name}: {shown[0]} before, {shown[1]} after"
-    bar = paired_bar(*pair, whole=max(pair), said=said, width=BAR)
-    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (told,))
+def _line(name: str, pair: tuple[float, float], *, shown: tuple[str, str], note: str) -> tuple[Cell, ...]:
+    alt = f"{name}: {shown[0]} before, {shown[1]} after"
+    bar = paired_bar(*pair, whole=max(pair), alt=alt, width=BAR)
+    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (note,))
 
 
 def _quality(dense: Quality | None, small: Quality | None) -> tuple[Cell, ...]:
@@ -170,10 +170,10 @@ def _quality(dense: Quality | None, small: Quality | None) -> tuple[Cell, ...]:
     else:
         counts = ", ".join(shares(share) + (f" ({share.split} split)" if share.split else "") for share in known)
     name = "agreement" if agreement else "accuracy"
-    told = f"{counts} answered as dense does" if agreement else counts
+    note = f"{counts} answered as dense does" if agreement else counts
     sizes = tuple(share.share if share else 0.0 for share in (dense, small))
-    bar = paired_bar(*sizes, whole=1.0, said=f"{name}: {shown[0]} before, {shown[1]} after", width=BAR)
-    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (told,))
+    bar = paired_bar(*sizes, whole=1.0, alt=f"{name}: {shown[0]} before, {shown[1]} after", width=BAR)
+    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (note,))
 
 
 def _shares(results: Results, row: TimedRow | None) -> tuple[Quality | None, Quality | None]:

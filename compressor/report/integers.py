@@ -27,34 +27,34 @@ from compressor.words import (
 )
 
 
-def int8_section(found: Quantizing) -> Section:
+def int8_section(quantizing: Quantizing) -> Section:
     """Size, accuracy and latency of both files, and what was found of the speed."""
-    before, after = found.float_bytes, found.int8_bytes
+    before, after = quantizing.float_bytes, quantizing.int8_bytes
     rows: list[tuple[Cell, ...]] = [
         (("file",), (size(before),), (size(after),), (f"{multiple(before / after)} smaller",))
     ]
-    if found.accuracy is not None:
-        both = (found.accuracy.float, found.accuracy.int8)
-        told = " and ".join(map(shares, both))
-        split = found.accuracy.int8.split
+    if quantizing.accuracy is not None:
+        both = (quantizing.accuracy.float, quantizing.accuracy.int8)
+        text = " and ".join(map(shares, both))
+        split = quantizing.accuracy.int8.split
         cells: list[Cell] = [(share_percent(share),) for share in both]
-        rows.append((("accuracy",), *cells, (f"{told}, {split} split" if split else told,)))
-    for pair in found.pairs:
+        rows.append((("accuracy",), *cells, (f"{text}, {split} split" if split else text,)))
+    for pair in quantizing.pairs:
         latencies: list[Cell] = [(milliseconds(row.median_ms),) for row in pair]
         rows.append(((f"latency, batch {pair[0].batch}",), *latencies, (ratio_in_table(pair[1].speedup),)))
     columns = (Column(name=""), *(Column(name=n, numeric=True) for n in ("float", "int8")), Column(name=""))
     blocks: list[Block] = [Table(columns=columns, rows=tuple(rows), caption="Float and int8", look=Look.BOARD)]
-    if found.agreement is not None:
-        close = found.agreement
-        told = f"{shares(close)} images get the class that the float network gives"
+    if quantizing.agreement is not None:
+        close = quantizing.agreement
+        text = f"{shares(close)} images get the class that the float network gives"
         where = f", on the {close.split} split." if close.split else "."
-        blocks.append(Paragraph(text=(Strong(content=told), where)))
-    if found.rows and not found.faster:
-        told = "Int8 is not faster than float on this machine: what it saves is disk and memory."
-        blocks.append(Paragraph(text=(told,), tone=Tone.CAUTION))
-    if found.caveats:
-        blocks.append(Items(items=tuple((caveat,) for caveat in found.caveats), tone=Tone.CAUTION))
+        blocks.append(Paragraph(text=(Strong(content=text), where)))
+    if quantizing.rows and not quantizing.faster:
+        text = "Int8 is not faster than float on this machine: what it saves is disk and memory."
+        blocks.append(Paragraph(text=(text,), tone=Tone.CAUTION))
+    if quantizing.caveats:
+        blocks.append(Items(items=tuple((caveat,) for caveat in quantizing.caveats), tone=Tone.CAUTION))
     shown = ("environment", "command", "agreement", "accuracy", "rows", "caveats", "float_bytes", "int8_bytes")
-    blocks.append(listed(found.facts(without=shown)))
+    blocks.append(listed(quantizing.facts(without=shown)))
     note: Text = ("Both files ran in turns on one machine; the small model above is the float one.",)
     return Section(anchor="int8", title="In 8-bit integers", blocks=tuple(blocks), note=note)

@@ -12,14 +12,14 @@ def tag(element: str, *children: str, **attributes: str | float | None) -> Marku
 
     Coordinates keep one decimal: a tenth of a pixel is below what a screen or a printer shows.
     """
-    given = "".join(
+    pairs = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
         for name, value in attributes.items()
         if value is not None
     )
     if element in VOID:
-        return Markup(f"<{element}{given}>")
-    return Markup(f"<{element}{given}>{joined(*children)}</{element}>")
+        return Markup(f"<{element}{pairs}>")
+    return Markup(f"<{element}{pairs}>{joined(*children)}</{element}>")
 
 
 def joined(*parts: str) -> Markup:

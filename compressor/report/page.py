@@ -71,8 +71,8 @@ def _block(block: Block) -> Markup:
         case Facts(pairs=pairs):
             return tag("dl", *(joined(tag("dt", name), tag("dd", *map(_span, value))) for name, value in pairs))
         case Figure(drawings=drawings, caption=caption, columns=columns):
-            told = tag("figcaption", *map(_span, caption)) if caption else Markup("")
-            return tag("figure", tag("div", *drawings, class_="drawings" + COLUMNS[columns]), told)
+            figcaption = tag("figcaption", *map(_span, caption)) if caption else Markup("")
+            return tag("figure", tag("div", *drawings, class_="drawings" + COLUMNS[columns]), figcaption)
         case Table():
             return _table(block)
         case Folded(summary=summary, blocks=blocks):

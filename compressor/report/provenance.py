@@ -47,16 +47,16 @@ def retraining_section(results: Results, commands: Commands) -> Section:
             blocks.append(listed(facts))
         blocks += _history(retraining.history)
     if not blocks:
-        told = "The small model has not been retrained."
-        blocks.append(commands.missing(told, commands.retrain))
+        text = "The small model has not been retrained."
+        blocks.append(commands.missing(text, commands.retrain))
     return Section(anchor="retraining", title="Retraining", blocks=tuple(blocks))
 
 
-def while_training_section(found: WhileTraining) -> Section:
+def while_training_section(training: WhileTraining) -> Section:
     """The training during which channels left: event by event, then epoch by epoch."""
-    blocks: list[Block] = [listed(found.facts(without=("events", "history", "mean_stability")))]
+    blocks: list[Block] = [listed(training.facts(without=("events", "history", "mean_stability")))]
     rows: list[tuple[Cell, ...]] = []
-    for event in found.events:
+    for event in training.events:
         shares = [percent(correct / event.total) if event.total else DASH for correct in (event.before, event.after)]
         counts = [f"{count(correct)} / {count(event.total)}" for correct in (event.before, event.after)]
         around = [f"{c} ({s})" for c, s in zip(counts, shares, strict=True)]
@@ -65,14 +65,14 @@ def while_training_section(found: WhileTraining) -> Section:
     names = ("after epochs", "channels", "tuning split before", "after", "instability")
     columns = tuple(Column(name=name, numeric=True) for name in names)
     blocks.append(Table(columns=columns, rows=tuple(rows), caption="Event by event"))
-    if found.mean_stability is not None:
-        blocks.append(Paragraph(text=("Mean stability: ", Strong(content=percent(found.mean_stability / 100)), ".")))
+    if training.mean_stability is not None:
+        blocks.append(Paragraph(text=("Mean stability: ", Strong(content=percent(training.mean_stability / 100)), ".")))
     note: Text = (
         "Instability is the share of the right answers that an event takes, and stability the rest of them; the "
         "training that follows may win them back.",
     )
     return Section(
-        anchor="events", title="Pruned while training", blocks=(*blocks, *_history(found.history)), note=note
+        anchor="events", title="Pruned while training", blocks=(*blocks, *_history(training.history)), note=note
     )
 
 
@@ -117,17 +117,17 @@ def _history(history: Sequence[EpochRecord]) -> list[Block]:
 def lineage_section(results: Results, commands: Commands, *, caveats: Sequence[str] = ()) -> Section:
     """From the first checkpoint to this network, step by step."""
     title = "Lineage"
-    told: tuple[Block, ...] = (Facts(pairs=tuple(("caveat", (text,)) for text in caveats)),) if caveats else ()
+    cautions: tuple[Block, ...] = (Facts(pairs=tuple(("caveat", (text,)) for text in caveats)),) if caveats else ()
     if not results.lineage:
         missing = commands.missing("No lineage is on record.", commands.prune)
-        return Section(anchor="lineage", title=title, blocks=(missing, *told))
+        return Section(anchor="lineage", title=title, blocks=(missing, *cautions))
     steps: list[Text] = []
     for facts in results.lineage:
         step = plain(facts.get("step", "step"))
         rest = [(key, value) for key, value in facts.items() if key not in {"step", "history"} and value is not None]
         words = "; ".join(f"{label(key)} {plain(value, key=key)}" for key, value in rest)
         steps.append((Strong(content=step), f": {words}" if words else ""))
-    return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True), *told))
+    return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True), *cautions))
 
 
 def environment_section(results: Results, commands: Commands) -> Section:

@@ -64,10 +64,10 @@ def accuracy_scatter(title: str, points: Sequence[Point]) -> Markup:
         for point in sorted(points, key=lambda p: ("masked", "dense", "small").index(kind(p.candidate)))
     ]
     parts += _placed_points(placed, low=top - 4, high=floor - 8, middle=left + 0.5 * (width - left))
-    said = f"Accuracy against latency, {title}: " + "; ".join(
+    alt = f"Accuracy against latency, {title}: " + "; ".join(
         f"{p.candidate}: {percent(p.share)} at {milliseconds(p.median_ms)}" for p in points
     )
-    return drawing(width, height, said, *parts)
+    return drawing(width, height, alt, *parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

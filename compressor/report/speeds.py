@@ -12,7 +12,7 @@ from compressor.words import DASH, digits, milliseconds, multiple, percent, rati
 
 
 def latency_section(results: Results) -> Section | None:
-    """What was asked of the clock, what it said at each trial, and in the end; `None` where it was not the budget."""
+    """The requested speed, the measurement of each trial, and the final one; `None` for any other budget."""
     latency = results.latency
     if latency is None:
         return None
@@ -108,12 +108,12 @@ def _peaks(why: LayerTimes) -> str:
 def _layer_row(layer: LayerTime, widest: float) -> tuple[Cell, ...]:
     last = _last(layer)
     before, after = (0.0 if side is None else side.us for side in (layer.dense, layer.small))
-    said = f"{layer.layer}: {digits(before)} µs dense, {digits(after)} µs small"
+    alt = f"{layer.layer}: {digits(before)} µs dense, {digits(after)} µs small"
     return (
         (Code(content=layer.layer),),
         (_pair(layer.inputs),),
         (_pair(layer.outputs),),
-        paired_bar(before, after, whole=widest, said=said, width=120),
+        paired_bar(before, after, whole=widest, alt=alt, width=120),
         (digits(before) if layer.dense else DASH,),
         (digits(after) if layer.small else "gone",),
         (DASH if last.intensity is None else digits(last.intensity),),

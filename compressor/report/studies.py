@@ -26,19 +26,19 @@ from compressor.report.plots.studies import picture
 from compressor.words import digits
 
 
-def document(found: Mapping[str, Any]) -> Document:
+def document(study: Mapping[str, Any]) -> Document:
     """Return the page of the values that `studies.runner.results_to_json` returned."""
-    data = found["data"]
+    data = study["data"]
     sizes = ", ".join(f"{n:,} to {name}" for name, n in data["sizes"].items())
-    about: list[Block] = [Paragraph(text=spans(part)) for part in str(found["about"]).split("\n\n")]
+    about: list[Block] = [Paragraph(text=spans(part)) for part in str(study["about"]).split("\n\n")]
     return Document(
-        title=found["title"],
-        subtitle=(f"{found['study']}, scale {found['scale']}, on {data.get('name', 'data')}{sizes and ': '}{sizes}",),
+        title=study["title"],
+        subtitle=(f"{study['study']}, scale {study['scale']}, on {data.get('name', 'data')}{sizes and ': '}{sizes}",),
         sections=(
             Section(
                 anchor="verdict",
                 title="Verdict",
-                blocks=tuple(block for claim in found["claims"] for block in _claim(claim)),
+                blocks=tuple(block for claim in study["claims"] for block in _claim(claim)),
                 note=(
                     "A claim is ", Strong(content="reproduced"), " where every interval lies wholly on the side that "
                     "it claims, ", Strong(content="contradicted"), " where one lies wholly on the other, and ",
@@ -48,11 +48,11 @@ def document(found: Mapping[str, Any]) -> Document:
             Section(
                 anchor="pictures",
                 title="Pictures",
-                blocks=tuple(Figure(drawings=(picture(plot, alone=False),), caption=()) for plot in found["plots"]),
+                blocks=tuple(Figure(drawings=(picture(plot, alone=False),), caption=()) for plot in study["plots"]),
                 note=("Lines join means over seeds; bands reach from the lowest to the highest seed, dots are seeds.",),
             ),
-            Section(anchor="about", title="What was run", blocks=(*about, *_cells(found["cells"]))),
-            Section(anchor="provenance", title="Provenance", blocks=(_provenance(found),)),
+            Section(anchor="about", title="What was run", blocks=(*about, *_cells(study["cells"]))),
+            Section(anchor="provenance", title="Provenance", blocks=(_provenance(study),)),
         ),
     )  # fmt: skip
 
@@ -114,8 +114,8 @@ def _cells(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
         rows = tuple(
             (
                 (str(cell["seed"]),),
-                *((_said(cell["values"].get(name)),) for name in values),
-                *((_said(cell["result"].get(name)),) for name in numbers),
+                *((_alt(cell["values"].get(name)),) for name in values),
+                *((_alt(cell["result"].get(name)),) for name in numbers),
             )
             for cell in mine
         )
@@ -125,7 +125,7 @@ def _cells(cells: Sequence[Mapping[str, Any]]) -> list[Block]:
     return blocks
 
 
-def _said(value: object) -> str:
+def _alt(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return "–" if value is None else ("yes" if value else "no")
     if isinstance(value, float):
@@ -133,7 +133,7 @@ def _said(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _provenance(found: Mapping[str, Any]) -> Block:
-    facts: list[tuple[str, Text]] = [("command", (Code(content=found["command"]),))]
-    facts += [(str(name), (str(value),)) for name, value in found["environment"].items() if name != "command"]
+def _provenance(study: Mapping[str, Any]) -> Block:
+    facts: list[tuple[str, Text]] = [("command", (Code(content=study["command"]),))]
+    facts += [(str(name), (str(value),)) for name, value in study["environment"].items() if name != "command"]
     return Facts(pairs=tuple(facts))

@@ -1,4 +1,4 @@
-"""What the clock and the test images said: latency in turns, accuracy against latency."""
+"""The measured results: latency in turns, accuracy against latency."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def clock_section(results: Results, commands: Commands) -> Section:
     row = headline_row(bench)
     dense = beside(bench, row, "dense") if row else None
     if row and dense and any(row.samples_ns) and any(dense.samples_ns):
-        told = f"Every timed call behind the headline ({row.runtime}, batch {row.batch}), in milliseconds."
-        blocks.append(Figure(drawings=(every_call(dense, row),), caption=(told,)))
+        text = f"Every timed call behind the headline ({row.runtime}, batch {row.batch}), in milliseconds."
+        blocks.append(Figure(drawings=(every_call(dense, row),), caption=(text,)))
     blocks.append(_timings(bench, settings))
     facts = [
         (name, value) for name, value in (("threads", bench.threads), ("blocks", bench.blocks)) if value is not None
@@ -212,11 +212,11 @@ def _scatters(bench: Bench) -> tuple[Markup, ...]:
 
 def _first_accuracies(bench: Bench | None) -> tuple[TimedRow, ...]:
     """One row per candidate and distinct accuracy: runtimes that agree are not listed again."""
-    found: dict[tuple[object, ...], TimedRow] = {}
+    rows: dict[tuple[object, ...], TimedRow] = {}
     for row in bench.rows if bench else ():
         if row.accuracy and row.candidate != "dense again":
-            found.setdefault((row.candidate, row.accuracy.count, row.accuracy.total, row.accuracy.split), row)
-    return tuple(found.values())
+            rows.setdefault((row.candidate, row.accuracy.count, row.accuracy.total, row.accuracy.split), row)
+    return tuple(rows.values())
 
 
 def _settings(bench: Bench) -> list[tuple[str, int]]:

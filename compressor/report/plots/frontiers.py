@@ -38,7 +38,7 @@ def picture(curve: Frontier) -> Markup:
         if point.speedup is not None and point.quality is not None:
             by_arm.setdefault(point.arm, []).append(_Dot(speedup=point.speedup, quality=point.quality))
     fill = partial(_draw, curve=curve, by_arm=by_arm)
-    return plot(fill, width=WIDTH, height=HEIGHT, said=f"{_kind(curve)} against latency for {', '.join(by_arm)}")
+    return plot(fill, width=WIDTH, height=HEIGHT, alt=f"{_kind(curve)} against latency for {', '.join(by_arm)}")
 
 
 def _kind(curve: Frontier) -> str:
@@ -84,8 +84,8 @@ def _draw_arm(on: Axes, points: Sequence[_Dot], *, arm: str, colour: str) -> Non
         _whisker(on, (1 / speed.high, 1 / speed.low), (y, y), colour=colour)
         if not below:
             _whisker(on, (x, x), quality.interval, colour=colour)
-        told = f"{arm}: {percent(share)} at {speed.ratio:.2f} times the speed"
-        dots(on, [x], [y], titles=[told], colour=colour, radius=3.6, hollow=below)
+        title = f"{arm}: {percent(share)} at {speed.ratio:.2f} times the speed"
+        dots(on, [x], [y], titles=[title], colour=colour, radius=3.6, hollow=below)
         if below:
             on.annotate(f"{percent(share, decimals=0)} ↓", (x, y), (0, 8), textcoords="offset points", ha="center",
                         color=QUIET, fontsize=11)  # fmt: skip

@@ -51,8 +51,8 @@ LOOK: dict[str, Any] = {
 }
 
 
-def plot(fill: Callable[[Figure], None], *, width: float, height: float, said: str, alone: bool = True) -> Markup:
-    """The SVG of what `fill` draws into an empty figure; `said` is what a screen reader says.
+def plot(fill: Callable[[Figure], None], *, width: float, height: float, alt: str, alone: bool = True) -> Markup:
+    """Return the SVG of the figure that `fill` draws; a screen reader reads `alt`.
 
     With `alone` the SVG is a whole file with a style sheet of its own; otherwise it stands in a page that has
     `style.STYLE`. The same values give the same bytes, whatever the user's settings of matplotlib.
@@ -67,7 +67,7 @@ def plot(fill: Callable[[Figure], None], *, width: float, height: float, said: s
         fill(figure)
         written = io.StringIO()
         figure.savefig(written, format="svg")
-    svg = drawing(width, height, printable(said), *shapes(written.getvalue()), alone=alone)
+    svg = drawing(width, height, printable(alt), *shapes(written.getvalue()), alone=alone)
     return svg + "\n" if alone else svg
 
 

@@ -46,8 +46,8 @@ def _shapes(node: ElementTree.Element, markers: Mapping[str, str]) -> Iterator[M
             child for child in node.iter() if child.tag in {f"{SVG}path", f"{SVG}use"} and "id" not in child.attrib
         ]
         titles = json.loads(name.removeprefix(TITLES))
-        told = [_shape(child, markers, title) for child, title in zip(drawn, titles, strict=True)]
-        yield tag("g", *told, **_colours(_declared(drawn[0])))  # what has a name has one colour
+        drawn_shapes = [_shape(child, markers, title) for child, title in zip(drawn, titles, strict=True)]
+        yield tag("g", *drawn_shapes, **_colours(_declared(drawn[0])))  # what has a name has one colour
     elif node.tag in {f"{SVG}path", f"{SVG}use", f"{SVG}text"}:
         declared = _declared(node)
         if "stroke" in declared or declared.get("fill") != "none":
@@ -91,7 +91,7 @@ def _colours(declared: Mapping[str, str]) -> dict[str, str]:
 
 def _font(declared: Mapping[str, str]) -> str:
     """Size and weight, which must stand against a page's rule for all texts; the family is the page's."""
-    given = f"{declared.get('font', '')} {declared.get('font-weight', '')} {declared.get('font-size', '')}"
-    size, weight = re.search(r"[\d.]+px", given), re.search(r"\b(bold|[1-9]00)\b(?!px)", given)
+    text = f"{declared.get('font', '')} {declared.get('font-weight', '')} {declared.get('font-size', '')}"
+    size, weight = re.search(r"[\d.]+px", text), re.search(r"\b(bold|[1-9]00)\b(?!px)", text)
     assert size is not None
     return f"font-size: {size[0]}" + ("" if weight is None else f"; font-weight: {weight[0]}")

@@ -20,12 +20,12 @@ WIDTH = LEFT + COLUMNS * (PANEL + GAP)
 FLOOR, CEILING = 1e-4, 1.0  # of the error axis, logarithmic: below it a group is free, above it the output is noise
 
 
-def picture(found: Mapping[str, Any]) -> Markup:
+def picture(sensitivities: Mapping[str, Any]) -> Markup:
     """A whole SVG file that shows what `Sensitivities.to_json` holds."""
-    groups: Sequence[Mapping[str, Any]] = found["groups"]
-    said = f"Error against width of {len(groups)} channel groups of {found['name']}"
+    groups: Sequence[Mapping[str, Any]] = sensitivities["groups"]
+    alt = f"Error against width of {len(groups)} channel groups of {sensitivities['name']}"
     height = TOP + -(-len(groups) // COLUMNS) * STEP
-    return plot(partial(_draw, name=found["name"], groups=groups), width=WIDTH, height=height, said=said)
+    return plot(partial(_draw, name=sensitivities["name"], groups=groups), width=WIDTH, height=height, alt=alt)
 
 
 def _draw(figure: Figure, *, name: str, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -55,8 +55,8 @@ def _draw_group(figure: Figure, group: Mapping[str, Any], *, left: float, top: f
         spine.set_visible(False)  # the lowest line of the grid is the axis
     x = [1 - width / channels for width in group["widths"]]
     y = [max(FLOOR, min(CEILING, error)) for error in group["errors"]]
-    told = [f"{width} channels: {error:.3g}" for width, error in zip(group["widths"], group["errors"], strict=True)]
+    titles = [f"{width} channels: {error:.3g}" for width, error in zip(group["widths"], group["errors"], strict=True)]
     line(on, x, y, name=group["root"], colour=LINES[0])
-    dots(on, x, y, titles=told, colour=LINES[0])
+    dots(on, x, y, titles=titles, colour=LINES[0])
     words(figure, left, top + PLOT + 14, "all stay")
     words(figure, left + PANEL, top + PLOT + 14, "none", align="right")

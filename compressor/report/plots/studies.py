@@ -27,9 +27,9 @@ def picture(plotted: Mapping[str, Any], *, alone: bool = True) -> Markup:
     """
     curves = [c for c in plotted["curves"] if c["points"]]
     names = ", ".join(c["name"] for c in curves) or "no points"
-    said = f"{plotted['title']}: {plotted['y']} against {plotted['x']} for {names}"
+    alt = f"{plotted['title']}: {plotted['y']} against {plotted['x']} for {names}"
     height = HEIGHT if curves else 40
-    return plot(partial(_draw, plotted=plotted, curves=curves), width=WIDTH, height=height, said=said, alone=alone)
+    return plot(partial(_draw, plotted=plotted, curves=curves), width=WIDTH, height=height, alt=alt, alone=alone)
 
 
 def _draw(figure: Figure, *, plotted: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> None:

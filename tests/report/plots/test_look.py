@@ -22,7 +22,7 @@ def fill(figure: Figure) -> None:
 
 
 def drawn(*, alone: bool = True) -> str:
-    return plot(fill, width=300, height=150, said="a & b", alone=alone)
+    return plot(fill, width=300, height=150, alt="a & b", alone=alone)
 
 
 def test_shapes_stand_where_the_axes_say_in_pixels() -> None:
@@ -72,7 +72,7 @@ def test_words_are_words_whatever_they_hold(content: str) -> None:
         words(figure, 10, 15, content)
         line(on, [0, 1], [0, 1], name=content, colour=look.INK)
 
-    found = Picture(plot(fill, width=300, height=150, said=content))
+    found = Picture(plot(fill, width=300, height=150, alt=content))
     shown = content.replace("\x07", "\ufffd").replace("\udce9", "\ufffd")
     assert shown in [*found.texts, ""]
     assert list(found.lines) == [shown]
@@ -89,5 +89,5 @@ def test_a_title_too_few_is_refused() -> None:
         on.plot([0, 1], [0, 1], "o", gid=name_with(["one"]))
 
     with pytest.raises(ValueError, match="zip"):
-        plot(fill, width=100, height=100, said="")
+        plot(fill, width=100, height=100, alt="")
     assert shapes('<svg xmlns="http://www.w3.org/2000/svg"/>') == []
