@@ -157,7 +157,7 @@ def _through(row: Coverage, checkpoint: Checkpoint, say: Say) -> None:
     row.groups = len(pruned.traced.groups)
     row.left_alone = tuple(dataclasses.asdict(a) for a in pruned.traced.left_alone)
     if pruned.proof.vacuous:
-        raise CompressError("the proof has seen nothing: with these weights what left says nothing")
+        raise CompressError("the proof has seen nothing: with these weights the removed channels change no output")
     row.reached = Stage.PRUNE
     if row.until is Stage.PRUNE:
         return

@@ -284,7 +284,7 @@ def _branch(name: str, feature: Tensor, classes: int) -> nn.Module:
     if feature.ndim == 2:
         return nn.Sequential(*_linear(feature.shape[1], classes))
     raise GroupError(
-        f"`{name}` outputs {list(feature.shape)}: a branch reads feature maps, tokens or vectors",
+        f"`{name}` outputs {list(feature.shape)}: a branch reads channels of images, tokens or vectors",
         hint="name another layer",
     )
 
