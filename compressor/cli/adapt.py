@@ -174,4 +174,4 @@ def show(results: Results) -> None:
     tune = f"{last.tune_correct}/{last.tune_total}"
     images = f"{target['images']:,} unlabelled images of {target['name']}"
     console().print(f"\nadapted to {images}; on the source's tuning split {tune} correct", markup=False, soft_wrap=True)
-    talk().print("nothing here says how well the target is classified: that takes labels, `compress evaluate`")
+    talk().print("the accuracy on the target is not known: it takes labels, `compress evaluate`")

@@ -120,6 +120,5 @@ def show(evaluations: tuple[Evaluation, ...]) -> None:
         out.print(f"{text}, on {evaluation.data}, {quality.split}", markup=False, soft_wrap=True)
         if isinstance(quality, Agreement):
             out.print(f"relative error of the scores: {tiny(quality.relative_error or 0.0)}", markup=False)
-            talk().print(
-                "the images have no labels: this is agreement, and says nothing about being right", style="dim"
-            )
+            text = "the images have no labels: this is agreement with the dense network, not accuracy"
+            talk().print(text, style="dim", soft_wrap=True)

@@ -82,7 +82,7 @@ def show(file: Path, parity: Parity) -> None:
     out.print("wrote ", strong(file), f": {size(parity.bytes)}, opset {parity.opset}, {batch}", sep="", soft_wrap=True)
     if parity.same_maxima:
         talk().print(
-            "two maxima may be alike but for rounding: it was compared at the positions that the file chose",
+            "two maxima may differ by rounding alone: the comparison uses the positions that the file chose",
             style="dim",
         )
     for note in filter(None, (parity.note, parity.sparse_note)):

@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     GATE_MISSED = 3  # one that the user set: --min-speedup, --max-drop
     INTERRUPTED = 130
-    PIPE_CLOSED = 141  # by who read stdout: nothing to be told
+    PIPE_CLOSED = 141  # the reader of stdout went away: print nothing
     TERMINATED = 143
 
 

@@ -84,7 +84,7 @@ def writing_stdout(*, only_full: bool = False) -> Iterator[None]:
             os.close(null)
         raise OutputError(
             f"cannot write to stdout: {error.strerror or error}",
-            hint="what was to be written to files is there; free some space, or print elsewhere",
+            hint="all files are written; free some space, or print to another place",
             closed=isinstance(error, BrokenPipeError),
         ) from error
 

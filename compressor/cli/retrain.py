@@ -266,7 +266,11 @@ def _trained(
         except KeyboardInterrupt:
             stack.close()
             if planned.state_file.exists():
-                talk().print(f"\nkept after its last whole epoch: {planned.state_file}", markup=False, soft_wrap=True)
+                talk().print(
+                    f"\nthe state after the last whole epoch is kept: {planned.state_file}",
+                    markup=False,
+                    soft_wrap=True,
+                )
             raise
 
 

@@ -113,8 +113,8 @@ def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | N
     if images[0][1] == UNLABELLED:
         if dense is None:
             raise DataError(
-                f"{data.name} has no labels, and there is no dense network to agree with",
-                hint="set the dense network, `--dense PATH`, or use images in class folders",
+                f"{data.name} has no labels, and there is no dense network to compare with",
+                hint="give the dense network, `--dense PATH`, or images in class folders",
             )
         agreed = agreement(subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing)
         return (Evaluation(model=subject.model, data=data.name, quality=agreed),)

@@ -96,16 +96,18 @@ def prepare(
     check_free(folder, force=force)
     if rewind_to is None:
         raise RetrainError(
-            "a ticket is rewound to the weights that its network had early, and a trained checkpoint has them no more",
-            hint="set them: `--rewind-to FILE`; or train new ones first: `--rewind-to fresh`; or keep the trained "
+            "a ticket is rewound to early weights of its network, and a trained checkpoint does not hold them",
+            hint="give them: `--rewind-to FILE`; or train new ones first: `--rewind-to fresh`; or keep the trained "
             "ones and rewind the learning rate alone: `--rewind-to trained`",
         )
     if rewind_to == FRESH and mask is not None:
-        raise RetrainError("a masked network cannot be drawn afresh", hint="use the dense network's checkpoint")
+        raise RetrainError(
+            "a masked network cannot start from fresh weights", hint="give the dense network's checkpoint"
+        )
     if rewind_to == FRESH and wishes.epochs is not None:
         raise RetrainError(
-            "from fresh weights every round repeats the dense network's training, and is as long",
-            hint="set its length: `--dense-epochs 12`; `--rewind-step` skips its first steps",
+            "from fresh weights, every round is as long as the dense network's training",
+            hint="give its length: `--dense-epochs 12`; `--rewind-step` skips its first steps",
         )
     if step and rewind_to != FRESH:
         raise RetrainError(

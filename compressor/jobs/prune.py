@@ -141,7 +141,10 @@ def _by(
     """What the way prunes, with the section of the results that only this way has."""
     if way.goal is not None and way.max_drop is not None:
         if data is None:
-            raise CalibrationError("a drop is judged on images", hint="with labels or without: `--data DIR`")
+            raise CalibrationError(
+                "`--max-drop` needs images to measure the loss of accuracy on",
+                hint="with labels or without: `--data DIR`",
+            )
         fastest = fastest_within(checkpoint, request, way.goal, data, max_drop=way.max_drop, say=say)
         return fastest.fast.pruned, {"latency": fastest.result}
     if way.goal is not None:

@@ -117,7 +117,7 @@ def required(data: Data | None) -> Data:
     """Return the data. Refused: no data, because the ranges of activations come from images."""
     if data is None:
         raise CalibrationError(
-            "int8 needs images: the ranges of activations come from them", hint="no labels are needed: `--data DIR`"
+            "int8 needs images: they show the ranges of the activations", hint="labels are not needed: `--data DIR`"
         )
     return data
 
@@ -130,7 +130,7 @@ def _check_scores(checkpoint: Checkpoint) -> None:
     if len(shapes) != 1 or len(shapes[0]) != 2:
         outputs = ", ".join(map(str, shapes))
         raise ExportError(
-            f"the network returns {outputs}, not class scores", hint="int8 is judged by predicted classes"
+            f"the network returns {outputs}, not class scores", hint="int8 is judged by the class of each image"
         )
 
 

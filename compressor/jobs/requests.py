@@ -57,8 +57,8 @@ def request_from(
     budget = _budget(options)
     if while_training and isinstance(budget, float | LatencyBudget):
         raise PlanError(
-            "channels leave while a network trains, by a share of them or of its cost",
-            hint="add `--ratio`, `--macs` or `--params` to `--while-training`",
+            "`--while-training` takes a share of the channels or of the cost as its budget",
+            hint="give `--ratio`, `--macs` or `--params` beside `--while-training`",
         )
     scope = named(Scope, options.scope, one="scope", many="scopes", refusal=PlanError)
     if not options.memory > 0:
@@ -121,7 +121,7 @@ def _channel_request(options: PruneOptions, budget: Budget, scope: Scope) -> Req
     if options.mask_criterion != MaskCriterion.LARGE_FINAL:
         raise PlanError(
             "`--mask-criterion` judges single weights, and this budget is one of channels",
-            hint="channels are judged by `--criterion`; single weights go by `--sparsity 0.9`",
+            hint="channels have `--criterion`; single weights are zeroed by `--sparsity 0.9`",
         )
     if options.criterion != AUTO:
         criteria.load(options.criterion)

@@ -263,7 +263,7 @@ main()
         monkeypatch.setenv("TMPDIR", str(tmp_path / "temp"))
         arguments = ["retrain", "tiny.compressed", "--data", "data.npz", "--epochs", "500"]
         said = interrupted(arguments, when="epoch 1/", then=0.3, by=signal.SIGTERM, code=ExitCode.TERMINATED)
-        assert "kept after its last whole epoch" in said
+        assert "the state after the last whole epoch is kept" in said
         assert [p.name for p in tmp_path.glob("*.part-*")] == []
         assert list((tmp_path / "temp").glob("compress*")) == []
 

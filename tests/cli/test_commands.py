@@ -478,7 +478,7 @@ class TestInterruption:
         ask = ["retrain", "tiny.compressed", "--data", "data.npz", "--epochs", "12", "--batch-size", "8"]
         done("inspect", "tiny.pt", *ARCH)  # names net.py, and so trusts it
         told = interrupted(ask, when="epoch 1/", then=0)  # in the second epoch, or in one soon after on a busy machine
-        assert "kept after its last whole epoch" in told
+        assert "the state after the last whole epoch is kept" in told
         assert "go on with the same command: compress retrain" in told
         assert snapshot(pruned / "tiny.compressed") == before
         assert not (pruned / "tiny.fine-tune.compressed").exists()

@@ -122,7 +122,7 @@ class TestAgreement:
         assert "correct" not in row
         shown = evaluate(made / "net.compressed", "--data", made / "flat", "--split", "all")
         assert f"{row['agreeing']} / {COUNT} agree with the dense network" in shown.stdout
-        assert "says nothing about being right" in shown.stderr
+        assert "agreement with the dense network, not accuracy" in shown.stderr
 
     def test_a_network_agrees_with_itself(self, made: Path) -> None:
         (row,) = rows_of(RESNET, "--data", made / "flat", "--dense", RESNET, "--split", "all")

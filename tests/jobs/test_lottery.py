@@ -182,7 +182,7 @@ class TestRun:
         assert after is not None
         assert after.nested_in(before)
         assert [step["step"] for step in results["lineage"]] == ["mask", "mask", "retrain"]
-        with pytest.raises(RetrainError, match="cannot be drawn afresh"):
+        with pytest.raises(RetrainError, match="cannot start from fresh weights"):
             ticketing.prepare(
                 network, artifact=artifact, rounds=planned.rounds, rewind_to="fresh", wishes=Wishes(dense_epochs=2),
                 folder=Path("x.compressed"),
@@ -239,11 +239,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "says", "hints"),
         [
-            ((), "weights that its network had early", "--rewind-to fresh"),
+            ((), "early weights of its network", "--rewind-to fresh"),
             (("--rewind-to", "gone.pt"), "gone.pt is not there", "check the path"),
             (("--rewind-to", "other.pt"), "does not belong to this network", "dense network's weights"),
             (("--rewind-to", "trained", "--rewind-step", 3), "from fresh weights", "--rewind-to fresh"),
-            (("--rewind-to", "fresh", "--epochs", 3), "is as long", "--dense-epochs"),
+            (("--rewind-to", "fresh", "--epochs", 3), "as long as", "--dense-epochs"),
             (("--rewind-to", "trained", "--rate", 1.5), "between 0 and 1", "--rate 0.2"),
             (("--rewind-to", "trained", "--scope", "layer"), "no scope called `layer`", "uniform"),
             (("--rewind-to", "trained", "--teacher", "dense"), "`--teacher` has no effect", "leave it out"),

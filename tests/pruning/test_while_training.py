@@ -207,9 +207,9 @@ class TestCommand:
         [
             (("--ratio", 0.5, "--epochs", 3), "`--epochs` is about training", "--while-training"),
             (("--ratio", 0.5, "--regrow"), "`--regrow` is about training", "--while-training"),
-            (("--sparsity", 0.5, "--while-training"), "channels leave while a network trains", "--ratio"),
-            (("--max-drop", 1, "--while-training"), "channels leave while a network trains", "--ratio"),
-            (("--speedup", 2, "--while-training"), "channels leave while a network trains", "--ratio"),
+            (("--sparsity", 0.5, "--while-training"), "share of the channels or of the cost", "--ratio"),
+            (("--max-drop", 1, "--while-training"), "share of the channels or of the cost", "--ratio"),
+            (("--speedup", 2, "--while-training"), "share of the channels or of the cost", "--ratio"),
             (("--ratio", 0.5, "--while-training", "--every", 0), "events cannot be every 0 epochs", "--every 1"),
             (("--ratio", 0.5, "--while-training", "--end", 6), "the last event is before epoch 6", "--end"),
         ],
