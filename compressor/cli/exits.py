@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -30,6 +30,7 @@ from compressor.files.names import file_name_from
 
 if TYPE_CHECKING:
     from compressor.jobs.exits import ExitRequest
+    from compressor.results.exits import EarlyExitResults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ def command(
         folder = out or Path(f"{file_name_from(checkpoint.name)}.exits")
         results = early_exits(checkpoint, request, data, folder, say=say, command=command_line())
     if as_json:
-        print_json(results)
+        print_json(results.to_json())
         return
     show(results)
     after = ": model.onnx, exits.safetensors and results.json"
@@ -118,37 +119,31 @@ def _request(branches: BranchOptions, timing: TimingOptions, *, seed: int) -> Ex
     )
 
 
-def show(results: dict[str, Any]) -> None:
-    """Who leaves where and how right they are, and the two latencies, on stdout."""
-    from compressor.results.quality import Accuracy
-    from compressor.results.timing import Speedup
+def show(results: EarlyExitResults) -> None:
+    """Print who leaves where and how right they are, and the two latencies."""
     from compressor.words import DASH, milliseconds, percent, scaled, share_percent, shares, speedup_with_interval
 
-    out = console()
-    test = results["splits"]["test"]
+    out, test = console(), results.splits.test
     table = columns("leaving after", "share", "right of these", "right of all", "MACs", left=("leaving after",))
-    total = test["accuracy"]["total"]
-    for e in test["exits"]:
-        right = percent(e["correct"] / e["leaving"], decimals=1) if e["leaving"] else DASH
-        everyone = percent(e["correct_of_all"] / total, decimals=1)
-        table.add_row(e["after"] or "the end", percent(e["share"], decimals=1), right, everyone, scaled(e["macs"]))
+    for e, share in zip(test.exits, test.shares, strict=True):
+        right = percent(e.correct / e.leaving, decimals=1) if e.leaving else DASH
+        everyone = percent(e.correct_of_all / test.accuracy.total, decimals=1)
+        table.add_row(e.after or "the end", percent(share, decimals=1), right, everyone, scaled(e.macs))
     out.print(table)
     out.print()
-    for name, split in results["splits"].items():
-        early, full = (Accuracy.from_json(split[which]) for which in ("accuracy", "full"))
+    for name, split in (("tune", results.splits.tune), ("test", test)):
+        early, full = split.accuracy, split.full
         out.print(
             f"{name}: {shares(early)} correct ({share_percent(early)}), whole network {full.correct:,} "
             f"({share_percent(full)})",
             markup=False, soft_wrap=True,
         )  # fmt: skip
-    out.print(f"MACs in the mean: {scaled(round(test['mean_macs']))} of {scaled(results['macs'][0])}", markup=False)
-    clock = results["latency"]
-    speedup = Speedup.from_json(clock["speedup"], place="latency.speedup")
+    out.print(f"MACs on average: {scaled(round(test.mean_macs))} of {scaled(results.macs[0])}", markup=False)
+    clock = results.latency
     out.print(
-        f"latency on {clock['runtime']}, batch 1, threads: {clock['threads']}: dense "
-        f"{milliseconds(clock['dense_ms'])}, early exit {milliseconds(clock['early_ms'])} in the mean, "
-        f"speed-up {speedup_with_interval(speedup)}",
+        f"latency on {clock.runtime}, batch 1, threads: {clock.threads}: dense {milliseconds(clock.dense_ms)}, "
+        f"early exit {milliseconds(clock.early_ms)} on average, speed-up {speedup_with_interval(clock.speedup)}",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    for caveat in clock["caveats"]:
+    for caveat in clock.caveats:
         talk().print(caveat, style="yellow", markup=False, soft_wrap=True)

@@ -22,9 +22,10 @@ from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import caveats_of, speedup
 from compressor.planning.costs import count
 from compressor.progress import Say, quiet
+from compressor.results.exits import EarlyExitResults, ExitAccuracy, ExitLatency, ExitSplits
 from compressor.training.exits.branches import Certainty, EarlyExits, macs_of_exits, train_exits, with_exits
 from compressor.training.exits.onnx import export_exits
-from compressor.training.exits.threshold import ExitAccuracy, alike, answers, at_threshold, exit_taken, threshold_for
+from compressor.training.exits.threshold import alike, answers, at_threshold, exit_taken, threshold_for
 from compressor.training.loop import Callback
 
 RESULTS, ONNX, WEIGHTS = "results.json", "model.onnx", "exits.safetensors"
@@ -97,7 +98,7 @@ def early_exits(
     callbacks: tuple[Callback, ...] = (),
     say: Say = quiet,
     command: str = "",
-) -> dict[str, Any]:
+) -> EarlyExitResults:
     """Choose early exits, and write the ONNX file with its results.
 
     `folder` gets `model.onnx`, the weights of network and branches, and `results.json`, which is returned: the accuracy
@@ -117,28 +118,27 @@ def early_exits(
     with whole(folder / WEIGHTS) as part:
         save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in chosen.exits.state_dict().items()}, part)
     say("timing")
-    results: dict[str, Any] = {
-        "schema": 1,
-        "name": checkpoint.name,
-        "after": list(chosen.exits.after),
-        "certainty": str(request.kind),
-        "joint": request.joint,
-        "max_drop": request.max_drop,
-        "recipe": request.recipe.to_json(),
-        "data": data.to_json(),
-        "params": [dense.params, sum(p.numel() for p in chosen.exits.parameters())],
-        "macs": [dense.macs, *chosen.macs],
-        "splits": {"tune": chosen.tune.to_json(), "test": chosen.test.to_json()},
-        "export": parity.to_json(),
-        "latency": latency(checkpoint, file, chosen.taken, data.split(SplitName.TUNE), request),
-        "environment": environment(),
-        "command": command,
-    }
-    write_json(folder / RESULTS, results)
+    results = EarlyExitResults(
+        name=checkpoint.name,
+        after=tuple(chosen.exits.after),
+        certainty=str(request.kind),
+        joint=request.joint,
+        max_drop=request.max_drop,
+        recipe=request.recipe.to_json(),
+        data=data.to_json(),
+        params=(dense.params, sum(p.numel() for p in chosen.exits.parameters())),
+        macs=(dense.macs, *chosen.macs),
+        splits=ExitSplits(tune=chosen.tune, test=chosen.test),
+        export=parity,
+        latency=latency(checkpoint, file, chosen.taken, data.split(SplitName.TUNE), request),
+        environment=environment(),
+        command=command,
+    )
+    write_json(folder / RESULTS, results.to_json())
     return results
 
 
-def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, request: ExitRequest) -> dict[str, Any]:
+def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, request: ExitRequest) -> ExitLatency:
     """Return the latency of the dense network and the file in turns, per image on average, on representative images."""
     chosen = alike(taken, TIMED_IMAGES, seed=request.recipe.seed)
     images = inputs_of(checkpoint, tune, chosen)
@@ -150,17 +150,17 @@ def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, r
             blocks=request.blocks, seed=request.recipe.seed,
         )  # fmt: skip
     ratio = speedup(measured["dense"], measured["early exit"])
-    return {
-        "runtime": "onnxruntime-cpu",
-        "threads": request.threads,
-        "images": len(images),
-        "dense_ms": measured["dense"].median_ms / len(images),
-        "early_ms": measured["early exit"].median_ms / len(images),
-        "speedup": ratio.to_json(),
-        "blocks": len(measured["dense"].samples_ns),
-        "caveats": [str(c) for c in caveats_of(tuple(measured.values()), null=None, where="onnxruntime-cpu")],
-        "samples_ns": {name: [list(block) for block in m.samples_ns] for name, m in measured.items()},
-    }
+    return ExitLatency(
+        runtime="onnxruntime-cpu",
+        threads=request.threads,
+        images=len(images),
+        dense_ms=measured["dense"].median_ms / len(images),
+        early_ms=measured["early exit"].median_ms / len(images),
+        speedup=ratio,
+        blocks=len(measured["dense"].samples_ns),
+        caveats=tuple(str(c) for c in caveats_of(tuple(measured.values()), null=None, where="onnxruntime-cpu")),
+        samples_ns={name: [list(block) for block in m.samples_ns] for name, m in measured.items()},
+    )
 
 
 def inputs_of(checkpoint: Checkpoint, images: ImageSet, indices: Sequence[int]) -> list[Tensor]:

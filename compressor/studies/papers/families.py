@@ -253,7 +253,7 @@ def _leaving_early(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspa
     )
     chosen = chosen_exits(dense, request, data)
     row: dict[str, Any] = {
-        "accuracy": 100 * chosen.test.accuracy.share, "macs": chosen.test.macs, "threshold": chosen.threshold,
+        "accuracy": 100 * chosen.test.accuracy.share, "macs": chosen.test.mean_macs, "threshold": chosen.threshold,
         "params": sum(p.numel() for p in chosen.exits.parameters()),
         **{f"leaving at {number}": share for number, share in enumerate(chosen.test.shares, start=1)},
     }  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
 from compressor.errors import DataError, PlanError
 from compressor.graph.lent import evaluating
+from compressor.results.exits import Exit, ExitAccuracy
 from compressor.results.quality import Accuracy
 from compressor.training.exits.branches import Certainty, EarlyExits, certainty
 
@@ -35,57 +36,6 @@ class Answers:
     def __post_init__(self) -> None:
         if not len(self.right) or self.right.shape != (len(self.certain), self.certain.shape[1] + 1):
             raise ValueError(f"{list(self.right.shape)} answers with {list(self.certain.shape)} certainties")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
-    """Statistics of one exit: how many images leave, how many of those are correct, and how many of all would be.
-
-    `correct_of_all` counts the images of the whole split that this exit classifies correctly. `after` is the layer,
-    `None` for the end of the network; `macs` are those of an image that leaves here.
-    """
-
-    after: str | None
-    leaving: int
-    correct: int
-    correct_of_all: int
-    macs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitAccuracy:
-    """The accuracy at one threshold, that of the full network, and each exit's statistics."""
-
-    threshold: float
-    accuracy: Accuracy
-    full: Accuracy
-    exits: tuple[Exit, ...]
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """The share of the images that leave at each exit."""
-        return tuple(e.leaving / self.accuracy.total for e in self.exits)
-
-    @property
-    def macs(self) -> float:
-        """The mean MACs of an image."""
-        return sum(e.leaving * e.macs for e in self.exits) / self.accuracy.total
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values; `threshold` is `None` if no image leaves early."""
-        return {
-            "threshold": self.threshold if math.isfinite(self.threshold) else None,
-            "accuracy": self.accuracy.to_json(),
-            "full": self.full.to_json(),
-            "mean_macs": self.macs,
-            "exits": [
-                {
-                    "after": e.after, "share": share, "leaving": e.leaving, "correct": e.correct,
-                    "correct_of_all": e.correct_of_all, "macs": e.macs,
-                }
-                for e, share in zip(self.exits, self.shares, strict=True)
-            ],
-        }  # fmt: skip
 
 
 def answers(
@@ -127,7 +77,7 @@ def at_threshold(answers: Answers, threshold: float, *, after: Sequence[str], ma
     correct = answers.right.gather(1, exits.unsqueeze(1)).squeeze(1)
     total = len(answers.right)
     return ExitAccuracy(
-        threshold=threshold,
+        threshold=threshold if math.isfinite(threshold) else None,
         accuracy=Accuracy(correct=int(correct.sum()), total=total, split=answers.split),
         full=Accuracy(correct=int(answers.right[:, -1].sum()), total=total, split=answers.split),
         exits=tuple(

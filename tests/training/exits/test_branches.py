@@ -298,10 +298,10 @@ class TestThreshold:
         assert exit_taken(self.FOUND.certain, 0.0).tolist() == [0, 0, 0, 0]
         assert exit_taken(self.FOUND.certain, math.inf).tolist() == [2, 2, 2, 2]
         everyone = at_threshold(self.FOUND, 0.0, after=("a", "b"), macs=self.MACS)
-        assert (everyone.accuracy.correct, everyone.macs, everyone.shares) == (2, 1, (1, 0, 0))
+        assert (everyone.accuracy.correct, everyone.mean_macs, everyone.shares) == (2, 1, (1, 0, 0))
         nobody = at_threshold(self.FOUND, math.inf, after=("a", "b"), macs=self.MACS)
         assert nobody.accuracy == nobody.full
-        assert (nobody.macs, nobody.to_json()["threshold"]) == (10, None)
+        assert (nobody.mean_macs, nobody.to_json()["threshold"]) == (10, None)
 
     def test_who_leaves_where_is_worked_out_by_hand(self) -> None:
         found = at_threshold(self.FOUND, 0.5, after=("a", "b"), macs=self.MACS)
@@ -309,13 +309,13 @@ class TestThreshold:
             ("a", 2, 2, 2), ("b", 1, 1, 2), (None, 1, 0, 3)
         ]  # fmt: skip
         assert found.accuracy.correct == found.full.correct == 3
-        assert found.macs == (2 * 1 + 4 + 10) / 4
+        assert found.mean_macs == (2 * 1 + 4 + 10) / 4
 
     @pytest.mark.parametrize(("drop", "correct", "macs"), [(0, 3, 4), (24.9, 3, 4), (25, 2, 1)])
     def test_it_is_the_cheapest_within_the_drop(self, drop: float, correct: int, macs: float) -> None:
         threshold = threshold_for(self.FOUND, max_drop=drop, macs=self.MACS)
         found = at_threshold(self.FOUND, threshold, after=("a", "b"), macs=self.MACS)
-        assert (found.accuracy.correct, found.macs) == (correct, macs)
+        assert (found.accuracy.correct, found.mean_macs) == (correct, macs)
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0, 10.0, 100.0]))
@@ -328,7 +328,7 @@ class TestThreshold:
 
         def cost(threshold: float) -> tuple[bool, float]:
             at = at_threshold(found, threshold, after=("a", "b"), macs=self.MACS)
-            return at.accuracy.correct >= least and at.shares[2] < 1, at.macs
+            return at.accuracy.correct >= least and at.shares[2] < 1, at.mean_macs
 
         every = [cost(t / 80) for t in range(81)]
         allowed = [macs for fits, macs in every if fits]
