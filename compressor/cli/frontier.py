@@ -130,14 +130,14 @@ def _asked(points: CurveOptions, clock: ClockOptions, *, speedup: float, seed: i
 
 def _speedups(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found or not all(1 < s < 1000 for s in found):
+        values = ()
+    if not values or not all(1 < s < 1000 for s in values):
         raise typer.BadParameter(
             f"speed-ups are numbers above 1 and below 1000, as in `1.5,2,3`: {text}", param_hint="--speedups"
         )
-    return found
+    return values
 
 
 def show(curve: Frontier) -> None:

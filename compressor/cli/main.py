@@ -43,8 +43,8 @@ app = typer.Typer(
 )
 
 
-def told(error: CompressError) -> ExitCode:
-    """Print the error with its hint, and give the exit code; of a pipe that nobody reads, as `| head`, no word."""
+def print_error(error: CompressError) -> ExitCode:
+    """Print the error with its hint, and return the exit code; print nothing on a pipe that has no reader any more."""
     if isinstance(error, OutputError) and error.closed:
         return ExitCode.PIPE_CLOSED
     err = talk()
@@ -63,9 +63,9 @@ LARGEST = 2**31 - 1  # of any count, seed or size that an option takes
 LONGEST_NAME = 255
 
 
-def check_values(given: Mapping[str, object]) -> None:
+def check_values(values: Mapping[str, object]) -> None:
     """Refuses what no option can mean, whichever it is: NaN, infinity, numbers beyond 32 bits, names no disk holds."""
-    for name, value in given.items():
+    for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             problem = f"{value} is no finite number"
         elif isinstance(value, int) and abs(value) > LARGEST:
@@ -95,7 +95,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if was_asked():  # an import that swallowed it, and left half a module
                 raise _ended(terminated=True) from None
             if isinstance(error, CompressError):
-                raise typer.Exit(told(error)) from error
+                raise typer.Exit(print_error(error)) from error
             raise
 
     return run
@@ -160,8 +160,8 @@ def main() -> None:
     try:
         with writing_stdout(only_full=True):
             app()
-    except OutputError as error:  # of the help and the version; a command tells its own
-        sys.exit(told(error))
+    except OutputError as error:  # of the help and the version; a command prints its own
+        sys.exit(print_error(error))
     finally:
         end_at_once()
 

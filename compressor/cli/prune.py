@@ -287,5 +287,5 @@ def tell_epoch(progress: Progress) -> None:
     if progress.record is not None:
         last = progress.record
         tune = last.tune_correct / last.tune_total
-        said = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tune:.2%}"
-        talk().print(said, style="dim", highlight=False)
+        line = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tune:.2%}"
+        talk().print(line, style="dim", highlight=False)

@@ -305,8 +305,8 @@ def progress_bar() -> Iterator[Callback]:
 
         def tell(progress: Progress) -> None:
             done = progress.epoch * progress.iterations + progress.iteration + 1
-            said = f"epoch {progress.epoch + 1}/{progress.epochs}, loss {progress.loss:.3f}"
-            bars.update(task, completed=done, total=progress.epochs * progress.iterations, description=said)
+            text = f"epoch {progress.epoch + 1}/{progress.epochs}, loss {progress.loss:.3f}"
+            bars.update(task, completed=done, total=progress.epochs * progress.iterations, description=text)
             if progress.record is not None:
                 last = progress.record
                 share = last.tune_correct / last.tune_total

@@ -112,14 +112,14 @@ def data_of(source: str | None, *, root: Path | None, download: bool) -> Any:
     return load_data(where, root=root, download=download)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(results: dict[str, Any]) -> None:
     """Each claim's verdict, and the intervals that decided it."""
     from rich.table import Table
 
     from compressor.report.studies import finding_cells
 
     out = console()
-    for claim in found["claims"]:
+    for claim in results["claims"]:
         out.print(f"\n{claim['verdict']}: {claim['claim']}", style="bold", markup=False, soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         for column in ("quantity", "claimed", "measured", "95% interval", "n", "verdict"):
