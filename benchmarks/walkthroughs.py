@@ -132,9 +132,9 @@ def run_block(block: Block, session: Session) -> tuple[str, list[str]]:
 
 def shape(line: str) -> str:
     """The line without what differs from run to run: numbers, and whether a speed-up is significant."""
-    line = re.sub(r"no significant difference \([^)]*\)|[\d.]+× \([^)]*\)", "SPEED", line)
-    line = re.sub(r"\d[\d,.]*(?:e-?\d+)?( [kMG]\b)?", "#", line)
-    return " ".join(line.split())
+    line = " ".join(line.split())  # the spaces before units do not break a line, and are ordinary ones here
+    line = re.sub(r"no significant difference \([^)]*\)|[\d.]+× \([^)]*\)(, slower)?", "SPEED", line)
+    return re.sub(r"\d[\d,.]*(?:e-?\d+| × 10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?( [kMG]\b)?", "#", line)
 
 
 def missing(shown: tuple[str, ...], printed: list[str]) -> list[str]:

@@ -109,6 +109,7 @@ def test_numbers_do_not_count_and_words_do() -> None:
         "small 0.5  4.67   912  no significant difference (0.99 to 1.02)"
     )
     assert shape("surgery proof: 1.6e-16 relative") == shape("surgery proof: 2e-9 relative")
+    assert shape("proof: 1.6\u202f×\u202f10⁻¹⁶ relative") == shape("proof: 2\u202f×\u202f10⁻⁹ relative")
     assert shape("wrote a.onnx") != shape("wrote b.onnx")
     assert missing(("a 1", "…", "", "b 2"), ["a 3"]) == ["b 2"]
     assert missing(("caveat: loaded machine: 2 cores", "caveat: 44% of the MACs stay"), []) == [
