@@ -101,7 +101,7 @@ def test_a_gap_that_an_alignment_leaves_is_said_with_what_would_close_it() -> No
 
 def test_a_gap_that_no_alignment_closes_is_said_too() -> None:
     request = Request(budget=ChannelBudget(ratio=0.6), min_channels=40, align=8)
-    (caveat,) = prune(checkpoint_of(alive(Narrow())), request).to_json()["caveats"]
+    (caveat,) = prune(checkpoint_of(alive(Narrow())), request).result.caveats
     assert caveat.endswith("some groups keep their least width, and the others come no nearer")
 
 
