@@ -26,7 +26,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
-from compressor.cli.showing import columns
+from compressor.cli.result_tables import columns
 from compressor.progress import Say
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import typer
 from compressor.children import python_module
 from compressor.cli.groups import Panel
 from compressor.cli.options import ExitCode, console, strong
-from compressor.cli.showing import columns
+from compressor.cli.result_tables import columns
 from compressor.errors import ArtifactError
 
 if TYPE_CHECKING:

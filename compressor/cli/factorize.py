@@ -22,7 +22,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
-from compressor.cli.showing import before_and_after, columns
+from compressor.cli.result_tables import before_and_after, columns
 
 if TYPE_CHECKING:
     from compressor.results.changes import Factorizing

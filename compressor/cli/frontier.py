@@ -23,7 +23,7 @@ from compressor.cli.options import (
     print_json,
     status,
 )
-from compressor.cli.showing import columns
+from compressor.cli.result_tables import columns
 from compressor.files.names import file_name_from
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from compressor.errors import CompressError, OutputError, UntrustedPickle
 from compressor.files.leftovers import sweep, sweep_temp
 from compressor.stopping import Terminated, end_at_once, stop_when_asked, was_asked
 
-NOT_COMMANDS = {"main", "options", "printing", "showing", "groups", "loading"}
+NOT_COMMANDS = {"main", "options", "printing", "result_tables", "groups", "loading"}
 ORDER = (
     "inspect", "sensitivity", "prune", "frontier", "factorize", "retrain", "adapt", "exits", "export", "quantize",
     "bench", "measure-table", "report", "evaluate", "study", "demo",

@@ -31,7 +31,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
-from compressor.cli.showing import show_results
+from compressor.cli.result_tables import show_results
 
 if TYPE_CHECKING:
     from compressor.checkpoint.checkpoint import Checkpoint

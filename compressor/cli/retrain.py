@@ -30,7 +30,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
-from compressor.cli.showing import columns
+from compressor.cli.result_tables import columns
 
 if TYPE_CHECKING:
     from compressor.data.splits import Data

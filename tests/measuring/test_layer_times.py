@@ -9,7 +9,7 @@ import pytest
 
 import compressor.measuring.layer_times
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.cli.showing import show_latency
+from compressor.cli.result_tables import show_latency
 from compressor.errors import RuntimeUnavailable
 from compressor.measuring.ceilings import Ceiling, Ceilings, ceilings
 from compressor.measuring.layer_times import why
