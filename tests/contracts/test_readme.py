@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -92,10 +93,10 @@ def test_the_commands_in_hints_and_docstrings_exist() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_help_and_an_example_that_parses(name: str) -> None:
-    text = commands()[name].__doc__ or ""
+    text = inspect.cleandoc(commands()[name].__doc__ or "")  # Python 3.13 takes the indentation away itself
     summary, _, rest = text.partition("\n\n")
     assert summary.strip().endswith(".")
-    assert rest.strip().startswith("For example:\n\n    - `compress "), "examples come first, one a line"
+    assert rest.strip().startswith("For example:\n\n- `compress "), "examples come first, one a line"
     examples = [words_of(line) for line in re.findall(r"`(compress [^`]+)`", " ".join(rest.split()))]
     assert examples
     for words in examples:
