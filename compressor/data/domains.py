@@ -25,11 +25,11 @@ from compressor.errors import DataError
 AT_ONCE = 1000  # images that are transformed together
 
 
-class Target:
+class TargetDomain:
     """The images of the domain that a network is adapted to; their labels are removed here.
 
-    Code that adapts to a domain gets only a `Target`: neither a loss, nor a score, nor a choice can use a label that it
-    does not have.
+    Code that adapts to a domain gets only a `TargetDomain`: neither a loss, nor a score, nor a choice can use a label
+    that it does not have.
     """
 
     __slots__ = ("images", "name")
@@ -75,9 +75,9 @@ class Target:
         return next(iter(stream))[0]
 
 
-def target_of(data: Data) -> Target:
+def target_of(data: Data) -> TargetDomain:
     """Return the training images of a data set as a target, without their labels; the other splits are not used."""
-    return Target(data.split(SplitName.TRAIN), name=data.name)
+    return TargetDomain(data.split(SplitName.TRAIN), name=data.name)
 
 
 def without_labels(images: ImageSet) -> ImageSet:

@@ -12,7 +12,7 @@ from typing import Any
 from compressor.checkpoint.artifacts import check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data.domains import Target, target_of
+from compressor.data.domains import TargetDomain, target_of
 from compressor.data.splits import Data, SplitName, augmentation_named
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned
@@ -100,7 +100,7 @@ def states_beside(folder: Path) -> Path:
 def adapted(
     checkpoint: Checkpoint,
     source: Data,
-    target: Target,
+    target: TargetDomain,
     adaptation: Adaptation,
     *,
     device: str | None = None,

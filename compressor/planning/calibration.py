@@ -40,7 +40,7 @@ from compressor.errors import CalibrationError
 from compressor.graph.finite import broken_in
 from compressor.graph.gradients import right_gradients
 from compressor.graph.lent import evaluating
-from compressor.planning.elimination import Reading, readings_of
+from compressor.planning.elimination import ReaderMoments, readings_of
 from compressor.planning.walk import Program, Walk, calls, program_of
 from compressor.progress import Say, quiet
 
@@ -78,7 +78,7 @@ class Calibration:
     squared_gradients: Mapping[str, Tensor] | None = None
     mean_absolute: Mapping[str, Tensor] | None = None
     zero_share: Mapping[str, Tensor] | None = None
-    readings: Mapping[str, Reading] | None = None
+    readings: Mapping[str, ReaderMoments] | None = None
     images: int = 0
     labelled: bool = False
 
@@ -364,7 +364,7 @@ def _gradients(
 def _second_moments(
     module: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, *, seed: int,
     memory_bytes: int | None, say: Say,
-) -> tuple[dict[str, Reading], int]:  # fmt: skip
+) -> tuple[dict[str, ReaderMoments], int]:  # fmt: skip
     """The readings of the groups' consumers, by their weights' names, and the number of images."""
     first = next(module.parameters())
     passes = [[_like(t, first) for t in ([inputs] if isinstance(inputs, Tensor) else inputs)] for inputs, _ in batches]

@@ -36,7 +36,7 @@ TURNS = 256  # down-dating steps; a wider group loses several channels in each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReaderMoments:
     """A reading layer, its weight in matrix form, and the second moments of its input.
 
     Where the input has more than `WIDEST` features, or a covariance that does not fit in memory, `moments.xx` has only
@@ -72,7 +72,7 @@ class Elimination:
 def readings_of(
     program: Program, batches: Sequence[Sequence[Tensor]], names: set[str], *, seed: int = 0,
     memory_bytes: int | None = None, say: Say = quiet,
-) -> dict[str, Reading]:  # fmt: skip
+) -> dict[str, ReaderMoments]:  # fmt: skip
     """Return the second moments of the inputs of layers with the weights `names`, gathered batch by batch in one pass.
 
     Where they do not fit in `memory_bytes` (`planning.affording`), the widest layers have variances alone; `say` names
@@ -103,7 +103,7 @@ def readings_of(
     return readings
 
 
-def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, Reading]:
+def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, ReaderMoments]:
     """A reading without rows for every layer that the operators run; none where the calls of a layer differ in kind."""
     by_name: dict[str, list[Reader]] = {}
     weights: dict[str, Tensor] = {}
@@ -113,7 +113,7 @@ def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, Reading]:
         by_name.setdefault(reader.weight, []).append(reader)
         weights[reader.weight] = weight
     return {
-        name: Reading(
+        name: ReaderMoments(
             reader=each[0], matrix=each[0].matrix(weights[name]).double(), moments=Moments(), called=len(each)
         )
         for name, each in by_name.items()
@@ -121,7 +121,7 @@ def _empty(program: Program, nodes: Iterable[fx.Node]) -> dict[str, Reading]:
     }
 
 
-def _rows(reading: Reading, batches: int, memory_bytes: int | None, *, diagonal: bool) -> int:
+def _rows(reading: ReaderMoments, batches: int, memory_bytes: int | None, *, diagonal: bool) -> int:
     """The number of rows used from each batch."""
     wanted = wanted_rows(reading.reader, reading.reader.tensor(reading.matrix))
     each = -(-(min(wanted, LEAST_ROWS) if diagonal else wanted) // batches)
@@ -138,7 +138,7 @@ def _add(moments: Moments, rows: Tensor, *, diagonal: bool) -> None:
     moments.xx = moments.xx + rows.square().sum(dim=1, dtype=torch.float64)
 
 
-def consumers(group: ChannelGroup, readings: Mapping[str, Reading]) -> list[tuple[Member, Reading]]:
+def consumers(group: ChannelGroup, readings: Mapping[str, ReaderMoments]) -> list[tuple[Member, ReaderMoments]]:
     """Return the members that read the group's channels in a layer with a reading."""
     pairs = []
     for member in group.members:
@@ -153,7 +153,7 @@ def _input_dim(reader: Reader) -> int:
     return 0 if reader.spread is not None else 1
 
 
-def features_of(member: Member, reading: Reading) -> tuple[Tensor, Tensor]:
+def features_of(member: Member, reading: ReaderMoments) -> tuple[Tensor, Tensor]:
     """Return the places of the member's positions in the matrix form, and the channel at each.
 
     int64 `[n, 2]`, the layer's group and first feature, and `[n]`. A position of a grouped convolution's second
@@ -223,7 +223,7 @@ class _Downdating:
         self.channels, self.indices = self.channels[~leaving], self.indices[~leaving]
 
 
-def eliminate(group: ChannelGroup, readings: Mapping[str, Reading]) -> Elimination | None:
+def eliminate(group: ChannelGroup, readings: Mapping[str, ReaderMoments]) -> Elimination | None:
     """Return the group's whole elimination; `None` where no reader of its channels has a reading."""
     parts = [p for member, reading in consumers(group, readings) for p in _parts(member, reading)]
     if not parts:
@@ -249,7 +249,7 @@ def eliminate(group: ChannelGroup, readings: Mapping[str, Reading]) -> Eliminati
     return Elimination(order=tuple(order), lost=tuple(lost))
 
 
-def _parts(member: Member, reading: Reading) -> list[_Downdating]:
+def _parts(member: Member, reading: ReaderMoments) -> list[_Downdating]:
     """The reader's groups, each ready for down-dating."""
     at, every_channel = features_of(member, reading)
     covariance = reading.covariance()

@@ -25,7 +25,7 @@ from torch import Tensor
 from compressor.channels.groups import ChannelGroup
 from compressor.graph.outputs import tensors_in
 from compressor.planning.branches import norm_behind
-from compressor.planning.elimination import RIDGE, Reading, consumers, features_of
+from compressor.planning.elimination import RIDGE, ReaderMoments, consumers, features_of
 from compressor.planning.moments import Covariances, solve
 from compressor.planning.walk import Program, Walk, calls, readers
 from compressor.progress import Say, quiet
@@ -73,7 +73,7 @@ def _interpolated(at: float, x: Sequence[float], y: Sequence[float]) -> float:
 def sensitivity(
     program: Program,
     groups: Sequence[ChannelGroup],
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, ReaderMoments],
     orders: Orders,
     widths: Mapping[str, Sequence[int]],
     batches: Sequence[Sequence[Tensor]],
@@ -117,7 +117,7 @@ def sensitivity(
 def narrowed(
     program: Program,
     group: ChannelGroup,
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, ReaderMoments],
     norms: Mapping[str, str | None],
     gone: Tensor,
 ) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from compressor.planning.allocation import Allocation, allocate, orders_from, pl
 from compressor.planning.branches import residual_sum
 from compressor.planning.calibration import Calibration, Needs, gather
 from compressor.planning.costs import CostModel
-from compressor.planning.elimination import Reading, consumers
+from compressor.planning.elimination import ReaderMoments, consumers
 from compressor.planning.random_widths import random_widths
 from compressor.planning.sensitivity import Curve, sensitivity
 from compressor.planning.walk import Program, program_of, readers
@@ -34,7 +34,7 @@ class Probing:
     module: nn.Module
     groups: tuple[ChannelGroup, ...]
     scores: Scores
-    readings: Mapping[str, Reading] | None  # the consumers' second moments, if the criterion gathered them
+    readings: Mapping[str, ReaderMoments] | None  # the consumers' second moments, if the criterion gathered them
     fitted: Batches
     probed: Batches
 

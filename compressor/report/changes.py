@@ -8,12 +8,12 @@ from typing import Any
 from compressor.report.charts import paired_bar
 from compressor.report.document import (
     Block,
+    BulletList,
     Cell,
     Code,
     Column,
     Facts,
     Folded,
-    Items,
     Paragraph,
     Section,
     Strong,
@@ -49,7 +49,7 @@ def widths_section(results: Results, commands: Commands) -> Section:
     asked = _asked(pruning.requested, pruning.achieved, pruning.facts(without=shown))
     blocks: list[Block] = [asked] if asked.pairs else []
     if pruning.caveats:
-        blocks.append(Items(items=tuple((caveat,) for caveat in pruning.caveats), tone=Tone.CAUTION))
+        blocks.append(BulletList(items=tuple((caveat,) for caveat in pruning.caveats), tone=Tone.CAUTION))
     if pruning.widths:
         blocks.append(_widths(pruning.widths))
     else:

@@ -64,7 +64,7 @@ class Subheading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Items:
+class BulletList:
     """A list of short statements."""
 
     items: tuple[Text, ...]
@@ -141,7 +141,7 @@ class Folded:
     blocks: tuple[Block, ...]
 
 
-Block = Paragraph | Subheading | Items | Facts | Figure | Table | Headline | Folded
+Block = Paragraph | Subheading | BulletList | Facts | Figure | Table | Headline | Folded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

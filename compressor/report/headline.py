@@ -5,11 +5,11 @@ from __future__ import annotations
 from compressor.report.charts import paired_bar
 from compressor.report.document import (
     Block,
+    BulletList,
     Cell,
     Code,
     Column,
     Headline,
-    Items,
     Look,
     Paragraph,
     Section,
@@ -74,7 +74,7 @@ def result_section(results: Results, commands: Commands) -> Section:
         blocks.append(commands.missing("No accuracy has been measured.", commands.evaluate))
     if results.bench is not None and results.bench.caveats:
         blocks.append(Subheading(title="Caveats of this measurement", tone=Tone.CAUTION))
-        blocks.append(Items(items=tuple((caveat,) for caveat in results.bench.caveats), tone=Tone.CAUTION))
+        blocks.append(BulletList(items=tuple((caveat,) for caveat in results.bench.caveats), tone=Tone.CAUTION))
     note: Text = ()
     if row is not None and results.bench is not None:
         settings = len({(r.runtime, r.batch) for r in results.bench.rows if r.candidate == row.candidate})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from compressor.report.document import (
     Block,
+    BulletList,
     Cell,
     Column,
-    Items,
     Look,
     Paragraph,
     Section,
@@ -53,7 +53,7 @@ def int8_section(quantizing: Quantizing) -> Section:
         text = "Int8 is not faster than float on this machine: what it saves is disk and memory."
         blocks.append(Paragraph(text=(text,), tone=Tone.CAUTION))
     if quantizing.caveats:
-        blocks.append(Items(items=tuple((caveat,) for caveat in quantizing.caveats), tone=Tone.CAUTION))
+        blocks.append(BulletList(items=tuple((caveat,) for caveat in quantizing.caveats), tone=Tone.CAUTION))
     shown = ("environment", "command", "agreement", "accuracy", "rows", "caveats", "float_bytes", "int8_bytes")
     blocks.append(listed(quantizing.facts(without=shown)))
     note: Text = ("Both files ran in turns on one machine; the small model above is the float one.",)

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from compressor.report.document import (
     Block,
+    BulletList,
     Cell,
     Code,
     Document,
@@ -15,7 +16,6 @@ from compressor.report.document import (
     Figure,
     Folded,
     Headline,
-    Items,
     Paragraph,
     Section,
     Span,
@@ -50,7 +50,7 @@ def _block(block: Block) -> str:
             return f"### {_escaped(title)}"
         case Headline(figure=figure, claim=claim, detail=detail):
             return f"**{_escaped(figure)}** {_escaped(claim)} ({_text(detail)})"
-        case Items(items=items, ordered=ordered):
+        case BulletList(items=items, ordered=ordered):
             return "\n".join(f"{f'{i}.' if ordered else '-'} {_text(item)}" for i, item in enumerate(items, start=1))
         case Facts(pairs=pairs):
             return _rows([(("",), ("",)), *(((name,), value) for name, value in pairs)], numeric=(False, False))

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from compressor.report.document import (
     Block,
+    BulletList,
     Cell,
     Code,
     Document,
@@ -13,7 +14,6 @@ from compressor.report.document import (
     Figure,
     Folded,
     Headline,
-    Items,
     Paragraph,
     Section,
     Span,
@@ -65,7 +65,7 @@ def _block(block: Block) -> Markup:
         case Headline(figure=figure, claim=claim, detail=detail, tone=tone):
             words = tag("div", tag("p", claim, class_="claim"), tag("p", *map(_span, detail), class_="detail"))
             return tag("div", tag("span", figure, class_="figure"), words, class_=f"headline {tone}")
-        case Items(items=items, ordered=ordered, tone=tone):
+        case BulletList(items=items, ordered=ordered, tone=tone):
             lines = [tag("li", *map(_span, item)) for item in items]
             return tag("ol" if ordered else "ul", *lines, class_=None if tone is Tone.PLAIN else tone)
         case Facts(pairs=pairs):

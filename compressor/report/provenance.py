@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from compressor.report.charts import curve
 from compressor.report.document import (
     Block,
+    BulletList,
     Cell,
     Code,
     Column,
     Facts,
     Figure,
     Folded,
-    Items,
     Paragraph,
     Section,
     Strong,
@@ -127,7 +127,7 @@ def lineage_section(results: Results, commands: Commands, *, caveats: Sequence[s
         rest = [(key, value) for key, value in facts.items() if key not in {"step", "history"} and value is not None]
         words = "; ".join(f"{label(key)} {plain(value, key=key)}" for key, value in rest)
         steps.append((Strong(content=step), f": {words}" if words else ""))
-    return Section(anchor="lineage", title=title, blocks=(Items(items=tuple(steps), ordered=True), *cautions))
+    return Section(anchor="lineage", title=title, blocks=(BulletList(items=tuple(steps), ordered=True), *cautions))
 
 
 def environment_section(results: Results, commands: Commands) -> Section:

@@ -32,7 +32,7 @@ from compressor.files.leftovers import sweep
 from compressor.files.schema import check
 from compressor.progress import Say, quiet
 from compressor.studies import papers as studies
-from compressor.studies.study import Cell, Results, Scale
+from compressor.studies.study import Cell, Scale, StudyResults
 
 DataSource = Callable[[], Data]
 SCHEMA = 1
@@ -136,7 +136,7 @@ def run_study(
     seeds: int | None = None,
     say: Say = quiet,
     finished: Callable[[Progressed], None] | None = None,
-) -> Results:
+) -> StudyResults:
     """Run the cells of a study that have no result in `folder`, and return the results of all cells.
 
     Every process calls `source` for the data (with several `jobs` it must be picklable). `seeds` limits the number of
@@ -158,10 +158,10 @@ def run_study(
         rows[cell] = row
         if finished is not None:
             finished(Progressed(cell=cell, row=row, done=len(rows), total=len(cells)))
-    return Results(rows={cell: rows[cell] for cell in cells})
+    return StudyResults(rows={cell: rows[cell] for cell in cells})
 
 
-def results_to_json(name: str, scale: Scale, results: Results, *, data: Data, command: str) -> dict[str, Any]:
+def results_to_json(name: str, scale: Scale, results: StudyResults, *, data: Data, command: str) -> dict[str, Any]:
     """Return a study's results as plain values: the claims with their verdicts, the plots, and every cell."""
     study = studies.load(name)
     return {

@@ -64,14 +64,14 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
+class StudyResults:
     """The results of finished cells: `rows` maps each cell to plain values."""
 
     rows: Mapping[Cell, Mapping[str, Any]]
 
-    def where(self, arm: str | None = None, /, **values: Value) -> Results:
+    def where(self, arm: str | None = None, /, **values: Value) -> StudyResults:
         """Return the results of cells of this arm and with these values."""
-        return Results(
+        return StudyResults(
             rows={
                 cell: row
                 for cell, row in self.rows.items()
@@ -174,7 +174,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class PlotPoint:
     """The values of all seeds at one position of the x axis."""
 
     x: float
@@ -182,11 +182,11 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class PlotLine:
     """One arm's points, from left to right."""
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class Plot:
     title: str
     x: str
     y: str
-    curves: tuple[Curve, ...]
+    curves: tuple[PlotLine, ...]
     logarithmic: bool = False
     joined: bool = True
 
@@ -205,12 +205,12 @@ class Plot:
         return dataclasses.asdict(self)
 
 
-def curve(name: str, results: Results, number: str, *, along: str, times: float = 1.0) -> Curve:
+def curve(name: str, results: StudyResults, number: str, *, along: str, times: float = 1.0) -> PlotLine:
     """Return the curve of a number over the cells' values of `along`, with one value per seed."""
     places: dict[float, list[float]] = {}
     for cell, row in results:
         places.setdefault(float(cell.values[along] or 0.0), []).append(times * float(row[number]))
-    return Curve(name=name, points=tuple(Point(x=x, values=tuple(v)) for x, v in sorted(places.items())))
+    return PlotLine(name=name, points=tuple(PlotPoint(x=x, values=tuple(v)) for x, v in sorted(places.items())))
 
 
 class Workspace(Protocol):
@@ -250,10 +250,10 @@ class Study(Protocol):
         """Run one cell and return its result as plain values."""
         ...
 
-    def verdict(self, results: Results, /) -> Sequence[Claim]:
+    def verdict(self, results: StudyResults, /) -> Sequence[Claim]:
         """Return the claims, with the intervals that decide them."""
         ...
 
-    def plots(self, results: Results, /) -> Sequence[Plot]:
+    def plots(self, results: StudyResults, /) -> Sequence[Plot]:
         """Return the plots of the results."""
         ...

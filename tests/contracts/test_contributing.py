@@ -17,7 +17,7 @@ from compressor.data.splits import Data, Images
 from compressor.measuring import runtimes
 from compressor.planning import criteria
 from compressor.studies import papers
-from compressor.studies.study import Results, Scale, Verdict
+from compressor.studies.study import Scale, StudyResults, Verdict
 from tests.measuring.runtimes.test_runtimes import Network, check_lent, check_outputs
 from tests.planning.criteria.test_criteria import Residual, lively, scored
 from tests.studies.test_studies import PARTS
@@ -84,7 +84,7 @@ def test_the_study_runs_and_decides(placed: Any) -> None:
     assert {cell.study for cell in cells} == {name}
     rows = {cell: study.run(cell, workspace) for cell in cells}
     assert all(row["moved"] > 0 for row in rows.values())
-    (claim,) = study.verdict(Results(rows=rows))
+    (claim,) = study.verdict(StudyResults(rows=rows))
     assert claim.verdict is Verdict.INCONCLUSIVE  # of one seed
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.data.domains import Shift, Target, parted, shifted, shifted_data, target_of, without_labels
+from compressor.data.domains import Shift, TargetDomain, parted, shifted, shifted_data, target_of, without_labels
 from compressor.data.splits import UNLABELLED, Data, Images, Preprocessing, SplitName
 from compressor.errors import DataError
 
@@ -35,7 +35,7 @@ class Loaded:
 class TestTarget:
     @pytest.mark.parametrize("kind", [numbered, lambda n: Loaded(numbered(n))])
     def test_no_label_is_left_in_it(self, kind: object) -> None:
-        target = Target(kind(7), name="t")  # type: ignore[operator]
+        target = TargetDomain(kind(7), name="t")  # type: ignore[operator]
         assert {target.images[i][1] for i in range(7)} == {UNLABELLED}
         assert [int(target.images[i][0][0, 0, 0]) for i in range(7)] == list(range(7))
         if isinstance(target.images, Images):
@@ -68,7 +68,7 @@ class TestStream:
     @settings(max_examples=30, deadline=None)
     @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 5))
     def test_every_image_has_its_turn_before_any_has_another(self, count: int, size: int, seed: int) -> None:
-        target = Target(numbered(count), name="t")
+        target = TargetDomain(numbered(count), name="t")
         stream = [target.batch(i, size=size, preprocessing=PLAIN, seed=seed) for i in range(3 * count)]
         assert {len(batch) for batch in stream} == {size}
         seen = (255 * torch.cat(stream)[:, 0, 0, 0]).round().int().tolist()
@@ -76,19 +76,19 @@ class TestStream:
             assert sorted(seen[begin : begin + count]) == list(range(count))
 
     def test_rounds_have_orders_of_their_own_and_the_seed_decides_them(self) -> None:
-        target = Target(numbered(50), name="t")
+        target = TargetDomain(numbered(50), name="t")
         rounds = [target.batch(i, size=50, preprocessing=PLAIN, seed=1) for i in (0, 1)]
         assert not torch.equal(*rounds)
         assert not torch.equal(rounds[0], target.batch(0, size=50, preprocessing=PLAIN, seed=2))
 
     def test_any_batch_can_be_asked_for_by_itself(self) -> None:
-        target = Target(numbered(7), name="t")
+        target = TargetDomain(numbered(7), name="t")
         whole = [target.batch(i, size=4, preprocessing=PLAIN, seed=1) for i in range(6)]
         torch.manual_seed(99)
         assert torch.equal(target.batch(4, size=4, preprocessing=PLAIN, seed=1), whole[4])
 
     def test_files_that_are_read_one_by_one_give_the_same_batches(self) -> None:
-        one, other = (Target(images, name="t") for images in (numbered(9), Loaded(numbered(9))))
+        one, other = (TargetDomain(images, name="t") for images in (numbered(9), Loaded(numbered(9))))
         for i in range(4):
             assert torch.equal(*(t.batch(i, size=4, preprocessing=PLAIN, seed=1) for t in (one, other)))
 

@@ -13,7 +13,7 @@ from compressor.channels.groups import ChannelGroup, Member, Role, trace
 from compressor.errors import CalibrationError
 from compressor.planning import criteria, elimination
 from compressor.planning.calibration import Calibration, Needs, gather
-from compressor.planning.elimination import Elimination, Reading, consumers, eliminate, features_of, readings_of
+from compressor.planning.elimination import Elimination, ReaderMoments, consumers, eliminate, features_of, readings_of
 from compressor.planning.walk import program_of
 from tests.support.topologies import INPUT, TOPOLOGIES, Residual, alive, head
 
@@ -43,7 +43,9 @@ def batches(shape: Sequence[int], *, count: int = 4, size: int = 32) -> list[tup
     return [(torch.randn(size, *shape, generator=generator),) for _ in range(count)]
 
 
-def readings(net: nn.Module, groups: Sequence[ChannelGroup], given: list[tuple[Tensor, ...]]) -> dict[str, Reading]:
+def readings(
+    net: nn.Module, groups: Sequence[ChannelGroup], given: list[tuple[Tensor, ...]]
+) -> dict[str, ReaderMoments]:
     names = {m.tensor for g in groups for m in g.members if m.role is Role.CONSUMES}
     return readings_of(program_of(net, given[0], batch=len(given[0][0])), given, names)
 

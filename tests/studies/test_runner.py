@@ -22,7 +22,7 @@ from compressor.report.plots.studies import picture
 from compressor.report.studies import document, spans
 from compressor.studies.interval import Interval
 from compressor.studies.runner import Progressed, in_order, results_to_json, run_study
-from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Verdict, curve, scale_named
+from compressor.studies.study import Cell, Claim, Finding, Plot, Scale, StudyResults, Verdict, curve, scale_named
 from tests.support.picture import Picture
 
 RAN: list[str] = []
@@ -55,7 +55,7 @@ def run(cell: Cell, workspace: Any) -> Mapping[str, Any]:
     return {"accuracy": before - 10 * float(cell.values["ratio"] or 0)}
 
 
-def verdict(results: Results) -> list[Claim]:
+def verdict(results: StudyResults) -> list[Claim]:
     from compressor.studies.interval import paired_difference
 
     cut = results.by_seed("accuracy", "cut", ratio=0.6)
@@ -65,7 +65,7 @@ def verdict(results: Results) -> list[Claim]:
     ]
 
 
-def plots(results: Results) -> list[Plot]:
+def plots(results: StudyResults) -> list[Plot]:
     line = curve("cut", results.where("cut"), "accuracy", along="ratio")
     return [Plot(title="Accuracy", x="ratio", y="%", curves=(line,))]
 
@@ -157,7 +157,7 @@ def test_an_order_has_every_cell_once() -> None:
 def test_two_cells_of_one_seed_are_not_averaged_unawares() -> None:
     rows = {c: {"accuracy": 1.0} for c in cells(Scale.SMOKE)}
     with pytest.raises(ValueError, match="several cells"):
-        Results(rows=rows).by_seed("accuracy", "cut")
+        StudyResults(rows=rows).by_seed("accuracy", "cut")
 
 
 def interval(low: float, high: float) -> Interval:

@@ -44,7 +44,7 @@ CLOSE = 1.05  # the search stops when its two bounds are within this factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
+class FrontierArm:
     """A way to prune to a speed; `name` is its name in the plot."""
 
     name: str
@@ -52,16 +52,18 @@ class Arm:
     by_ratio: bool
 
 
-def arms_of(request: Request) -> tuple[Arm, ...]:
+def arms_of(request: Request) -> tuple[FrontierArm, ...]:
     """Return the request, and two baselines by l1-norm with re-estimated batch norms: uniform and global magnitude."""
     plain = dataclasses.replace(
         request, criterion="l1-norm", repair=Repair.NONE if request.repair is Repair.NONE else Repair.BATCH_NORM
     )
     return (
-        Arm(name="compress", request=request, by_ratio=False),
-        Arm(name="uniform", request=dataclasses.replace(plain, scope=Scope.UNIFORM), by_ratio=True),
+        FrontierArm(name="compress", request=request, by_ratio=False),
+        FrontierArm(name="uniform", request=dataclasses.replace(plain, scope=Scope.UNIFORM), by_ratio=True),
         # torch-pruning's usual setting: one ranking of all channels, and any resulting width
-        Arm(name="global magnitude", request=dataclasses.replace(plain, scope=Scope.GLOBAL, align=1), by_ratio=True),
+        FrontierArm(
+            name="global magnitude", request=dataclasses.replace(plain, scope=Scope.GLOBAL, align=1), by_ratio=True
+        ),
     )
 
 
@@ -134,7 +136,7 @@ def frontier(
 
 
 def _point(
-    checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data, judge: Judge, cache: Cache, say: Say
+    checkpoint: Checkpoint, arm: FrontierArm, goal: Goal, asked: float, data: Data, judge: Judge, cache: Cache, say: Say
 ) -> FrontierPoint:
     """Return one point of an arm's curve: the network's speed, size and quality, or why the speed is out of reach."""
     budget = LatencyBudget(speedup=asked)
@@ -163,7 +165,7 @@ def _point(
     )
 
 
-def _point_key(checkpoint: Checkpoint, arm: Arm, goal: Goal, asked: float, data: Data) -> str:
+def _point_key(checkpoint: Checkpoint, arm: FrontierArm, goal: Goal, asked: float, data: Data) -> str:
     """Return the point's file name; it is equal for equal network, request, target, speed and data."""
     request = dataclasses.replace(arm.request, budget=LatencyBudget(speedup=asked))
     identity = [

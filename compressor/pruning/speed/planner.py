@@ -79,7 +79,7 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class WidthChoice:
     """Everything the choice of widths depends on: the latency of each width, and the error it causes.
 
     With `scope`, the plan is that scope's at the lowest sufficient pruning ratio; otherwise `allocate` makes it.
@@ -225,11 +225,11 @@ class Planner:
         if again.measured.ratio * self.bias < enough:
             raise self._unreachable(max(ratio, again.measured.ratio * self.bias), allocation, cost)
 
-    def _choice(self, scored: Scored) -> Choice:
+    def _choice(self, scored: Scored) -> WidthChoice:
         """Return the choice of widths: their latency by the table, and their error by the curves."""
         networks, table = self._ready(scored)
         align = table.align if self.request.align is None else self.request.align
-        return Choice(
+        return WidthChoice(
             scored=scored,
             cost=table.cost(networks.sizes, networks.layers, networks.keys, signature=networks.signature),
             curves=self._curves(scored, align),

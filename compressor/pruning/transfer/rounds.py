@@ -18,7 +18,7 @@ from torch import nn
 from compressor.channels.groups import ChannelGroup
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.domains import Target
+from compressor.data.domains import TargetDomain
 from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.planning.costs import count
@@ -74,7 +74,7 @@ class Transferred:
 def prune_while_adapting(
     checkpoint: Checkpoint,
     source: Data,
-    target: Target | None,
+    target: TargetDomain | None,
     *,
     alignment: Alignment,
     pruning: TransferPruning,
@@ -152,7 +152,7 @@ def _request(pruning: TransferPruning, *, stays: float) -> Request:
 def _judge(
     checkpoint: Checkpoint,
     source: Data,
-    target: Target | None,
+    target: TargetDomain | None,
     request: Request,
     *,
     alignment: Alignment,

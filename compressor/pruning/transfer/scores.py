@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.domains import Target
+from compressor.data.domains import TargetDomain
 from compressor.data.splits import Data, SplitName, batches, first
 from compressor.errors import CalibrationError, GroupError
 from compressor.graph.copies import copy_of
@@ -46,7 +46,7 @@ Pair = tuple[Tensor, Tensor, Tensor | None]  # source inputs and labels, target 
 
 
 def pairs_of(
-    checkpoint: Checkpoint, source: Data, target: Target | None, *, images: int, batch_size: int, seed: int
+    checkpoint: Checkpoint, source: Data, target: TargetDomain | None, *, images: int, batch_size: int, seed: int
 ) -> list[Pair]:
     """Return full batches of up to `images` training images of each domain, drawn by `seed`."""
     chosen = first(source.split(SplitName.TRAIN), images, seed=seed)
@@ -59,7 +59,7 @@ def pairs_of(
     ]
 
 
-def _beside(target: Target, number: int, size: int, checkpoint: Checkpoint, seed: int) -> Tensor:
+def _beside(target: TargetDomain, number: int, size: int, checkpoint: Checkpoint, seed: int) -> Tensor:
     """Return the target's batch for batch `number` of the source."""
     return target.batch(number, size=size, preprocessing=checkpoint.preprocessing, seed=seed)
 

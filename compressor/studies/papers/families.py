@@ -60,7 +60,19 @@ from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.studies.interval import LEVEL, Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
-from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Verdict, Workspace
+from compressor.studies.study import (
+    Cell,
+    Claim,
+    Finding,
+    Plot,
+    PlotLine,
+    PlotPoint,
+    Scale,
+    StudyResults,
+    Value,
+    Verdict,
+    Workspace,
+)
 from compressor.studies.subjects import percent_correct, subject
 from compressor.surgery.factors import Kind
 from compressor.surgery.masks import apply_mask_, magnitude
@@ -311,7 +323,7 @@ HARDER = (
 )
 
 
-def verdict(results: Results) -> Sequence[Claim]:
+def verdict(results: StudyResults) -> Sequence[Claim]:
     """Return the papers' claims, with findings of this study."""
     masks = [arm for arm in results.arms() if arm.startswith(MASKED.format(0)[:6])]
     early = [arm for arm in results.arms() if arm.startswith(EARLY.format(0)[:10])]
@@ -367,7 +379,7 @@ def verdict(results: Results) -> Sequence[Claim]:
     )  # fmt: skip
 
 
-def _designed(results: Results) -> Claim:
+def _designed(results: StudyResults) -> Claim:
     """Return the claim about the separable network; if it is contradicted, the training budget is the reason."""
     claim = Claim(
         text="Depthwise-separable layers cost at most two points for several times fewer MACs, and are faster here",
@@ -384,7 +396,7 @@ def _designed(results: Results) -> Claim:
     )
 
 
-def _times(results: Results, arm: str, *, than: str = DENSE, least: float = LEAST, below: bool = False) -> Finding:
+def _times(results: StudyResults, arm: str, *, than: str = DENSE, least: float = LEAST, below: bool = False) -> Finding:
     """Return how many times as fast an arm is, with the interval of the measurement."""
     interval = None
     for _, row in results.where(CLOCK):
@@ -403,14 +415,14 @@ def _times(results: Results, arm: str, *, than: str = DENSE, least: float = LEAS
     return Finding(quantity=quantity, interval=interval, bound=least, below=below, unit="times")
 
 
-def _lost(results: Results, arm: str, most: float) -> Finding:
+def _lost(results: StudyResults, arm: str, most: float) -> Finding:
     """Return the accuracy of an arm's seeds minus that of the dense network."""
     (dense,) = results.by_seed("accuracy", DENSE).values()
     interval = mean_interval([accuracy - dense for accuracy in results.by_seed("accuracy", arm).values()])
     return Finding(quantity=f"{arm} minus {DENSE}", interval=interval, bound=-most)
 
 
-def _bytes(results: Results, arm: str, most: float) -> Finding:
+def _bytes(results: StudyResults, arm: str, most: float) -> Finding:
     """Return the size of an arm's file as a share of the dense one's; it is counted, not measured."""
     (dense,) = results.by_seed("bytes", DENSE).values()
     shares = [row["bytes"] / dense for _, row in results.where(arm)]
@@ -419,7 +431,7 @@ def _bytes(results: Results, arm: str, most: float) -> Finding:
     return Finding(quantity=f"{arm}, bytes over {DENSE}'s", interval=interval, bound=most, below=True, unit="of them")
 
 
-def plots(results: Results) -> Sequence[Plot]:
+def plots(results: StudyResults) -> Sequence[Plot]:
     """Plot accuracy over speed, over MACs and over bytes: one point for each arm, a dot for each seed."""
     speeds = {name: row.get(f"{name} times") for _, row in results.where(CLOCK) for name in results.arms()}
     dense = next(row for _, row in results.where(DENSE))
@@ -434,7 +446,7 @@ def plots(results: Results) -> Sequence[Plot]:
     pictures = []
     for title, (axis, places) in sides.items():
         curves = tuple(
-            Curve(name=name, points=(Point(x=x, values=tuple(results.by_seed("accuracy", name).values())),))
+            PlotLine(name=name, points=(PlotPoint(x=x, values=tuple(results.by_seed("accuracy", name).values())),))
             for name, x in places.items()
             if x is not None and name != CLOCK
         )
@@ -442,7 +454,7 @@ def plots(results: Results) -> Sequence[Plot]:
     return pictures
 
 
-def _share(results: Results, arm: str, number: str, dense: Mapping[str, Any]) -> float | None:
+def _share(results: StudyResults, arm: str, number: str, dense: Mapping[str, Any]) -> float | None:
     """Return the dense network's number over that of the arm's first seed; sparse weights count as stored."""
     for _, row in results.where(arm):
         own = row.get("stored") if number == "bytes" and "stored" in row else row.get(number)

@@ -40,7 +40,18 @@ from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.studies.interval import mean_interval, paired_difference
 from compressor.studies.smaller import reduced
-from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
+from compressor.studies.study import (
+    Cell,
+    Claim,
+    Finding,
+    Plot,
+    PlotLine,
+    PlotPoint,
+    Scale,
+    StudyResults,
+    Value,
+    Workspace,
+)
 from compressor.studies.subjects import subject
 from compressor.surgery.masks import MaskScope, WeightMask
 from compressor.surgery.plan import ChannelBudget
@@ -64,7 +75,7 @@ SMALL_EARLY, SMALL_AFRESH = "structured-early", "structured-afresh"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class TicketSetting:
     """One network with its training and its pruning; each field is a value of all its cells."""
 
     setting: str
@@ -98,14 +109,14 @@ class Plan:
     """The runs of a scale: seeds, settings, the number of rounds, and the rounds with controls."""
 
     seeds: int
-    lenet: Setting
+    lenet: TicketSetting
     rounds: int
     afresh: tuple[int, ...]  # rounds with a control of fresh weights
     random: tuple[int, ...]  # rounds with a control of a random mask
     one_shot: tuple[int, ...]
     dropout_rounds: int
     conv_seeds: int
-    convolutional: Setting  # at the high rate
+    convolutional: TicketSetting  # at the high rate
     low_rate: float
     warmup: float
     conv_rounds: int
@@ -114,11 +125,11 @@ class Plan:
 
 def plan_of(scale: Scale) -> Plan:
     """Return the plan of a scale."""
-    lenet = Setting(
+    lenet = TicketSetting(
         setting=LENET, network="lenet_300_100", epochs=10, every=25, optimiser=str(Optimiser.ADAMW),
         shape=str(Shape.CONSTANT), learning_rate=1.2e-3, batch_size=60, glorot=True,
     )  # fmt: skip
-    conv = Setting(
+    conv = TicketSetting(
         setting=HIGH, network="small_cnn", epochs=6, every=80, learning_rate=0.1, weight_decay=1e-4, side=14,
         rate=0.4, output_rate=0.0, scope=str(MaskScope.GLOBAL), rewind=157,
     )  # fmt: skip
@@ -154,11 +165,11 @@ def cells(scale: Scale) -> list[Cell]:
     return [cell for part, seeds in parts for seed in range(seeds) for cell in part(plan, seed)]
 
 
-def _cell(arm: str, setting: Setting, seed: int, *needs: Cell, **values: Value) -> Cell:
+def _cell(arm: str, setting: TicketSetting, seed: int, *needs: Cell, **values: Value) -> Cell:
     return Cell(study=STUDY, arm=arm, seed=seed, values={**setting.values(), **values}, needs=needs)
 
 
-def _chain(arm: str, setting: Setting, dense: Cell, rounds: int) -> list[Cell]:
+def _chain(arm: str, setting: TicketSetting, dense: Cell, rounds: int) -> list[Cell]:
     """Return a cell for each round; each needs the dense network's early weights and the round before."""
     chain: list[Cell] = []
     for number in range(1, rounds + 1):
@@ -322,7 +333,7 @@ NOTHING_LOST = (
 )
 
 
-def verdict(results: Results) -> list[Claim]:
+def verdict(results: StudyResults) -> list[Claim]:
     """Return the claims; differences are between cells of one seed, accuracies are of the test split."""
     frankle, stop = "Frankle & Carbin 2019", {"number": "test_at_stop"}
     levels, random, once = (
@@ -416,7 +427,7 @@ def verdict(results: Results) -> list[Claim]:
 
 
 def _differences(
-    results: Results, first: str, second: str, *, setting: str, level: int | None, number: str
+    results: StudyResults, first: str, second: str, *, setting: str, level: int | None, number: str
 ) -> dict[int, float]:
     """Return a number of one arm minus that of another after `level` rounds, by seed; `dense` is at round 0."""
 
@@ -428,22 +439,22 @@ def _differences(
     return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 
-def _looks(results: Results) -> float:
+def _looks(results: StudyResults) -> float:
     """Return the steps between two measurements of LeNet's tuning loss."""
     return max((float(n) for n in results.where(setting=LENET).values_of("every") if n), default=0.0)
 
 
-def _rounds_of(results: Results, arm: str, setting: str) -> list[int]:
+def _rounds_of(results: StudyResults, arm: str, setting: str) -> list[int]:
     """Return the rounds of an arm."""
     return [int(n) for n in results.where(arm, setting=setting).values_of("round") if n]
 
 
-def _share_left(results: Results, level: int, setting: str = LENET) -> float:
+def _share_left(results: StudyResults, level: int, setting: str = LENET) -> float:
     """Return the share of the weights that remain after `level` rounds, in per cent."""
     return next((float(row["left"]) for _, row in results.where(TICKET, setting=setting, round=level)), math.nan)
 
 
-def plots(results: Results) -> list[Plot]:
+def plots(results: StudyResults) -> list[Plot]:
     """Plot accuracy, speed and losses of LeNet's arms, and the convolutional network's accuracy by arm and rate."""
     lenet, share = results.where(setting=LENET), "weights left, %"
     arms = (TICKET, AFRESH, RANDOM, ONE_SHOT)
@@ -472,16 +483,16 @@ def plots(results: Results) -> list[Plot]:
     ]  # fmt: skip
 
 
-def _over_left(results: Results, arm: str, number: str, *, name: str = "") -> Curve:
+def _over_left(results: StudyResults, arm: str, number: str, *, name: str = "") -> PlotLine:
     """Return the curve of a number over the share of remaining weights; tickets begin at the dense network."""
     mine = {**(results.where(DENSE).rows if arm == TICKET else {}), **results.where(arm).rows}
     places: dict[float, list[float]] = {}
     for row in mine.values():
         places.setdefault(round(float(row["left"]), 2), []).append(float(row[number]))
-    return Curve(name=name or arm, points=tuple(Point(x=x, values=tuple(v)) for x, v in sorted(places.items())))
+    return PlotLine(name=name or arm, points=tuple(PlotPoint(x=x, values=tuple(v)) for x, v in sorted(places.items())))
 
 
-def _losses(lenet: Results) -> Iterator[Curve]:
+def _losses(lenet: StudyResults) -> Iterator[PlotLine]:
     """Yield the curves of the loss during training: the dense network, the smallest ticket and its control."""
     deepest = max(_rounds_of(lenet, AFRESH, LENET), default=0)
     for arm, level in ((DENSE, 0), (TICKET, deepest), (AFRESH, deepest)):
@@ -489,5 +500,5 @@ def _losses(lenet: Results) -> Iterator[Curve]:
         for _, row in lenet.where(arm, round=level):
             for step, loss in row["losses"]:
                 places.setdefault(float(step), []).append(float(loss))
-        points = tuple(Point(x=x, values=tuple(v)) for x, v in sorted(places.items()))
-        yield Curve(name=arm if arm == DENSE else f"{arm}, {_share_left(lenet, level):.1f} %", points=points)
+        points = tuple(PlotPoint(x=x, values=tuple(v)) for x, v in sorted(places.items()))
+        yield PlotLine(name=arm if arm == DENSE else f"{arm}, {_share_left(lenet, level):.1f} %", points=points)

@@ -45,7 +45,19 @@ from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request
 from compressor.studies.interval import difference, pooled_deviation
 from compressor.studies.smaller import reduced
-from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
+from compressor.studies.study import (
+    Cell,
+    Claim,
+    Finding,
+    Plot,
+    PlotLine,
+    PlotPoint,
+    Scale,
+    StudyResults,
+    Value,
+    Workspace,
+    curve,
+)
 from compressor.studies.subjects import percent_correct, subject
 from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.surgery.plan import ChannelBudget, CostBudget, Countable, Scope
@@ -273,7 +285,7 @@ TOO_SHORT = (
 )
 
 
-def verdict(results: Results) -> Sequence[Claim]:
+def verdict(results: StudyResults) -> Sequence[Claim]:
     """Return Liu et al.'s claims, and those of later papers against the first."""
     channels = [p for p in _places(results, PUBLISHED) if p[0] != MAGNITUDE and _budgeted(results, p) is not None]
     weights = [p for p in _places(results, PUBLISHED, SCRATCH_E) if p[0] == MAGNITUDE][-1:]
@@ -323,14 +335,14 @@ def verdict(results: Results) -> Sequence[Claim]:
 Place = tuple[str, float]  # a way to prune, and its level
 
 
-def ranked(results: Results) -> list[Place]:
+def ranked(results: StudyResults) -> list[Place]:
     """Return the ways to choose widths, where random widths ran too, by mean accuracy of capped Scratch-B, sorted."""
     levels = {level for source, level in _places(results, CAPPED) if source == CHANCE}
     places = [p for p in _places(results, CAPPED) if p[1] in levels and p[0] != MAGNITUDE]
     return sorted(places, key=lambda p: -statistics.fmean(_accuracies(results, CAPPED, p)))
 
 
-def _places(results: Results, *arms: str) -> list[Place]:
+def _places(results: StudyResults, *arms: str) -> list[Place]:
     """Return the places at which all of these arms ran, sorted by level, then in the order of the cells."""
     ran = [
         {(str(c.values["source"]), float(c.values["level"] or 0)): None for c in results.where(a).rows} for a in arms
@@ -338,16 +350,16 @@ def _places(results: Results, *arms: str) -> list[Place]:
     return sorted((p for p in ran[0] if all(p in other for other in ran)), key=lambda p: p[1])
 
 
-def _budgeted(results: Results, place: Place) -> str | None:
+def _budgeted(results: StudyResults, place: Place) -> str | None:
     """Return the arm that trained from scratch for the dense network's MACs at a place, or up to the cap."""
     return next((arm for arm in (SCRATCH_B, CAPPED) if place in _places(results, arm)), None)
 
 
-def _accuracies(results: Results, arm: str, place: Place) -> list[float]:
+def _accuracies(results: StudyResults, arm: str, place: Place) -> list[float]:
     return list(results.by_seed("accuracy", arm, source=place[0], level=place[1]).values())
 
 
-def _gap(results: Results, place: Place, one: str, other: str, *, within: bool = False) -> Finding:
+def _gap(results: StudyResults, place: Place, one: str, other: str, *, within: bool = False) -> Finding:
     """Return how much better `one` is at a place; seeds are not paired, as scratch runs are independent of `dense`."""
     groups = [_accuracies(results, arm, place) for arm in (one, other)]
     deviation = pooled_deviation(*groups) if within and any(len(g) > 1 for g in groups) else 0.0
@@ -355,9 +367,9 @@ def _gap(results: Results, place: Place, one: str, other: str, *, within: bool =
     return Finding(quantity=quantity, interval=difference(*groups), bound=0.0 - deviation)
 
 
-def plots(results: Results) -> Sequence[Plot]:
+def plots(results: StudyResults) -> Sequence[Plot]:
     """Plot accuracy over ratio and sparsity for each arm, and the architectures of equal MACs by rank."""
-    dense = Curve(name=DENSE, points=(Point(x=0, values=tuple(results.by_seed("accuracy", DENSE).values())),))
+    dense = PlotLine(name=DENSE, points=(PlotPoint(x=0, values=tuple(results.by_seed("accuracy", DENSE).values())),))
     chart = []
     for source, x in ((UNIFORM, "channels removed of each group"), (MAGNITUDE, "weights removed of the convolutions")):
         curves = [curve(arm, results.where(arm, source=source), "accuracy", along="level") for arm in WAYS]
@@ -365,7 +377,7 @@ def plots(results: Results) -> Sequence[Plot]:
             Plot(title=f"Test accuracy, {source}", x=x, y="%", curves=(dense, *(c for c in curves if c.points)))
         )
     places = [
-        Curve(name=source, points=(Point(x=rank, values=tuple(_accuracies(results, CAPPED, (source, level)))),))
+        PlotLine(name=source, points=(PlotPoint(x=rank, values=tuple(_accuracies(results, CAPPED, (source, level)))),))
         for rank, (source, level) in enumerate(ranked(results), start=1)
     ]
     title = "Architectures of equal MACs, trained from scratch (capped at twice the dense epochs)"

@@ -43,7 +43,18 @@ from compressor.pruning.request import Request
 from compressor.pruning.while_training import choosing
 from compressor.studies.interval import correlation, paired_difference
 from compressor.studies.smaller import reduced
-from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace
+from compressor.studies.study import (
+    Cell,
+    Claim,
+    Finding,
+    Plot,
+    PlotLine,
+    PlotPoint,
+    Scale,
+    StudyResults,
+    Value,
+    Workspace,
+)
 from compressor.studies.subjects import subject
 from compressor.surgery.plan import ChannelBudget, PruningPlan
 from compressor.surgery.proved import shrink_proved
@@ -159,7 +170,7 @@ LITTLE_TIME = (
 )
 
 
-def verdict(results: Results) -> list[Claim]:
+def verdict(results: StudyResults) -> list[Claim]:
     """Return the paper's claims about order and correlation, each with an interval over the seeds."""
     source = "Bartoldson et al. 2020, sec. 4"
     pruned = [row for cell, row in results if cell.arm in PRUNED and row["stability"] is not None]
@@ -203,13 +214,13 @@ def verdict(results: Results) -> list[Claim]:
     ]  # fmt: skip
 
 
-def plots(results: Results) -> list[Plot]:
+def plots(results: StudyResults) -> list[Plot]:
     """Plot every run's test accuracy over its mean stability, and every arm's over its number of events."""
     runs = tuple(
-        Curve(
+        PlotLine(
             name=arm,
             points=tuple(
-                Point(x=row["stability"], values=(row["accuracy"],))
+                PlotPoint(x=row["stability"], values=(row["accuracy"],))
                 for _, row in results.where(arm)
                 if row["stability"] is not None
             ),
@@ -223,7 +234,7 @@ def plots(results: Results) -> list[Plot]:
         for _, row in results.where(order=order, effect="gone"):
             places.setdefault(float(row["events"]), []).append(row["accuracy"])
         by_events.append(
-            Curve(name=order, points=tuple(Point(x=x, values=tuple(v)) for x, v in sorted(places.items())))
+            PlotLine(name=order, points=tuple(PlotPoint(x=x, values=tuple(v)) for x, v in sorted(places.items())))
         )
     return [
         Plot(
@@ -238,7 +249,7 @@ def plots(results: Results) -> list[Plot]:
 
 
 def _difference(
-    results: Results, first_arm: str, second_arm: str, *, bound: float = 0.0, below: bool = False
+    results: StudyResults, first_arm: str, second_arm: str, *, bound: float = 0.0, below: bool = False
 ) -> Finding:
     pair = (results.by_seed("accuracy", arm) for arm in (first_arm, second_arm))
     return Finding(

@@ -33,14 +33,26 @@ from compressor.data.splits import Data, Preprocessing, SplitName
 from compressor.measuring.accuracy import evaluate
 from compressor.studies.interval import Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
-from compressor.studies.study import Cell, Claim, Curve, Finding, Plot, Point, Results, Scale, Value, Workspace, curve
+from compressor.studies.study import (
+    Cell,
+    Claim,
+    Finding,
+    Plot,
+    PlotLine,
+    PlotPoint,
+    Scale,
+    StudyResults,
+    Value,
+    Workspace,
+    curve,
+)
 from compressor.studies.subjects import subject
 from compressor.surgery.mask_criteria import MaskCriterion, mask_by, slower_at_the_output
 from compressor.surgery.masks import WeightMask, maskable
 from compressor.training.loop import Hooks, train
 from compressor.training.lottery.initialisation import glorot_normal
 from compressor.training.lottery.supermask import Multiplied, learn_mask
-from compressor.training.lottery.treatments import Frozen, Kept, Pruned, start_weights, with_weights
+from compressor.training.lottery.treatments import Frozen, Kept, PrunedWeights, start_weights, with_weights
 
 TITLE = "Deconstructing lottery tickets: signs, zeros and supermasks"
 STUDY = "supermask"
@@ -48,8 +60,8 @@ NETWORK = "sample_models.networks:lenet_300_100"
 PAPER = "Zhou et al. 2019, arXiv:1905.01067"
 INPUTS = Preprocessing()  # pixels in [0, 1], as in the paper
 
-M, K, P = MaskCriterion, Kept, Pruned
-Arm = tuple[MaskCriterion, Kept, Pruned]
+M, K, P = MaskCriterion, Kept, PrunedWeights
+Arm = tuple[MaskCriterion, Kept, PrunedWeights]
 SAME_SIGN = M.LARGE_FINAL_SAME_SIGN
 UNTRAINED = (
     *((criterion, K.REWIND) for criterion in MaskCriterion),
@@ -58,7 +70,7 @@ UNTRAINED = (
 TICKET: Arm = (M.LARGE_FINAL, K.REWIND, P.ZERO)
 TRAINED: tuple[Arm, ...] = (
     *((M.LARGE_FINAL, kept, P.ZERO) for kept in Kept if kept is not K.BY_DIRECTION),
-    *((M.LARGE_FINAL, K.REWIND, pruned) for pruned in Pruned if pruned is not P.ZERO),
+    *((M.LARGE_FINAL, K.REWIND, pruned) for pruned in PrunedWeights if pruned is not P.ZERO),
     (M.LARGE_FINAL, K.BY_DIRECTION, P.BY_DIRECTION),
     *((c, K.REWIND, P.ZERO) for c in (M.MAGNITUDE_INCREASE, M.MOVEMENT, SAME_SIGN, M.LARGE_INIT, M.RANDOM)),
 )
@@ -134,7 +146,7 @@ def _of_seed(seed: int, size: Size) -> Iterator[Cell]:
         yield Cell(study=STUDY, arm="learned", seed=seed, values={**values, "rate": 100.0, "batch": 60})
 
 
-def _named(criterion: MaskCriterion, kept: Kept, pruned: Pruned) -> dict[str, Value]:
+def _named(criterion: MaskCriterion, kept: Kept, pruned: PrunedWeights) -> dict[str, Value]:
     return {"criterion": str(criterion), "kept": str(kept), "pruned": str(pruned)}
 
 
@@ -217,7 +229,12 @@ def _trained(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -
         within=WeightMask(kept=earlier) if earlier else None,
     )  # fmt: skip
     start = start_weights(
-        mask, initial=initial, final=final, kept=Kept(values["kept"]), pruned=Pruned(values["pruned"]), seed=cell.seed
+        mask,
+        initial=initial,
+        final=final,
+        kept=Kept(values["kept"]),
+        pruned=PrunedWeights(values["pruned"]),
+        seed=cell.seed,
     )
     trained = train(
         with_weights(network, start), data, recipe=_recipe(cell), preprocessing=INPUTS,
@@ -242,7 +259,7 @@ def _learned(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -
     return {"tune": tune, "accuracy": test, "draws": drawn[SplitName.TEST], "density": learned.density}
 
 
-def verdict(results: Results) -> list[Claim]:
+def verdict(results: StudyResults) -> list[Claim]:
     """Return the paper's claims, each with the accuracies of networks that share a seed."""
     densities = [float(d or 0.0) for d in results.where("trained").values_of("density")]
     judged = sorted({min(densities, key=lambda d: abs(math.log(d / wanted))) for wanted in JUDGED_AT}, reverse=True)
@@ -344,7 +361,7 @@ def _kept(kept: Kept) -> Arm:
     return M.LARGE_FINAL, kept, P.ZERO
 
 
-def _pruned(pruned: Pruned) -> Arm:
+def _pruned(pruned: PrunedWeights) -> Arm:
     return M.LARGE_FINAL, K.REWIND, pruned
 
 
@@ -356,12 +373,12 @@ def _mean(by_seed: Mapping[int, float]) -> Interval | None:
     return mean_interval(list(by_seed.values()))
 
 
-def plots(results: Results) -> list[Plot]:
+def plots(results: StudyResults) -> list[Plot]:
     """Plot untrained masks over density; trained ones by criterion, by kept and by pruned weights; learned ones."""
     trained = results.where("trained")
     share = "share of the hidden layers' weights kept"
 
-    def drawn(title: str, arms: dict[str, tuple[MaskCriterion, Kept, Pruned]]) -> Plot:
+    def drawn(title: str, arms: dict[str, tuple[MaskCriterion, Kept, PrunedWeights]]) -> Plot:
         curves = tuple(
             curve(name, trained.where(**_named(*arm)), "accuracy", along="density") for name, arm in arms.items()
         )
@@ -385,10 +402,10 @@ def plots(results: Results) -> list[Plot]:
             title="Learned masks, by the share of weights that a draw keeps", x="share of the weights kept",
             y="test accuracy, %", joined=False,
             curves=tuple(
-                Curve(
+                PlotLine(
                     name=f"{multiplied}{', rescaled' * rescaled}",
                     points=tuple(
-                        Point(x=row["density"], values=(row["accuracy"],))
+                        PlotPoint(x=row["density"], values=(row["accuracy"],))
                         for _, row in results.where("learned", multiplied=str(multiplied), rescaled=rescaled)
                     ),
                 )
@@ -398,13 +415,13 @@ def plots(results: Results) -> list[Plot]:
     ]  # fmt: skip
 
 
-def _levels(results: Results, criterion: MaskCriterion, kept: Kept) -> Curve:
+def _levels(results: StudyResults, criterion: MaskCriterion, kept: Kept) -> PlotLine:
     """Return the curve of an untrained mask's accuracy over density, one value per seed."""
     rows = [row for _, row in results.where("untrained", criterion=str(criterion), kept=str(kept))]
     densities = rows[0]["densities"] if rows else ()
     points = (
-        Point(x=density, values=tuple(row["accuracies"][level] for row in rows))
+        PlotPoint(x=density, values=tuple(row["accuracies"][level] for row in rows))
         for level, density in enumerate(densities)
     )
     name = f"{criterion}{', signed constant' * (kept is K.SIGNED_CONSTANT)}"
-    return Curve(name=name, points=tuple(sorted(points, key=lambda point: point.x)))
+    return PlotLine(name=name, points=tuple(sorted(points, key=lambda point: point.x)))

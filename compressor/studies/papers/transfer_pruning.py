@@ -33,13 +33,13 @@ from typing import Any
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data.domains import Shift, Target, parted, target_of
+from compressor.data.domains import Shift, TargetDomain, parted, target_of
 from compressor.data.splits import Data, SplitName, first
 from compressor.measuring.accuracy import evaluate
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting
 from compressor.studies.interval import paired_difference
-from compressor.studies.study import Cell, Claim, Finding, Plot, Results, Scale, Value, Workspace, curve
+from compressor.studies.study import Cell, Claim, Finding, Plot, Scale, StudyResults, Value, Workspace, curve
 from compressor.studies.subjects import subject
 from compressor.training.domains.adaptation import adapt, alignment_of
 
@@ -137,7 +137,7 @@ class _Job:
     cell: Cell
     start: Checkpoint
     source: Data
-    target: Target | None
+    target: TargetDomain | None
     states: Path
 
     def recipe(self, epochs: int, stage: int) -> Recipe:
@@ -202,7 +202,7 @@ def _tuned(network: Checkpoint) -> float:
     return 100 * float(history[-1]["tune_correct"]) / float(history[-1]["tune_total"])
 
 
-def verdict(results: Results) -> Sequence[Claim]:
+def verdict(results: StudyResults) -> Sequence[Claim]:
     """Return the claims: differences of target accuracy in points, paired by seed."""
 
     def ahead(quantity: str, mine: tuple[str, float], other: tuple[str, float], *, bound: float = 0.0) -> Finding:
@@ -245,7 +245,7 @@ def verdict(results: Results) -> Sequence[Claim]:
     ]
 
 
-def plots(results: Results) -> Sequence[Plot]:
+def plots(results: StudyResults) -> Sequence[Plot]:
     """Plot both domains' test accuracy over the share of removed MACs."""
     return [
         Plot(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.domains import Target
+from compressor.data.domains import TargetDomain
 from compressor.data.splits import Data, Preprocessing, SplitName, augmentation_named
 from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
@@ -81,7 +81,7 @@ def alignment_of(
 class JointLoss:
     """An objective for `training.loop`: the source's cross entropy plus the weighted discrepancy of both domains."""
 
-    target: Target
+    target: TargetDomain
     alignment: Alignment
     recipe: Recipe
     preprocessing: Preprocessing
@@ -117,7 +117,7 @@ class JointLoss:
 def adapt(
     checkpoint: Checkpoint,
     source: Data,
-    target: Target | None,
+    target: TargetDomain | None,
     *,
     recipe: Recipe,
     alignment: Alignment,

@@ -1,7 +1,7 @@
 """Treatments of the weights that a mask keeps, and of those that it prunes (Zhou et al. 2019, arXiv:1905.01067).
 
 A masked network is trained again from its initial weights ("rewind", "zero"), or from variants of them without their
-magnitudes or signs. Pruned weights are frozen, at zero or at other values.
+magnitudes or signs. PrunedWeights weights are frozen, at zero or at other values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Kept(enum.StrEnum):
     BY_DIRECTION = "by-direction"  # at w_i, or at zero where training moved them towards it ("Variant 2")
 
 
-class Pruned(enum.StrEnum):
+class PrunedWeights(enum.StrEnum):
     """The values at which a tensor's pruned weights are frozen (sec. 4)."""
 
     ZERO = "zero"
@@ -47,7 +47,7 @@ def start_weights(
     initial: Mapping[str, Tensor],
     final: Mapping[str, Tensor],
     kept: Kept = Kept.REWIND,
-    pruned: Pruned = Pruned.ZERO,
+    pruned: PrunedWeights = PrunedWeights.ZERO,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Return the start of every masked tensor, by name, in its shape and the dtype of its initial values.
@@ -89,19 +89,21 @@ def kept_values(how: Kept, initial: Tensor, final: Tensor, stays: Tensor, *, dra
             return signed_constant(initial)
 
 
-def pruned_values(how: Pruned, initial: Tensor, final: Tensor, stays: Tensor, *, drawing: torch.Generator) -> Tensor:
+def pruned_values(
+    how: PrunedWeights, initial: Tensor, final: Tensor, stays: Tensor, *, drawing: torch.Generator
+) -> Tensor:
     """Return the values of a tensor's pruned weights, in its shape; the values at kept positions have no meaning."""
     fell = towards_zero(initial, final)
     match how:
-        case Pruned.ZERO:
+        case PrunedWeights.ZERO:
             return torch.zeros_like(initial)
-        case Pruned.FREEZE:
+        case PrunedWeights.FREEZE:
             return initial
-        case Pruned.BY_DIRECTION:
+        case PrunedWeights.BY_DIRECTION:
             return initial.masked_fill(fell, 0)
-        case Pruned.REVERSED:
+        case PrunedWeights.REVERSED:
             return initial.masked_fill(~fell, 0)
-        case Pruned.RANDOM:
+        case PrunedWeights.RANDOM:
             drawn = torch.zeros_like(fell)
             drawn[~stays] = _permuted(fell[~stays], drawing)
             return initial.masked_fill(drawn, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compressor.checkpoint.recipes import Step
-from compressor.data.domains import Target, target_of
+from compressor.data.domains import TargetDomain, target_of
 from compressor.data.splits import Images
 from compressor.errors import PlanError
 from compressor.planning.costs import count
@@ -37,7 +37,7 @@ def pruning(**fields: Any) -> TransferPruning:
     return TransferPruning(**{**known, **fields})
 
 
-def transferred(target: Target | None = None, **options: Any) -> Transferred:
+def transferred(target: TargetDomain | None = None, **options: Any) -> Transferred:
     known: dict[str, Any] = {"alignment": ALIGNMENT, "pruning": pruning(), **options}
     return prune_while_adapting(
         checkpoint(trained_network()), source_data(), target or target_of(target_data()), **known

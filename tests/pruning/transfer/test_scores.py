@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.channels.groups import trace
-from compressor.data.domains import Target, target_of
+from compressor.data.domains import TargetDomain, target_of
 from compressor.data.splits import Images
 from compressor.errors import CalibrationError, GroupError
 from compressor.pruning.transfer.scores import Pair, joint_gradients, pairs_of, transfer_scores
@@ -160,7 +160,7 @@ class TestProperties:
         assert isinstance(data.train, Images)
         found = []
         for labels in (data.train.labels, 1 - data.train.labels):
-            target = Target(Images(data.train.images, labels), name="t")
+            target = TargetDomain(Images(data.train.images, labels), name="t")
             drawn = pairs_of(checkpoint(), source_data(), target, images=64, batch_size=16, seed=0)
             pairs = [doubled(pair) for pair in drawn]
             found.append(transfer_scores(module, trace(module, EXAMPLE).groups, pairs, alignment=ALIGNMENT))

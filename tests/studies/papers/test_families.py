@@ -12,10 +12,10 @@ import pytest
 from compressor.data.sources import SAMPLE_FILE, load_data
 from compressor.studies.papers import families
 from compressor.studies.runner import in_order, run_study
-from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.studies.study import Cell, Scale, StudyResults, Verdict
 
 
-def results(speeds: Mapping[str, float], accuracies: Mapping[str, float] | None = None) -> Results:
+def results(speeds: Mapping[str, float], accuracies: Mapping[str, float] | None = None) -> StudyResults:
     """Every cell of the small scale; latencies scatter by a percent around what is asked for, accuracies by a tenth."""
     rows: dict[Cell, dict[str, Any]] = {}
     for cell in families.cells(Scale.SMALL):
@@ -30,10 +30,10 @@ def results(speeds: Mapping[str, float], accuracies: Mapping[str, float] | None 
         else:
             accuracy = (accuracies or {}).get(cell.arm, 93.0) + 0.1 * (cell.seed - 1)
             rows[cell] = {"accuracy": accuracy, "bytes": 1000, "macs": 500, "params": 10}
-    return Results(rows=rows)
+    return StudyResults(rows=rows)
 
 
-def verdicts(found: Results) -> dict[str, Verdict]:
+def verdicts(found: StudyResults) -> dict[str, Verdict]:
     return {claim.text.split()[0]: claim.verdict for claim in families.verdict(found)}
 
 
@@ -117,7 +117,7 @@ def test_every_arm_has_its_place_on_every_picture() -> None:
     assert speed[families.STRUCTURED] == 1.4
 
 
-def check(found: Results) -> None:
+def check(found: StudyResults) -> None:
     """What every run must say."""
     for cell, row in found:
         if cell.arm == families.CLOCK:

@@ -15,20 +15,20 @@ from compressor.cli.study import data_of
 from compressor.studies import papers as studies
 from compressor.studies.papers import lottery_ticket as study
 from compressor.studies.runner import Folder, in_order, results_to_json, run_study
-from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.studies.study import Cell, Scale, StudyResults, Verdict
 
 SOURCE = functools.partial(data_of, None, root=None, download=False)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Folder]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResults, Folder]:
     """One seed at the smallest scale."""
     folder = tmp_path_factory.mktemp("study")
     results = run_study("lottery-ticket", Scale.SMOKE, SOURCE, folder, seeds=1)
     return results, Folder(folder, SOURCE())
 
 
-def cell_of(results: Results, arm: str, setting: str = study.LENET, level: int = 1) -> Cell:
+def cell_of(results: StudyResults, arm: str, setting: str = study.LENET, level: int = 1) -> Cell:
     found = list(results.where(arm, setting=setting, round=level).rows)
     assert len(found) == 1
     return found[0]
@@ -38,7 +38,7 @@ def kept(folder: Folder, cell: Cell, part: str) -> dict[str, Tensor]:
     return study._part(folder.state_of(cell), part)
 
 
-def test_everything_runs_and_the_page_has_every_claim(ran: tuple[Results, Folder]) -> None:
+def test_everything_runs_and_the_page_has_every_claim(ran: tuple[StudyResults, Folder]) -> None:
     results, _ = ran
     found = results_to_json(
         "lottery-ticket", Scale.SMOKE, results, data=SOURCE(), command="compress study lottery-ticket"
@@ -50,7 +50,7 @@ def test_everything_runs_and_the_page_has_every_claim(ran: tuple[Results, Folder
 
 
 def test_masks_of_a_chain_are_nested_with_exact_counts_and_no_weight_is_left_outside(
-    ran: tuple[Results, Folder],
+    ran: tuple[StudyResults, Folder],
 ) -> None:
     results, folder = ran
     left: dict[str, int] = {"1.weight": 784 * 300, "3.weight": 300 * 100, "5.weight": 1000}
@@ -67,7 +67,7 @@ def test_masks_of_a_chain_are_nested_with_exact_counts_and_no_weight_is_left_out
 
 
 def test_every_arm_starts_from_the_weights_and_the_mask_that_it_is_named_after(
-    ran: tuple[Results, Folder], monkeypatch: pytest.MonkeyPatch
+    ran: tuple[StudyResults, Folder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, folder = ran
     starts: dict[tuple[str, str], Any] = {}
@@ -120,7 +120,7 @@ def test_cells_are_named_once_and_controls_have_the_budget_of_their_tickets(scal
         assert len({(c.values["epochs"], c.values["batch_size"], c.values["learning_rate"]) for c in mine}) == 1
 
 
-def made_up(better: Callable[[str, str], float], sooner: Callable[[str], float]) -> Results:
+def made_up(better: Callable[[str, str], float], sooner: Callable[[str], float]) -> StudyResults:
     """Results of the small scale where an arm's accuracy and its step follow from its name and setting."""
     plan, rows = study.plan_of(Scale.SMALL), {}
     for cell in study.cells(Scale.SMALL):
@@ -133,7 +133,7 @@ def made_up(better: Callable[[str, str], float], sooner: Callable[[str], float])
             "losses": [[0, 1.0]],
         }  # fmt: skip
     assert plan.seeds > 1
-    return Results(rows=rows)
+    return StudyResults(rows=rows)
 
 
 def as_published(arm: str, setting: str) -> float:
@@ -179,7 +179,7 @@ def test_the_docstring_has_its_four_parts() -> None:
     assert places == sorted(places)
 
 
-def test_a_finished_study_runs_nothing_again(ran: tuple[Results, Folder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_runs_nothing_again(ran: tuple[StudyResults, Folder], monkeypatch: pytest.MonkeyPatch) -> None:
     results, folder = ran
     monkeypatch.setattr(study, "run", lambda *_: pytest.fail("it ran again"))
     again = run_study("lottery-ticket", Scale.SMOKE, SOURCE, Path(folder.path), seeds=1)

@@ -40,7 +40,7 @@ from compressor.studies.papers.rethinking import (
     recipe_of,
 )
 from compressor.studies.runner import Folder, results_to_json, run_study
-from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.studies.study import Cell, Scale, StudyResults, Verdict
 from compressor.studies.subjects import subject
 from compressor.surgery.masks import magnitude
 
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results(folder: Path) -> Results:
+def results(folder: Path) -> StudyResults:
     return run_study("rethinking", Scale.SMOKE, sample, folder, seeds=1)
 
 
@@ -145,7 +145,7 @@ def test_whoever_chooses_the_widths_leaves_the_macs_of_uniform_pruning(source: s
 
 
 class TestCells:
-    def test_lengths_and_macs_are_those_of_the_arms(self, results: Results) -> None:
+    def test_lengths_and_macs_are_those_of_the_arms(self, results: StudyResults) -> None:
         for cell, row in results.where(source=UNIFORM):
             assert row["macs"] == pytest.approx(0.2528, abs=1e-3)
             expected = {PUBLISHED: 1, TUNED: 1, REWIND: 2, SCRATCH_E: 2, SCRATCH_B: 7, CAPPED: 4}
@@ -155,7 +155,7 @@ class TestCells:
         assert all(row["macs"] < 0.256 for _, row in results.where(CAPPED))
         assert all(0.1 < row["macs"] < 0.4 for _, row in results.where(source=MAGNITUDE))
 
-    def test_one_replicate_decides_nothing(self, results: Results, folder: Path) -> None:
+    def test_one_replicate_decides_nothing(self, results: StudyResults, folder: Path) -> None:
         found = results_to_json("rethinking", Scale.SMOKE, results, data=sample(), command="")
         assert {claim["verdict"] for claim in found["claims"]} == {"inconclusive"}
         assert len(found["plots"]) == 3
@@ -164,7 +164,7 @@ class TestCells:
 
     @pytest.mark.parametrize("arm", [PUBLISHED, SCRATCH_E])
     def test_the_test_split_is_read_once_and_behind_the_mask_everything_is_zero(
-        self, results: Results, folder: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+        self, results: StudyResults, folder: Path, monkeypatch: pytest.MonkeyPatch, arm: str
     ) -> None:
         seen: list[tuple[str, Checkpoint]] = []
         percent = rethinking.percent_correct
@@ -203,15 +203,15 @@ class TestCells:
         assert torch.equal(first.train.images, second.train.images)
 
 
-def made_up(accuracy: Callable[[Cell], float], *, spread: float = 0.1) -> Results:
+def made_up(accuracy: Callable[[Cell], float], *, spread: float = 0.1) -> StudyResults:
     """Results of the small scale: an arm's accuracy, with seeds `spread` apart."""
     rows: dict[Cell, Mapping[str, Any]] = {}
     for cell in rethinking.cells(Scale.SMALL):
         rows[cell] = {"accuracy": accuracy(cell) + spread * (cell.seed - 1), "macs": 0.25, "epochs": 8}
-    return Results(rows=rows)
+    return StudyResults(rows=rows)
 
 
-def verdicts(results: Results) -> list[Verdict]:
+def verdicts(results: StudyResults) -> list[Verdict]:
     return [claim.verdict for claim in rethinking.verdict(results)]
 
 

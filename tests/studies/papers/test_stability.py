@@ -12,7 +12,7 @@ from compressor.cli.study import data_of
 from compressor.errors import StudyError
 from compressor.studies.papers import stability
 from compressor.studies.runner import Folder, run_study
-from compressor.studies.study import Results, Scale, Verdict
+from compressor.studies.study import Scale, StudyResults, Verdict
 
 
 def test_it_runs_at_the_smoke_scale_and_judges(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_it_runs_at_the_smoke_scale_and_judges(tmp_path: Path) -> None:
     assert [len(plot.curves) for plot in stability.plots(results)] == [9, 3]
 
 
-def made_up(accuracy: Callable[[str], float], stable: Mapping[str, float]) -> Results:
+def made_up(accuracy: Callable[[str], float], stable: Mapping[str, float]) -> StudyResults:
     rows: dict[Any, dict[str, Any]] = {}
     for cell in stability.cells(Scale.SMALL):
         spread = 0.1 * (cell.seed % 3)
@@ -40,7 +40,7 @@ def made_up(accuracy: Callable[[str], float], stable: Mapping[str, float]) -> Re
             "accuracy": accuracy(cell.arm) + spread, "events": 1,
             "stability": stable.get(cell.arm, 90.0) + spread if cell.arm != "unpruned" else None,
         }  # fmt: skip
-    return Results(rows=rows)
+    return StudyResults(rows=rows)
 
 
 STABLE = {"smallest-often": 99.0, "smallest-seldom": 97.0, "random-seldom": 90.0, "largest-often": 85.0,

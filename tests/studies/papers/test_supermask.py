@@ -15,9 +15,9 @@ from compressor.studies import papers as studies
 from compressor.studies.papers import supermask
 from compressor.studies.papers.supermask import TICKET, TRAINED, UNTRAINED, _named, cells, plots, verdict
 from compressor.studies.runner import Folder, results_to_json, run_study
-from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.studies.study import Cell, Scale, StudyResults, Verdict
 from compressor.surgery.mask_criteria import MaskCriterion
-from compressor.training.lottery.treatments import Kept, Pruned
+from compressor.training.lottery.treatments import Kept, PrunedWeights
 
 
 def data() -> Data:
@@ -25,7 +25,7 @@ def data() -> Data:
     return found
 
 
-def made_up(by: float) -> Results:
+def made_up(by: float) -> StudyResults:
     """Accuracies in which what the paper finds is true by `by` points, with little noise."""
     rank = {"rewind": 3, "by-direction": 4, "reinitialise": 0, "reshuffle": 0, "constant": 0}  # signed ones: 4
     of_pruned = {"zero": 0, "by-direction": 1, "random": -1, "freeze": -2, "reversed": -3}
@@ -46,7 +46,7 @@ def made_up(by: float) -> Results:
         number = points + noise * (1 + len(str(values)) % 3)
         return {"accuracy": number, "densities": [0.5, 0.25], "accuracies": [number, number], "density": 0.5}
 
-    return Results(rows={cell: row(cell) for cell in cells(Scale.SMALL)})
+    return StudyResults(rows={cell: row(cell) for cell in cells(Scale.SMALL)})
 
 
 def test_the_smoke_scale_runs_and_says_everything(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_published_scale_prunes_level_by_level_and_the_small_one_at_once() -
 def test_levels_are_nested_and_hand_on_their_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = dataclasses.replace(supermask.SIZES[Scale.SMOKE], densities=(0.5, 0.2), iterative=True)
     monkeypatch.setattr(
-        supermask, "TRAINED", ((MaskCriterion.MOVEMENT, Kept.REWIND, Pruned.ZERO),)
+        supermask, "TRAINED", ((MaskCriterion.MOVEMENT, Kept.REWIND, PrunedWeights.ZERO),)
     )  # not nested by itself
     monkeypatch.setattr(supermask, "UNTRAINED", ())
     monkeypatch.setattr(supermask, "LEARNED", ())

@@ -14,7 +14,7 @@ from compressor.data.splits import Data, Images
 from compressor.studies import papers as studies
 from compressor.studies.papers import transfer_pruning as study
 from compressor.studies.runner import Folder, in_order, results_to_json, run_study
-from compressor.studies.study import Cell, Results, Scale, Verdict
+from compressor.studies.study import Cell, Scale, StudyResults, Verdict
 
 
 @functools.cache
@@ -23,7 +23,7 @@ def sample(folder: Path) -> Data:
 
 
 @pytest.fixture(scope="module")
-def results(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     folder = tmp_path_factory.mktemp("study")
     found = run_study("transfer-pruning", Scale.SMOKE, lambda: sample(samples), folder, seeds=1)
     assert not [f for f in folder.iterdir() if f.suffix not in (".json", ".safetensors")]
@@ -37,7 +37,7 @@ def cell_of(arm: str, removed: float | None = None, *, scale: Scale = Scale.SMOK
 
 
 class TestCells:
-    def test_every_arm_trains_as_many_epochs_from_the_same_first_network(self, results: Results) -> None:
+    def test_every_arm_trains_as_many_epochs_from_the_same_first_network(self, results: StudyResults) -> None:
         """As it is planned: the first network's, the start's, and what follows."""
         v: Mapping[str, Any] = study.VALUES[Scale.SMALL]
         rest = v["rounds"] * v["between"] + v["final"]
@@ -49,7 +49,7 @@ class TestCells:
                 assert chain[-1] == cell_of("first")
                 assert len(chain) == (1 if cell.arm == "two-stage" else 2)
 
-    def test_every_budget_is_met(self, results: Results) -> None:
+    def test_every_budget_is_met(self, results: StudyResults) -> None:
         for cell, row in results:
             if "removed" in cell.values:
                 gone = float(cell.values["removed"] or 0)
@@ -64,7 +64,7 @@ class TestCells:
 class TestNoLabelOfTheTarget:
     @pytest.mark.parametrize("arm", ["tcp", pytest.param("two-stage", marks=pytest.mark.slow)])
     def test_changes_a_network_or_what_it_says(
-        self, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: Results, arm: str
+        self, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: StudyResults, arm: str
     ) -> None:
         """With its training and tuning labels turned round, the result is the same; its test labels are read once."""
         real = study.parted
@@ -81,7 +81,7 @@ class TestNoLabelOfTheTarget:
         rows = {cell: place.run(cell) for cell in in_order([wanted])}
         assert rows[wanted] == results.rows[wanted]
 
-    def test_but_its_images_do(self, results: Results) -> None:
+    def test_but_its_images_do(self, results: StudyResults) -> None:
         with_it, without = (results.rows[cell_of(arm, 0.5)]["target"] for arm in ("tcp", "without-target"))
         assert with_it != without
 
@@ -93,7 +93,7 @@ class TestVerdict:
         ("two-stage", 0.5): 40.0,
     }  # fmt: skip
 
-    def made_up(self, **moved: float) -> Results:
+    def made_up(self, **moved: float) -> StudyResults:
         """Results whose seeds differ by the same in every arm, and by a little of their own."""
         rows = {}
         for cell in study.cells(Scale.SMALL):
@@ -101,9 +101,9 @@ class TestVerdict:
             shift = moved.get(f"{key[0].replace('-', '_')}_{round(100 * key[1])}", 0.0)
             own = 0.05 * ((cell.seed * 7 + len(key[0]) + round(100 * key[1])) % 3)
             rows[cell] = {"target": self.MEANS[key] + shift + 0.5 * cell.seed + own, "source": 80.0}
-        return Results(rows=rows)
+        return StudyResults(rows=rows)
 
-    def verdicts(self, results: Results) -> list[Verdict]:
+    def verdicts(self, results: StudyResults) -> list[Verdict]:
         return [claim.verdict for claim in study.verdict(results)]
 
     def test_the_papers_outcome_reproduces_its_claims(self) -> None:
@@ -126,11 +126,11 @@ class TestVerdict:
         unpruned = list(self.made_up().by_seed("target", "tcp", removed=0.0).values())
         assert claim.findings[0].bound == pytest.approx(-float(torch.tensor(unpruned, dtype=torch.float64).std()))
 
-    def test_one_seed_decides_nothing(self, results: Results) -> None:
+    def test_one_seed_decides_nothing(self, results: StudyResults) -> None:
         assert set(self.verdicts(results)) == {Verdict.INCONCLUSIVE}
 
 
-def test_the_page_has_the_parts_and_both_pictures(samples: Path, results: Results) -> None:
+def test_the_page_has_the_parts_and_both_pictures(samples: Path, results: StudyResults) -> None:
     found = results_to_json("transfer-pruning", Scale.SMOKE, results, data=sample(samples), command="compress study")
     assert all(part in found["about"] for part in ("**Claim:**", "**Command:**", "**Expected:**", "**Cost:**"))
     for plot in found["plots"]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Schedule, Shape, Step
-from compressor.data.domains import Target, target_of
+from compressor.data.domains import TargetDomain, target_of
 from compressor.data.splits import Images, Preprocessing
 from compressor.errors import GroupError, RetrainError
 from compressor.training.domains.adaptation import Alignment, JointLoss, adapt, alignment_of, domain_weight
@@ -42,7 +42,7 @@ def joint(**fields: Any) -> JointLoss:
     return JointLoss(**{**known, **fields})
 
 
-def adapted(start: Checkpoint | None = None, target: Target | None = None, **options: Any) -> Checkpoint:
+def adapted(start: Checkpoint | None = None, target: TargetDomain | None = None, **options: Any) -> Checkpoint:
     known: dict[str, Any] = {"recipe": RECIPE, "alignment": ALIGNMENT, **options}
     return adapt(start or checkpoint(), source_data(), target or target_of(target_data()), **known)
 
@@ -95,7 +95,7 @@ class TestJointLoss:
         assert not torch.equal(module[1].running_mean, alone[1].running_mean)
 
     def test_images_of_another_shape_are_refused(self) -> None:
-        wider = Target(Images(torch.zeros(20, 1, 9, 9, dtype=torch.uint8)), name="wider")
+        wider = TargetDomain(Images(torch.zeros(20, 1, 9, 9, dtype=torch.uint8)), name="wider")
         loss = joint(target=wider, preprocessing=Preprocessing())
         with pytest.raises(RetrainError, match="target images"):
             loss(network(), torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), step=0, steps=1)

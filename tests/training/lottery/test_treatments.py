@@ -16,7 +16,7 @@ from compressor.training.loop import Hooks, train
 from compressor.training.lottery.treatments import (
     Frozen,
     Kept,
-    Pruned,
+    PrunedWeights,
     signed_constant,
     start_weights,
     towards_zero,
@@ -30,7 +30,7 @@ SIGNED = [Kept.SIGNED_REINITIALISE, Kept.SIGNED_RESHUFFLE, Kept.SIGNED_CONSTANT]
 UNSIGNED = [Kept.REINITIALISE, Kept.RESHUFFLE, Kept.CONSTANT]
 
 
-def started(kept: Kept = Kept.REWIND, pruned: Pruned = Pruned.ZERO, *, seed: int = 0) -> Tensor:
+def started(kept: Kept = Kept.REWIND, pruned: PrunedWeights = PrunedWeights.ZERO, *, seed: int = 0) -> Tensor:
     return start_weights(
         WeightMask(kept={"w": STAYS}), initial={"w": INITIAL}, final={"w": FINAL}, kept=kept, pruned=pruned, seed=seed
     )["w"]
@@ -42,7 +42,9 @@ def drawn(seed: int, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
     return initial, final, torch.rand(shape, generator=generator) < 0.4
 
 
-def large(kept: Kept, pruned: Pruned = Pruned.ZERO, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def large(
+    kept: Kept, pruned: PrunedWeights = PrunedWeights.ZERO, *, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     initial, final, stays = drawn(3, 20, 15)
     mask = WeightMask(kept={"w": stays})
     found = start_weights(mask, initial={"w": initial}, final={"w": final}, kept=kept, pruned=pruned, seed=seed)["w"]
@@ -57,16 +59,16 @@ DEVIATION = 0.3391165  # of 0.5, -0.4, 0.1, -0.2, whose mean is 0: sqrt(0.46 / 4
 @pytest.mark.parametrize(
     ("kept", "pruned", "expected"),
     [
-        (Kept.REWIND, Pruned.ZERO, [0.5, -0.4, 0.0, 0.0]),
-        (Kept.BY_DIRECTION, Pruned.ZERO, [0.5, 0.0, 0.0, 0.0]),
-        (Kept.SIGNED_CONSTANT, Pruned.ZERO, [DEVIATION, -DEVIATION, 0.0, 0.0]),
-        (Kept.REWIND, Pruned.FREEZE, [0.5, -0.4, 0.1, -0.2]),
-        (Kept.REWIND, Pruned.BY_DIRECTION, [0.5, -0.4, 0.1, 0.0]),
-        (Kept.REWIND, Pruned.REVERSED, [0.5, -0.4, 0.0, -0.2]),
-        (Kept.BY_DIRECTION, Pruned.BY_DIRECTION, [0.5, 0.0, 0.1, 0.0]),
+        (Kept.REWIND, PrunedWeights.ZERO, [0.5, -0.4, 0.0, 0.0]),
+        (Kept.BY_DIRECTION, PrunedWeights.ZERO, [0.5, 0.0, 0.0, 0.0]),
+        (Kept.SIGNED_CONSTANT, PrunedWeights.ZERO, [DEVIATION, -DEVIATION, 0.0, 0.0]),
+        (Kept.REWIND, PrunedWeights.FREEZE, [0.5, -0.4, 0.1, -0.2]),
+        (Kept.REWIND, PrunedWeights.BY_DIRECTION, [0.5, -0.4, 0.1, 0.0]),
+        (Kept.REWIND, PrunedWeights.REVERSED, [0.5, -0.4, 0.0, -0.2]),
+        (Kept.BY_DIRECTION, PrunedWeights.BY_DIRECTION, [0.5, 0.0, 0.1, 0.0]),
     ],
 )
-def test_what_is_not_random_is_what_it_is_by_hand(kept: Kept, pruned: Pruned, expected: list[float]) -> None:
+def test_what_is_not_random_is_what_it_is_by_hand(kept: Kept, pruned: PrunedWeights, expected: list[float]) -> None:
     torch.testing.assert_close(started(kept, pruned).flatten(), torch.tensor(expected))
 
 
@@ -127,16 +129,16 @@ def test_the_random_control_zeroes_as_many_as_by_direction_and_only_pruned_ones(
         how: start_weights(
             WeightMask(kept={"w": stays}), initial={"w": initial}, final={"w": final}, pruned=how, seed=seed
         )["w"]
-        for how in (Pruned.BY_DIRECTION, Pruned.RANDOM)
+        for how in (PrunedWeights.BY_DIRECTION, PrunedWeights.RANDOM)
     }
     zeros = [int((w == 0).sum()) for w in found.values()]
     assert zeros[0] == zeros[1] == int((towards_zero(initial, final) & ~stays).sum())
-    assert torch.equal(found[Pruned.RANDOM][stays], initial[stays])
+    assert torch.equal(found[PrunedWeights.RANDOM][stays], initial[stays])
 
 
-@pytest.mark.parametrize("pruned", Pruned)
+@pytest.mark.parametrize("pruned", PrunedWeights)
 @pytest.mark.parametrize("kept", Kept)
-def test_kept_and_pruned_weights_have_nothing_to_do_with_each_other(kept: Kept, pruned: Pruned) -> None:
+def test_kept_and_pruned_weights_have_nothing_to_do_with_each_other(kept: Kept, pruned: PrunedWeights) -> None:
     found, initial, _, stays = large(kept, pruned)
     assert torch.equal(found[stays], large(kept)[0][stays])
     assert set(found[~stays].tolist()) <= {0.0, *initial[~stays].tolist()}
@@ -144,7 +146,7 @@ def test_kept_and_pruned_weights_have_nothing_to_do_with_each_other(kept: Kept, 
 
 @pytest.mark.parametrize("kept", [*UNSIGNED, Kept.SIGNED_REINITIALISE, Kept.SIGNED_RESHUFFLE])
 def test_what_is_random_is_drawn_by_the_seed(kept: Kept) -> None:
-    first, again, other = (large(kept, Pruned.RANDOM, seed=s)[0] for s in (0, 0, 1))
+    first, again, other = (large(kept, PrunedWeights.RANDOM, seed=s)[0] for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -159,8 +161,8 @@ def data() -> Data:
 
 
 @pytest.mark.parametrize("optimiser", Optimiser)
-@pytest.mark.parametrize("pruned", Pruned)
-def test_pruned_weights_stay_where_they_are_and_kept_ones_train(pruned: Pruned, optimiser: Optimiser) -> None:
+@pytest.mark.parametrize("pruned", PrunedWeights)
+def test_pruned_weights_stay_where_they_are_and_kept_ones_train(pruned: PrunedWeights, optimiser: Optimiser) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
