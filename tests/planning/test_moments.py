@@ -285,6 +285,21 @@ def test_the_eigendecomposition_and_cholesky_agree_at_every_ridge() -> None:
         torch.testing.assert_close(moved, solve(covariances, weight, ridge=ridge), rtol=1e-8, atol=1e-10)
 
 
+def test_a_matrix_whose_eigenvalues_do_not_converge_is_solved_by_cholesky(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, t = data(50, 5), data(50, 2, seed=1)
+    covariances, weight = moments_of(x, t).centred(), data(1, 2, 5, seed=2).double()
+    expected = module_moments._path(covariances, weight)
+
+    def diverges(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", diverges)
+    path = module_moments._path(covariances, weight)
+    assert [ridge for ridge, _ in path] == [ridge for ridge, _ in expected]
+    for (_, ours), (_, theirs) in zip(path, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
 def test_a_singular_covariance_without_ridge_is_solved_all_the_same() -> None:
     covariances = moments_of(torch.zeros(10, 4), data(10, 2)).centred()
     weight = data(1, 2, 4).double()
