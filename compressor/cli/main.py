@@ -30,7 +30,7 @@ from compressor.stopping import Terminated, end_at_once, stop_when_asked, was_as
 NOT_COMMANDS = {"main", "options", "printing", "result_tables", "groups", "loading"}
 ORDER = (
     "inspect", "sensitivity", "prune", "frontier", "factorize", "retrain", "adapt", "exits", "export", "quantize",
-    "bench", "measure-table", "report", "evaluate", "study", "demo",
+    "bench", "measure_table", "evaluate", "report", "study", "demo",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -51,3 +51,9 @@ def test_every_option_is_listed_in_one_of_the_panels(name: str) -> None:
     options = [p for p in command.get_params(context) if p.param_type_name == "option"]
     assert "--help" in {o for p in options for o in p.opts}
     assert {p.name: p.rich_help_panel for p in options if p.rich_help_panel not in set(Panel)} == {}
+
+
+def test_every_command_has_its_place_in_the_order_of_the_work() -> None:
+    from compressor.cli.main import ORDER
+
+    assert list(COMMANDS) == [name.replace("_", "-") for name in ORDER]
