@@ -158,7 +158,7 @@ class TestPruneRequest:
         ("arguments", "says", "hints"),
         [
             ([], "no budget", "--ratio 0.5"),
-            (["--ratio", "0.5", "--macs", "0.5"], "several budgets: --ratio, --macs", "give one"),
+            (["--ratio", "0.5", "--macs", "0.5"], "several budgets: --ratio, --macs", "set one"),
             (["--ratio", "0.5", "--criterion", "l1-nrom"], "l1-nrom", "did you mean `l1-norm`?"),
             (["--ratio", "0.5", "--scope", "globl"], "globl", "did you mean `global`?"),
             (["--ratio", "0.5", "--align", "much"], "much", "--align 8"),
