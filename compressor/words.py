@@ -140,7 +140,7 @@ def proof_in_words(proof: SurgeryProof) -> str:
     types = f"in {proof.dtype}"
     if proof.narrowest not in (None, proof.dtype):
         types += f", of which the network computes a part in {proof.narrowest}"
-    tolerance = "" if proof.tolerance is None else f" (at most {proof.tolerance:.0e} is rounding)"
+    tolerance = "" if proof.tolerance is None else f" (at most {tiny(proof.tolerance)} is rounding)"
     return f"{tiny(proof.largest_relative_difference or 0.0)} relative, {types}{tolerance}"
 
 

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.words import digits, percent
+from compressor.results.changes import SurgeryProof
+from compressor.results.quality import Accuracy, Agreement
+from compressor.results.timing import Speedup
+from compressor.words import SPACE, digits, finding, percent, proof_in_words, scaled, share_percent, shares
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,38 @@ def test_digits_are_within_half_a_unit_of_the_last_one(value: float) -> None:
 
 def test_percent_has_the_sign() -> None:
     assert percent(0.9218).split() == ["92.18", "%"]
+
+
+@pytest.mark.parametrize(
+    ("low", "ratio", "high", "text"),
+    [
+        (0.95, 0.98, 1.02, "no significant difference (0.95 to 1.02)"),
+        (2.2, 2.31, 2.414, "2.31× (2.20 to 2.41)"),
+        (1.004, 1.02, 1.04, "1.020× (1.004 to 1.040)"),
+        (0.7, 0.8, 0.9, "0.80× (0.70 to 0.90), slower"),
+        (0.999, 1.0, 1.001, "no significant difference (0.999 to 1.001)"),
+    ],
+)
+def test_a_difference_that_was_not_found_is_told_in_words(low: float, ratio: float, high: float, text: str) -> None:
+    assert finding(Speedup(ratio=ratio, low=low, high=high)) == text
+
+
+def test_a_quality_is_two_whole_numbers_with_as_many_digits_as_they_tell_apart() -> None:
+    many, few = Accuracy(correct=9312, total=10_000, split="test"), Agreement(agreeing=5, total=10, split="test")
+    assert [shares(many), share_percent(many)] == [f"9,312{SPACE}/{SPACE}10,000", f"93.12{SPACE}%"]
+    assert [shares(few), share_percent(few)] == [f"5{SPACE}/{SPACE}10", f"50.0{SPACE}%"]
+
+
+def test_a_proof_is_one_line_with_its_precision_and_tolerance() -> None:
+    proof = SurgeryProof(
+        dtype="float64", narrowest="float32", tolerance=1e-10, largest_relative_difference=2.17e-16, moved=1.0
+    )
+    assert proof_in_words(proof).replace(SPACE, " ") == (
+        "2.17 × 10⁻¹⁶ relative, in float64, of which the network computes a part in float32 (at most 1.00 × 10⁻¹⁰ is "
+        "rounding)"
+    )
+
+
+@pytest.mark.parametrize(("value", "text"), [(950, "950"), (31_210_000, "31.2 M"), (1_130_000_000, "1.13 G")])
+def test_large_numbers_have_a_prefix(value: int, text: str) -> None:
+    assert scaled(value).replace(SPACE, " ") == text
