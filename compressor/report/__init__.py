@@ -1,4 +1,4 @@
-"""REPORT: one HTML page, and the same as Markdown, from an artifact's results; formats numbers, measures none."""
+"""One HTML page, and the same as Markdown, from an artifact's results; formats numbers, measures none."""
 
 from __future__ import annotations
 

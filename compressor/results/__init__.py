@@ -1,1 +1,1 @@
-"""RESULTS: what was found out about an artifact, as frozen values, each written and read by its own class."""
+"""What was measured of an artifact, as frozen values, each written and read by its own class."""
