@@ -68,8 +68,10 @@ class TestArtifact:
         assert section["data"]["images"] == 32
         assert section["int8_bytes"] == Path("tiny.compressed/model.int8.onnx").stat().st_size
         assert section["float_bytes"] == Path("tiny.compressed/model.onnx").stat().st_size
-        assert [row["batch"] for row in section["speed"]] == [1, 64]
-        assert all(len(row["samples_ns"]) == 20 for row in section["speed"])
+        assert [(row["batch"], row["candidate"]) for row in section["rows"]] == [
+            (1, "float"), (1, "int8"), (64, "float"), (64, "int8"),
+        ]  # fmt: skip
+        assert all(len(row["samples_ns"]) == 20 for row in section["rows"])
         assert section["agreement"]["split"] == section["accuracy"]["int8"]["split"] == "tune"
         assert "faster: 1.84×" in said  # the median of (100 + i) / (50 + i)
         assert "agreement with the float network" in said
