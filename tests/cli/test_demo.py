@@ -6,6 +6,7 @@ import shlex
 
 from compressor.cli.demo import SMALL, TUNED, rows, steps
 from compressor.results.artifact import Evaluation, Results
+from compressor.results.latency import MeetingLatency
 from compressor.results.quality import Accuracy
 from compressor.results.timing import Bench, Speedup, TimedRow
 from tests.contracts.test_readme import mistakes
@@ -21,6 +22,13 @@ def results(correct: int, *, median_ms: float) -> Results:
             Evaluation(model=model, quality=Accuracy(correct=right, total=2000))
             for model, right in (("small", correct), ("dense", 1800))
         ),
+        latency=MeetingLatency(
+            runtime="torch-eager",
+            batch=1,
+            threads=1,
+            wanted=2.0,
+            rows=(TimedRow(runtime="torch-eager", batch=1, candidate="small", median_ms=median_ms, speedup=speedup),),
+        ),
         bench=Bench(
             rows=tuple(
                 TimedRow(runtime="torch-eager", batch=1, candidate=name, median_ms=ms, speedup=ratio)
@@ -34,12 +42,13 @@ def test_its_steps_are_commands_on_the_best_path() -> None:
     words = [shlex.split(step) for step in steps(2)]
     assert [m for one in words for m in mistakes(one)] == []
     prune, retrain = words[1], next(one for one in words if one[0] == "retrain")
+    assert words.index(prune) < words.index(retrain)
     assert prune[0] == "prune"
     assert prune[prune.index("--speedup") + 1] == "2"
     assert "--data" in prune  # repaired
     asked = [one for one in words if one[0] == "bench"]
-    assert [one[1] for one in asked] == [SMALL, TUNED]
-    assert words.index(asked[0]) < words.index(retrain)
+    assert [one[1] for one in asked] == [TUNED]
+    assert [one[1] for one in words if one[0] == "evaluate"] == [SMALL, TUNED]
 
 
 def test_the_last_table_has_accuracy_next_to_speed() -> None:
