@@ -204,7 +204,7 @@ def show(result: Bench) -> None:
         out.print(
             strong(runtime),
             f", batch {batch}, threads: {result.threads}, run by {mine[0].provider}, "
-            f"{mine[0].blocks} blocks of {mine[0].calls_per_block} calls:",
+            f"{mine[0].blocks} blocks of {mine[0].calls_per_block} calls; milliseconds:",
             sep="",
         )
         out.print(timings(mine))
@@ -248,11 +248,11 @@ def show_why(why: LayerTimes) -> None:
 
 def timings(rows: Sequence[TimedRow]) -> Table:
     """One setting as a table: latencies, peak memory, and the theoretical speed-up beside the measured one."""
-    from compressor.words import DASH, finding, milliseconds, multiple, scaled, size
+    from compressor.words import DASH, digits, finding, multiple, scaled, size
 
     table = columns("", "median", "p90", "p99", "samples/s", "memory", "theoretical", "speed-up", left=("", "speed-up"))
     for row in rows:
-        latencies = [DASH if ms is None else milliseconds(ms) for ms in (row.median_ms, row.p90_ms, row.p99_ms)]
+        latencies = [DASH if ms is None else digits(ms) for ms in (row.median_ms, row.p90_ms, row.p99_ms)]
         rate = DASH if row.throughput is None else scaled(round(row.throughput))
         memory = DASH if row.peak_memory_bytes is None else size(row.peak_memory_bytes)
         theory = DASH if row.theoretical_speedup is None else multiple(row.theoretical_speedup)

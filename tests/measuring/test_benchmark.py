@@ -435,6 +435,7 @@ class TestCommand:
         for text in ("onnxruntime-cpu, batch 3, threads: 1", "dense again", "masked channels", "theoretical"):
             assert text in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 120
+        assert "…" not in done.stdout  # no cell is cut off
         assert not [caveat for caveat in result["caveats"] if caveat in done.stdout]
         assert all(caveat in done.stderr for caveat in result["caveats"])
 
