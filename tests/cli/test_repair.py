@@ -137,7 +137,7 @@ class TestRepair:
         model, data = samples / "fashion_resnet20.pt", samples / "fashion_sample.npz"
         ask = ("prune", model, "--sparsity", 0.9, "--scope", "global", "--data", data, "--calibration", 64)
         shown = done(*ask).stdout
-        assert "90.00%, asked 90.00%" in shown
+        assert "90.00 %, asked 90.00 %" in shown
         assert "repair: least-squares on 64 images of fashion_sample; output error" in shown
         artifact = load(Path("fashion_resnet20.compressed"))
         weights = [p.detach().flatten() for p in maskable(artifact.module).values()]

@@ -10,11 +10,8 @@ from benchmarks.walkthroughs import blocks, commands, cut, missing, shape, walk
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(str(page.relative_to(DOCS)) for page in (*DOCS.glob("tutorial.md"), *DOCS.glob("how-to/*.md")))
-LONG = (
-    "how-to/adapt.md",
-    "how-to/prune-to-a-speed.md",
-    "how-to/retrain.md",
-)  # 200 s of a processor each; half a minute or so the others
+QUICK = ("how-to/early-exits.md", "how-to/int8.md")  # half a minute each; the others are only in `-m slow`
+LONG = tuple(page for page in PAGES if page not in QUICK)
 
 
 def follow(page: str, folder: Path) -> None:
@@ -23,7 +20,7 @@ def follow(page: str, folder: Path) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in LONG])
+@pytest.mark.parametrize("page", QUICK)
 def test_a_page_can_be_followed(page: str, tmp_path: Path) -> None:
     follow(page, tmp_path)
 
