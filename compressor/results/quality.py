@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from compressor.results.records import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality(Record):
+class Quality(Record, ABC):
     """So many of `total` images, counted on `split`: an `Accuracy` or an `Agreement`."""
 
     DERIVED: ClassVar[tuple[str, ...]] = ("low", "high")
@@ -31,9 +32,9 @@ class Quality(Record):
         return Accuracy if plain.get("agreeing") is None else Agreement
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """The images that were classified as wanted."""
-        raise NotImplementedError
 
     @property
     def against_dense(self) -> bool:
