@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -11,14 +10,14 @@ import typer
 from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_model, say_repeated, use_threads
 from compressor.cli.options import (
-    DeviceOption,
+    DataRootOption,
+    DownloadOption,
     ModelArgument,
     NetworkOptions,
     NormalisationOptions,
     OutputOptions,
     ProtectOption,
-    SeedOption,
-    ThreadsOption,
+    TrainingRunOptions,
     command_line,
     console,
     print_json,
@@ -45,12 +44,8 @@ class DomainOptions:
         typer.Option(help="Labelled data that the network was trained on, in any form of --data of other commands."),
     ]
     target: Annotated[str, typer.Option(help="Images of the domain to adapt to; labels, if any, are not read.")]
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder in which the torchvision data set lies.")
-    ] = None
-    download: Annotated[
-        bool, typer.Option("--download", help="Download the torchvision data set if it is not there.")
-    ] = False
+    data_root: DataRootOption = None
+    download: DownloadOption = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +80,6 @@ class TrainingOptions:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """Where it runs."""
-
-    panel: ClassVar[Panel] = Panel.RUN
-    device: DeviceOption = "auto"
-    threads: ThreadsOption = None
-    seed: SeedOption = 0
-
-
 def command(
     model: ModelArgument,
     domains: DomainOptions,
@@ -102,7 +87,7 @@ def command(
     budget: BudgetOptions,
     training: TrainingOptions,
     network: NetworkOptions,
-    run: RunOptions,
+    run: TrainingRunOptions,
     output: OutputOptions,
 ) -> None:
     """Adapt a network to an unlabelled domain, and remove the channels that matter to neither domain meanwhile.

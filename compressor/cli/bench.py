@@ -96,7 +96,8 @@ def command(
     - `compress bench`
     - `compress bench --why --batch 1 --runtimes onnxruntime-cpu --min-speedup 1.5`
     """
-    from compressor.checkpoint.artifacts import add_results, read_json
+    from compressor.checkpoint.artifact_writing import add_results
+    from compressor.files.json_files import read_json
     from compressor.measuring.pack.folder import bench_of_pack, write_pack
 
     batches, names = batch_sizes(timing.batch), None if timing.runtimes is None else _names(timing.runtimes)

@@ -86,7 +86,7 @@ def command(
     Finished points are kept; the same command goes on where it stopped.
 
     """
-    from compressor.checkpoint.artifacts import write_json
+    from compressor.files.json_files import write_json
     from compressor.pruning.speed.frontier import frontier
     from compressor.report.plots.frontiers import picture
     from compressor.report.plots.look import write_picture

@@ -69,7 +69,7 @@ def command(
     With `--table FILE`, `prune` then plans for that machine.
 
     """
-    from compressor.checkpoint.artifacts import read_json
+    from compressor.files.json_files import read_json
     from compressor.measuring.pack.folder import table_of_pack
     from compressor.measuring.tables.table import write_table
 

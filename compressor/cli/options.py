@@ -81,6 +81,12 @@ JsonOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Show what would happen, and write nothing.", rich_help_panel=Panel.OUTPUT)
 ]
+DataRootOption = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder in which the torchvision data set lies.")
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Download the torchvision data set if it is not there.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +125,18 @@ class DataOptions:
             help="An image folder, .npz, IDX folder, file.py:function, or the name of a torchvision data set.",
         ),
     ] = None
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder in which the torchvision data set lies.")
-    ] = None
-    download: Annotated[
-        bool, typer.Option("--download", help="Download the torchvision data set if it is not there.")
-    ] = False
+    data_root: DataRootOption = None
+    download: DownloadOption = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRunOptions:
+    """Where a training runs."""
+
+    panel: ClassVar[Panel] = Panel.RUN
+    device: DeviceOption = "auto"
+    threads: ThreadsOption = None
+    seed: SeedOption = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,11 @@ from compressor.cli.options import (
     BatchSizeOption,
     DataOptions,
     DenseOption,
-    DeviceOption,
     LrOption,
     NetworkOptions,
     NormalisationOptions,
     OutputOptions,
-    SeedOption,
-    ThreadsOption,
+    TrainingRunOptions,
     command_line,
     console,
     print_json,
@@ -132,16 +130,6 @@ class LotteryOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """Where it runs."""
-
-    panel: ClassVar[Panel] = Panel.RUN
-    device: DeviceOption = "auto"
-    threads: ThreadsOption = None
-    seed: SeedOption = 0
-
-
 def command(
     training: TrainingOptions,
     teacher: TeacherOptions,
@@ -150,7 +138,7 @@ def command(
     images: DataOptions,
     normalisation: NormalisationOptions,
     network: NetworkOptions,
-    run: RunOptions,
+    run: TrainingRunOptions,
     output: OutputOptions,
     model: Model = None,
     how: How = "fine-tune",
@@ -210,7 +198,7 @@ def _wishes(training: TrainingOptions, teacher: TeacherOptions, way: WayOptions,
 
 def _search(
     model: Path | None, network: NetworkOptions, normalisation: NormalisationOptions, lottery: LotteryOptions,
-    way: WayOptions, run: RunOptions, output: OutputOptions, *, wishes: Wishes,
+    way: WayOptions, run: TrainingRunOptions, output: OutputOptions, *, wishes: Wishes,
 ) -> Search:  # fmt: skip
     """The search for a winning ticket, decided before its first step."""
     from compressor.jobs.lottery import prepare, rounds_for
@@ -227,8 +215,9 @@ def _search(
 
 
 def _retraining(
-    how: str, model: Path | None, teacher: TeacherOptions, way: WayOptions, run: RunOptions, output: OutputOptions, *,
-    beside: Mapping[str, bool], wishes: Wishes, dense: Path | None, trust_pickle: bool,
+    how: str, model: Path | None, teacher: TeacherOptions, way: WayOptions, run: TrainingRunOptions,
+    output: OutputOptions, *, beside: Mapping[str, bool], wishes: Wishes, dense: Path | None,
+    trust_pickle: bool,
 ) -> Retraining:  # fmt: skip
     """The training of an artifact's network, decided before its first step; refused `beside` options of lottery."""
     from compressor.checkpoint.recipes import how_named

@@ -89,7 +89,7 @@ def _run(name: str, folder: Path, runs: StudyOptions, images: DataOptions) -> di
 
 def _write(folder: Path, results: dict[str, Any]) -> None:
     """The study's results as JSON, HTML and Markdown, with its plots."""
-    from compressor.checkpoint.artifacts import write_json
+    from compressor.files.json_files import write_json
     from compressor.report.markdown import markdown
     from compressor.report.page import page
     from compressor.report.plots.look import write_picture
