@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compressor.channels.groups import trace as trace
-    from compressor.checkpoint.artifacts import write_artifact as write_artifact
+    from compressor.checkpoint.artifact_writing import write_artifact as write_artifact
     from compressor.checkpoint.checkpoint import Checkpoint as Checkpoint
     from compressor.checkpoint.loading import load as load
     from compressor.data.sources import load_data as load_data
@@ -63,7 +63,7 @@ _HOMES = {
     "bench": "measuring.benchmark",
     "prune_to_speed": "pruning.speed.search",
     "Goal": "pruning.speed.planner",
-    "write_artifact": "checkpoint.artifacts",
+    "write_artifact": "checkpoint.artifact_writing",
     "CompressError": "errors",
 }
 __all__ = tuple(_HOMES)

@@ -8,34 +8,24 @@ process reads the folder back before the command reports success.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.checkpoint import forms
-from compressor.children import python_code
+from compressor.checkpoint.artifact_recipe import architecture_in, preprocessing_in, recipe_sha256, sealed, specs_in
 from compressor.errors import ArtifactError, CheckpointError
-from compressor.files.atomic import exchanged, save_tensors
-from compressor.files.json_files import read_json as read_json
-from compressor.files.json_files import write_json as write_json
-from compressor.files.leftovers import OLD, PART, beside, sweep, temporary
+from compressor.files.json_files import read_json
+from compressor.files.leftovers import sweep
 from compressor.files.schema import check
 from compressor.results.artifact import Results
-from compressor.results.changes import Masking
 
 if TYPE_CHECKING:
-    from compressor.checkpoint.architectures import Architecture
     from compressor.checkpoint.checkpoint import Checkpoint
-    from compressor.data.splits import Preprocessing
-    from compressor.graph.input_spec import InputSpec
     from compressor.surgery.masks import WeightMask
 
-SCHEMA = 2  # schema 1 hashed only the files, not the program and the numbers in the recipe itself
 FORMS = {1: forms.RECIPE_1, 2: forms.RECIPE_2}
 EDITED = "it was edited, or is incomplete: prune again, or use the original copy"
 UNBUILDABLE = (
@@ -103,8 +93,8 @@ class Artifact:
         architecture = self.recipe["architecture"]
         arch = None if architecture["ref"] in ("pickle", "program") else architecture["ref"]
         if arch is not None:  # a file that the recipe names runs only if the user has named it before
-            check_harmless(_architecture(architecture))
-        inputs = _specs(self.recipe)
+            check_harmless(architecture_in(architecture))
+        inputs = specs_in(self.recipe)
         if file.is_dir():
             dense = with_inputs(load_artifact(file, trust_pickle=trust_pickle), inputs)
         else:
@@ -115,7 +105,7 @@ class Artifact:
                 f"{file} is not the network that {self.folder.name} was made from: its sha256 differs",
                 hint="prune it again, or set the original's path: `--dense PATH`",
             )
-        return replace(dense, preprocessing=_preprocessing(self.recipe))  # the same preprocessing as the small network
+        return replace(dense, preprocessing=preprocessing_in(self.recipe))  # as the small network's
 
 
 def open_artifact(path: Path | None = None) -> Artifact:
@@ -168,16 +158,6 @@ def _check_files(folder: Path, recipe: Mapping[str, Any]) -> None:
         )
 
 
-def sealed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe with the hash of everything that it computes with: all its fields, except the dense network's
-    path.
-    """
-    covered = {key: value for key, value in recipe.items() if key != "sha256"}
-    covered["source"] = {key: value for key, value in recipe["source"].items() if key != "path"}
-    content = json.dumps(covered, sort_keys=True, separators=(",", ":"))
-    return {**recipe, "sha256": hashlib.sha256(content.encode()).hexdigest()}
-
-
 def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     """Return the small network in `folder`. Refused: a missing or changed file."""
     import torch
@@ -192,11 +172,11 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.surgery.surgery import put_state_, reshaped, surgery_from_json
 
     recipe = open_artifact(folder).recipe
-    specs = _specs(recipe)
+    specs = specs_in(recipe)
     for name, expected in recipe["files"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise ArtifactError(f"{folder / name} is missing or was changed since it was written", hint="prune again")
-    architecture = _architecture(recipe["architecture"])
+    architecture = architecture_in(recipe["architecture"])
     surgery = surgery_from_json(recipe["surgery"])
     state, mark = _state(folder, recipe)
     if recipe["schema"] < int(mark):
@@ -229,7 +209,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
         module=module,
         example_inputs=drawn_from(specs),
         architecture=architecture,
-        preprocessing=_preprocessing(recipe),
+        preprocessing=preprocessing_in(recipe),
         classes=tuple(recipe["classes"]) if recipe["classes"] else None,
         lineage=tuple(recipe["lineage"]),
         training=recipe_from_json(recipe["training"]) if recipe["training"] else None,
@@ -259,258 +239,6 @@ def _state(folder: Path, recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
         return (read_sparse(folder / SPARSE).state if masked else load_file(file)), mark
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise ArtifactError(f"{file} is not a complete safetensors file: {error}", hint="prune again") from error
-
-
-def recipe_sha256(recipe: Mapping[str, Any]) -> str:
-    """Return the hash of the whole artifact; with schema 1, of its files alone."""
-    if recipe["schema"] >= 2:
-        return str(recipe["sha256"])
-    return hashlib.sha256(json.dumps(recipe["files"], sort_keys=True).encode()).hexdigest()
-
-
-def _preprocessing(recipe: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing in the recipe."""
-    from compressor.data.splits import Preprocessing
-
-    plain = recipe["preprocessing"]
-    return Preprocessing(
-        mean=tuple(plain["mean"]),
-        std=tuple(plain["std"]),
-        size=tuple(plain["size"]) if plain["size"] else None,
-        channels=plain["channels"],
-    )
-
-
-def _architecture(plain: Mapping[str, Any]) -> Architecture:
-    """The architecture in the recipe."""
-    from compressor.checkpoint.architectures import Architecture
-
-    arguments = tuple((k, v) for k, v in plain["arguments"])
-    return Architecture(ref=plain["ref"], arguments=arguments, sha256=plain["sha256"])
-
-
-def _specs(recipe: Mapping[str, Any]) -> tuple[InputSpec, ...]:
-    """The network's inputs; recipes of earlier versions have only shapes and types, and their integers are zeros."""
-    from compressor.graph.input_spec import TYPES, InputSpec, spec_from_json
-
-    if "inputs" in recipe:
-        return tuple(map(spec_from_json, recipe["inputs"]))
-    return tuple(
-        InputSpec(shape=tuple(shape), dtype=TYPES[kind], low=low, below=below)
-        for shape, kind in zip(recipe["input"], recipe["dtypes"], strict=True)
-        for low, below in [(None, None) if TYPES[kind].is_floating_point else (0, 1)]
-    )
-
-
-def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str, Any]:
-    """Return the recipe that rebuilds the small network, as plain values."""
-    from compressor.graph.input_spec import specs_of
-    from compressor.surgery.surgery import Surgery
-
-    architecture, preprocessing = checkpoint.architecture, checkpoint.preprocessing
-    return {
-        "schema": SCHEMA,
-        "name": checkpoint.name,
-        "architecture": {
-            "ref": architecture.ref,
-            "arguments": [list(pair) for pair in architecture.arguments],
-            "sha256": architecture.sha256,
-        },
-        "source": dict(source),
-        "input": [list(t.shape) for t in checkpoint.example_inputs],
-        "dtypes": [str(t.dtype).removeprefix("torch.") for t in checkpoint.example_inputs],
-        "inputs": [spec.to_json() for spec in checkpoint.input_specs or specs_of(checkpoint.example_inputs)],
-        "types": {name: str(dtype).removeprefix("torch.") for name, dtype in checkpoint.types.items()},
-        "preprocessing": {
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "size": list(preprocessing.size) if preprocessing.size else None,
-            "channels": preprocessing.channels,
-        },
-        "classes": list(checkpoint.classes) if checkpoint.classes else None,
-        "training": checkpoint.training.to_json() if checkpoint.training else None,
-        "surgery": (checkpoint.surgery or Surgery()).to_json(),
-        "lineage": list(checkpoint.lineage),
-    }
-
-
-def check_free(folder: Path, *, force: bool) -> None:
-    """Refuse a path with other content; `force` allows an artifact to be replaced, and nothing else."""
-    try:
-        _check_free(folder, force=force)
-    except OSError as error:  # a name that is too long, a loop of links
-        raise ArtifactError(
-            f"cannot write {folder}: {error.strerror or error}", hint="choose another place: `--out DIR`"
-        ) from error
-
-
-def _check_free(folder: Path, *, force: bool) -> None:
-    if len(os.fsencode(beside(folder, PART).name)) > LONGEST_NAME:
-        raise ArtifactError(f"the name {folder.name[:40]}… is too long", hint="choose a shorter one: `--out DIR`")
-    if folder.is_symlink() and not folder.exists():
-        raise ArtifactError(f"{folder} is a link to nothing", hint="choose another place: `--out DIR`")
-    if not folder.exists():
-        parent = next(p for p in folder.resolve().parents if p.exists())
-        if not os.access(parent, os.W_OK):
-            raise ArtifactError(f"cannot write to {parent}", hint="choose another place: `--out DIR`")
-        return
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is in the way: it is a file", hint="choose another place: `--out DIR`")
-    if not (folder / RECIPE).is_file() and any(folder.iterdir()):
-        raise ArtifactError(f"{folder} is in the way: it is not an artifact", hint="choose another place: `--out DIR`")
-    if (folder / RECIPE).is_file() and not force:
-        raise ArtifactError(
-            f"{folder} is there already", hint="replace it with `--force`, or choose another: `--out DIR`"
-        )
-
-
-def write_artifact(
-    folder: Path,
-    checkpoint: Checkpoint,
-    *,
-    source: Mapping[str, str],
-    results: Results,
-    force: bool = False,
-    verify: bool = True,
-    trust_pickle: bool = False,
-    mask: WeightMask | None = None,
-) -> Artifact:
-    """Write the small network to `folder`, whole or not at all, and read it back in a fresh process.
-
-    With `mask` the weights are stored sparse, and the table of the saved bytes is added to the results under `mask`.
-    Refused: a folder with other content, a full disk, an artifact that a fresh process reads back differently.
-    """
-    import torch
-    from safetensors import SafetensorError
-
-    from compressor.checkpoint.sparse import write_sparse
-    from compressor.graph.precision import rounded, type_of
-
-    check_free(folder, force=force)
-    # safetensors has no type for complex numbers in double precision
-    types = {name: dtype for name, dtype in checkpoint.types.items() if dtype is not torch.complex128}
-    if types:
-        checkpoint = replace(checkpoint, module=rounded(checkpoint.module, types))
-    place = folder.resolve()  # a link's target is replaced; the link stays
-    sweep(place.parent)
-    part = beside(place, PART)
-    try:
-        part.mkdir(parents=True)
-        state = {
-            k: v.detach().to("cpu", type_of(k, v, types)).contiguous().clone()
-            for k, v in checkpoint.module.state_dict().items()
-        }
-        if mask is None:
-            save_tensors(state, part / WEIGHTS, metadata={MARK: str(SCHEMA)})
-        else:
-            (part / SPARSE).mkdir()
-            table = write_sparse(part / SPARSE, state, mask, marks={MARK: str(SCHEMA)})
-            results = replace(results, masking=table.on(results.masking or Masking()))
-        as_class = checkpoint.surgery is None or checkpoint.surgery.program is None
-        if checkpoint.architecture.ref == "pickle" and as_class:
-            _write_skeleton(checkpoint, part / SKELETON)
-        recipe = recipe_of(checkpoint, source=source)
-        recipe["files"] = {str(p.relative_to(part)): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
-        write_json(part / RECIPE, sealed(recipe))
-        write_json(part / RESULTS, results.to_json())
-        if verify:
-            _read_back(part, checkpoint, trust_pickle=trust_pickle)
-        put_in_place(part, place)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        why = error.strerror if isinstance(error, OSError) else None
-        raise ArtifactError(f"cannot write {folder}: {why or error}", hint="free some space, or `--out DIR`") from error
-    finally:
-        if part.exists():
-            shutil.rmtree(part, ignore_errors=True)
-    return open_artifact(folder)
-
-
-def put_in_place(part: Path, place: Path) -> None:
-    """Rename the folder `part` to `place`, and delete the folder that was there.
-
-    At any moment one of both exists or can be restored: where the system cannot swap two names atomically, a process
-    that is killed between the two renames leaves the old folder under a name that the next process's `sweep` restores.
-    """
-    if not place.exists():
-        part.rename(place)
-        return
-    if exchanged(part, place):
-        shutil.rmtree(part, ignore_errors=True)  # after the swap it is the old folder
-        return
-    old = beside(place, OLD)
-    place.rename(old)
-    try:
-        part.rename(place)
-    except BaseException:  # an interruption too: the old folder stays
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
-    """Write the module's structure."""
-    from compressor.checkpoint.pickled_structure import write_skeleton
-
-    try:
-        write_skeleton(checkpoint.module, file)
-    except RuntimeError as error:  # torch raises it when the disk is full
-        raise OSError(str(error)) from error
-
-
-def _read_back(folder: Path, checkpoint: Checkpoint, *, trust_pickle: bool) -> None:
-    """Load the folder in a fresh process and compare its outputs, within rounding."""
-    from safetensors.torch import save_file
-
-    from compressor.graph.lent import single_threaded
-    from compressor.graph.outputs import outputs_of
-
-    with temporary("probe") as scratch:
-        probe = scratch / "probe.safetensors"
-        inputs = list(checkpoint.example_inputs)
-        with single_threaded():  # as the fresh process does: another order of sums may choose other detections
-            outputs = outputs_of(checkpoint.module.eval(), inputs)
-        tensors = {f"input{i}": t for i, t in enumerate(inputs)} | {f"output{i}": t for i, t in enumerate(outputs)}
-        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, probe)
-        code = "from compressor.checkpoint.artifacts import read_back; read_back(*sys.argv[1:])"
-        done = subprocess.run(
-            python_code(code, str(folder), str(probe), "trust" if trust_pickle else ""),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
-        raise ArtifactError(
-            f"the artifact does not load in a fresh process: {last}", hint="please report this as a bug"
-        )
-
-
-def read_back(folder: str, probe: str, trust: str = "") -> None:
-    """Load the artifact, in a fresh process, and compare its outputs with those in `probe`."""
-    import torch
-    from safetensors.torch import load_file
-
-    from compressor.graph.outputs import outputs_of, relative_difference
-
-    tensors = load_file(probe)
-    inputs = [tensors[f"input{i}"] for i in range(len(tensors)) if f"input{i}" in tensors]
-    expected = [tensors[f"output{i}"] for i in range(len(tensors)) if f"output{i}" in tensors]
-    module = load_artifact(Path(folder), trust_pickle=bool(trust)).module
-    torch.set_num_threads(1)
-    answers = outputs_of(module, inputs)
-    for answer, reference in zip(answers, expected, strict=True):
-        difference = relative_difference(answer, reference)
-        if difference > 1e-5:
-            raise ArtifactError(
-                f"outputs differ by {difference:.2g} after reloading", hint="please report this as a bug"
-            )
-
-
-def add_results(folder: Path, **sections: Any) -> None:
-    """Store the sections, named as the fields of `Results`, in the folder's results, whole or not at all."""
-    results = replace(open_artifact(folder).results(), **sections)
-    write_json(folder / RESULTS, results.to_json())
 
 
 def sha256_of(path: Path) -> str:

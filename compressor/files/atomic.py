@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.files.leftovers import PART, beside
+from compressor.files.leftovers import OLD, PART, beside
 
 EXCHANGE = 2  # flag of renameat2(2) on Linux and of renamex_np(2) on macOS: swap both names
 
@@ -63,3 +64,25 @@ def exchanged(one: Path, other: Path) -> bool:
         return bool(system.renameat2(here, os.fsencode(one), here, os.fsencode(other), EXCHANGE) == 0)
     except (OSError, AttributeError, TypeError):  # the system has no such call
         return False
+
+
+def put_in_place(part: Path, place: Path) -> None:
+    """Rename the folder `part` to `place`, and delete the folder that was there.
+
+    At any moment one of both exists or can be restored: where the system cannot swap two names atomically, a process
+    that is killed between the two renames leaves the old folder under a name that the next process's `sweep` restores.
+    """
+    if not place.exists():
+        part.rename(place)
+        return
+    if exchanged(part, place):
+        shutil.rmtree(part, ignore_errors=True)  # after the swap it is the old folder
+        return
+    old = beside(place, OLD)
+    place.rename(old)
+    try:
+        part.rename(place)
+    except BaseException:  # an interruption too: the old folder stays
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

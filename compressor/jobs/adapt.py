@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.checkpoint.artifacts import check_free, write_artifact
+from compressor.checkpoint.artifact_writing import check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import TargetDomain, target_of

@@ -26,7 +26,7 @@ from torch import nn
 
 from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture, architecture_from_user, build
-from compressor.checkpoint.artifacts import write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.inputs import example_inputs
 from compressor.data.splits import Preprocessing

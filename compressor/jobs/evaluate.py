@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, add_results, open_artifact
+from compressor.checkpoint.artifact_writing import add_results
+from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.sources import FORMS, default_data, load_data

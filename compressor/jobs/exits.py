@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.checkpoint.artifacts import write_json
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data, ImageSet, SplitName
@@ -17,6 +16,7 @@ from compressor.environment import environment
 from compressor.errors import ArtifactError
 from compressor.export.onnx import export_onnx
 from compressor.files.atomic import save_tensors, whole
+from compressor.files.json_files import write_json
 from compressor.files.leftovers import temporary
 from compressor.measuring.image_stream import timed_on_images
 from compressor.measuring.turns import caveats_of, speedup

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compressor.checkpoint.artifacts import Artifact, add_results
+from compressor.checkpoint.artifact_writing import add_results
+from compressor.checkpoint.artifacts import Artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.sparse import SAVES_NO_TIME, onnx_sparse
 from compressor.errors import ExportError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
+from compressor.checkpoint.artifact_writing import check_free, write_artifact
+from compressor.checkpoint.artifacts import SUFFIX
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import PlanError, only_one
 from compressor.files.names import file_name_from

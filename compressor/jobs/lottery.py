@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
+from compressor.checkpoint.artifact_writing import check_free, write_artifact
+from compressor.checkpoint.artifacts import SUFFIX, Artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe, Start
 from compressor.data.splits import Data, SplitName

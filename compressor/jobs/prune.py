@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.checkpoint.artifacts import SUFFIX, check_free, write_artifact
+from compressor.checkpoint.artifact_writing import check_free, write_artifact
+from compressor.checkpoint.artifacts import SUFFIX
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError

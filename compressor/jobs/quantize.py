@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact, add_results, check_free, write_artifact
+from compressor.checkpoint.artifact_writing import add_results, check_free, write_artifact
+from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, SplitName, batches, first

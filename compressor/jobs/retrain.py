@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from compressor.checkpoint.artifacts import SUFFIX, Artifact, check_free, write_artifact
+from compressor.checkpoint.artifact_writing import check_free, write_artifact
+from compressor.checkpoint.artifacts import SUFFIX, Artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Recipe
 from compressor.data.splits import Data

@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from compressor.checkpoint import forms
-from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.children import without_working_folder
 from compressor.data.splits import Data
 from compressor.environment import cores, environment
 from compressor.errors import StudyError
 from compressor.files.atomic import save_tensors, whole
+from compressor.files.json_files import read_json, write_json
 from compressor.files.leftovers import sweep
 from compressor.files.schema import check
 from compressor.progress import Say, quiet

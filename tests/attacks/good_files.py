@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.artifacts import RECIPE, write_artifact, write_json
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import RECIPE
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
 from compressor.data.splits import Data, Images
+from compressor.files.json_files import write_json
 from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table
 from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune

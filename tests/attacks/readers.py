@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
-from compressor.checkpoint.artifacts import RECIPE, open_artifact, read_json, sealed, sha256_of
+from compressor.checkpoint.artifact_recipe import sealed
+from compressor.checkpoint.artifacts import RECIPE, open_artifact, sha256_of
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.pt2 import read_exported
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, Images, Preprocessing, SplitName
+from compressor.files.json_files import read_json
 from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.pack.folder import bench_of_pack
 from compressor.measuring.tables.table import read_table

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from compressor.checkpoint.artifacts import load_artifact, open_artifact, recipe_sha256, sealed, sha256_of
+from compressor.checkpoint.artifact_recipe import recipe_sha256, sealed
+from compressor.checkpoint.artifacts import load_artifact, open_artifact, sha256_of
 from compressor.errors import ArtifactError, CompressError
 from compressor.files.atomic import save_tensors
 from tests.attacks import good_files

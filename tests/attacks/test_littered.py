@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from compressor import stopping
-from compressor.checkpoint import artifacts
-from compressor.checkpoint.artifacts import put_in_place
+from compressor.checkpoint import artifact_writing
 from compressor.cli.options import ExitCode
 from compressor.errors import ArtifactError
+from compressor.files import atomic
+from compressor.files.atomic import put_in_place
 from compressor.files.leftovers import PART, beside, owner, sweep, sweep_temp, temporary
 from compressor.stopping import Terminated, stop_when_asked
 from tests.support.command_line import ARCH, done, interrupted, refused, run, snapshot
@@ -119,17 +120,17 @@ class TestReplacing:
         self, two: tuple[Path, Path], swaps: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if not swaps:
-            monkeypatch.setattr(artifacts, "exchanged", lambda *_: False)
+            monkeypatch.setattr(atomic, "exchanged", lambda *_: False)
         put_in_place(*two)
         assert (two[1] / "recipe.json").read_text(encoding="utf-8") == "new"
         assert [p.name for p in two[1].parent.iterdir()] == ["a.compressed"]
 
     def test_two_names_are_swapped_at_once(self, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        if not artifacts.exchanged(two[0], two[1]):
+        if not atomic.exchanged(two[0], two[1]):
             pytest.skip("this system cannot")
         assert (two[1] / "recipe.json").read_text(encoding="utf-8") == "new"
         assert (two[0] / "recipe.json").read_text(encoding="utf-8") == "a.compressed"
-        artifacts.exchanged(two[0], two[1])
+        atomic.exchanged(two[0], two[1])
         monkeypatch.setattr(Path, "rename", None)  # nothing is renamed: there is no moment without an artifact
         put_in_place(*two)
 
@@ -140,8 +141,8 @@ class TestReplacing:
 import os, shutil, sys
 from pathlib import Path
 from compressor.files import leftovers
-from compressor.checkpoint import artifacts as artifact
-artifact.exchanged = lambda *_: False
+from compressor.files import atomic
+atomic.exchanged = lambda *_: False
 place = Path("a.compressed"); part = leftovers.beside(place, "part")
 for folder, text in ((place, "old"), (part, "new")):
     folder.mkdir(); (folder / "recipe.json").write_text(text)
@@ -151,7 +152,7 @@ def then_die(self, other):
     if len(done) == {{"first": 1, "second": 2, "last": 3}}["{at}"]: os._exit(9)
 Path.rename = then_die
 shutil.rmtree = lambda *_, **__: os._exit(9)
-artifact.put_in_place(part, place)
+atomic.put_in_place(part, place)
 """
         assert subprocess.run([sys.executable, "-c", code], cwd=workdir, check=False).returncode == 9
         sweep(workdir)
@@ -223,7 +224,7 @@ main()
         def stopped(*_: object, **__: object) -> None:
             raise Terminated
 
-        monkeypatch.setattr(artifacts, "_read_back", stopped)
+        monkeypatch.setattr(artifact_writing, "_read_back", stopped)
         before = snapshot(Path.cwd())
         told = run("prune", "tiny.pt", *ARCH, "--ratio", 0.25, "--align", 1, "--out", "b")
         assert told.exit_code == ExitCode.TERMINATED == 143
@@ -242,7 +243,7 @@ main()
                 os.kill(os.getpid(), signal.SIGTERM)
             raise error
 
-        monkeypatch.setattr(artifacts, "_read_back", stumbles)
+        monkeypatch.setattr(artifact_writing, "_read_back", stumbles)
         monkeypatch.setattr(stopping, "_asked", [])
         before, there = signal.getsignal(signal.SIGTERM), snapshot(Path.cwd())
         try:
@@ -274,8 +275,8 @@ main()
         code = """
 import os, sys
 from pathlib import Path
-from compressor.checkpoint import artifacts as artifact
-artifact._read_back = lambda *_, **__: (Path(os.environ["TMPDIR"]), os.kill(os.getpid(), 9))
+from compressor.checkpoint import artifact_writing
+artifact_writing._read_back = lambda *_, **__: (Path(os.environ["TMPDIR"]), os.kill(os.getpid(), 9))
 from compressor.files.leftovers import temporary
 from compressor.cli.main import app
 with temporary("bench"): app(sys.argv[1:])

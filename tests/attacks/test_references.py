@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.architectures import Architecture, architecture_from_user, build, check_harmless
-from compressor.checkpoint.artifacts import write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import ArchitectureError, CompressError
 from compressor.pruning.pipeline import prune

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from compressor.channels.groups import trace
 from compressor.channels.open_sizes import opened
 from compressor.channels.silenced import silenced_outputs
-from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import load_artifact
 from compressor.errors import InputError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.graph.outputs import outputs_of, relative_difference

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.checkpoint import artifacts
-from compressor.checkpoint.artifacts import add_results, load_artifact, open_artifact, write_artifact
+from compressor.checkpoint import artifact_writing
+from compressor.checkpoint.artifact_writing import add_results, write_artifact
+from compressor.checkpoint.artifacts import Artifact, load_artifact, open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.data.splits import Preprocessing
@@ -31,7 +32,7 @@ def small(samples: Path) -> Checkpoint:
     return prune(load(samples / "fashion_resnet20.pt"), Request(budget=ChannelBudget(ratio=0.5))).checkpoint
 
 
-def write(folder: Path, small: Checkpoint, **options: bool) -> artifacts.Artifact:
+def write(folder: Path, small: Checkpoint, **options: bool) -> Artifact:
     source = {"path": small.path, "sha256": small.sha256}
     return write_artifact(folder, small, source=source, results=Results(), **options)
 
@@ -61,14 +62,14 @@ def test_it_loads_in_a_fresh_process_from_another_folder(workdir: Path, small: C
 def test_an_artifact_that_does_not_come_back_is_refused_and_leaves_nothing(
     workdir: Path, small: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = artifacts.recipe_of
+    whole = artifact_writing.recipe_of
 
     def broken(checkpoint: Checkpoint, *, source: dict[str, str]) -> dict[str, object]:
         recipe = whole(checkpoint, source=source)
         recipe["surgery"] = {"slices": {}, "attributes": {}}
         return recipe
 
-    monkeypatch.setattr(artifacts, "recipe_of", broken)
+    monkeypatch.setattr(artifact_writing, "recipe_of", broken)
     with pytest.raises(ArtifactError, match="does not load in a fresh process"):
         write(workdir / "a.compressed", small)
     assert list(workdir.iterdir()) == []
@@ -114,7 +115,7 @@ def test_a_full_disk_leaves_the_old_artifact_whole(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "write_json", full)
+    monkeypatch.setattr(artifact_writing, "write_json", full)
     with pytest.raises(ArtifactError, match="No space left"):
         write(workdir / "a.compressed", small, force=True)
     monkeypatch.undo()
@@ -128,7 +129,7 @@ def test_an_interruption_leaves_nothing_half_written(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "_read_back", interrupted)
+    monkeypatch.setattr(artifact_writing, "_read_back", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(workdir / "a.compressed", small)
     assert list(workdir.iterdir()) == []

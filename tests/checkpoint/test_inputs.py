@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from compressor.channels.silenced import silenced_outputs
 from compressor.checkpoint.architectures import Architecture
-from compressor.checkpoint.artifacts import load_artifact, open_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import load_artifact, open_artifact
 from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.fitting import fitting
 from compressor.checkpoint.inputs import Examples, example_inputs

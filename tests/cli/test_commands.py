@@ -449,7 +449,7 @@ class TestInterruption:
         ("command", "place"),
         [
             (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.jobs.prune.write_artifact"),
-            (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.checkpoint.artifacts._read_back"),
+            (["prune", "tiny.pt", *ARCH, "--ratio", "0.5"], "compressor.checkpoint.artifact_writing._read_back"),
             (["export", "tiny.compressed"], "compressor.jobs.export.export_onnx"),
             (["bench", "--runtimes", "torch-eager"], "compressor.measuring.benchmark.timed"),
             (["evaluate", "--data", "data.npz"], "compressor.jobs.evaluate.evaluate"),

@@ -15,6 +15,7 @@ PACKAGE = Path(compressor.__file__).parent
 REFUSALS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, CompressError)}
 # files whose errors come from what a user gives, and not from a network that does not come out right
 FILES = (
+    "checkpoint/artifact_writing",
     "checkpoint/architectures", "checkpoint/artifacts", "checkpoint/loading", "checkpoint/reading",
     "checkpoint/recipes", "checkpoint/sparse", "data/arrays", "data/image_files", "data/repeats", "data/sources",
     "data/splits", "files/json_files", "measuring/accuracy", "measuring/benchmark", "measuring/pack/folder",

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import load_artifact
 from compressor.errors import CompressError, SurgeryError
 from compressor.export.onnx import export_onnx
 from compressor.graph.outputs import outputs_of, tensors_in

@@ -12,7 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from compressor.checkpoint import artifacts as artifact_file
-from compressor.checkpoint.artifacts import open_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.loading import load
 from compressor.cli.main import app
 from compressor.data.sources import load_data

@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from compressor.checkpoint import artifacts as artifact_file
-from compressor.checkpoint.artifacts import Artifact, add_results, open_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import add_results, write_artifact
+from compressor.checkpoint.artifacts import Artifact, open_artifact
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import How
 from compressor.cli import retrain as command_file

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture, build
-from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import load_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How
 from compressor.data.splits import Preprocessing

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import compressor.studies.papers
-from compressor.checkpoint.artifacts import write_json
 from compressor.data.splits import Data, Images
 from compressor.errors import StudyError
+from compressor.files.json_files import write_json
 from compressor.report.document import Code, Strong
 from compressor.report.markdown import markdown
 from compressor.report.page import page

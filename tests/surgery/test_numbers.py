@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compressor.channels.groups import trace, without
-from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import load_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import CheckpointError, GroupError, SurgeryError
 from compressor.graph.precision import in_types_

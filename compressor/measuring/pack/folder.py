@@ -18,10 +18,10 @@ from torch import Tensor
 
 from compressor.channels.groups import trace
 from compressor.checkpoint import forms
-from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.errors import ArtifactError
 from compressor.files.atomic import write_text
+from compressor.files.json_files import read_json, write_json
 from compressor.files.leftovers import PART, beside
 from compressor.files.schema import check
 from compressor.measuring.candidates import candidates_of, with_onnx

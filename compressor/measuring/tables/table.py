@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.checkpoint import forms
-from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.errors import ArtifactError
+from compressor.files.json_files import read_json, write_json
 from compressor.files.schema import check
 from compressor.planning.widths import FEATURES, START, Layer, Numbers, Sizes, WidthCost, features
 

@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import nn
 
-from compressor.checkpoint.artifacts import read_json, write_json
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
 from compressor.data.splits import UNLABELLED, Data, ImageSet, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
+from compressor.files.json_files import read_json, write_json
 from compressor.files.leftovers import temporary
 from compressor.measuring.accuracy import agreement, evaluate
 from compressor.progress import Say, quiet

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import compressor
 from compressor.channels.groups import trace
-from compressor.checkpoint.artifacts import load_artifact, write_artifact
+from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import load_artifact
 from compressor.checkpoint.recipes import How
 from compressor.data.splits import Data, Images
 from compressor.errors import CalibrationError, RepairError
