@@ -27,12 +27,12 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from compressor.channels.constants import constants_of
+from compressor.channels.destinations import destinations, labels_along, merged_sets, varies_along
 from compressor.channels.labels import Dim, Ids, Labels
 from compressor.errors import CompressError, InternalError
 from compressor.graph.exported_program import Exported
 from compressor.graph.precision import in_precision
 
-NUMBERS = (torch.int32, torch.float64)  # float64 has every whole number below 2^53
 PART_OF_A_TABLE = "a table is computed from it"
 NOTHING = "nothing reaches it on the example input"
 
@@ -358,7 +358,7 @@ class Tracer:
             key = None if beside else (str(target), repr(rest), repr(named), tuple(x.value.shape), d)
             went = self.patterns.get(key) if key else None
             if went is None:
-                went = _destinations(x.value.shape, d, lambda places: target(places, *rest, **named))
+                went = destinations(x.value.shape, d, lambda places: target(places, *rest, **named))
                 if went is None:
                     raise NotFollowed(f"torch cannot run `{_short(target)}` on the numbers of its channels")
                 if key:
@@ -391,7 +391,7 @@ class Tracer:
         origin: list[frozenset[int]] = [frozenset() for _ in shape]
         ranges: list[tuple[list[int], Ids]] = []
         for d, out in pieces:
-            varies = _varies_along(out)
+            varies = varies_along(out)
             if not varies and out.any():
                 single = np.unique(out).astype(np.int64)
                 self.labels.pin((single,), f"`{_short(self.node.target)}` picks single channels")
@@ -399,12 +399,12 @@ class Tracer:
             ranges.append((varies, np.broadcast_to(out, shape)))
             for e in varies:
                 origin[e] |= x.origin[d] if x.source else frozenset()
-        split = _components([set(v) for v, _ in ranges if len(v) > 1])
+        split = merged_sets([set(v) for v, _ in ranges if len(v) > 1])
         for varies, out in ranges:
             if len(varies) == 1 and not any(varies[0] in axes for axes in split):
-                dims[varies[0]] = (*dims[varies[0]], _along(out, varies))
+                dims[varies[0]] = (*dims[varies[0]], labels_along(out, varies))
         for axes in map(sorted, split):
-            joint = tuple(_along(out, axes) for varies, out in ranges if set(varies) & set(axes))
+            joint = tuple(labels_along(out, axes) for varies, out in ranges if set(varies) & set(axes))
             lengths = [shape[e] for e in axes]
             sites = {e: (self.node.name, number, e) for e in axes}
             whole = [e for e in axes if self.heads is not None and sites[e] in self.heads]
@@ -422,27 +422,6 @@ class Tracer:
             assert all(g.size == np.prod(lengths) for g in grid)
             self.labels.unify(joint, tuple(grid), f"`{_short(self.node.target)}` divides the channels")
         return tuple(self.labels.resolve(dim) for dim in dims), tuple(origin)
-
-
-def _destinations(shape: Sequence[int], dim: int, run: Callable[[Tensor], Any]) -> list[Ids] | None:
-    """Where the positions along a dimension go: numbers from 1, and 0 for new values. One entry per result.
-
-    Each entry is as long as the result along axes where the numbers vary, and 1 elsewhere. `None` where torch runs the
-    operator on no number type that is exact.
-    """
-    places = torch.arange(1, shape[dim] + 1).view([-1 if e == dim else 1 for e in range(len(shape))])
-    for kind in NUMBERS:
-        try:
-            moved = run(places.to(kind).expand(shape).contiguous())
-        except RuntimeError:  # torch has no kernel of the operator for this number type
-            continue
-        entries = []
-        for out in pytree.tree_leaves(moved):
-            went = out.numpy().astype(np.int32, copy=False)
-            varies = _varies_along(went)
-            entries.append(went[tuple(slice(None) if e in varies else slice(1) for e in range(went.ndim))].copy())
-        return entries
-    return None
 
 
 RECURRENT = ("aten.lstm.", "aten.gru.", "aten.rnn_")
@@ -469,42 +448,6 @@ def _without_values(value: Any) -> Any:
     if isinstance(value, torch.device):
         return torch.device("meta")
     return value.to("meta") if isinstance(value, Tensor) else value
-
-
-def _varies_along(out: Ids) -> list[int]:
-    """The axes along which a tensor of labels is not constant."""
-    long = [e for e, n in enumerate(out.shape) if n > 1 and out.size]
-    middle = [slice(n // 2, n // 2 + 1) for n in out.shape]
-    axes = []
-    for e in long:  # a line through the middle shows most of these axes
-        line = out[tuple(slice(None) if axis == e else at for axis, at in enumerate(middle))]
-        if (line != line.flat[0]).any():
-            axes.append(e)
-    if not long or (out == out[tuple(slice(None) if axis in axes else at for axis, at in enumerate(middle))]).all():
-        return axes
-    firsts = [(slice(None),) * e + (slice(1),) for e in long]
-    return [e for e, first in zip(long, firsts, strict=True) if bool((out != out[first]).any())]
-
-
-def _along(out: Ids, axes: Sequence[int]) -> Ids:
-    """The labels along `axes`, at the first position of all other axes, flattened."""
-    index = tuple(slice(None) if e in axes else 0 for e in range(out.ndim))
-    return np.ascontiguousarray(out[index], dtype=np.int64).reshape(-1)
-
-
-def _components(sets: list[set[int]]) -> list[set[int]]:
-    """Merge sets that overlap."""
-    merged: list[set[int]] = []
-    for one in sets:
-        joined = set(one)
-        rest = []
-        for other in merged:
-            if joined & other:
-                joined |= other
-            else:
-                rest.append(other)
-        merged = [*rest, joined]
-    return merged
 
 
 def _unlabelled(value: Any) -> Any:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody writes it
 from torch import Tensor, nn
 
+from compressor.channels.destinations import destinations
 from compressor.channels.groups import Traced, trace
 from compressor.channels.rules import RULES
 from compressor.channels.silenced import silenced_outputs
-from compressor.channels.tracing import _destinations
 from compressor.errors import InternalError
 from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.plan import gone_labels
@@ -263,14 +263,14 @@ def test_positions_are_numbers_that_torch_has_a_kernel_for() -> None:
         places.append(numbers.dtype)
         return torch.ops.aten.im2col(numbers, [1, 2], [1, 1], [0, 0], [1, 1])
 
-    went = _destinations((1, 3, 1, 2), 1, run)
+    went = destinations((1, 3, 1, 2), 1, run)
     assert went is not None
     assert places[-1] is torch.float64
     assert went[0].ravel().tolist() == [1, 1, 2, 2, 3, 3]
 
 
 def test_what_torch_runs_on_no_numbers_of_positions_stays_for_that_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compressor.channels.tracing.NUMBERS", ())
+    monkeypatch.setattr("compressor.channels.destinations.NUMBERS", ())
     module = nn.Sequential(Around(lambda x, y: x.flip(3) + y), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1))
     assert reasons(trace(alive(module), EXAMPLE))["0.a"] == "torch cannot run `flip` on the numbers of its channels"
 
