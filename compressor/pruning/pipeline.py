@@ -15,9 +15,10 @@ from compressor.data.splits import Data
 from compressor.errors import SurgeryError
 from compressor.graph.recorded import RecordedProgram
 from compressor.graph.sizes import takes_text
-from compressor.planning.calibration import Needs, gather
+from compressor.planning.calibration import Needs
 from compressor.planning.costs import Cost, LayerCost, count, layer_costs
 from compressor.planning.gap import Gap, gap_between
+from compressor.planning.gathering import gather
 from compressor.planning.sensitivity import Curve, writable
 from compressor.progress import Say, quiet
 from compressor.pruning.level_plan import Dense, Planned, Planner, Scored, finer_share, planned_level

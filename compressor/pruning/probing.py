@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from compressor.channels.groups import ChannelGroup, Role
 from compressor.planning.allocation import Allocation, allocate, orders_from, plan_of_widths, widths_to_probe
 from compressor.planning.branches import residual_sum
-from compressor.planning.calibration import Calibration, Needs, gather
+from compressor.planning.calibration import Calibration, Needs
 from compressor.planning.costs import CostModel
 from compressor.planning.elimination import ReaderMoments, consumers
+from compressor.planning.gathering import gather
 from compressor.planning.random_widths import random_widths
 from compressor.planning.sensitivity import Curve, sensitivity
 from compressor.planning.walk import Program, program_of, readers

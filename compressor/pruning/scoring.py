@@ -12,7 +12,8 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data, batches, first
 from compressor.errors import CalibrationError
 from compressor.planning import criteria
-from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split, gather
+from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split
+from compressor.planning.gathering import gather
 from compressor.progress import Say, quiet
 from compressor.pruning.probing import fitted_and_probed
 from compressor.pruning.repair.repairing import Repair, images_to_repair_with

@@ -23,7 +23,8 @@ from compressor.data.splits import Data, Images, Preprocessing
 from compressor.errors import RetrainError
 from compressor.graph import gradients
 from compressor.graph.gradients import check_gradients, right_gradients
-from compressor.planning.calibration import Needs, gather
+from compressor.planning.calibration import Needs
+from compressor.planning.gathering import gather
 from compressor.pruning.repair.distillation import distil
 from compressor.pruning.transfer.scores import Pair, joint_gradients
 from compressor.surgery.plan import ChannelBudget, Scores, plan_pruning

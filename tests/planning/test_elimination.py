@@ -12,8 +12,9 @@ from torch.nn import functional
 from compressor.channels.groups import ChannelGroup, Member, Role, trace
 from compressor.errors import CalibrationError
 from compressor.planning import criteria, elimination
-from compressor.planning.calibration import Calibration, Needs, gather
+from compressor.planning.calibration import Calibration, Needs
 from compressor.planning.elimination import Elimination, ReaderMoments, consumers, eliminate, features_of, readings_of
+from compressor.planning.gathering import gather
 from compressor.planning.walk import program_of
 from tests.support.topologies import INPUT, TOPOLOGIES, Residual, alive, head
 

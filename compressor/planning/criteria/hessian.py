@@ -2,7 +2,7 @@
 
 score(c) = ½ Σ over every parameter w of channel c of w² · h, with the Hessian's diagonal h estimated by the mean over
 images of the squared gradient of that image's loss. With labels this is the empirical Fisher diagonal; without, targets
-drawn from the network's own distribution make it the Gauss-Newton diagonal in expectation (`planning.calibration`). It
+drawn from the network's own distribution make it the Gauss-Newton diagonal in expectation (`planning.gathering`). It
 needs one backward pass per image. Refused without data: add `--data`.
 """
 

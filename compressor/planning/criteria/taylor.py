@@ -6,7 +6,7 @@ become zero together. The sum is taken before the absolute value: parameters of 
 removed together. Batch norms use their running statistics.
 
 Without labels the loss is the cross entropy against the network's own top class, or half the squared output where that
-is not class scores (`planning.calibration`). Refused without data: add `--data`.
+is not class scores (`planning.gathering`). Refused without data: add `--data`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from torch.nn import functional
 from compressor.channels.groups import BATCH_NORMS, ChannelGroup, Member, Role, trace
 from compressor.errors import CalibrationError
 from compressor.planning import criteria
-from compressor.planning.calibration import Calibration, Needs, by_row, gather, rows
+from compressor.planning.calibration import Calibration, Needs, by_row, rows
 from compressor.planning.criteria.expected_bn import rectified_mean
+from compressor.planning.gathering import gather
 
 BY_DATA = ("activation", "apoz", "taylor", "hessian", "obs")
 
