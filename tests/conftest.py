@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sample_models
+from compressor.checkpoint import artifact_writing
 from compressor.environment import cores
 from tests.support.command_line import ARCH, done, make_inputs
 from tests.support.thorough import leave_out
@@ -72,6 +73,12 @@ def pruned(made: Path, workdir: Path) -> Path:
     """The working folder with `tiny.compressed` in it."""
     shutil.copytree(made, workdir, dirs_exist_ok=True)
     return workdir
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fresh process reads the artifact back: it takes seconds, and is the artifact's own test."""
+    monkeypatch.setattr(artifact_writing, "_read_back", lambda *_, **__: None)
 
 
 @pytest.fixture

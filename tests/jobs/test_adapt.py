@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
@@ -34,12 +33,6 @@ def two(inputs: Path) -> Path:
     with np.load(inputs / "data.npz") as data:
         np.savez(inputs / "target.npz", images=255 - data["images"])
     return inputs
-
-
-@pytest.fixture
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fresh process reads the artifact back: it takes seconds, and is the artifact's own test."""
-    monkeypatch.setattr(artifact_file, "_read_back", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifacts import Artifact, open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
@@ -30,12 +29,6 @@ WORDS = (
     "--how", "lottery", "--data", "data.npz", "--dense-epochs", 2, "--lr", 0.05, "--batch-size", 32,
     "--augment", "none",
 )  # fmt: skip
-
-
-@pytest.fixture
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fresh process reads the artifact back: it takes seconds, and is the artifact's own test."""
-    monkeypatch.setattr(artifact_file, "_read_back", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from compressor.checkpoint import artifacts as artifact_file
 from compressor.checkpoint.artifact_writing import add_results, write_artifact
 from compressor.checkpoint.artifacts import Artifact, open_artifact
 from compressor.checkpoint.loading import load
@@ -74,12 +73,6 @@ def fields_of(value: Any) -> dict[str, Any]:
 def prepared(artifact: Artifact, how: How = How.FINE_TUNE, **options: Any) -> retraining.Retraining:
     wishes = options.pop("wishes", Wishes(epochs=2, batch_size=16) if how is How.FINE_TUNE else Wishes())
     return retraining.prepare(artifact, how, wishes=wishes, **options)
-
-
-@pytest.fixture
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No fresh process reads the artifact back: it takes seconds, and is the artifact's own test."""
-    monkeypatch.setattr(artifact_file, "_read_back", lambda *_, **__: None)
 
 
 class TestPrepare:
