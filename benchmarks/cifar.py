@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data.splits import Data, Images, hold_out
+from compressor.data.samples import Images, hold_out
+from compressor.data.splits import Data
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -24,8 +24,9 @@ from benchmarks.provenance import provenance
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
+from compressor.data.preprocessing import Preprocessing
 from compressor.data.sources import load_data
-from compressor.data.splits import Data, Preprocessing, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.pruning.pipeline import prune
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.repair.synthetic import synthetic_data

@@ -36,8 +36,9 @@ from benchmarks.provenance import provenance
 from benchmarks.tables import accuracy
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
+from compressor.data.preprocessing import Preprocessing
 from compressor.data.sources import load_data
-from compressor.data.splits import Data, Preprocessing, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.planning.calibration import calibration_batches
 from compressor.planning.costs import count
 from compressor.pruning.pipeline import prune

@@ -19,7 +19,7 @@ from benchmarks.provenance import provenance
 from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.export.onnx import export_onnx
 from compressor.jobs.coverage import enliven_
 from compressor.pruning.pipeline import prune

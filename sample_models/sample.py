@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compressor.data.samples import first
 from compressor.data.sources import load_data
-from compressor.data.splits import SplitName, first
+from compressor.data.splits import SplitName
 
 SIZES = {SplitName.TRAIN: 10_000, SplitName.TUNE: 2_000, SplitName.TEST: 10_000}
 

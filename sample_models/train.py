@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
 from compressor.data.sources import load_data
-from compressor.data.splits import Data, Images, Preprocessing, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.training.loop import Hooks, Progress, correct_in, train
 from sample_models import networks
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.checkpoint.architectures import Architecture
     from compressor.checkpoint.checkpoint import Checkpoint
-    from compressor.data.splits import Preprocessing
+    from compressor.data.preprocessing import Preprocessing
     from compressor.graph.input_spec import InputSpec
 
 SCHEMA = 2  # schema 1 hashed only the files, not the program and the numbers in the recipe itself
@@ -67,7 +67,7 @@ def recipe_sha256(recipe: Mapping[str, Any]) -> str:
 
 def preprocessing_in(recipe: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing in the recipe."""
-    from compressor.data.splits import Preprocessing
+    from compressor.data.preprocessing import Preprocessing
 
     plain = recipe["preprocessing"]
     return Preprocessing(

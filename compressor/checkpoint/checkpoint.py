@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.graph.input_spec import InputSpec
 from compressor.surgery.surgery import Surgery
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.fitting import FORWARD_ERRORS
-from compressor.data.splits import Data, batches
+from compressor.data.batches import batches
+from compressor.data.splits import Data
 from compressor.graph.input_spec import InputSpec
 from compressor.graph.lent import state_kept
 from compressor.graph.outputs import outputs_of

@@ -20,7 +20,7 @@ from compressor.checkpoint.metadata import metadata_of
 from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import recipe_from_json
 from compressor.checkpoint.unpickle import read_pickle
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.files.archives import names_in
 from compressor.files.names import check_names, check_names_in

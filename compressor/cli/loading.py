@@ -28,7 +28,7 @@ def load_model(
     from compressor.checkpoint.architectures import architecture_arguments
     from compressor.checkpoint.artifacts import open_artifact
     from compressor.checkpoint.loading import load
-    from compressor.data.splits import with_normalisation
+    from compressor.data.preprocessing import with_normalisation
 
     arguments = {"--arch-arg": bool(network.arch_arg)}
     if network.arch is None:

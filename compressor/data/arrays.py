@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.data.splits import Images, SplitName
+from compressor.data.samples import Images
+from compressor.data.splits import SplitName
 from compressor.errors import DataError
 
 Array = np.ndarray[Any, Any]

@@ -8,14 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from compressor.data.splits import UNLABELLED, Data, Images, ImageSet
+from compressor.data.samples import UNLABELLED, Images, Samples
+from compressor.data.splits import Data
 from compressor.errors import DataError
 
 
 class _Relabelled:
-    """An image set in which label `i` is replaced by `targets[i]`."""
+    """Samples in which label `i` is replaced by `targets[i]`."""
 
-    def __init__(self, images: ImageSet, targets: Sequence[int]) -> None:
+    def __init__(self, images: Samples, targets: Sequence[int]) -> None:
         self.images, self.targets = images, targets
 
     def __len__(self) -> int:
@@ -51,7 +52,7 @@ def with_labels_of(data: Data, classes: Sequence[str] | None) -> Data:
     if targets == list(range(len(targets))):
         return replace(data, classes=tuple(classes))
 
-    def relabelled(images: ImageSet | None) -> ImageSet | None:
+    def relabelled(images: Samples | None) -> Samples | None:
         if isinstance(images, Images):
             moved = torch.tensor([*targets, UNLABELLED])[images.labels]  # -1 selects the last entry
             return Images(images.images, moved)

@@ -9,17 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.data.splits import (
-    UNLABELLED,
-    Augmentation,
-    Data,
-    Images,
-    ImageSet,
-    Preprocessing,
-    SplitName,
-    batches,
-    subset,
-)
+from compressor.data.batches import Augmentation, batches
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Images, Samples, subset
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
 
 AT_ONCE = 1000  # images that are transformed together
@@ -34,8 +27,8 @@ class TargetDomain:
 
     __slots__ = ("images", "name")
 
-    def __init__(self, images: ImageSet, *, name: str) -> None:
-        self.images: ImageSet = without_labels(images)
+    def __init__(self, images: Samples, *, name: str) -> None:
+        self.images: Samples = without_labels(images)
         self.name = name
 
     def __len__(self) -> int:
@@ -80,15 +73,15 @@ def target_of(data: Data) -> TargetDomain:
     return TargetDomain(data.split(SplitName.TRAIN), name=data.name)
 
 
-def without_labels(images: ImageSet) -> ImageSet:
+def without_labels(images: Samples) -> Samples:
     """Return the same images, all unlabelled; in memory if they were."""
     return Images(images.images) if isinstance(images, Images) else _WithoutLabels(images)
 
 
 class _WithoutLabels:
-    """An image set in which every image is unlabelled."""
+    """Samples in which every image is unlabelled."""
 
-    def __init__(self, images: ImageSet) -> None:
+    def __init__(self, images: Samples) -> None:
         self._images = images
 
     def __len__(self) -> int:
@@ -131,7 +124,7 @@ class Shift:
         return dataclasses.asdict(self)
 
 
-def shifted(images: ImageSet, shift: Shift, *, seed: int) -> Images:
+def shifted(images: Samples, shift: Shift, *, seed: int) -> Images:
     """Return a shifted copy with the same labels, as uint8; the noise is drawn by `seed`. Refused: images not in
     memory.
     """

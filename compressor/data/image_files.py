@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from compressor.data.arrays import SPELLINGS
-from compressor.data.splits import UNLABELLED, SplitName
+from compressor.data.samples import UNLABELLED
+from compressor.data.splits import SplitName
 from compressor.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")

@@ -16,7 +16,8 @@ from typing import TypeVar
 from torch.utils.data import Subset
 
 from compressor.data.image_files import ImageFiles, check_regular
-from compressor.data.splits import Images, ImageSet, SplitName, subset
+from compressor.data.samples import Images, Samples, subset
+from compressor.data.splits import SplitName
 from compressor.errors import DataError
 
 ORDER = (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN)  # an image stays in the first of its splits
@@ -24,13 +25,13 @@ T = TypeVar("T")
 
 
 def without_repeats(
-    splits: Mapping[SplitName, ImageSet | None], *, source: str
-) -> tuple[dict[SplitName, ImageSet | None], int]:
+    splits: Mapping[SplitName, Samples | None], *, source: str
+) -> tuple[dict[SplitName, Samples | None], int]:
     """Return the splits without images that another split has, and the number of removed images.
 
     Refused: a split that would be empty, for example because `train` and `test` are the same images.
     """
-    apart: dict[SplitName, ImageSet | None] = dict(splits)
+    apart: dict[SplitName, Samples | None] = dict(splits)
     there = {name: images for name in ORDER if (images := splits.get(name)) is not None}
     for name, images in there.items():
         twin = next((n for n, other in there.items() if n != name and _same(images, other)), None)
@@ -54,14 +55,14 @@ def without_repeats(
     return apart, dropped
 
 
-def _same(one: ImageSet, other: ImageSet) -> bool:
+def _same(one: Samples, other: Samples) -> bool:
     """True if two splits are one data set whose images are not compared; parts of one set are disjoint."""
     if isinstance(one, Subset) or isinstance(other, Subset):
         return one is other
     return getattr(one, "dataset", one) is getattr(other, "dataset", other)
 
 
-def _of_memory(splits: Mapping[SplitName, ImageSet]) -> dict[SplitName, list[int]]:
+def _of_memory(splits: Mapping[SplitName, Samples]) -> dict[SplitName, list[int]]:
     """The indices of the images to keep, of each split in memory."""
     return _apart({name: _pixels(images) for name, images in splits.items() if isinstance(images, Images)})
 
@@ -72,7 +73,7 @@ def _pixels(images: Images) -> list[bytes]:
     return [hashlib.blake2b(memoryview(image).cast("B"), digest_size=16).digest() for image in array]
 
 
-def _of_files(splits: Mapping[SplitName, ImageSet]) -> dict[SplitName, list[int]]:
+def _of_files(splits: Mapping[SplitName, Samples]) -> dict[SplitName, list[int]]:
     """The indices of the images to keep, of each split of files."""
     files = {name: paths for name, images in splits.items() if (paths := files_of(images)) is not None}
     sizes = {name: [_size(file) for file in some] for name, some in files.items()}
@@ -88,7 +89,7 @@ def _of_files(splits: Mapping[SplitName, ImageSet]) -> dict[SplitName, list[int]
     return _apart(keys)
 
 
-def files_of(images: ImageSet) -> Sequence[Path] | None:
+def files_of(images: Samples) -> Sequence[Path] | None:
     """Return the files that the images are read from, in order; `None` where they are not files."""
     if isinstance(images, ImageFiles):
         return images.files

@@ -18,7 +18,8 @@ from compressor.data.arrays import SPELLINGS, splits_from_idx, splits_from_npz
 from compressor.data.classes import with_labels_of
 from compressor.data.image_files import ImageFiles, read_folder
 from compressor.data.repeats import without_repeats
-from compressor.data.splits import TUNE_AT_MOST, TUNE_SHARE, Data, Images, ImageSet, SplitName, hold_out
+from compressor.data.samples import TUNE_AT_MOST, TUNE_SHARE, Images, Samples, hold_out
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError, unknown
 
 FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
@@ -113,7 +114,7 @@ def load_data(source: str, *, root: Path | None = None, download: bool = False, 
 
 def assembled(
     name: str,
-    splits: Mapping[Any, ImageSet | None],
+    splits: Mapping[Any, Samples | None],
     *,
     source: str,
     classes: tuple[str, ...] | None = None,
@@ -126,7 +127,7 @@ def assembled(
     two splits stays in the split that is measured. Refused: two splits that are the same data set.
     """
     own, left_out = without_repeats({k: v for k, v in splits.items() if k is not None}, source=source)
-    by_split: dict[SplitName | None, ImageSet | None] = {name: own[name] for name in own}  # a wider key type
+    by_split: dict[SplitName | None, Samples | None] = {name: own[name] for name in own}  # a wider key type
     by_split[None] = splits.get(None)
     drawn: list[SplitName] = []
     whole = by_split.pop(None, None)
@@ -258,7 +259,7 @@ def _from_function(file: Path, function: str, *, seed: int) -> Data:
         raise DataError(
             f"`{function}` returned a split called `{strangers[0]}`", hint=unknown("splits", strangers[0], names)
         )
-    splits: dict[SplitName | None, ImageSet] = {
+    splits: dict[SplitName | None, Samples] = {
         None if key is None else names[key]: v
         if isinstance(v, (Images, ImageFiles))
         else Items(v, name=f"`{function}`")

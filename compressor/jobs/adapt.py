@@ -12,8 +12,9 @@ from typing import Any
 from compressor.checkpoint.artifact_writing import check_free, write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
+from compressor.data.batches import augmentation_named
 from compressor.data.domains import TargetDomain, target_of
-from compressor.data.splits import Data, SplitName, augmentation_named
+from compressor.data.splits import Data, SplitName
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import Pruned
 from compressor.pruning.transfer.rounds import IMAGES, LEAST_WIDTH, ROUNDS, TransferPruning, prune_while_adapting

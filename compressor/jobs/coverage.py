@@ -29,7 +29,7 @@ from compressor.checkpoint.architectures import Architecture, architecture_from_
 from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.inputs import example_inputs
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary

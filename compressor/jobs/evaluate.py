@@ -11,8 +11,10 @@ from compressor.checkpoint.artifact_writing import add_results
 from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
+from compressor.data.preprocessing import Preprocessing, with_normalisation
+from compressor.data.samples import UNLABELLED, Samples
 from compressor.data.sources import FORMS, default_data, load_data
-from compressor.data.splits import UNLABELLED, Data, ImageSet, Preprocessing, SplitName, with_normalisation
+from compressor.data.splits import Data, SplitName
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
 from compressor.measuring.accuracy import OnnxNetwork, agreement, evaluate, load_onnx
 from compressor.results.artifact import Evaluation
@@ -94,7 +96,7 @@ def artifact_around(file: Path) -> Artifact | None:
     return open_artifact(file.parent) if (file.parent / RECIPE).is_file() else None
 
 
-def chosen_split(data: Data, name: str | None) -> tuple[str, ImageSet]:
+def chosen_split(data: Data, name: str | None) -> tuple[str, Samples]:
     """Return the split called `name`, or `all`; by default the test split, or the next one if there is none."""
     if name is None:
         name = next(str(s) for s in (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN) if str(s) in data.sizes)

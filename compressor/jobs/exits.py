@@ -11,7 +11,8 @@ from torch import Tensor
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.splits import Data, ImageSet, SplitName
+from compressor.data.samples import Samples
+from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError
 from compressor.export.onnx import export_onnx
@@ -138,7 +139,7 @@ def early_exits(
     return results
 
 
-def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, request: ExitRequest) -> ExitLatency:
+def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: Samples, request: ExitRequest) -> ExitLatency:
     """Return the latency of the dense network and the file in turns, per image on average, on representative images."""
     chosen = alike(taken, TIMED_IMAGES, seed=request.recipe.seed)
     images = inputs_of(checkpoint, tune, chosen)
@@ -163,6 +164,6 @@ def latency(checkpoint: Checkpoint, file: Path, taken: Tensor, tune: ImageSet, r
     )
 
 
-def inputs_of(checkpoint: Checkpoint, images: ImageSet, indices: Sequence[int]) -> list[Tensor]:
+def inputs_of(checkpoint: Checkpoint, images: Samples, indices: Sequence[int]) -> list[Tensor]:
     """Return the images at `indices` as the network's inputs `[1, channels, h, w]`."""
     return [checkpoint.preprocessing(images[i][0].unsqueeze(0)) for i in indices]

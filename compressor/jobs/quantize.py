@@ -15,8 +15,10 @@ import torch
 from compressor.checkpoint.artifact_writing import add_results, check_free, write_artifact
 from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.data.batches import batches
 from compressor.data.classes import with_labels_of
-from compressor.data.splits import UNLABELLED, Data, SplitName, batches, first
+from compressor.data.samples import UNLABELLED, first
+from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError
 from compressor.export.int8 import Int8, Quantized, quantize_onnx

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import forms
-from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.data.batches import EVALUATION_BATCH, batches
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Samples
 from compressor.errors import CheckpointError, DataError
 from compressor.files.json_files import parsed
 from compressor.files.schema import check
@@ -64,7 +66,7 @@ class OnnxNetwork:
 
 
 def evaluate(
-    network: nn.Module | OnnxNetwork, images: ImageSet, *, split: str, preprocessing: Preprocessing
+    network: nn.Module | OnnxNetwork, images: Samples, *, split: str, preprocessing: Preprocessing
 ) -> Accuracy:
     """Return the network's top-1 accuracy on labelled images; a module stays unchanged.
 
@@ -90,7 +92,7 @@ def evaluate(
 def agreement(
     network: nn.Module | OnnxNetwork,
     dense: nn.Module | OnnxNetwork,
-    images: ImageSet,
+    images: Samples,
     *,
     split: str,
     preprocessing: Preprocessing,
@@ -112,7 +114,7 @@ def agreement(
     return Agreement(agreeing=agreeing, total=len(images), relative_error=relative, split=split)
 
 
-def evaluate_onnx(file: Path, images: ImageSet, *, split: str, preprocessing: Preprocessing | None = None) -> Accuracy:
+def evaluate_onnx(file: Path, images: Samples, *, split: str, preprocessing: Preprocessing | None = None) -> Accuracy:
     """Return the accuracy of an ONNX file on onnxruntime's CPU provider, with its own preprocessing by default."""
     network = load_onnx(file)
     return evaluate(network, images, split=split, preprocessing=preprocessing or network.preprocessing)
@@ -189,7 +191,7 @@ def scorer(network: nn.Module | OnnxNetwork) -> Iterator[Scorer]:
         yield lambda inputs: class_scores(network(inputs.to(device, dtype))).float().cpu()
 
 
-def _batches(images: ImageSet, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(images: Samples, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of a size that fits in memory."""
     pixels = preprocessing.shaped(images[0][0])
     batch_size = max(1, min(EVALUATION_BATCH, ELEMENTS_PER_BATCH // pixels.numel()))

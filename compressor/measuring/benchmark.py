@@ -13,7 +13,8 @@ from torch import Tensor
 from compressor.checkpoint.architectures import PICKLE, PROGRAM
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
-from compressor.data.splits import UNLABELLED, Data, SplitName
+from compressor.data.samples import UNLABELLED
+from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.files.leftovers import temporary

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Member, Role
-from compressor.data.splits import Data, ImageSet, Preprocessing, SplitName, batches, first
+from compressor.data.batches import batches
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Samples, first
+from compressor.data.splits import Data, SplitName
 from compressor.errors import CalibrationError
 from compressor.planning.elimination import ReaderMoments
 
@@ -55,7 +58,7 @@ class Calibration:
 
 
 def calibration_batches(
-    images: ImageSet, count: int, *, preprocessing: Preprocessing, seed: int
+    images: Samples, count: int, *, preprocessing: Preprocessing, seed: int
 ) -> list[tuple[Tensor, ...]]:
     """Return up to `count` images drawn by `seed`, as inputs in batches of one size: at least eight where there are
     enough.
@@ -66,7 +69,7 @@ def calibration_batches(
     return [(inputs,) for inputs, _ in stream if len(inputs) == size]
 
 
-def calibration_split(data: Data) -> ImageSet:
+def calibration_split(data: Data) -> Samples:
     """Return the images for decisions: the training split, else the tuning split, never the test split."""
     if data.train is None and data.tune is None:
         raise CalibrationError(

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.channels.groups import ChannelGroup, Role
-from compressor.data.splits import UNLABELLED
+from compressor.data.samples import UNLABELLED
 from compressor.errors import CalibrationError
 from compressor.graph.finite import broken_in
 from compressor.graph.gradients import right_gradients

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.splits import Data, batches, first
+from compressor.data.batches import batches
+from compressor.data.samples import first
+from compressor.data.splits import Data
 from compressor.errors import CalibrationError
 from compressor.planning import criteria
 from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split

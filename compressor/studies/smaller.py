@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from compressor.data.splits import Data, Images, ImageSet, Preprocessing, first
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images, Samples, first
+from compressor.data.splits import Data
 from compressor.errors import DataError
 
 
@@ -19,7 +21,7 @@ def reduced(data: Data, *, train: int = 0, tune: int = 0, test: int = 0, side: i
     return dataclasses.replace(data, train=splits["train"], tune=splits["tune"], test=splits["test"])
 
 
-def _part(images: ImageSet | None, limit: int, side: int, *, name: str) -> Images | None:
+def _part(images: Samples | None, limit: int, side: int, *, name: str) -> Images | None:
     if images is None:
         return None
     kept = first(images, limit, seed=0) if limit else images

@@ -11,7 +11,9 @@ from torch import Tensor
 from compressor.checkpoint.architectures import Architecture, build
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.splits import Data, Images, Preprocessing, SplitName
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError
 from compressor.measuring.accuracy import evaluate
 

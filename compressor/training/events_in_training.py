@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from compressor.channels.groups import ChannelGroup
 from compressor.checkpoint import forms
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.splits import Data, ImageSet, Preprocessing, SplitName
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Samples
+from compressor.data.splits import Data, SplitName
 from compressor.errors import PlanError, RetrainError
 from compressor.files.atomic import whole, write_text
 from compressor.files.json_files import read_json
@@ -165,7 +167,7 @@ class _Events:
         effect: Effect,
         choose: Choose,
         recipe: Recipe,
-        tune: ImageSet,
+        tune: Samples,
         preprocessing: Preprocessing,
         per_epoch: int,
         file: Path | None,

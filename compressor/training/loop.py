@@ -18,16 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Step
-from compressor.data.splits import (
-    EVALUATION_BATCH,
-    UNLABELLED,
-    Data,
-    ImageSet,
-    Preprocessing,
-    SplitName,
-    augmentation_named,
-    batches,
-)
+from compressor.data.batches import EVALUATION_BATCH, augmentation_named, batches
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Samples
+from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import EXAMPLES, check_gradients, right_gradients
@@ -93,7 +87,7 @@ class Objective(Protocol):
         ...
 
 
-def correct_in(module: nn.Module, images: ImageSet, *, preprocessing: Preprocessing) -> int:
+def correct_in(module: nn.Module, images: Samples, *, preprocessing: Preprocessing) -> int:
     """Return how many of the images the module classifies as labelled; the module must be in eval mode."""
     device = next(module.parameters()).device
     right = 0
@@ -184,7 +178,7 @@ class _Course:
 
     module: nn.Module
     optimiser: torch.optim.Optimizer
-    images: ImageSet
+    images: Samples
     recipe: Recipe
     preprocessing: Preprocessing
     teacher: nn.Module | None
@@ -214,7 +208,7 @@ class _Course:
         return _loss(self.module, inputs, labels, recipe=self.recipe, teacher=self.teacher)
 
 
-def _check(module: nn.Module, data: Data, images: ImageSet, tune: ImageSet) -> None:
+def _check(module: nn.Module, data: Data, images: Samples, tune: Samples) -> None:
     """Raise where there are no labels to train on, or no parameter to train."""
     if images[0][1] == UNLABELLED or tune[0][1] == UNLABELLED:
         raise RetrainError(f"{data.name} has no labels to train on", hint="give a folder of class folders, or an .npz")
@@ -224,7 +218,7 @@ def _check(module: nn.Module, data: Data, images: ImageSet, tune: ImageSet) -> N
         )
 
 
-def _first_batch(images: ImageSet, preprocessing: Preprocessing) -> Tensor:
+def _first_batch(images: Samples, preprocessing: Preprocessing) -> Tensor:
     return next(iter(batches(images, batch_size=EXAMPLES, preprocessing=preprocessing)))[0]
 
 

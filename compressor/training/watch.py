@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.data.splits import EVALUATION_BATCH, Images, ImageSet, Preprocessing, batches
+from compressor.data.batches import EVALUATION_BATCH, batches
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images, Samples
 from compressor.errors import RetrainError
 from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
@@ -76,7 +78,7 @@ class TuningLoss:
     arXiv:1803.03635, sec. 2).
     """
 
-    def __init__(self, images: ImageSet, *, preprocessing: Preprocessing, every: int) -> None:
+    def __init__(self, images: Samples, *, preprocessing: Preprocessing, every: int) -> None:
         if every < 1:
             raise RetrainError(f"the loss cannot be measured every {every} steps", hint="at least every 1")
         self.every, self.seen = every, list[Seen]()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step
-from compressor.data.splits import augmentation_named
+from compressor.data.batches import augmentation_named
 from compressor.errors import RetrainError, named
 from compressor.planning.costs import Cost
 

@@ -18,7 +18,8 @@ from compressor.checkpoint.artifacts import RECIPE
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.files.json_files import write_json
 from compressor.measuring.tables.table import LatencyTable, Target, Whole, write_table
 from compressor.pruning.masking import mask_weights

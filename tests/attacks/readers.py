@@ -14,8 +14,10 @@ from compressor.checkpoint.artifacts import RECIPE, open_artifact, sha256_of
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.pt2 import read_exported
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
 from compressor.data.sources import load_data
-from compressor.data.splits import Data, Images, Preprocessing, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.files.json_files import read_json
 from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.pack.folder import bench_of_pack

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import trace
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.planning.elimination import readings_of
 from compressor.planning.sensitivity import narrowed
 from compressor.planning.walk import calls, program_of, readers

@@ -17,7 +17,7 @@ from compressor.checkpoint.artifact_writing import add_results, write_artifact
 from compressor.checkpoint.artifacts import Artifact, load_artifact, open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import ArtifactError
 from compressor.graph.outputs import outputs_of
 from compressor.jobs.prune import prune_to

@@ -19,7 +19,9 @@ from compressor.checkpoint.examples import with_examples_of
 from compressor.checkpoint.fitting import fitting
 from compressor.checkpoint.inputs import Examples, example_inputs
 from compressor.checkpoint.loading import load
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import CheckpointError
 from compressor.graph.input_spec import InputSpec, random_like, spec_from_json, spec_from_text, specs_of
 from compressor.pruning.pipeline import prune

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from compressor.checkpoint.loading import load
+from compressor.data.samples import first
 from compressor.data.sources import load_data
-from compressor.data.splits import SplitName, first
+from compressor.data.splits import SplitName
 from compressor.surgery.masks import maskable
 from compressor.training.loop import correct_in
 from tests.support.command_line import ARCH, done, refused

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.walkthroughs import blocks, walk
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.measuring import runtimes
 from compressor.planning import criteria
 from compressor.studies import papers

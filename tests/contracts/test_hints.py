@@ -17,8 +17,9 @@ REFUSALS = {name for name, kind in vars(errors).items() if isinstance(kind, type
 FILES = (
     "checkpoint/artifact_writing",
     "checkpoint/architectures", "checkpoint/artifacts", "checkpoint/loading", "checkpoint/reading",
-    "checkpoint/recipes", "checkpoint/sparse", "data/arrays", "data/image_files", "data/repeats", "data/sources",
-    "data/splits", "files/json_files", "measuring/accuracy", "measuring/benchmark", "measuring/pack/folder",
+    "checkpoint/recipes", "checkpoint/sparse", "data/arrays", "data/batches", "data/image_files", "data/preprocessing",
+    "data/repeats", "data/samples", "data/sources", "data/splits",
+    "files/json_files", "measuring/accuracy", "measuring/benchmark", "measuring/pack/folder",
     "measuring/tables/table", "studies/runner", "training/events_in_training", "training/loop", "training/resume",
     *(f"cli/{file.stem}" for file in sorted((PACKAGE / "cli").glob("*.py"))),
 )  # fmt: skip

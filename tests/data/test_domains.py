@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.data.domains import Shift, TargetDomain, parted, shifted, shifted_data, target_of, without_labels
-from compressor.data.splits import UNLABELLED, Data, Images, Preprocessing, SplitName
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Images
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
 
 PLAIN = Preprocessing()

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from compressor.data.image_files import pixels_of
+from compressor.data.samples import Samples
 from compressor.data.sources import data_for, default_data, load_data
-from compressor.data.splits import Data, ImageSet, SplitName
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
 
 
@@ -22,12 +23,12 @@ def save_image(path: Path, value: int, *, mode: str = "L", size: tuple[int, int]
     Image.new(mode, size, (value,) * 3 if mode == "RGB" else value).save(path)
 
 
-def values_in(images: ImageSet | None) -> list[int]:
+def values_in(images: Samples | None) -> list[int]:
     assert images is not None
     return [int(images[i][0].flatten()[0]) for i in range(len(images))]
 
 
-def labels_in(images: ImageSet | None) -> list[int]:
+def labels_in(images: Samples | None) -> list[int]:
     assert images is not None
     return [images[i][1] for i in range(len(images))]
 

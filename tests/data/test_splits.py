@@ -6,19 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compressor.data.batches import augmentation_named, batches
 from compressor.data.classes import with_labels_of
-from compressor.data.splits import (
-    UNLABELLED,
-    Data,
-    Images,
-    Preprocessing,
-    SplitName,
-    augmentation_named,
-    batches,
-    first,
-    hold_out,
-    subset,
-)
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Images, first, hold_out, subset
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.environment import Processor
 from compressor.errors import CalibrationError, ExportError
 from compressor.export import int8 as quantize

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import ExportError
 from compressor.export import onnx as export
 from compressor.export.onnx import export_onnx, lineage_sha256

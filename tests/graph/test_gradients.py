@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.channels.groups import trace
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.graph import gradients
 from compressor.graph.gradients import check_gradients, right_gradients

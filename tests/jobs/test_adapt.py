@@ -14,7 +14,8 @@ import torch
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import ArtifactError, DataError, GroupError, PlanError, RetrainError
 from compressor.jobs import adapt as adapting
 from compressor.jobs.adapt import Adaptation, adapt_to, adaptation_from, states_beside

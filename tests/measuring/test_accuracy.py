@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from compressor.data.splits import UNLABELLED, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Images
 from compressor.errors import CheckpointError, DataError
 from compressor.measuring.accuracy import agreement, evaluate, evaluate_onnx, load_onnx
 from compressor.results.quality import Accuracy, Agreement

@@ -19,7 +19,8 @@ from compressor.channels.groups import trace
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of, relative_difference

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.planning import elimination, moments
 from compressor.planning.affording import affords, covariance_bytes, fit_bytes, reserved, rows_within, too_large
 from compressor.pruning.pipeline import prune

@@ -17,7 +17,7 @@ from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.artifacts import load_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CompressError, GroupError, OutOfReach, PlanError, SurgeryError
 from compressor.graph.outputs import outputs_of
 from compressor.jobs.factorize import low_rank_from

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import CalibrationError, PlanError, RepairError
 from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.planning import moments

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.loading import load
+from compressor.data.samples import Images
 from compressor.data.sources import load_data
-from compressor.data.splits import Data, Images
+from compressor.data.splits import Data
 from compressor.errors import CalibrationError, CompressError, GroupError, PlanError
 from compressor.graph.outputs import outputs_of
 from compressor.jobs.inspect import inspect

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels.groups import trace
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import CalibrationError, GroupError, RepairError
 from compressor.planning.calibration import calibration_split
 from compressor.planning.walk import program_of

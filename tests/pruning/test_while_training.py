@@ -16,7 +16,7 @@ from torch import nn
 from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CompressError, GroupError, PlanError, RetrainError
 from compressor.graph.input_spec import random_like
 from compressor.graph.outputs import outputs_of

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import compressor.studies.papers
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import StudyError
 from compressor.files.json_files import write_json
 from compressor.report.document import Code, Strong

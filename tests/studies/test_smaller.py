@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from compressor.data.splits import Data, Images, subset
+from compressor.data.samples import Images, subset
+from compressor.data.splits import Data
 from compressor.errors import DataError
 from compressor.studies.smaller import reduced
 

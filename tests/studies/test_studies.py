@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.data.samples import Images
 from compressor.data.sources import SAMPLE_FILE, load_data
-from compressor.data.splits import Images
 from compressor.errors import StudyError
 from compressor.studies import papers as studies
 from compressor.studies.runner import in_order, run_study

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 
 INPUT = (1, 3, 12, 12)
 

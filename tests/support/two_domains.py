@@ -13,7 +13,9 @@ from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Shift, shifted_data
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.training.loop import train
 
 SHIFT = Shift(inverted=True, noise=0.1)

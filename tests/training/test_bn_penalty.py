@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Shape, Step, recipe_from_json
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.planning.costs import Cost
 from compressor.training.bn_penalty import scale_norm, scales_of

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import compressor.training.events_in_training as subject
 from compressor.channels.groups import ChannelGroup, trace
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import PlanError, RetrainError
 from compressor.surgery.zeroed import ALL, slices_of
 from compressor.training.events import Departure, EventSchedule, targeted

@@ -24,7 +24,9 @@ from compressor.checkpoint.recipes import (
     how_named,
     recipe_from_json,
 )
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.graph.outputs import class_scores
 from compressor.surgery.masks import apply_mask_, magnitude

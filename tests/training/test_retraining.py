@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Start, Step, recipe_from_json
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import RetrainError, RuntimeUnavailable
 from compressor.graph.outputs import class_scores
 from compressor.planning.costs import Cost, count

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import DataError
 
 NAME = "synthetic images"

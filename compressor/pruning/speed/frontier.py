@@ -22,7 +22,8 @@ from torch import nn
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.classes import with_labels_of
-from compressor.data.splits import UNLABELLED, Data, ImageSet, SplitName
+from compressor.data.samples import UNLABELLED, Samples
+from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.files.json_files import read_json, write_json
@@ -79,7 +80,7 @@ class Judge:
                 f"{data.name} has a test split alone, and points must not be chosen on it",
                 hint="give images to tune on: a folder of at least three images is split automatically",
             )
-        self.images: ImageSet = data.split(name)
+        self.images: Samples = data.split(name)
         self.split, self.checkpoint = str(name), checkpoint
         self.labelled = self.images[0][1] != UNLABELLED
         self.dense = self(checkpoint.module)

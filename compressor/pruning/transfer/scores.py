@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, Member, Role
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.data.batches import batches
 from compressor.data.domains import TargetDomain
-from compressor.data.splits import Data, SplitName, batches, first
+from compressor.data.samples import first
+from compressor.data.splits import Data, SplitName
 from compressor.errors import CalibrationError, GroupError
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import right_gradients

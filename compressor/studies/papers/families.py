@@ -43,7 +43,9 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import How, Recipe, Schedule, Step
 from compressor.checkpoint.sparse import onnx_sparse
-from compressor.data.splits import Data, SplitName, batches, first
+from compressor.data.batches import batches
+from compressor.data.samples import first
+from compressor.data.splits import Data, SplitName
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary

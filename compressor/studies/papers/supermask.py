@@ -29,7 +29,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
-from compressor.data.splits import Data, Preprocessing, SplitName
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.splits import Data, SplitName
 from compressor.measuring.accuracy import evaluate
 from compressor.studies.interval import Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced

@@ -34,7 +34,8 @@ from typing import Any
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Shift, TargetDomain, parted, target_of
-from compressor.data.splits import Data, SplitName, first
+from compressor.data.samples import first
+from compressor.data.splits import Data, SplitName
 from compressor.measuring.accuracy import evaluate
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe
+from compressor.data.batches import augmentation_named
 from compressor.data.domains import TargetDomain
-from compressor.data.splits import Data, Preprocessing, SplitName, augmentation_named
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
 from compressor.graph.outputs import class_scores

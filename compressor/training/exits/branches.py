@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.splits import Data, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.splits import Data
 from compressor.errors import GroupError, RetrainError, unknown
 from compressor.graph.copies import copy_of
 from compressor.graph.lent import evaluating

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.data.splits import EVALUATION_BATCH, UNLABELLED, ImageSet, Preprocessing, batches
+from compressor.data.batches import EVALUATION_BATCH, batches
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import UNLABELLED, Samples
 from compressor.errors import DataError, PlanError
 from compressor.graph.lent import evaluating
 from compressor.results.exits import Exit, ExitAccuracy
@@ -40,7 +42,7 @@ class Answers:
 
 def answers(
     exits: EarlyExits,
-    images: ImageSet,
+    images: Samples,
     *,
     split: str,
     preprocessing: Preprocessing,

@@ -18,7 +18,9 @@ from torch.func import functional_call
 
 from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe
-from compressor.data.splits import Data, ImageSet, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Samples
+from compressor.data.splits import Data
 from compressor.graph.copies import copy_of
 from compressor.measuring.accuracy import evaluate
 from compressor.results.quality import Accuracy
@@ -67,7 +69,7 @@ class LearnedMask:
         return module
 
     def accuracies(
-        self, images: ImageSet, *, split: str, preprocessing: Preprocessing, draws: int = DRAWS, seed: int = 0
+        self, images: Samples, *, split: str, preprocessing: Preprocessing, draws: int = DRAWS, seed: int = 0
     ) -> tuple[Accuracy, ...]:
         """Return the accuracy of each of several draws; reports use their mean."""
         modules = (self.drawn(seed=seed * 1_000_003 + draw) for draw in range(draws))

@@ -17,7 +17,8 @@ from compressor.channels.groups import trace
 from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.artifacts import load_artifact
 from compressor.checkpoint.recipes import How
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import CalibrationError, RepairError
 from compressor.export.onnx import export_onnx
 from compressor.graph.outputs import outputs_of

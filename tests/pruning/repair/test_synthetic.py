@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.checkpoint.loading import load
-from compressor.data.splits import Preprocessing
+from compressor.data.preprocessing import Preprocessing
 from compressor.errors import DataError
 from compressor.pruning.repair.synthetic import synthetic_data, synthetic_images
 

@@ -10,7 +10,7 @@ import torch
 
 from compressor.checkpoint.recipes import Step
 from compressor.data.domains import TargetDomain, target_of
-from compressor.data.splits import Images
+from compressor.data.samples import Images
 from compressor.errors import PlanError
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, Transferred, prune_while_adapting

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from compressor.channels.groups import trace
 from compressor.data.domains import TargetDomain, target_of
-from compressor.data.splits import Images
+from compressor.data.samples import Images
 from compressor.errors import CalibrationError, GroupError
 from compressor.pruning.transfer.scores import Pair, joint_gradients, pairs_of, transfer_scores
 from compressor.training.domains.adaptation import Alignment

@@ -15,7 +15,8 @@ import torch
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Recipe, Shape, Start
 from compressor.cli.study import data_of
-from compressor.data.splits import Data, Images, SplitName
+from compressor.data.samples import Images
+from compressor.data.splits import Data, SplitName
 from compressor.planning.costs import Cost, count
 from compressor.studies.papers import rethinking
 from compressor.studies.papers.rethinking import (

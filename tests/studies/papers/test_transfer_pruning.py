@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from compressor.data.samples import Images
 from compressor.data.sources import load_data
-from compressor.data.splits import Data, Images
+from compressor.data.splits import Data
 from compressor.studies import papers as studies
 from compressor.studies.papers import transfer_pruning as study
 from compressor.studies.runner import Folder, in_order, results_to_json, run_study

@@ -14,7 +14,8 @@ from torch.nn import functional
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Schedule, Shape, Step
 from compressor.data.domains import TargetDomain, target_of
-from compressor.data.splits import Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
 from compressor.errors import GroupError, RetrainError
 from compressor.training.domains.adaptation import Alignment, JointLoss, adapt, alignment_of, domain_weight
 from compressor.training.domains.mmd import mmd

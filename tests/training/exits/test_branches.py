@@ -20,7 +20,9 @@ from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data.splits import Data, Images, Preprocessing, SplitName
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
 from compressor.graph.outputs import outputs_and_layers
 from compressor.measuring.accuracy import evaluate_onnx

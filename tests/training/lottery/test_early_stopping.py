@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.checkpoint.recipes import Recipe, Schedule, Step
-from compressor.data.splits import Data, Images
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.surgery.masks import magnitude
 from compressor.training.lottery.early_stopping import train_watched
 from compressor.training.watch import state_of

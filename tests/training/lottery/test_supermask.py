@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from compressor.chance import generator
 from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
-from compressor.data.splits import Data, Images, Preprocessing, SplitName
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data, SplitName
 from compressor.errors import PlanError
 from compressor.training.loop import Hooks, train
 from compressor.training.lottery.initialisation import glorot_normal

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Step
-from compressor.data.splits import Data, Images, Preprocessing
+from compressor.data.preprocessing import Preprocessing
+from compressor.data.samples import Images
+from compressor.data.splits import Data
 from compressor.errors import PlanError
 from compressor.surgery.masks import WeightMask
 from compressor.training.loop import Hooks, train
