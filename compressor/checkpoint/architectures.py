@@ -307,9 +307,17 @@ def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
         return {k: tuple(t.shape) for k, t in build(architecture).state_dict().items()}
 
 
-def names_of(architecture: Architecture) -> set[str]:
-    """Return the names of the tensors of the network that the reference builds."""
-    return set(_shapes(architecture))
+def built_for(
+    architecture: Architecture, state: Callable[[set[str]], Mapping[str, Tensor]]
+) -> tuple[Architecture, nn.Module]:
+    """Return the architecture and its module, with as many classes as the state's head if a registry builds it.
+
+    `state` gives the state under the network's own names. A registry's network is first built without memory; code of
+    the user's is run once and for real, because its constructor may compute with its weights.
+    """
+    if architecture.ref.partition(":")[0] in REGISTRIES:
+        architecture = with_classes(architecture, state(set(_shapes(architecture))))
+    return architecture, build(architecture)
 
 
 def with_classes(architecture: Architecture, state: Mapping[str, Tensor]) -> Architecture:

@@ -99,7 +99,10 @@ class Artifact:
             dense = with_inputs(load_artifact(file, trust_pickle=trust_pickle), inputs)
         else:
             arguments = tuple((k, v) for k, v in architecture["arguments"])
-            dense = load_file(file, arch=arch, arch_arguments=arguments, inputs=inputs, trust_pickle=trust_pickle)
+            dense = load_file(
+                file, arch=arch, arch_arguments=arguments, inputs=inputs, key=source.get("key"),
+                trust_pickle=trust_pickle,
+            )  # fmt: skip
         if dense.sha256 != source["sha256"]:
             raise ArtifactError(
                 f"{file} is not the network that {self.folder.name} was made from: its sha256 differs",

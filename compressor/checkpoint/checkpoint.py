@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Checkpoint:
 
     `surgery` and `lineage` record what was cut and trained since the dense network; `training` is the dense network's
     own recipe, if known. `input_specs` describe the inputs. The module computes in float32; `types` are the original
-    types of its other tensors, by name, and an artifact stores them in these types.
+    types of its other tensors, by name, and an artifact stores them in these types. `key` is the user's `--key`.
     """
 
     module: nn.Module
@@ -37,3 +38,10 @@ class Checkpoint:
     surgery: Surgery | None = None
     input_specs: tuple[InputSpec, ...] = ()
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    key: str | None = None
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Return where its file is, what its hash is and which key of it was read, as a recipe records it."""
+        read = {} if self.key is None else {"key": self.key}
+        return {"path": str(Path(self.path).resolve()), "sha256": self.sha256, **read}

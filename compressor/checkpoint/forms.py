@@ -175,7 +175,7 @@ SURGERY = record(
 _recipe: dict[str, Form] = {
     "name": name,
     "architecture": ARCHITECTURE,
-    "source": record({"path": path, "sha256": hash_or_none}),
+    "source": record({"path": path, "sha256": hash_or_none}, may={"key": text}),
     "input": listed(shape, least=1),
     "dtypes": listed(one_of(*DTYPES), least=1),
     "preprocessing": PREPROCESSING,

@@ -18,18 +18,22 @@ def load(
     arch: str | None = None,
     arch_arguments: tuple[tuple[str, object], ...] = (),
     inputs: Sequence[str | InputSpec] = (),
+    key: str | None = None,
     trust_pickle: bool = False,
 ) -> Checkpoint:
     """Return the network at `path`: a pickled module, a state in any common wrapping, an exported program, an artifact.
 
     `arch` is how the module is built, if the file has no record of it. `inputs` are its inputs, as text
-    (`ids=1x12:int64<50`) or as values. A network in half or double precision is computed in float32. Refused: a
+    (`ids=1x12:int64<50`) or as values. `key` is where the weights lie in the file, if it has several: one name for each
+    level, with dots between them. A network in half or double precision is computed in float32. Refused: a
     missing, broken or foreign file; a pickle that could run code; weights that do not fit or are not finite; a shape
     that the network does not run on.
     """
     path = Path(path)
     if not path.is_dir():
-        return load_file(path, arch=arch, arch_arguments=arch_arguments, inputs=inputs, trust_pickle=trust_pickle)
+        return load_file(
+            path, arch=arch, arch_arguments=arch_arguments, inputs=inputs, key=key, trust_pickle=trust_pickle
+        )
     if arch is not None:  # an artifact records how it is built: naming it here records that the user trusts that code
         architecture_from_user(arch, arch_arguments)
     return with_inputs(load_artifact(path, trust_pickle=trust_pickle), inputs)

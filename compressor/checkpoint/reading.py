@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,17 @@ from torch import Tensor, nn
 from compressor.checkpoint import architectures
 from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.factored_weights import multiplied_out
 from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
 from compressor.checkpoint.metadata import metadata_of
 from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import recipe_from_json
+from compressor.checkpoint.states import STATE_KEYS, fitted, found_in, plain, state_of, variants
 from compressor.checkpoint.unpickle import read_pickle
 from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.files.archives import names_in
-from compressor.files.names import check_names, check_names_in
+from compressor.files.names import check_names_in
 from compressor.files.regular import check_regular
 from compressor.files.tensor_files import read_safetensors
 from compressor.graph.finite import broken_in
@@ -32,19 +33,6 @@ from compressor.graph.precision import in_precision, in_precision_, types_in
 from compressor.graph.recorded import RecordedProgram
 from compressor.surgery.surgery import put_state_
 
-STATE_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "ema",
-    "state_dict_ema",
-    "model_ema",
-    "network",
-    "weights",
-)
-WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's: never a network's own
-OWNERS = ("model.", "net.", "network.", "backbone.", "encoder.")  # a training class's attribute, or the network's own
 FOREIGN = {
     ".onnx": "an ONNX file",
     ".tflite": "a TensorFlow Lite file",
@@ -60,6 +48,7 @@ def load_file(
     arch: str | None = None,
     arch_arguments: tuple[tuple[str, object], ...] = (),
     inputs: Sequence[str | InputSpec] = (),
+    key: str | None = None,
     trust_pickle: bool = False,
 ) -> Checkpoint:
     """Return the network in the file `path`: a pickled module, a state in any common wrapping, an exported program.
@@ -71,15 +60,14 @@ def load_file(
     if path.suffix.lower() == ".pt2":
         content, stored = read_exported(path, trust_pickle=trust_pickle)
     else:
-        content = _read(path, trust_pickle=trust_pickle)
+        content = _read(path, trust_pickle=trust_pickle, key=key)
     meta = metadata_of(content, path) if isinstance(content, Mapping) else {}
-    if isinstance(content, nn.Module) and arch is None:
-        module = _plain(content)
+    found = found_in(content, path=path, key=key)
+    if isinstance(found, nn.Module) and arch is None:
+        module = plain(found)
         architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
     else:
-        architecture, state = _architecture(_state_of(content, path), arch, arch_arguments, meta, path)
-        module = architectures.build(architecture)
-        _fill(module, state, architecture)
+        architecture, module = _built(state_of(found, path=path), arch, arch_arguments, meta, path)
     check_names_in(module, where=str(path))
     module.eval()
     _refuse_broken_weights(module)
@@ -101,6 +89,7 @@ def load_file(
         training=recipe_from_json(dict(training)) if isinstance(training, Mapping) else None,
         input_specs=examples.specs,
         types=types,
+        key=key,
     )
 
 
@@ -151,7 +140,7 @@ def _examples(
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the weights in a checkpoint file, under the usual keys and prefixes, without unpickling unsafe objects."""
     _refuse_foreign(path)
-    return _state_of(_read(path, trust_pickle=False), path)
+    return state_of(found_in(_read(path, trust_pickle=False), path=path), path=path)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -182,83 +171,40 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _read(path: Path, *, trust_pickle: bool) -> Any:
+def _read(path: Path, *, trust_pickle: bool, key: str | None = None) -> Any:
     """The content of the file."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    return read_pickle(path, trust_pickle=trust_pickle, only=frozenset(STATE_KEYS))
+    only = frozenset(STATE_KEYS if key is None else [key.partition(".")[0]])
+    return read_pickle(path, trust_pickle=trust_pickle, only=only)
 
 
-def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors by name, without wrapping and wrappers' prefixes."""
-    for _ in range(3):
-        if isinstance(content, nn.Module):
-            content = _plain(content).state_dict()
-        if isinstance(content, Mapping) and not _is_state(content):
-            key = next((k for k in STATE_KEYS if isinstance(content.get(k), (Mapping, nn.Module))), None)
-            if key is not None:
-                content = content[key]
-    if not isinstance(content, Mapping) or not _is_state(content):
-        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(
-            f"{path} holds no weights under a known key: {keys}", hint=f"known keys: {', '.join(STATE_KEYS)}"
-        )
-    state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    check_names(state, where=str(path))
-    for name, tensor in state.items():
-        if tensor.is_quantized or tensor.layout is not torch.strided:
-            raise CheckpointError(f"`{name}` is a quantised or sparse tensor", hint="use the float checkpoint")
-    while any(all(k.startswith(wrapper) for k in state) for wrapper in WRAPPERS):
-        state = {k.partition(".")[2]: v for k, v in state.items()}
-    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", k): v for k, v in state.items() if k != "n_averaged"}
-
-
-def _unowned(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state, then the state without each prefix that all of its names share."""
-    yield state
-    for owner in OWNERS:
-        if all(k.startswith(owner) for k in state):
-            yield from _unowned({k.removeprefix(owner): v for k, v in state.items()})
-
-
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    """True if the mapping holds tensors and plain values only."""
-    tensors = [v for v in content.values() if isinstance(v, Tensor)]
-    return bool(tensors) and all(isinstance(v, (Tensor, int, float, str, type(None))) for v in content.values())
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """The module inside `DataParallel` and compiled wrappers."""
-    seen: list[nn.Module] = []
-    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
-        seen.append(module)
-        if not isinstance(inner, nn.Module) or any(inner is one for one in seen):
-            raise CheckpointError(
-                f"a `{type(module).__name__}` in the file wraps no network", hint="save the network alone"
-            )
-        module = inner
-    return module
-
-
-def _architecture(
+def _built(
     state: dict[str, Tensor],
     arch: str | None,
     arguments: tuple[tuple[str, object], ...],
     meta: Mapping[str, Any],
     path: Path,
-) -> tuple[Architecture, dict[str, Tensor]]:
-    """The network's architecture, and the state under its names there."""
-    if arch is not None or isinstance(meta.get("architecture"), str):
+) -> tuple[Architecture, nn.Module]:
+    """The network of a state, with its weights, and its architecture: the user's, the file's, or the one recognised."""
+    if arch is None and not isinstance(meta.get("architecture"), str):
+        architecture, fitting = _recognised(state, path)
+        module = architectures.build(architecture)
+    else:
         if arch is not None:
             named = architectures.architecture_from_user(arch, arguments)
         else:
             named = Architecture(ref=meta["architecture"])
             architectures.check_harmless(named)
-        own = architectures.names_of(named)
-        fitting = next((s for s in _unowned(state) if s.keys() & own), state)
-        return architectures.with_classes(named, fitting), fitting
-    for candidate in _unowned(state):
+        architecture, module = architectures.built_for(named, lambda own: fitted(state, own))
+        fitting = fitted(state, set(module.state_dict()))
+    _fill(module, fitting, architecture)
+    return architecture, module
+
+
+def _recognised(state: dict[str, Tensor], path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """The torchvision network that has this state, and the state under its names."""
+    for candidate in map(multiplied_out, variants(state)):
         recognised = architectures.recognise(candidate)
         if recognised is not None:
             return recognised, candidate

@@ -35,13 +35,16 @@ def load_model(
         refuse_silent(arguments, because="without `--arch`", hint="name what takes the argument: `--arch net.py:Net`")
     if model.is_dir():
         refuse_silent(
-            arguments, because="on an artifact, whose recipe says how the network is built", hint="leave it out"
+            arguments | {"--key": network.key is not None},
+            because="on an artifact, whose recipe says how the network is built",
+            hint="leave it out",
         )
     checkpoint = load(
         model,
         arch=network.arch,
         arch_arguments=architecture_arguments(network.arch_arg or ()),
         inputs=tuple(network.input_shape or ()),
+        key=network.key,
         trust_pickle=network.trust_pickle,
     )
     if model.is_dir() and not opened:

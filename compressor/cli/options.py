@@ -110,6 +110,10 @@ class NetworkOptions:
             help="An input as [NAME=]SHAPE[:TYPE][<BOUND]: 1x3x224x224, 'ids=1x12:int64<30522'; repeat for several.",
         ),
     ] = None
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="Where the weights lie in the file, if it has several: params_ema, model.student."),
+    ] = None
     trust_pickle: TrustOption = False
 
 

@@ -166,7 +166,7 @@ def adapt_to(
         ),
         pruning=pruning,
     )
-    origin = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+    origin = checkpoint.source
     say("writing, and reading it back in a fresh process")
     artifact = write_artifact(folder, small, source=origin, results=results, force=force, trust_pickle=trust_pickle)
     shutil.rmtree(states_beside(folder), ignore_errors=True)

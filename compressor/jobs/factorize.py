@@ -79,7 +79,7 @@ def factorize_to(
     results = Results.of(checkpoint.name, command, small.lineage, factorizing=factorized.result)
     if folder is not None:
         say("writing, and reading it back in a fresh process")
-        source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+        source = checkpoint.source
         artifact = write_artifact(folder, small, source=source, results=results, force=force, trust_pickle=trust_pickle)
         results = artifact.results()
     return results

@@ -123,7 +123,7 @@ def prepare(
         module = starting_module(checkpoint, how, early_state=read_early_state(Path(rewind_to)))
         early = state_of(module)
     recipe = _of_rounds(how, checkpoint, wishes, dense)
-    source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+    source = checkpoint.source
     return Search(
         checkpoint=checkpoint, rounds=rounds, early=early, dense=dense, step=step, mask=mask, folder=folder,
         recipe=dataclasses.replace(recipe, notes=(_in_words(rounds), *recipe.notes)), device=device,

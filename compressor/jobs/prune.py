@@ -79,7 +79,7 @@ def prune_to(
     if folder is None:
         return results
     say("writing, and reading it back in a fresh process")
-    source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+    source = checkpoint.source
     artifact = write_artifact(
         folder, small.checkpoint, source=source, results=results, force=force, trust_pickle=trust_pickle,
         mask=small.mask,

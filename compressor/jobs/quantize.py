@@ -154,7 +154,7 @@ def _written(
 ) -> Artifact:
     """A new artifact of the unchanged network, from another artifact or a bare checkpoint."""
     if artifact is None:
-        source = {"path": str(Path(checkpoint.path).resolve()), "sha256": checkpoint.sha256}
+        source = checkpoint.source
         results = Results.of(checkpoint.name, command, checkpoint.lineage)
     else:
         source, results = dict(artifact.recipe["source"]), artifact.results()
