@@ -203,11 +203,11 @@ def build(architecture: Architecture) -> nn.Module:
             raise ArchitectureError(
                 f"`{architecture.ref}` ended the process instead of returning a network", hint="name what builds one"
             ) from error
-        except CONSTRUCTION_ERRORS as error:
+        except Exception as error:  # the constructor is the user's own code, which may raise anything
             shown = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
             raise ArchitectureError(
-                f"`{architecture.ref}({shown})` failed: {type(error).__name__}: {error}",
-                hint="add the arguments that it needs: `--arch-arg k=v`",
+                f"`{architecture.ref}({shown})` failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                hint=_way_out(error),
             ) from error
     if not isinstance(module, nn.Module):
         raise ArchitectureError(
@@ -217,7 +217,11 @@ def build(architecture: Architecture) -> nn.Module:
     return module
 
 
-CONSTRUCTION_ERRORS = (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError, NameError)
+def _way_out(error: Exception) -> str:
+    """What to do about an error of a constructor."""
+    if isinstance(error, OSError):
+        return "it reads a file: run in the folder from which its path leads there, or set the path: `--arch-arg k=v`"
+    return "add the arguments that it needs: `--arch-arg k=v`"
 
 
 def _factory(architecture: Architecture, source: str, name: str) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.checkpoint.unpickle import read_pickle
 from compressor.errors import CheckpointError
@@ -14,8 +14,19 @@ from compressor.graph.copies import copy_of
 
 
 def write_skeleton(module: nn.Module, file: Path) -> None:
-    """Pickle the module's structure without its weights, with its current shapes."""
-    torch.save(copy_of(module).to("meta"), file)
+    """Pickle the module's structure with its current shapes, without the weights that its state has.
+
+    Tensors that no state has, as buffers that are not persistent or plain attributes, keep their values.
+    """
+    stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) in stored]
+    torch.save(copy_of(module, instead=[(one, _without_values(one)) for one in tensors]), file)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    """The tensor with its shape and type only."""
+    bare = tensor.detach().to("meta")
+    return nn.Parameter(bare, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
 
 
 def read_skeleton(file: Path, *, trust_pickle: bool = False) -> nn.Module:

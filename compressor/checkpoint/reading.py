@@ -25,6 +25,7 @@ from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.files.archives import names_in
 from compressor.files.names import check_names_in
+from compressor.files.plain_text import plain_text_in
 from compressor.files.regular import check_regular
 from compressor.files.tensor_files import read_safetensors
 from compressor.graph.finite import broken_in
@@ -83,7 +84,7 @@ def load_file(
         architecture=architecture,
         preprocessing=_preprocessing(meta, architecture, examples.tensors),
         classes=tuple(map(str, meta["classes"])) if isinstance(meta.get("classes"), (list, tuple)) else None,
-        name=path.stem,
+        name=Path(path.name.removesuffix(".tar")).stem,  # `net.pth.tar` is a usual name
         path=str(path),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         training=recipe_from_json(dict(training)) if isinstance(training, Mapping) else None,
@@ -159,12 +160,19 @@ def _refuse_foreign(path: Path) -> None:
         ) from error
     if not head:
         raise CheckpointError(f"{path} is empty", hint="the copy or download may have failed: fetch it again")
+    text = plain_text_in(path)
+    if text is not None:
+        raise CheckpointError(f"{path} is {text.what}, not a checkpoint", hint=text.hint)
     kind = FOREIGN.get(path.suffix.lower())
     if kind is None and head.startswith(b"\x89HDF"):
         kind = FOREIGN[".h5"]
     listed = names_in(path) if head.startswith(b"PK\x03\x04") and path.suffix.lower() != ".pt2" else []
     if any(name.startswith("code/") or name == "constants.pkl" for name in listed):
-        kind = "a TorchScript program"
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not a checkpoint",
+            hint=f"take its weights, where you trust it: `torch.save(torch.jit.load('{path.name}').state_dict(), "
+            "'weights.pt')`, and name the code that it was made from: `--arch net.py:Net`",
+        )
     if kind is not None:
         raise CheckpointError(
             f"{path} is {kind}, not a checkpoint", hint="use the training checkpoint that it was made from"
