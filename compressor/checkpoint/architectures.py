@@ -1,8 +1,8 @@
 """Build a module from a reference: `torchvision:NAME`, `timm:NAME`, `file.py:Net`, `package.module:factory`.
 
 A reference from the user is always followed. A reference from a *file* must not run code of that file's choice: it is a
-name in torchvision's or timm's registry or one of the sample models, with numbers as arguments, or a Python file that
-this user has named by `--arch` before (the same sha256).
+name in the registry of torchvision, timm or transformers, or one of the sample models, with numbers as arguments, or a
+Python file that this user has named by `--arch` before (the same sha256).
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compressor.checkpoint import hugging_face
 from compressor.errors import ArchitectureError, unknown
 from compressor.files.names import printable
 
 PROGRAM = "program"  # the file is an exported program, without a class
 PICKLE = "pickle"  # the module itself was pickled: an artifact stores its skeleton
-REGISTRIES = ("torchvision", "timm")
+REGISTRIES = ("torchvision", "timm", hugging_face.REGISTRY)
 SAMPLES = frozenset(
     f"sample_models.networks:{name}"
     for name in ("resnet20", "resnet8", "vgg11", "mobilenet_v2", "lenet_300_100", "small_cnn")
@@ -68,8 +69,8 @@ def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] =
     architecture = Architecture(ref=ref, arguments=arguments)
     source, _, name = ref.rpartition(":")
     if architecture.file is None:
-        parts = (*source.split("."), *name.split(".")) if source not in ("torchvision", "timm") else (name,)
-        if ":" not in ref or not all(part.isidentifier() for part in parts if source not in ("torchvision", "timm")):
+        parts = (*source.split("."), *name.split(".")) if source not in REGISTRIES else (name,)
+        if ":" not in ref or not all(part.isidentifier() for part in parts if source not in REGISTRIES):
             hint = "write `torchvision:resnet18`, `timm:resnet18`, `net.py:Net` or `package.module:make`"
             raise ArchitectureError(f"`{ref}` is not an architecture", hint=hint)
         return _by_registry(architecture)
@@ -153,6 +154,9 @@ def check_harmless(architecture: Architecture) -> None:
     """
     source, _, name = architecture.ref.partition(":")
     if architecture.ref in SAMPLES or (source in REGISTRIES and re.fullmatch(r"[\w.-]+", name, re.ASCII)):
+        if source == hugging_face.REGISTRY:
+            hugging_face.check_values(architecture.ref, dict(architecture.arguments))
+            return
         for key, value in architecture.arguments:
             _check_argument(architecture.ref, key, value)
         return
@@ -245,6 +249,8 @@ def _factory(architecture: Architecture, source: str, name: str) -> Callable[...
         if not timm.is_model(name):
             raise ArchitectureError(f"timm has no `{name}`", hint=unknown("networks", name, timm.list_models()))
         return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+    if source == hugging_face.REGISTRY:
+        return hugging_face.factory(name)
     try:
         module = importlib.import_module(source)
     except ImportError as error:

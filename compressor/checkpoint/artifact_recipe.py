@@ -34,6 +34,7 @@ def recipe_of(checkpoint: Checkpoint, *, source: Mapping[str, str]) -> dict[str,
         "input": [list(t.shape) for t in checkpoint.example_inputs],
         "dtypes": [str(t.dtype).removeprefix("torch.") for t in checkpoint.example_inputs],
         "inputs": [spec.to_json() for spec in checkpoint.input_specs or specs_of(checkpoint.example_inputs)],
+        **({"outputs": list(checkpoint.outputs)} if checkpoint.outputs else {}),
         "types": {name: str(dtype).removeprefix("torch.") for name, dtype in checkpoint.types.items()},
         "preprocessing": {
             "mean": list(preprocessing.mean),

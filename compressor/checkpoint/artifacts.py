@@ -19,6 +19,8 @@ from compressor.checkpoint.artifact_recipe import architecture_in, preprocessing
 from compressor.errors import ArtifactError, CheckpointError
 from compressor.files.json_files import read_json
 from compressor.files.leftovers import sweep
+from compressor.files.model_folders import RECIPE as RECIPE  # of an artifact, so what others take from here
+from compressor.files.model_folders import is_model_folder
 from compressor.files.schema import check
 from compressor.results.artifact import Results
 
@@ -33,7 +35,7 @@ UNBUILDABLE = (
     RecursionError, NotImplementedError,
 )  # fmt: skip  # the errors of torch and fx for numbers and names that describe no network
 SUFFIX = ".compressed"
-RECIPE, WEIGHTS, RESULTS, ONNX = "recipe.json", "model.safetensors", "results.json", "model.onnx"
+WEIGHTS, RESULTS, ONNX = "model.safetensors", "results.json", "model.onnx"
 INT8 = "model.int8.onnx"
 SKELETON = "architecture.pt"
 PICKLE = "pickle"  # the reference of a module that was pickled, as in `checkpoint.architectures`
@@ -84,6 +86,7 @@ class Artifact:
     def dense(self, path: Path | None = None, *, trust_pickle: bool = False) -> Checkpoint:
         """Return the network that it was made from. Refused: a missing file, or one that has changed."""
         from compressor.checkpoint.architectures import check_harmless
+        from compressor.checkpoint.folders import load_folder
         from compressor.checkpoint.reading import load_file, with_inputs
 
         source = self.recipe["source"]
@@ -94,13 +97,15 @@ class Artifact:
         arch = None if architecture["ref"] in ("pickle", "program") else architecture["ref"]
         if arch is not None:  # a file that the recipe names runs only if the user has named it before
             check_harmless(architecture_in(architecture))
-        inputs = specs_in(self.recipe)
-        if file.is_dir():
+        inputs, outputs = specs_in(self.recipe), self.recipe.get("outputs", ())
+        if is_model_folder(file):
+            dense = load_folder(file, inputs=inputs, outputs=outputs, trust_pickle=trust_pickle)
+        elif file.is_dir():
             dense = with_inputs(load_artifact(file, trust_pickle=trust_pickle), inputs)
         else:
             arguments = tuple((k, v) for k, v in architecture["arguments"])
             dense = load_file(
-                file, arch=arch, arch_arguments=arguments, inputs=inputs, key=source.get("key"),
+                file, arch=arch, arch_arguments=arguments, inputs=inputs, outputs=outputs, key=source.get("key"),
                 trust_pickle=trust_pickle,
             )  # fmt: skip
         if dense.sha256 != source["sha256"]:
@@ -169,6 +174,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
     from compressor.checkpoint.checkpoint import Checkpoint
     from compressor.checkpoint.pickled_structure import read_skeleton
     from compressor.checkpoint.recipes import recipe_from_json
+    from compressor.graph.calling import calling_
     from compressor.graph.input_spec import TYPES, drawn_from
     from compressor.graph.precision import in_precision_
     from compressor.graph.recorded import program_from
@@ -205,6 +211,8 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
             hint=EDITED,
         ) from error
     module.eval()
+    if surgery.program is None:
+        calling_(module, inputs=[s.name for s in specs if s.name is not None], outputs=recipe.get("outputs", ()))
     types = {name: TYPES[kind] for name, kind in recipe.get("types", {}).items()}
     if types:
         in_precision_(module, torch.float32)
@@ -221,6 +229,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
         sha256=recipe_sha256(recipe),
         surgery=surgery,
         input_specs=specs,
+        outputs=tuple(recipe.get("outputs", ())),
         types=types,
     )
 

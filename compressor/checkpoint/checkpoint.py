@@ -21,8 +21,9 @@ class Checkpoint:
     """A network in eval mode, inputs that it runs on, and how it can be rebuilt.
 
     `surgery` and `lineage` record what was cut and trained since the dense network; `training` is the dense network's
-    own recipe, if known. `input_specs` describe the inputs. The module computes in float32; `types` are the original
-    types of its other tensors, by name, and an artifact stores them in these types. `key` is the user's `--key`.
+    own recipe, if known. `input_specs` describe the inputs; `outputs` name the outputs that matter, if not all do. The
+    module computes in float32; `types` are the original types of its other tensors, by name, and an artifact stores
+    them in these types. `key` is the user's `--key`.
     """
 
     module: nn.Module
@@ -37,6 +38,7 @@ class Checkpoint:
     training: Recipe | None = None
     surgery: Surgery | None = None
     input_specs: tuple[InputSpec, ...] = ()
+    outputs: tuple[str, ...] = ()
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
     key: str | None = None
 

@@ -202,7 +202,11 @@ _later = {
 }
 _agree = lengths_agree("input", "dtypes")
 RECIPE_1 = also(record({"schema": one_of(1), **_recipe}, may=_later), "as many inputs as types", _agree)
-RECIPE_2 = also(record({"schema": one_of(2), **_recipe, **_later, "sha256": sha256}), "as many inputs as types", _agree)
+RECIPE_2 = also(
+    record({"schema": one_of(2), **_recipe, **_later, "sha256": sha256}, may={"outputs": listed(text)}),
+    "as many inputs as types",
+    _agree,
+)
 
 positive = between(0, math.inf, open_low=True)
 TABLE = record(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.unpickle import read_pickle
 from compressor.errors import CheckpointError
 from compressor.files.names import check_names_in
+from compressor.graph.calling import own_class_
 from compressor.graph.copies import copy_of
 
 
@@ -20,7 +21,7 @@ def write_skeleton(module: nn.Module, file: Path) -> None:
     """
     stored = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) in stored]
-    torch.save(copy_of(module, instead=[(one, _without_values(one)) for one in tensors]), file)
+    torch.save(own_class_(copy_of(module, instead=[(one, _without_values(one)) for one in tensors])), file)
 
 
 def _without_values(tensor: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from compressor.files.names import check_names_in
 from compressor.files.plain_text import plain_text_in
 from compressor.files.regular import check_regular
 from compressor.files.tensor_files import read_safetensors
+from compressor.graph.calling import calling_
 from compressor.graph.finite import broken_in
 from compressor.graph.input_spec import InputSpec, spec_from_text
 from compressor.graph.precision import in_precision, in_precision_, types_in
@@ -50,6 +51,7 @@ def load_file(
     arch_arguments: tuple[tuple[str, object], ...] = (),
     inputs: Sequence[str | InputSpec] = (),
     key: str | None = None,
+    outputs: Sequence[str] = (),
     trust_pickle: bool = False,
 ) -> Checkpoint:
     """Return the network in the file `path`: a pickled module, a state in any common wrapping, an exported program.
@@ -71,12 +73,13 @@ def load_file(
         architecture, module = _built(state_of(found, path=path), arch, arch_arguments, meta, path)
     check_names_in(module, where=str(path))
     module.eval()
-    _refuse_broken_weights(module)
+    refuse_broken_weights(module)
     types = types_in(module)
     if types:
         in_precision_(module, torch.float32)
         stored = tuple(in_precision(t, torch.float32) for t in stored)
     examples = _examples(module, inputs, stored, meta, architecture, types)
+    calling_(module, outputs=outputs)
     training = meta.get("training")
     return Checkpoint(
         module=module,
@@ -89,6 +92,7 @@ def load_file(
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         training=recipe_from_json(dict(training)) if isinstance(training, Mapping) else None,
         input_specs=examples.specs,
+        outputs=tuple(outputs),
         types=types,
         key=key,
     )
@@ -206,7 +210,7 @@ def _built(
             architectures.check_harmless(named)
         architecture, module = architectures.built_for(named, lambda own: fitted(state, own))
         fitting = fitted(state, set(module.state_dict()))
-    _fill(module, fitting, architecture)
+    fill(module, fitting, architecture)
     return architecture, module
 
 
@@ -231,7 +235,7 @@ def _architecture_of(module: nn.Module) -> Architecture:
     return recognised if same else Architecture(ref=PICKLE)
 
 
-def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architecture) -> None:
+def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architecture) -> None:
     """Load the state strictly; the error names all names and shapes that differ."""
     own = module.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -254,7 +258,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architec
     put_state_(module, {**{k: v for k, v in own.items() if k not in state}, **state})
 
 
-def _refuse_broken_weights(module: nn.Module) -> None:
+def refuse_broken_weights(module: nn.Module) -> None:
     """Refuse weights without values, or with values that are not finite."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     name = next((name for name, tensor in tensors if tensor.is_meta), None)

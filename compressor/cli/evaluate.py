@@ -22,6 +22,7 @@ from compressor.cli.options import (
     refuse_silent,
     talk,
 )
+from compressor.files.model_folders import is_artifact_folder
 
 if TYPE_CHECKING:
     from compressor.checkpoint.artifacts import Artifact
@@ -99,7 +100,7 @@ def _subject(
         artifact = work.artifact_around(model)
         checkpoint = artifact.checkpoint(trust_pickle=network.trust_pickle) if artifact else None
         return work.subject_of_onnx(model, threads=threads), checkpoint, artifact
-    if model is None or model.is_dir():
+    if model is None or is_artifact_folder(model):
         artifact = open_default(model)
         checkpoint = checkpoint_in(artifact, network)
         return work.subject_of(checkpoint, model="small"), checkpoint, artifact

@@ -19,6 +19,7 @@ from compressor.cli.options import (
     strong,
     talk,
 )
+from compressor.files.model_folders import is_artifact_folder
 
 if TYPE_CHECKING:
     from compressor.results.parity import Parity
@@ -52,7 +53,7 @@ def command(
     from compressor.jobs import export as work
 
     del onnx  # it names the only format
-    artifact = open_default(model) if model is None or model.is_dir() else None
+    artifact = open_default(model) if model is None or is_artifact_folder(model) else None
     with status("loading") as say:
         if artifact is not None:
             checkpoint = checkpoint_in(artifact, network)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compressor.cli.groups import changed
 from compressor.cli.options import DataOptions, NetworkOptions, NormalisationOptions, refuse_silent, talk
+from compressor.files.model_folders import is_artifact_folder
 
 if TYPE_CHECKING:
     from compressor.checkpoint.artifacts import Artifact
@@ -33,7 +34,7 @@ def load_model(
     arguments = {"--arch-arg": bool(network.arch_arg)}
     if network.arch is None:
         refuse_silent(arguments, because="without `--arch`", hint="name what takes the argument: `--arch net.py:Net`")
-    if model.is_dir():
+    if is_artifact_folder(model):
         refuse_silent(
             arguments | {"--key": network.key is not None},
             because="on an artifact, whose recipe says how the network is built",
@@ -45,9 +46,10 @@ def load_model(
         arch_arguments=architecture_arguments(network.arch_arg or ()),
         inputs=tuple(network.input_shape or ()),
         key=network.key,
+        outputs=tuple(name for text in network.outputs or () for name in text.split(",")),
         trust_pickle=network.trust_pickle,
     )
-    if model.is_dir() and not opened:
+    if is_artifact_folder(model) and not opened:
         say_caveats(open_artifact(model))
     preprocessing = with_normalisation(checkpoint.preprocessing, normalisation.mean, normalisation.std)
     return replace(checkpoint, preprocessing=preprocessing)

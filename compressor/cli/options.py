@@ -31,7 +31,10 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
-ModelArgument = Annotated[Path, typer.Argument(help="A checkpoint, or the folder of an artifact.", show_default=False)]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(help="A checkpoint, or the folder of a Hugging Face model or an artifact.", show_default=False),
+]
 ArtifactArgument = Annotated[
     Path | None,
     typer.Argument(help="The folder of an artifact; by default the newest one in this folder.", show_default=False),
@@ -113,6 +116,12 @@ class NetworkOptions:
     key: Annotated[
         str | None,
         typer.Option("--key", help="Where the weights lie in the file, if it has several: params_ema, model.student."),
+    ] = None
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The outputs that matter, by name or number: logits; repeat for several. The others may change."
+        ),
     ] = None
     trust_pickle: TrustOption = False
 

@@ -28,6 +28,7 @@ from compressor.cli.options import (
 )
 from compressor.cli.result_tables import columns
 from compressor.environment import Processor
+from compressor.files.model_folders import is_artifact_folder
 
 if TYPE_CHECKING:
     from compressor.results.int8 import Quantizing
@@ -93,7 +94,7 @@ def command(
         images=integers.images, per_channel=integers.per_channel, reduce_range=integers.reduce_range,
         target=integers.target, seed=seed,
     )  # fmt: skip
-    artifact = open_default(model) if model is None or model.is_dir() else None
+    artifact = open_default(model) if model is None or is_artifact_folder(model) else None
     place = artifact.folder if artifact is not None else model
     assert place is not None
     with status("loading") as say:

@@ -29,6 +29,7 @@ from compressor.cli.options import (
     talk,
 )
 from compressor.cli.result_tables import columns
+from compressor.files.model_folders import is_artifact_folder
 
 if TYPE_CHECKING:
     from compressor.data.splits import Data
@@ -203,7 +204,7 @@ def _search(
     """The search for a winning ticket, decided before its first step."""
     from compressor.jobs.lottery import prepare, rounds_for
 
-    artifact = open_default(model) if model is None or model.is_dir() else None
+    artifact = open_default(model) if model is None or is_artifact_folder(model) else None
     checkpoint = load_model(artifact.folder if artifact is not None else Path(str(model)), network, normalisation)
     rounds = rounds_for(
         checkpoint, rounds=lottery.rounds, rate=lottery.rate, output_rate=lottery.output_rate, scope=lottery.scope
