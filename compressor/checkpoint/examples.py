@@ -10,49 +10,55 @@ from torch import Tensor
 
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.fitting import FORWARD_ERRORS
-from compressor.data.batches import batches
+from compressor.data.batches import first_batch
 from compressor.data.splits import Data
 from compressor.graph.input_spec import InputSpec
 from compressor.graph.lent import state_kept
 from compressor.graph.outputs import outputs_of
 
-LOOKED_AT = 16  # images; their range is that of further inputs
+LOOKED_AT = 16  # samples; their range is that of further inputs
 
 
 def with_examples_of(checkpoint: Checkpoint, data: Data | None) -> Checkpoint:
-    """Return the checkpoint with the first image of the data as its example, preprocessed for the network.
+    """Return the checkpoint with the first sample of the data as its example, preprocessed for the network.
 
-    The checkpoint stays unchanged if no data may be used for decisions, if the network reads more than one image, or
-    images of another shape, and if its outputs on the image are not finite.
+    The checkpoint stays unchanged if no data may be used for decisions, if the samples have other shapes or types than
+    its inputs, and if its outputs on the sample are not finite.
     """
-    first = _first_batch(checkpoint, data)
-    if first is None or len(checkpoint.example_inputs) != 1:
+    several = _first_samples(checkpoint, data)
+    olds, one = checkpoint.example_inputs, tuple(part[:1] for part in several)
+    if [(t.shape, t.dtype) for t in olds] != [(t.shape, t.dtype) for t in one] or not _answers(checkpoint, one):
         return checkpoint
-    (old,), image = checkpoint.example_inputs, first[:1]
-    if old.shape != image.shape or old.dtype is not image.dtype or not _answers(checkpoint, image):
-        return checkpoint
-    low, below = float(first.min()), math.nextafter(float(first.max()), math.inf)
-    named = checkpoint.input_specs[0].name if checkpoint.input_specs else None
-    spec = InputSpec(name=named, shape=tuple(image.shape), dtype=image.dtype, low=low, below=below)
-    if low == float(first.max()):  # constant images define no range
-        spec = dataclasses.replace(spec, low=None, below=None)
-    return dataclasses.replace(checkpoint, example_inputs=(image,), input_specs=(spec,))
+    named = checkpoint.input_specs or tuple(InputSpec(shape=tuple(t.shape)) for t in one)
+    specs = tuple(_spec(old, part) for old, part in zip(named, several, strict=True))
+    return dataclasses.replace(checkpoint, example_inputs=one, input_specs=specs)
 
 
-def _first_batch(checkpoint: Checkpoint, data: Data | None) -> Tensor | None:
-    """The first images of the split for decisions; never of the test split."""
+def _spec(old: InputSpec, several: Tensor) -> InputSpec:
+    """The description of an input of which these are examples. A constant input has no range; whole numbers have the
+    user's, or the network's, as few examples do not show how far they go.
+    """
+    low, high = float(several.amin()), float(several.amax())
+    spec = dataclasses.replace(old, shape=(1, *several.shape[1:]), dtype=several.dtype)
+    if not several.is_floating_point():
+        return spec
+    below = math.nextafter(high, math.inf)
+    return dataclasses.replace(spec, low=None if low == high else low, below=None if low == high else below)
+
+
+def _first_samples(checkpoint: Checkpoint, data: Data | None) -> tuple[Tensor, ...]:
+    """The first samples of the split for decisions; never of the test split."""
     split = None if data is None else data.train if data.train is not None else data.tune
     if split is None or not len(split):
-        return None
-    inputs, _ = next(batches(split, batch_size=LOOKED_AT, preprocessing=checkpoint.preprocessing))
-    return inputs
+        return ()
+    return first_batch(split, size=LOOKED_AT, preprocessing=checkpoint.preprocessing).inputs
 
 
-def _answers(checkpoint: Checkpoint, image: Tensor) -> bool:
-    """True if the network runs on the image with finite outputs."""
+def _answers(checkpoint: Checkpoint, inputs: tuple[Tensor, ...]) -> bool:
+    """True if the network runs on the inputs with finite outputs."""
     try:
         with state_kept(checkpoint.module):
-            outputs = outputs_of(checkpoint.module, [image])
+            outputs = outputs_of(checkpoint.module, inputs)
     except FORWARD_ERRORS:
         return False
     return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point() or t.is_complex())

@@ -65,7 +65,7 @@ class TargetDomain:
             preprocessing=preprocessing,
             augmentation=augmentation,
         )
-        return next(iter(stream))[0]
+        return next(iter(stream)).inputs[0]
 
 
 def target_of(data: Data) -> TargetDomain:

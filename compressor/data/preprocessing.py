@@ -1,9 +1,9 @@
-"""How an image becomes a network's input."""
+"""How an item of a data set becomes a network's inputs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,12 +13,17 @@ from compressor.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes a network's input: resized, scaled to [0, 1], channels matched, normalised."""
+    """How an item becomes a network's inputs; an image is resized, scaled to [0, 1], its channels matched, normalised.
+
+    `takes` are the names of the network's inputs, in order: what of an item it reads (`data.items`). They are not a
+    part of the record: a network's own inputs decide.
+    """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     size: tuple[int, int] | None = None
     channels: int | None = None
+    takes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):

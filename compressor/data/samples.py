@@ -1,9 +1,9 @@
-"""Samples: what a network reads, with what it is judged by; those in memory, and parts of a set."""
+"""Samples: sets of items that a network reads, with what it is judged by; images in memory, and parts of a set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ TUNE_SHARE, TUNE_AT_MOST = 0.1, 5000  # as in Frankle & Carbin 2019: 5,000 of 60
 
 
 class Samples(Protocol):
-    """A split: a length, and an image `[channels, height, width]` with its label for every index."""
+    """A split: a length, and an item for every index.
+
+    An item is an image `[channels, height, width]` with its label, or any other structure that `data.items` can divide.
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class Images:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
-import sys
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
-
-from torch import Tensor
 
 from compressor.data.arrays import SPELLINGS, splits_from_idx, splits_from_npz
 from compressor.data.classes import with_labels_of
-from compressor.data.image_files import ImageFiles, read_folder
+from compressor.data.image_files import read_folder
+from compressor.data.own_sets import Items, returned_by, splits_of
 from compressor.data.repeats import without_repeats
 from compressor.data.samples import TUNE_AT_MOST, TUNE_SHARE, Images, Samples, hold_out
 from compressor.data.splits import Data, SplitName
@@ -160,34 +155,6 @@ def assembled(
     )
 
 
-class Items:
-    """A library's or a user's own data set: its images as tensors, its labels as integers."""
-
-    def __init__(self, dataset: Any, *, name: str) -> None:
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise DataError(
-                f"{name} returns a `{type(dataset).__name__}`",
-                hint="return data sets with a length and items (image, label)",
-            )
-        self.dataset, self.name = dataset, name
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        item = self.dataset[index]
-        try:
-            image, label = item
-            return (image if isinstance(image, Tensor) else pil_to_tensor(image)), int(label)
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"item {index} of {self.name} is not an image with a label: {error}",
-                hint="wrap it: `file.py:function` may return data sets whose items are (image, number)",
-            ) from error
-
-
 def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int) -> Data:
     """A torchvision data set by name, with the splits that its class has."""
     from torchvision import datasets
@@ -232,65 +199,12 @@ def _from_torchvision(name: str, *, root: Path | None, download: bool, seed: int
 
 
 def _from_function(file: Path, function: str, *, seed: int) -> Data:
-    """The data of `function()` in `file`: `Data`, one data set, (train, test), (train, tune, test), or a dict."""
-    source = f"{file}:{function}"
-    with _run(file) as module:
-        make = getattr(module, function, None) if function else None
-        if not callable(make):
-            functions = [n for n in vars(module) if not n.startswith("_") and inspect.isfunction(getattr(module, n))]
-            raise DataError(f"{file} has no function `{function}`", hint=unknown("functions", function, functions))
-        result = make()
+    """The data of `function()` in `file`: `Data`, or any form of `data.own_sets`."""
+    result = returned_by(file, function)
     if isinstance(result, Data):
         return result
-    items = isinstance(result, list) and (
-        not result or isinstance(result[0], tuple)
-    )  # a list of (image, label) is one set
-    if isinstance(result, (tuple, list)) and not items:
-        if len(result) not in (2, 3):
-            raise DataError(
-                f"`{function}` returned {len(result)} values", hint="return (train, test) or a dict of splits"
-            )
-        result = dict(zip(("train", "test") if len(result) == 2 else ("train", "tune", "test"), result, strict=True))
-    elif not isinstance(result, dict):
-        result = {None: result}
-    names = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
-    strangers = [str(key) for key in result if key is not None and key not in names]
-    if strangers:
-        raise DataError(
-            f"`{function}` returned a split called `{strangers[0]}`", hint=unknown("splits", strangers[0], names)
-        )
-    splits: dict[SplitName | None, Samples] = {
-        None if key is None else names[key]: v
-        if isinstance(v, (Images, ImageFiles))
-        else Items(v, name=f"`{function}`")
-        for key, v in result.items()
-        if v is not None or key is None
-    }
-    classes = next((v for v in (getattr(s, "classes", None) for s in result.values()) if v), None)
-    return assembled(function, splits, source=source, classes=tuple(map(str, classes)) if classes else None, seed=seed)
-
-
-@contextlib.contextmanager
-def _run(file: Path) -> Iterator[ModuleType]:
-    """Yield the module in `file`, whose folder is importable meanwhile; errors of its code become `DataError`."""
-    if not file.is_file():
-        raise DataError(f"{file} is not there", hint="check the path: `--data file.py:function`")
-    name = f"compressor_data_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None, file
-    assert spec.loader is not None, file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look up their module
-    sys.path.insert(0, str(file.absolute().parent))
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    except DataError:
-        raise
-    except Exception as error:
-        # an error of the user's own code: report it with its place
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.absolute()]
-        where = f"{file}, line {frames[-1].lineno}" if frames else str(file)
-        raise DataError(f"{where}: {type(error).__name__}: {error}", hint="run it on its own and repair it") from error
-    finally:
-        sys.path.remove(str(file.absolute().parent))
+    sets = splits_of(result, name=f"`{function}`")
+    several = result.values() if isinstance(result, Mapping) else result if isinstance(result, (list, tuple)) else ()
+    classes = next((v for v in (getattr(one, "classes", None) for one in (result, *several)) if v), None)
+    known = tuple(map(str, classes)) if classes else None
+    return assembled(function, sets, source=f"{file}:{function}", classes=known, seed=seed)

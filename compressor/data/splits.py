@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import ConcatDataset
 
+from compressor.data.batches import is_labelled
+from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import UNLABELLED, Images, Samples
 from compressor.errors import DataError
 
@@ -61,8 +63,9 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """True if the first image of every split has a label."""
-        return all(s[0][1] != UNLABELLED for s in (self.train, self.tune, self.test) if s is not None)
+        """True if the first item of every split has something to judge by, for a network with one input."""
+        splits = (s for s in (self.train, self.tune, self.test) if s is not None)
+        return all(is_labelled(s, preprocessing=Preprocessing()) for s in splits)
 
     @property
     def sizes(self) -> dict[str, int]:

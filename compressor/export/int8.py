@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,15 @@ class Quantized:
         return {**asdict(self), "left_float": list(self.left_float)}
 
 
-def quantize_onnx(source: Path, file: Path, inputs: Iterable[Tensor], *, how: Int8) -> Quantized:
+def quantize_onnx(source: Path, file: Path, inputs: Iterable[Tensor | Sequence[Tensor]], *, how: Int8) -> Quantized:
     """Quantise the ONNX file `source` to 8-bit integers and write `file`, after loading and running it.
 
-    `inputs` are batches of the network's one input, `[batch, ...]` float32, preprocessed; if the file's batch size is
-    fixed, batches have that size. The metadata of `source` stay, and `quantization` is added. Refused: no images, a
-    graph that onnxruntime cannot quantise or run, a graph without a weight that can be int8, a full disk.
+    `inputs` are batches of what the network reads, each input `[batch, ...]` (or its one input alone), preprocessed; if
+    the file's batch size is fixed, batches have that size. The metadata of `source` stay, and `quantization` is added.
+    Refused: no images, a graph that onnxruntime cannot quantise or run, a graph without a weight that can be int8, a
+    full disk.
     """
-    stream = iter(inputs)
+    stream = ([batch] if isinstance(batch, Tensor) else batch for batch in inputs)
     first_batch = next(stream, None)
     if first_batch is None:
         raise CalibrationError("no images to measure the ranges of activations on", hint="give some: `--data DIR`")
@@ -122,12 +123,17 @@ def quantize_onnx(source: Path, file: Path, inputs: Iterable[Tensor], *, how: In
 class _Reader:
     """Batches in the form of onnxruntime's calibration reader."""
 
-    def __init__(self, name: str, inputs: Iterator[Tensor]) -> None:
-        self.name, self.inputs = name, inputs
+    def __init__(self, names: Sequence[str], inputs: Iterator[Sequence[Tensor]]) -> None:
+        self.names, self.inputs = names, inputs
 
     def get_next(self) -> dict[str, Any] | None:
         batch = next(self.inputs, None)
-        return None if batch is None else {self.name: batch.contiguous().numpy()}
+        return None if batch is None else _named(self.names, batch)
+
+
+def _named(names: Sequence[str], batch: Sequence[Tensor]) -> dict[str, Any]:
+    """A batch as onnxruntime reads it: arrays by the inputs' names."""
+    return {name: part.contiguous().numpy() for name, part in zip(names, batch, strict=True)}
 
 
 def _prepare(source: Path, prepared: Path) -> None:
@@ -145,14 +151,12 @@ def _prepare(source: Path, prepared: Path) -> None:
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
 
 
-def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how: Int8) -> Any:
-    """Return the quantised graph; refused: several inputs, a graph that onnxruntime cannot quantise."""
+def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Sequence[Tensor]], how: Int8) -> Any:
+    """Return the quantised graph; refused: a graph that onnxruntime cannot quantise."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     entries = onnx.load(str(source), load_external_data=False).graph.input
-    if len(entries) != 1:
-        raise ExportError(f"{source.name} has {len(entries)} inputs", hint="int8 is for networks that read one tensor")
     prepared, quantized = scratch / "prepared.onnx", scratch / "int8.onnx"
     try:
         with quiet_exporter():
@@ -160,7 +164,7 @@ def _quantized_proto(source: Path, scratch: Path, inputs: Iterator[Tensor], how:
             quantize_static(
                 str(prepared),
                 str(quantized),
-                _Reader(entries[0].name, inputs),
+                _Reader([entry.name for entry in entries], inputs),
                 quant_format=QuantFormat.QDQ,
                 per_channel=how.per_channel,
                 reduce_range=how.bits == 7,
@@ -220,7 +224,7 @@ def _tidy_(proto: Any, how: Int8) -> None:
         proto.opset_import.remove(entry)
 
 
-def _check_runs(part: Path, inputs: Tensor) -> None:
+def _check_runs(part: Path, inputs: Sequence[Tensor]) -> None:
     """Raise unless onnxruntime runs the file on the inputs with finite outputs."""
     import numpy as np
     import onnxruntime
@@ -229,7 +233,7 @@ def _check_runs(part: Path, inputs: Tensor) -> None:
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(part), options, providers=["CPUExecutionProvider"])
-        answers = session.run(None, {session.get_inputs()[0].name: inputs.contiguous().numpy()})
+        answers = session.run(None, _named([entry.name for entry in session.get_inputs()], inputs))
     except Exception as error:
         # onnxruntime's exceptions have no common base but Exception
         raise ExportError(

@@ -10,9 +10,10 @@ from torch import nn
 from compressor.checkpoint.artifact_writing import add_results
 from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, open_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.data.batches import is_labelled
 from compressor.data.classes import with_labels_of
 from compressor.data.preprocessing import Preprocessing, with_normalisation
-from compressor.data.samples import UNLABELLED, Samples
+from compressor.data.samples import Samples
 from compressor.data.sources import FORMS, default_data, load_data
 from compressor.data.splits import Data, SplitName
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
@@ -113,7 +114,7 @@ def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | N
     Refused: images without labels if there is no dense network to agree with.
     """
     name, images = chosen_split(data, split)
-    if images[0][1] == UNLABELLED:
+    if not is_labelled(images, preprocessing=subject.preprocessing):
         if dense is None:
             raise DataError(
                 f"{data.name} has no labels, and there is no dense network to compare with",

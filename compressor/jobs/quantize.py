@@ -15,9 +15,9 @@ import torch
 from compressor.checkpoint.artifact_writing import add_results, check_free, write_artifact
 from compressor.checkpoint.artifacts import INT8, ONNX, SUFFIX, Artifact
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.data.batches import batches
+from compressor.data.batches import batches, is_labelled
 from compressor.data.classes import with_labels_of
-from compressor.data.samples import UNLABELLED, first
+from compressor.data.samples import first
 from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ArtifactError, CalibrationError, ExportError
@@ -174,7 +174,8 @@ def _quantized(
     images = first(calibration_split(data), how.images, seed=how.seed)
     say(f"quantising, by the ranges on {len(images)} images")
     stream = batches(images, batch_size=batch or CALIBRATION_BATCH, preprocessing=checkpoint.preprocessing)
-    return quantize_onnx(exact, integer, (x for x, _ in stream if batch in (None, len(x))), how=how), len(images)
+    inputs = (one.inputs for one in stream if batch in (None, len(one.inputs[0])))
+    return quantize_onnx(exact, integer, inputs, how=how), len(images)
 
 
 def _judged(
@@ -187,7 +188,7 @@ def _judged(
     say(f"comparing on the {name} split")
     close = agreement(load_onnx(integer), checkpoint.module, images, split=str(name), preprocessing=seen)
     accuracy = None
-    if images[0][1] != UNLABELLED:
+    if is_labelled(images, preprocessing=seen):
         both = (evaluate_onnx(file, images, split=str(name), preprocessing=seen) for file in (exact, integer))
         accuracy = FloatAndInt8(float=next(both), int8=next(both))
     return close, accuracy

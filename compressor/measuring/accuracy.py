@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import forms
-from compressor.data.batches import EVALUATION_BATCH, batches
+from compressor.data.batches import EVALUATION_BATCH, batches, first_batch
+from compressor.data.items import Batch
 from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import UNLABELLED, Samples
 from compressor.errors import CheckpointError, DataError
@@ -74,7 +75,7 @@ def evaluate(
     """
     correct = 0
     with scorer(network) as score:
-        for inputs, labels in _batches(images, preprocessing):
+        for (inputs,), labels in _batches(images, preprocessing):
             scores = _scores(score, inputs)
             if int(labels.min()) <= UNLABELLED:
                 raise DataError(
@@ -100,7 +101,7 @@ def agreement(
     """Return how closely the network follows the dense one; labels are not read."""
     agreeing, error, size = 0, 0.0, 0.0
     with scorer(network) as score, scorer(dense) as reference:
-        for inputs, _ in _batches(images, preprocessing):
+        for (inputs,), _ in _batches(images, preprocessing):
             ours, theirs = _scores(score, inputs), _scores(reference, inputs)
             if ours.shape != theirs.shape:
                 raise DataError(
@@ -191,10 +192,10 @@ def scorer(network: nn.Module | OnnxNetwork) -> Iterator[Scorer]:
         yield lambda inputs: class_scores(network(inputs.to(device, dtype))).float().cpu()
 
 
-def _batches(images: Samples, preprocessing: Preprocessing) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(images: Samples, preprocessing: Preprocessing) -> Iterator[Batch]:
     """Batches of a size that fits in memory."""
-    pixels = preprocessing.shaped(images[0][0])
-    batch_size = max(1, min(EVALUATION_BATCH, ELEMENTS_PER_BATCH // pixels.numel()))
+    numbers = sum(part.numel() for part in first_batch(images, preprocessing=preprocessing).inputs)
+    batch_size = max(1, min(EVALUATION_BATCH, ELEMENTS_PER_BATCH // numbers))
     return batches(images, batch_size=batch_size, preprocessing=preprocessing)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from compressor.checkpoint.architectures import PICKLE, PROGRAM
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.data.batches import is_labelled
 from compressor.data.classes import with_labels_of
-from compressor.data.samples import UNLABELLED
 from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
@@ -134,7 +134,7 @@ def _accuracies(candidates: Candidates, dense: Checkpoint, data: Data | None, *,
     split = next(name for name in (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN) if getattr(data, name) is not None)
     images = data.split(split)
     options: dict[str, Any] = {"split": str(split), "preprocessing": dense.preprocessing}
-    labelled = images[0][1] != UNLABELLED
+    labelled = is_labelled(images, preprocessing=dense.preprocessing)
     qualities: dict[str, Quality] = {}
     for candidate in candidates.distinct:
         say(f"evaluating {candidate.name}")

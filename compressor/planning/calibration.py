@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from compressor.planning.elimination import ReaderMoments
 
 T = TypeVar("T")
 Inputs = Tensor | Sequence[Tensor]
-Batches = Iterable[tuple[Inputs, Tensor | None]]
+Batches = Iterable[tuple[Inputs, Any]]
 
 CALIBRATION_BATCH, LEAST_BATCHES = 64, 8
 ELEMENTS_AT_ONCE = 2**20  # elements of a weight in float64: eight megabytes
@@ -66,7 +66,7 @@ def calibration_batches(
     drawn = first(images, count, seed=seed)
     size = max(1, min(CALIBRATION_BATCH, len(drawn) // LEAST_BATCHES))
     stream = batches(drawn, batch_size=size, preprocessing=preprocessing)
-    return [(inputs,) for inputs, _ in stream if len(inputs) == size]
+    return [batch.inputs for batch in stream if len(batch.inputs[0]) == size]
 
 
 def calibration_split(data: Data) -> Samples:

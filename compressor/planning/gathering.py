@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -238,7 +238,7 @@ def _gradients(
     for inputs, labels in _single(batches) if squared else batches:
         with right_gradients():
             output, size = _forward(module, inputs)
-        has_labels = labels is not None and not bool((labels == UNLABELLED).any()) and _is_scores(output)
+        has_labels = _is_classes(labels) and _is_scores(output)
         loss = _loss(output, labels if has_labels else None, drawn=squared, generator=generator)
         for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             if gradient is not None:
@@ -273,7 +273,13 @@ def _single(batches: Batches) -> Iterator[tuple[Inputs, Tensor | None]]:
     for inputs, labels in batches:
         tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
         for i in range(len(tensors[0])):
-            yield [t[i : i + 1] for t in tensors], None if labels is None else labels[i : i + 1]
+            yield [t[i : i + 1] for t in tensors], labels[i : i + 1] if _is_classes(labels) else None
+
+
+def _is_classes(labels: Any) -> TypeGuard[Tensor]:
+    """True for a class number for every sample."""
+    whole = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    return whole and not bool((labels == UNLABELLED).any())
 
 
 def _is_scores(output: Tensor) -> bool:

@@ -14,7 +14,7 @@ from compressor.data.samples import first
 from compressor.data.splits import Data
 from compressor.errors import CalibrationError
 from compressor.planning import criteria
-from compressor.planning.calibration import CALIBRATION_BATCH, Calibration, Needs, calibration_split
+from compressor.planning.calibration import CALIBRATION_BATCH, Batches, Calibration, Needs, calibration_split
 from compressor.planning.gathering import gather
 from compressor.progress import Say, quiet
 from compressor.pruning.probing import fitted_and_probed
@@ -66,9 +66,9 @@ def score(
     data, a criterion that can judge no group.
     """
     criterion = criteria.load(request.criterion)
-    stream: Iterable[tuple[Tensor, Tensor | None]] | None = None
+    stream: Batches | None = None
     if criterion.needs is Needs.SECOND_MOMENTS:
-        stream = [(inputs, None) for (inputs,) in fitted_and_probed(images)[0]]
+        stream = [(inputs, None) for inputs in fitted_and_probed(images)[0]]
     elif criterion.needs is not Needs.NOTHING:
         if data is None:
             raise CalibrationError(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Step
-from compressor.data.batches import EVALUATION_BATCH, augmentation_named, batches
+from compressor.data.batches import EVALUATION_BATCH, augmentation_named, batches, first_batch, is_labelled
+from compressor.data.items import Batch
 from compressor.data.preprocessing import Preprocessing
-from compressor.data.samples import UNLABELLED, Samples
+from compressor.data.samples import Samples
 from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
@@ -92,7 +93,7 @@ def correct_in(module: nn.Module, images: Samples, *, preprocessing: Preprocessi
     device = next(module.parameters()).device
     right = 0
     with torch.inference_mode():
-        for inputs, labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
+        for (inputs,), labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
             right += int((class_scores(module(inputs.to(device))).argmax(1).cpu() == labels).sum())
     return right
 
@@ -123,7 +124,7 @@ def train(
     wrong gradients (`graph.gradients`).
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
-    _check(module, data, images, tune)
+    _check(module, data, images, tune, preprocessing)
     if recipe.bn_l1:
         scales_of(module)
     if objective is not None and teacher is not None:
@@ -190,7 +191,7 @@ class _Course:
         """Steps in an epoch."""
         return iterations_per_epoch(len(self.images), self.recipe.batch_size)
 
-    def stream(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(self, seed: int) -> Iterator[Batch]:
         """The epoch's batches, shuffled and augmented by `seed`."""
         size = self.preprocessing.size or (int(self.images[0][0].shape[-2]), int(self.images[0][0].shape[-1]))
         return batches(
@@ -208,9 +209,9 @@ class _Course:
         return _loss(self.module, inputs, labels, recipe=self.recipe, teacher=self.teacher)
 
 
-def _check(module: nn.Module, data: Data, images: Samples, tune: Samples) -> None:
+def _check(module: nn.Module, data: Data, images: Samples, tune: Samples, preprocessing: Preprocessing) -> None:
     """Raise where there are no labels to train on, or no parameter to train."""
-    if images[0][1] == UNLABELLED or tune[0][1] == UNLABELLED:
+    if not all(is_labelled(split, preprocessing=preprocessing) for split in (images, tune)):
         raise RetrainError(f"{data.name} has no labels to train on", hint="give a folder of class folders, or an .npz")
     if not any(p.requires_grad for p in module.parameters()):
         raise RetrainError(
@@ -219,7 +220,7 @@ def _check(module: nn.Module, data: Data, images: Samples, tune: Samples) -> Non
 
 
 def _first_batch(images: Samples, preprocessing: Preprocessing) -> Tensor:
-    return next(iter(batches(images, batch_size=EXAMPLES, preprocessing=preprocessing)))[0]
+    return first_batch(images, size=EXAMPLES, preprocessing=preprocessing).inputs[0]
 
 
 def _epoch(course: _Course, epoch: int) -> tuple[list[float], Progress]:
@@ -232,7 +233,7 @@ def _epoch(course: _Course, epoch: int) -> tuple[list[float], Progress]:
     course.module.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for iteration, (inputs, labels) in zip(range(per_epoch), course.stream(seed), strict=False):
+        for iteration, ((inputs,), labels) in zip(range(per_epoch), course.stream(seed), strict=False):
             step, steps = epoch * per_epoch + iteration, per_epoch * epochs
             rate = recipe.schedule.at(step / steps)
             losses.append(_step(course, inputs.to(device), labels.to(device), rate=rate, step=step, steps=steps))

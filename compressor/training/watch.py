@@ -85,7 +85,8 @@ class TuningLoss:
         self.lowest_state: State = {}
         size = len(images) if isinstance(images, Images) else EVALUATION_BATCH
         pairs = list(batches(images, batch_size=size, preprocessing=preprocessing))
-        self._inputs, self._labels = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+        self._inputs = torch.cat([batch.inputs[0] for batch in pairs])
+        self._labels = torch.cat([batch.target for batch in pairs])
         self._steps = 0
 
     def __call__(self, module: nn.Module) -> None:

@@ -449,10 +449,18 @@ class TestFunction:
         with pytest.raises(DataError, match=said):
             load_data(self.write(tmp_path, body + "\n"))
 
-    def test_items_that_are_no_pairs_are_refused_when_read(self, tmp_path: Path) -> None:
-        data = load_data(self.write(tmp_path, "def make(): return {'test': [torch.zeros(1, 4, 4)]}\n"))
-        with pytest.raises(DataError, match="item 0 of `make` is not an image with a label"):
+    def test_items_of_too_many_parts_are_refused_when_read(self, tmp_path: Path) -> None:
+        data = load_data(self.write(tmp_path, "def make(): return {'test': [(torch.zeros(1, 4, 4), 1, 2)]}\n"))
+        with pytest.raises(DataError, match="an item of 3 parts, but the network reads 1"):
             data.labelled  # noqa: B018 - reading is what fails
+
+    def test_an_item_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        body = (
+            "class Broken:\n    def __len__(self): return 3\n    def __getitem__(self, i): raise KeyError('gone')\n"
+            "def make(): return {'test': Broken()}\n"
+        )
+        with pytest.raises(DataError, match="item 0 of `make` cannot be read: KeyError: 'gone'"):
+            load_data(self.write(tmp_path, body)).labelled  # noqa: B018 - reading is what fails
 
     def test_a_function_needs_a_name(self, tmp_path: Path) -> None:
         source = self.write(tmp_path, "def make(): return images(3)\n").removesuffix(":make")

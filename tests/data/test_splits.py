@@ -181,7 +181,7 @@ class TestBatches:
             list(batches(images, batch_size=4, preprocessing=preprocessing, shuffle_seed=5))
             for images in (numbered(10), Lazy(numbered(10)))
         ]
-        for (inputs, labels), (lazy_inputs, lazy_labels) in zip(*both, strict=True):
+        for ((inputs,), labels), ((lazy_inputs,), lazy_labels) in zip(*both, strict=True):
             assert torch.equal(inputs, lazy_inputs)
             assert torch.equal(labels, lazy_labels)
 
@@ -190,7 +190,7 @@ class TestBatches:
             torch.cat(
                 [
                     x[:, 0, 0, 0]
-                    for x, _ in batches(numbered(20), batch_size=6, preprocessing=Preprocessing(), shuffle_seed=s)
+                    for (x,), _ in batches(numbered(20), batch_size=6, preprocessing=Preprocessing(), shuffle_seed=s)
                 ]
             )
             for s in (0, 0, 1)
@@ -217,7 +217,7 @@ class TestBatches:
             def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
                 return torch.zeros(1 + 2 * (index % 2), 4, 4, dtype=torch.uint8), 0
 
-        ((inputs, _),) = batches(Mixed(numbered(4)), batch_size=4, preprocessing=Preprocessing(channels=3))
+        (((inputs,), _),) = batches(Mixed(numbered(4)), batch_size=4, preprocessing=Preprocessing(channels=3))
         assert inputs.shape == (4, 3, 4, 4)
 
     def test_images_of_different_sizes_ask_for_the_networks(self) -> None:

@@ -225,13 +225,13 @@ class TestRefusals:
             quantize_onnx(tmp_path / "m.onnx", tmp_path / "q.onnx", inputs(), how=Int8())
         assert not (tmp_path / "q.onnx").exists()
 
-    def test_two_inputs(self, tmp_path: Path) -> None:
+    def test_too_few_inputs(self, tmp_path: Path) -> None:
         class Two(nn.Module):
             def forward(self, x: Tensor, y: Tensor) -> Tensor:
                 return x + y
 
         export_onnx(checkpoint_of(Two(), (1, 4), (1, 4)), tmp_path / "m.onnx")
-        with pytest.raises(ExportError, match="2 inputs"):
+        with pytest.raises(ExportError, match="cannot quantise"):
             quantize_onnx(tmp_path / "m.onnx", tmp_path / "q.onnx", inputs(), how=Int8())
 
     def test_images_of_another_shape(self, exact: Path, tmp_path: Path) -> None:

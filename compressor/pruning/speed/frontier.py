@@ -21,8 +21,9 @@ from typing import Any
 from torch import nn
 
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.data.batches import is_labelled
 from compressor.data.classes import with_labels_of
-from compressor.data.samples import UNLABELLED, Samples
+from compressor.data.samples import Samples
 from compressor.data.splits import Data, SplitName
 from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
@@ -82,7 +83,7 @@ class Judge:
             )
         self.images: Samples = data.split(name)
         self.split, self.checkpoint = str(name), checkpoint
-        self.labelled = self.images[0][1] != UNLABELLED
+        self.labelled = is_labelled(self.images, preprocessing=checkpoint.preprocessing)
         self.dense = self(checkpoint.module)
 
     def __call__(self, module: nn.Module) -> Quality:

@@ -56,7 +56,7 @@ def pairs_of(
     stream = batches(chosen, batch_size=size, preprocessing=checkpoint.preprocessing)
     return [
         (inputs, labels, None if target is None else _beside(target, number, size, checkpoint, seed))
-        for number, (inputs, labels) in enumerate(stream)
+        for number, ((inputs,), labels) in enumerate(stream)
         if len(inputs) == size
     ]
 

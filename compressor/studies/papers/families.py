@@ -248,7 +248,7 @@ def _in_integers(cell: Cell, data: Data, workspace: Workspace, file: Path) -> Ma
     how = Int8(images=int(cell.values["ranges"] or 0), seed=cell.seed)
     images = first(data.split(SplitName.TRAIN), how.images, seed=how.seed)
     stream = batches(images, batch_size=CALIBRATION_BATCH, preprocessing=load_onnx(source).preprocessing)
-    quantize_onnx(source, file, (inputs for inputs, _ in stream), how=how)
+    quantize_onnx(source, file, (batch.inputs for batch in stream), how=how)
     workspace.keep({FILE: _tensor_of(file)})
     before = workspace.result_of(cell.needs[0])
     accuracy = evaluate_onnx(file, data.split(SplitName.TEST), split=str(SplitName.TEST))

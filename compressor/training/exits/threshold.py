@@ -52,7 +52,7 @@ def answers(
     right, certain = [], []
     device = next(exits.parameters()).device
     with evaluating(exits), torch.no_grad():
-        for inputs, labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
+        for (inputs,), labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
             if int(labels.min()) <= UNLABELLED:
                 raise DataError(
                     "choosing a threshold needs labels, and these images have none", hint="give labelled images"
