@@ -1,28 +1,21 @@
 """Build a module from a reference: `torchvision:NAME`, `timm:NAME`, `file.py:Net`, `package.module:factory`.
 
 A reference from the user is always followed. A reference from a *file* must not run code of that file's choice: it is a
-name in the registry of torchvision, timm or transformers, or one of the sample models, with numbers as arguments, or a
-Python file that this user has named by `--arch` before (the same sha256).
+name in the registry of torchvision, timm or transformers, or one of the sample models, with numbers as arguments, or
+code that this user has named by `--arch` before, whose file has the same sha256 (`checkpoint.code.trust`).
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import os
 import re
-import stat
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint import hugging_face
+from compressor.checkpoint.code import importing, trust
 from compressor.errors import ArchitectureError, unknown
 from compressor.files.names import printable
 
@@ -65,21 +59,30 @@ class Architecture:
 
 
 def architecture_from_user(ref: str, arguments: tuple[tuple[str, object], ...] = ()) -> Architecture:
-    """Return the architecture of `--arch`; a Python file that it names is recorded as trusted."""
+    """Return the architecture of `--arch`; the code that it names is recorded as trusted, by its file's hash."""
     architecture = Architecture(ref=ref, arguments=arguments)
     source, _, name = ref.rpartition(":")
-    if architecture.file is None:
-        parts = (*source.split("."), *name.split(".")) if source not in REGISTRIES else (name,)
-        if ":" not in ref or not all(part.isidentifier() for part in parts if source not in REGISTRIES):
-            hint = "write `torchvision:resnet18`, `timm:resnet18`, `net.py:Net` or `package.module:make`"
-            raise ArchitectureError(f"`{ref}` is not an architecture", hint=hint)
-        return _by_registry(architecture)
-    if not architecture.file.is_file():
-        raise ArchitectureError(f"there is no file {architecture.file}", hint="check the path in `--arch`")
-    file = architecture.file.resolve()
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    _remember(digest)
-    return Architecture(ref=f"{file}:{ref.rpartition(':')[2]}", arguments=arguments, sha256=digest)
+    if architecture.file is not None:
+        if not architecture.file.is_file():
+            raise ArchitectureError(f"there is no file {architecture.file}", hint="check the path in `--arch`")
+        return _trusted(importing.trusted_file(architecture.file.resolve(), name), arguments)
+    parts = (*source.split("."), *name.split(".")) if source not in REGISTRIES else (name,)
+    if ":" not in ref or not all(part.isidentifier() for part in parts if source not in REGISTRIES):
+        hint = "write `torchvision:resnet18`, `timm:resnet18`, `net.py:Net`, `pkg/net.py:Net` or `package.module:make`"
+        raise ArchitectureError(f"`{ref}` is not an architecture", hint=hint)
+    architecture = _by_registry(architecture)
+    if architecture.ref.partition(":")[0] in REGISTRIES or architecture.ref in SAMPLES:
+        return architecture
+    return _trusted(importing.trusted_module(source, name), arguments)
+
+
+def _trusted(entry: trust.Trusted, arguments: tuple[tuple[str, object], ...]) -> Architecture:
+    """The architecture of code that the user named; it is remembered if it has a file."""
+    if entry.file is None:
+        return Architecture(ref=entry.ref, arguments=arguments)
+    digest = importing.sha256_of_code(entry.file)
+    trust.remember(digest, entry)
+    return Architecture(ref=entry.ref, arguments=arguments, sha256=digest)
 
 
 def _by_registry(architecture: Architecture) -> Architecture:
@@ -91,60 +94,6 @@ def _by_registry(architecture: Architecture) -> Architecture:
 
     is_listed = name in torchvision.models.list_models()
     return replace(architecture, ref=f"torchvision:{name}") if is_listed else architecture
-
-
-def _trust_store() -> Path:
-    """The folder that records trusted files, by their hashes."""
-    state = os.environ.get("COMPRESS_STATE_DIR")
-    if state:
-        return Path(state) / "trusted"
-    try:
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    except RuntimeError:  # a user without a home
-        return _trust_store_of_temp()
-    return home / "compress" / "trusted"
-
-
-def _trust_store_of_temp() -> Path:
-    """The folder for a home that cannot be written, as in containers: it lasts until the machine restarts."""
-    return Path(tempfile.gettempdir()) / f"compress-trusted-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-
-
-def _is_private(folder: Path) -> bool:
-    """True if nobody else can write into the folder."""
-    try:
-        status = folder.lstat()
-    except OSError:
-        return False
-    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return stat.S_ISDIR(status.st_mode) and mine and not status.st_mode & 0o022
-
-
-def _remember(digest: str) -> None:
-    """Record that the user trusts the file with this hash. Refused: no folder for it can be written."""
-    store = _trust_store()
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        (store / digest).touch()
-        return
-    except OSError as error:
-        failed = error
-    temp = _trust_store_of_temp()
-    with contextlib.suppress(OSError):
-        temp.mkdir(mode=0o700, exist_ok=True)
-        if _is_private(temp):
-            (temp / digest).touch()
-            return
-    raise ArchitectureError(
-        f"that the file is trusted cannot be remembered in {store}: {failed.strerror or failed}",
-        hint="name a folder that can be written: `COMPRESS_STATE_DIR=DIR compress …`",
-    ) from failed
-
-
-def _is_trusted(digest: str) -> bool:
-    """True if the user has named the file with this hash before."""
-    temp = _trust_store_of_temp()
-    return (_trust_store() / digest).exists() or (_is_private(temp) and (temp / digest).exists())
 
 
 def check_harmless(architecture: Architecture) -> None:
@@ -160,18 +109,32 @@ def check_harmless(architecture: Architecture) -> None:
         for key, value in architecture.arguments:
             _check_argument(architecture.ref, key, value)
         return
-    file = architecture.file
-    if file is not None and architecture.sha256 and _is_trusted(architecture.sha256):
-        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == architecture.sha256:
-            return
+    entry = _entry(architecture)
+    if entry is None:
+        raise ArchitectureError(
+            f"the file asks to be built by `{printable(architecture.ref)}`, which would run that code",
+            hint=f"if you trust it, name it once: `compress inspect MODEL --arch {printable(architecture.ref)}`",
+        )
+    file = architecture.file or entry.file
+    if file is None or not file.is_file() or importing.sha256_of_code(file) != architecture.sha256:
         raise ArchitectureError(
             f"{file} is not the file that this was made with",
             hint=f"restore it, or prune again with `--arch {architecture.ref}`",
         )
-    raise ArchitectureError(
-        f"the file asks to be built by `{printable(architecture.ref)}`, which would run that code",
-        hint=f"if you trust it, name it once: `compress inspect MODEL --arch {printable(architecture.ref)}`",
-    )
+
+
+def _entry(architecture: Architecture) -> trust.Trusted | None:
+    """What the user said of the code that the reference names: of this file or module, else of the same file elsewhere.
+
+    A copy of a trusted file that lies elsewhere imports nothing that lies beside it.
+    """
+    entries = trust.entries(architecture.sha256) if architecture.sha256 else ()
+    exact = next((one for one in entries if one.ref == architecture.ref), None)
+    if exact is not None or architecture.file is None:
+        return exact
+    name = architecture.ref.rpartition(":")[2]
+    known = any(one.ref == trust.ANY or one.ref.rpartition(":")[2] == name for one in entries)
+    return trust.Trusted(ref=architecture.ref, file=architecture.file) if known else None
 
 
 def _check_argument(ref: str, name: object, value: object) -> None:
@@ -231,7 +194,7 @@ def _way_out(error: Exception) -> str:
 def _factory(architecture: Architecture, source: str, name: str) -> Callable[..., Any]:
     """The function or class that builds the network."""
     if architecture.file is not None:
-        return _from_file(architecture.file, name)
+        return _attribute(code_of(architecture), name, str(architecture.file))
     if source == "torchvision":
         import torchvision
 
@@ -251,30 +214,16 @@ def _factory(architecture: Architecture, source: str, name: str) -> Callable[...
         return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
     if source == hugging_face.REGISTRY:
         return hugging_face.factory(name)
-    try:
-        module = importlib.import_module(source)
-    except ImportError as error:
-        raise ArchitectureError(
-            f"cannot import `{source}`: {error}", hint="is it installed, or a path missing?"
-        ) from error
-    return _attribute(module, name, source)
+    return _attribute(code_of(architecture), name, source)
 
 
-def _from_file(file: Path, name: str) -> Callable[..., Any]:
-    """The function or class `name` in a Python file."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise ArchitectureError(f"there is no file {file}", hint="check the path in `--arch`")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        # the user's own code may raise anything; the traceback stays attached
-        raise ArchitectureError(
-            f"{file} does not run: {type(error).__name__}: {error}", hint="run it on its own and repair it"
-        ) from error
-    return _attribute(module, name, str(file))
+def code_of(architecture: Architecture) -> ModuleType:
+    """Return the module that has the code of an architecture outside the registries. Refused: it cannot be imported."""
+    entry = _entry(architecture)
+    roots = () if entry is None else entry.roots
+    if architecture.file is not None:
+        return importing.import_file(architecture.file, roots)
+    return importing.import_module(architecture.ref.rpartition(":")[0], roots)
 
 
 def _attribute(module: Any, name: str, where: str) -> Callable[..., Any]:

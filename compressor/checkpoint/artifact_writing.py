@@ -130,7 +130,7 @@ def write_artifact(
 
 def _write_skeleton(checkpoint: Checkpoint, file: Path) -> None:
     """Write the module's structure."""
-    from compressor.checkpoint.pickled_structure import write_skeleton
+    from compressor.checkpoint.pickles.skeletons import write_skeleton
 
     try:
         write_skeleton(checkpoint.module, file)

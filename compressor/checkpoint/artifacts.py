@@ -93,21 +93,19 @@ class Artifact:
         file = Path(source["path"]) if path is None else path
         if not file.exists():
             raise ArtifactError(f"the dense network is not at {file}", hint="set its path: `--dense PATH`")
-        architecture = self.recipe["architecture"]
-        arch = None if architecture["ref"] in ("pickle", "program") else architecture["ref"]
-        if arch is not None:  # a file that the recipe names runs only if the user has named it before
-            check_harmless(architecture_in(architecture))
+        architecture = architecture_in(self.recipe["architecture"])
+        arch = None if architecture.ref in ("pickle", "program") else architecture
+        if arch is not None:  # code that the recipe names runs only if the user has named it before
+            check_harmless(arch)
         inputs, outputs = specs_in(self.recipe), self.recipe.get("outputs", ())
         if is_model_folder(file):
             dense = load_folder(file, inputs=inputs, outputs=outputs, trust_pickle=trust_pickle)
         elif file.is_dir():
             dense = with_inputs(load_artifact(file, trust_pickle=trust_pickle), inputs)
         else:
-            arguments = tuple((k, v) for k, v in architecture["arguments"])
             dense = load_file(
-                file, arch=arch, arch_arguments=arguments, inputs=inputs, outputs=outputs, key=source.get("key"),
-                trust_pickle=trust_pickle,
-            )  # fmt: skip
+                file, arch=arch, inputs=inputs, outputs=outputs, key=source.get("key"), trust_pickle=trust_pickle
+            )
         if dense.sha256 != source["sha256"]:
             raise ArtifactError(
                 f"{file} is not the network that {self.folder.name} was made from: its sha256 differs",
@@ -172,7 +170,7 @@ def load_artifact(folder: Path, *, trust_pickle: bool = False) -> Checkpoint:
 
     from compressor.checkpoint.architectures import build, check_harmless
     from compressor.checkpoint.checkpoint import Checkpoint
-    from compressor.checkpoint.pickled_structure import read_skeleton
+    from compressor.checkpoint.pickles.skeletons import read_skeleton
     from compressor.checkpoint.recipes import recipe_from_json
     from compressor.graph.calling import calling_
     from compressor.graph.input_spec import TYPES, drawn_from

@@ -21,8 +21,8 @@ from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.inputs import Examples, examples_of
 from compressor.checkpoint.model_inputs import examples_for
+from compressor.checkpoint.pickles.unpickle import read_pickle
 from compressor.checkpoint.reading import fill, refuse_broken_weights
-from compressor.checkpoint.unpickle import read_pickle
 from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.files.json_files import read_json

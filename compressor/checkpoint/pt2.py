@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.checkpoint.pickles.unpickle import read_pickle_bytes
 from compressor.checkpoint.program_json import (
     DTYPES,
     STRIDED,
@@ -29,10 +30,10 @@ from compressor.checkpoint.program_json import (
     program_in,
     sizes_in,
 )
-from compressor.checkpoint.unpickle import read_pickle_bytes
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
 from compressor.files.archives import DAMAGED, Archive, open_archive
 from compressor.files.names import check_names, printable
+from compressor.files.raw_tensors import LARGEST_EXPANDED, strided_tensor
 from compressor.files.regular import check_regular
 from compressor.graph.outputs import outputs_of, tensors_in
 from compressor.graph.recorded import RecordedProgram, program_from
@@ -45,7 +46,6 @@ MEMBERS = re.compile(
     r"data/sample_inputs/[\w-]+\.pt|extra/[\w./ -]+",
     re.ASCII,
 )
-LARGEST_EXPANDED = 1 << 31  # bytes of a tensor that repeats stored values
 RUN_ERRORS = (RuntimeError, IndexError, ValueError, AssertionError, TypeError, KeyError, AttributeError, MemoryError,
               OverflowError, ZeroDivisionError)  # fmt: skip
 
@@ -178,18 +178,11 @@ def _tensor(name: str, raw: bytearray, meta: object, place: str) -> tuple[Tensor
     dtype: torch.dtype = getattr(torch, DTYPES[meta["dtype"]])
     shape, strides = sizes_in(meta.get("sizes")), sizes_in(meta.get("strides"))
     (offset,) = sizes_in([meta.get("storage_offset")])
-    if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
-        raise MalformedError(f"`{printable(name)}` has sizes that no tensor has")
-    count = math.prod(shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else -1
-    if len(raw) % dtype.itemsize or last >= len(raw) // dtype.itemsize:
-        raise MalformedError(f"`{printable(name)}` is larger than its bytes")
-    if count * dtype.itemsize > max(len(raw), LARGEST_EXPANDED):
-        raise MalformedError(f"`{printable(name)}` repeats its values to {count * dtype.itemsize} bytes")
-    if not count:
-        return torch.empty(shape, dtype=dtype), object()
-    flat = torch.frombuffer(raw, dtype=torch.uint8).view(dtype)
-    return flat.as_strided(shape, strides, offset), (place, dtype, shape, strides, offset)
+    try:
+        tensor = strided_tensor(raw, dtype, shape, strides, offset)
+    except ValueError as error:
+        raise MalformedError(f"`{printable(name)}` {error}") from error
+    return tensor, (place, dtype, shape, strides, offset) if tensor.numel() else object()
 
 
 def _module(

@@ -17,10 +17,10 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.factored_weights import multiplied_out
 from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
 from compressor.checkpoint.metadata import metadata_of
+from compressor.checkpoint.pickles.unpickle import read_pickle
 from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import recipe_from_json
 from compressor.checkpoint.states import STATE_KEYS, fitted, found_in, plain, state_of, variants
-from compressor.checkpoint.unpickle import read_pickle
 from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.files.archives import names_in
@@ -47,7 +47,7 @@ FOREIGN = {
 def load_file(
     path: Path,
     *,
-    arch: str | None = None,
+    arch: str | Architecture | None = None,
     arch_arguments: tuple[tuple[str, object], ...] = (),
     inputs: Sequence[str | InputSpec] = (),
     key: str | None = None,
@@ -56,21 +56,23 @@ def load_file(
 ) -> Checkpoint:
     """Return the network in the file `path`: a pickled module, a state in any common wrapping, an exported program.
 
-    The arguments and refusals are those of `checkpoint.loading.load`.
+    The arguments and refusals are those of `checkpoint.loading.load`; a text as `arch` is the user's own, and an
+    architecture is one that was checked.
     """
     _refuse_foreign(path)
+    named = architectures.architecture_from_user(arch, arch_arguments) if isinstance(arch, str) else arch
     stored: tuple[Tensor, ...] = ()
     if path.suffix.lower() == ".pt2":
         content, stored = read_exported(path, trust_pickle=trust_pickle)
     else:
-        content = _read(path, trust_pickle=trust_pickle, key=key)
+        content = _read(path, trust_pickle=trust_pickle, key=key, named=named)
     meta = metadata_of(content, path) if isinstance(content, Mapping) else {}
-    found = found_in(content, path=path, key=key)
-    if isinstance(found, nn.Module) and arch is None:
-        module = plain(found)
+    weights = found_in(content, path=path, key=key)
+    if isinstance(weights, nn.Module) and arch is None:
+        module = plain(weights)
         architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
     else:
-        architecture, module = _built(state_of(found, path=path), arch, arch_arguments, meta, path)
+        architecture, module = _built(state_of(weights, path=path), named, meta, path)
     check_names_in(module, where=str(path))
     module.eval()
     refuse_broken_weights(module)
@@ -183,31 +185,26 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _read(path: Path, *, trust_pickle: bool, key: str | None = None) -> Any:
+def _read(path: Path, *, trust_pickle: bool, key: str | None = None, named: Architecture | None = None) -> Any:
     """The content of the file."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     only = frozenset(STATE_KEYS if key is None else [key.partition(".")[0]])
-    return read_pickle(path, trust_pickle=trust_pickle, only=only)
+    code = None if named is None else lambda: architectures.code_of(named)
+    return read_pickle(path, trust_pickle=trust_pickle, only=only, code=code)
 
 
 def _built(
-    state: dict[str, Tensor],
-    arch: str | None,
-    arguments: tuple[tuple[str, object], ...],
-    meta: Mapping[str, Any],
-    path: Path,
+    state: dict[str, Tensor], named: Architecture | None, meta: Mapping[str, Any], path: Path
 ) -> tuple[Architecture, nn.Module]:
     """The network of a state, with its weights, and its architecture: the user's, the file's, or the one recognised."""
-    if arch is None and not isinstance(meta.get("architecture"), str):
+    if named is None and isinstance(meta.get("architecture"), str):
+        named = Architecture(ref=meta["architecture"])
+        architectures.check_harmless(named)
+    if named is None:
         architecture, fitting = _recognised(state, path)
         module = architectures.build(architecture)
     else:
-        if arch is not None:
-            named = architectures.architecture_from_user(arch, arguments)
-        else:
-            named = Architecture(ref=meta["architecture"])
-            architectures.check_harmless(named)
         architecture, module = architectures.built_for(named, lambda own: fitted(state, own))
         fitting = fitted(state, set(module.state_dict()))
     fill(module, fitting, architecture)

@@ -53,9 +53,9 @@ def found_in(content: Any, *, path: Path, key: str | None = None) -> Any:
     """
     if key is not None:
         content = _below(content, key, path)
-    found = _usual(content)
-    if found is not None:
-        return found
+    weights = _usual(content)
+    if weights is not None:
+        return weights
     places = dict(_places(content))
     if len(places) == 1:
         return next(iter(places.values()))
@@ -143,18 +143,18 @@ def _has_weights(content: Any) -> bool:
     return bool(tensors) and all(isinstance(v, (Tensor, int, float, str, type(None))) for v in content.values())
 
 
-def _tensors(found: Any) -> dict[str, Tensor]:
+def _tensors(weights: Any) -> dict[str, Tensor]:
     """The tensors of a network or a state, by name."""
-    content = plain(found).state_dict() if isinstance(found, nn.Module) else found
+    content = plain(weights).state_dict() if isinstance(weights, nn.Module) else weights
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def state_of(found: Any, *, path: Path) -> dict[str, Tensor]:
+def state_of(weights: Any, *, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a network or a state by name, without the prefixes of wrappers.
 
     Refused: names that are none, quantised or sparse tensors, the shards of a network.
     """
-    state = _tensors(found)
+    state = _tensors(weights)
     check_names(state, where=str(path))
     for name, tensor in state.items():
         if tensor.is_quantized or tensor.layout is not torch.strided:

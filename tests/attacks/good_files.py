@@ -265,5 +265,9 @@ def onnx_file(folder: Path) -> None:
     (folder / "net.onnx").write_bytes(model.SerializeToString())
 
 
+def pickled_first(folder: Path) -> None:
+    torch.save(tiny(), folder / "old.pt", _use_new_zipfile_serialization=False)
+
+
 def pickled(folder: Path) -> None:
     torch.save(tiny(), folder / "whole.pt")

@@ -13,6 +13,7 @@ from compressor.checkpoint.artifact_recipe import sealed
 from compressor.checkpoint.artifacts import RECIPE, open_artifact, sha256_of
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
+from compressor.checkpoint.pickles.placeholders import weights_in
 from compressor.checkpoint.pt2 import read_exported
 from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import Images
@@ -152,6 +153,14 @@ READERS: Mapping[str, Reader] = {
     for reader in (
         Reader(name="state.pt", file="state.pt", form=Form.ZIP, make=good.state, read=_read_state),
         Reader(name="whole.pt", file="whole.pt", form=Form.ZIP, make=good.pickled, read=_ask("whole.pt")),
+        Reader(
+            name="weights of any classes", file="whole.pt", form=Form.ZIP, make=good.pickled,
+            read=lambda folder: weights_in(folder / "whole.pt"),
+        ),
+        Reader(
+            name="weights in the first format", file="old.pt", form=Form.BYTES, make=good.pickled_first,
+            read=lambda folder: weights_in(folder / "old.pt"),
+        ),
         Reader(
             name="net.pt2", file="net.pt2", form=Form.ZIP, make=good.exported, weight=1,
             read=lambda folder: read_exported(folder / "net.pt2"),

@@ -21,9 +21,9 @@ import torchvision
 from torch import nn
 
 from compressor.checkpoint.loading import load
-from compressor.checkpoint.pickled_structure import read_skeleton, write_skeleton
+from compressor.checkpoint.pickles.skeletons import read_skeleton, write_skeleton
+from compressor.checkpoint.pickles.standins import layer_class
 from compressor.checkpoint.reading import read_state
-from compressor.checkpoint.standins import layer_class
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
 from tests.support.topologies import alive
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.architectures import Architecture, architecture_from_user, build, check_harmless
+from compressor.checkpoint.artifact_recipe import sealed
 from compressor.checkpoint.artifact_writing import write_artifact
+from compressor.checkpoint.artifacts import open_artifact
 from compressor.checkpoint.loading import load
 from compressor.errors import ArchitectureError, CompressError
 from compressor.pruning.pipeline import prune
@@ -120,3 +123,74 @@ def test_an_artifact_calls_nothing_of_its_recipes_choosing(workdir: Path) -> Non
         load(workdir / "c.pt")
     assert not (workdir / "ran").exists()
     assert not (workdir / "dl").exists()
+
+
+class TestCodeThatTheUserNamed:
+    """Trust is of a file's content and a name in it; what that file imports comes from where the user named it."""
+
+    NET = "from torch import nn\n\nfrom .beside import WIDTH\n\n\ndef net():\n    return nn.Linear(3, WIDTH)\n"
+
+    def package(self, folder: Path, beside: str = "") -> Path:
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "beside.py").write_text(f"WIDTH = 2\n{beside}")
+        (folder / "net.py").write_text(self.NET)
+        return folder / "net.py"
+
+    def recipe_of(self, workdir: Path) -> Path:
+        torch.save(nn.Linear(3, 2).state_dict(), workdir / "w.pt")
+        dense = load(workdir / "w.pt", arch="mine/net.py:net")
+        write_artifact(workdir / "a", dense, source=dense.source, results=Results(), verify=False)
+        return workdir / "a" / "recipe.json"
+
+    def edited(self, recipe: Path, ref: str) -> None:
+        plain = json.loads(recipe.read_text())
+        plain["architecture"]["ref"] = ref
+        recipe.write_text(json.dumps(sealed(plain)))
+
+    def test_a_copy_elsewhere_imports_nothing_beside_it(self, workdir: Path) -> None:
+        self.package(workdir / "mine")
+        recipe = self.recipe_of(workdir)
+        copy = self.package(workdir / "theirs" / "mine", beside="open('ran', 'w')\n")
+        self.edited(recipe, f"{copy}:net")
+        opened = open_artifact(workdir / "a")
+        for read in (opened.checkpoint, opened.dense, opened.checkpoint):
+            with pytest.raises(ArchitectureError, match="does not run"):
+                read()
+        assert not (workdir / "ran").exists()
+
+    @pytest.mark.parametrize("name", ["beside", "nn", "__builtins__"])
+    def test_another_name_of_the_file_is_not_called(self, workdir: Path, name: str) -> None:
+        self.package(workdir / "mine")
+        recipe = self.recipe_of(workdir)
+        self.edited(recipe, f"{workdir / 'mine' / 'net.py'}:{name}")
+        with pytest.raises(ArchitectureError, match="would run that code"):
+            load(workdir / "a")
+
+    def test_a_module_is_not_trusted_for_its_files_hash_alone(self, workdir: Path) -> None:
+        self.package(workdir / "mine")
+        recipe = self.recipe_of(workdir)
+        for ref in ("mine.net:net", "os:system", "net:net"):
+            self.edited(recipe, ref)
+            with pytest.raises(ArchitectureError, match="would run that code"):
+                load(workdir / "a")
+
+    def test_what_an_earlier_version_remembered_still_counts(self, workdir: Path) -> None:
+        (workdir / "net.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Linear(3, 2)\n")
+        digest = hashlib.sha256((workdir / "net.py").read_bytes()).hexdigest()
+        (workdir / "state" / "trusted").mkdir(parents=True)
+        (workdir / "state" / "trusted" / digest).touch()
+        named = Architecture(ref=f"{workdir / 'net.py'}:net", sha256=digest)
+        check_harmless(named)
+        architecture_from_user("net.py:other")
+        check_harmless(named)
+        assert isinstance(build(named), nn.Linear)
+
+    def test_lines_of_the_store_that_are_broken_are_none(self, workdir: Path) -> None:
+        (workdir / "net.py").write_text("def net(): pass\n")
+        named = architecture_from_user("net.py:net")
+        store = workdir / "state" / "trusted" / str(named.sha256)
+        for broken in ("[1]\n", "{}\n", '{"ref": 3}\n', "\xff\n", '{"ref": "x:net", "file": 3, "roots": [1]}\n'):
+            store.write_text(broken)
+            with pytest.raises(ArchitectureError, match="would run that code"):
+                check_harmless(named)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.loading import load
-from compressor.checkpoint.pickled_structure import read_skeleton, write_skeleton
+from compressor.checkpoint.pickles.skeletons import read_skeleton, write_skeleton
 from compressor.checkpoint.reading import read_state
 from compressor.errors import CheckpointError, CompressError, UntrustedPickle
 from compressor.graph.finite import broken_in

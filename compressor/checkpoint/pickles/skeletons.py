@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.unpickle import read_pickle
+from compressor.checkpoint.pickles.unpickle import read_pickle
 from compressor.errors import CheckpointError
 from compressor.files.names import check_names_in
 from compressor.graph.calling import own_class_

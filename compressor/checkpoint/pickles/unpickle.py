@@ -1,7 +1,7 @@
 """Unpickle only tensors, plain values, and networks of layers from torch, torchvision, timm and the samples.
 
-torch's own restricted unpickler reads the file. It builds stand-ins (`checkpoint.standins`), so that nothing a pickle
-can call has an effect. Refused: a file that names anything else, with these names.
+torch's own restricted unpickler reads the file. It builds stand-ins (`checkpoint.pickles.standins`), so that nothing
+that a pickle can call has an effect. Refused: a file that names anything else, with these names.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import io
 import pickle
 import tarfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._weights_only_unpickler import get_globals_in_pkl
 
-from compressor.checkpoint.standins import built, check_tree, layer_class, standin_for
+from compressor.checkpoint.code.importing import importable
+from compressor.checkpoint.pickles.placeholders import weights_in
+from compressor.checkpoint.pickles.standins import built, check_tree, layer_class, standin_for
 from compressor.errors import CheckpointError, UntrustedPickle
 from compressor.files.archives import open_archive
 from compressor.files.names import check_names_in, printable
@@ -26,14 +29,23 @@ from compressor.files.regular import check_regular
 
 ZIP = b"PK\x03\x04"
 PARTS_OF_OLD = 5  # pickles, one after the other, in a file of torch's first format
-ALONE = "save the weights alone (`torch.save(model.state_dict(), …)`) and use `--arch`, or, if you made the file, "
+ALONE = "name the code that builds it, and its weights alone are read: `--arch net.py:Net`; or, if you made the file, "
+MADE = "if you made the file, save the weights alone: `torch.save(model.state_dict(), …)`"
 NOT_SPEAKING = 20  # characters: shorter errors, such as an unpickler's bare number, are not shown
 
 
-def read_pickle(file: Path, *, trust_pickle: bool = False, only: frozenset[str] | None = None) -> Any:
+def read_pickle(
+    file: Path,
+    *,
+    trust_pickle: bool = False,
+    only: frozenset[str] | None = None,
+    code: Callable[[], ModuleType] | None = None,
+) -> Any:
     """Return the object in a torch file. Refused: a pickle that could run code, unless the user trusts it.
 
     `only` are the keys of a mapping that may hold networks: the value of any other key is dropped unless it is plain.
+    Where the user's `code` builds the network, modules of unknown classes are read as their states, and nothing runs;
+    where that fails and the user trusts the file, the classes of `code` stand in for those of `__main__`.
     """
     check_regular(file, refusal=CheckpointError)
     with file.open("rb") as stream:
@@ -44,9 +56,15 @@ def read_pickle(file: Path, *, trust_pickle: bool = False, only: frozenset[str] 
     try:
         return _restricted(file.read_bytes() if not zipped else file, where=str(file), only=only)
     except CheckpointError as refusal:
+        if code is not None:
+            try:
+                return weights_in(file)
+            except CheckpointError as error:
+                if isinstance(refusal, UntrustedPickle) and not trust_pickle:
+                    raise UntrustedPickle(str(error), classes=refusal.classes, hint=MADE) from refusal
         if not trust_pickle:
             raise
-        return _trusted(file, refusal)
+        return _trusted(file, refusal, code)
 
 
 def read_pickle_bytes(content: bytes, *, where: str) -> Any:
@@ -54,20 +72,40 @@ def read_pickle_bytes(content: bytes, *, where: str) -> Any:
     return _restricted(content, where=where, only=None)
 
 
-def _trusted(file: Path, refusal: CheckpointError) -> Any:
+def _trusted(file: Path, refusal: CheckpointError, code: Callable[[], ModuleType] | None) -> Any:
     """The object as Python unpickles it, with the user's permission; `refusal` is why it is not read without."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), importable(last=[Path.cwd()]):
             warnings.simplefilter("ignore")  # about files of torch's first format
-            content = torch.load(file, map_location="cpu", weights_only=False)
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_standing_in(code))
     except (ImportError, AttributeError) as error:
+        absent = printable(str(error).partition(" from '")[0].partition(" (")[0], longest=160)
+        hint = "run where its package can be imported, or name the file of its class: `--arch net.py:Net`"
         raise CheckpointError(
-            f"{file} needs code that is not here: {error}",
-            hint="run where its package can be imported, or use `--arch`",
+            f"{file} needs code that is not here: {absent}", hint=hint if code is None else MADE
         ) from error
     except Exception as error:  # the file's own code may raise anything
+        if isinstance(refusal, UntrustedPickle):  # its form was right: it is not cut short
+            text = printable((str(error).strip().splitlines() or [""])[0], longest=160)
+            raise CheckpointError(f"{file} cannot be unpickled: {type(error).__name__}: {text}", hint=MADE) from error
         raise _broken(str(file), error) from refusal
-    return content
+
+
+def _standing_in(code: Callable[[], ModuleType] | None) -> Any:
+    """The pickle module for torch, which finds classes of a script that is not running in the user's `code`."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str, /) -> Any:
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):
+                if module != "__main__" or code is None:
+                    raise
+                return getattr(code(), name)
+
+    module = ModuleType("pickle")
+    vars(module).update(Unpickler=Unpickler, load=pickle.load, UnpicklingError=pickle.UnpicklingError)
+    return module
 
 
 def _restricted(source: Path | bytes, *, where: str, only: frozenset[str] | None) -> Any:
