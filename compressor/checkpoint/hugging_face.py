@@ -130,7 +130,7 @@ def reference(config: Mapping[str, Any]) -> str:
 
 def _default_class(model_type: str) -> object:
     """The class of the network without a head."""
-    with _imported():
+    with imported():
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     first = MODEL_MAPPING_NAMES.get(model_type)
@@ -142,7 +142,7 @@ def _absent() -> ArchitectureError:
 
 
 @contextlib.contextmanager
-def _imported() -> Iterator[None]:
+def imported() -> Iterator[None]:
     """While active, a missing transformers is an error with its way out, and nothing is fetched or reported."""
     with _offline():
         try:
@@ -182,7 +182,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     """Return what builds the network `MODEL_TYPE.Class` from the values of a config."""
 
     def make(**values: object) -> nn.Module:
-        with _imported(), _progress_off():
+        with imported(), _progress_off():
             kind = class_named(name)
             module: nn.Module = kind(config_of(name, values))
             return module
@@ -193,7 +193,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
 def class_named(name: str) -> Any:
     """The class `MODEL_TYPE.Class` of transformers. Refused: a name that transformers does not have."""
     model_type, _, leaf = name.rpartition(".")
-    with _imported():
+    with imported():
         from transformers import PreTrainedModel
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     if model_type not in CONFIG_MAPPING:
@@ -275,7 +275,7 @@ def filled(name: str, values: Mapping[str, object], state: Mapping[str, Tensor],
 
     Refused: weights that are missing or of another shape.
     """
-    with _imported(), _progress_off():
+    with imported(), _progress_off():
         kind = class_named(name)
         try:
             module, loaded = kind.from_pretrained(

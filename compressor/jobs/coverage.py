@@ -28,13 +28,16 @@ from compressor.channels.groups import trace
 from compressor.checkpoint.architectures import Architecture, architecture_from_user, build
 from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.checkpoint import Checkpoint
+from compressor.checkpoint.hugging_face import REGISTRY
 from compressor.checkpoint.inputs import example_inputs
+from compressor.checkpoint.model_inputs import examples_for
 from compressor.data.preprocessing import Preprocessing
 from compressor.errors import ArchitectureError, CompressError
 from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import right_gradients
+from compressor.graph.input_spec import spec_from_text
 from compressor.graph.outputs import tensors_in
 from compressor.progress import Say, quiet
 from compressor.pruning.pipeline import prune
@@ -114,17 +117,32 @@ def coverage_of(
 
     `shapes` are those of its inputs, `1x3x224x224`, where they do not follow from it.
     """
-    row = Coverage(architecture=architecture.ref, until=until)
+    say("building")
     try:
-        say("building")
-        checkpoint = _checkpoint(architecture, shapes)
+        checkpoint = checkpoint_of(architecture, shapes)
+    except CompressError as error:
+        return Coverage(architecture=architecture.ref, until=until, why=str(error))
+    except Exception as error:  # as below
+        return _with_reason(Coverage(architecture=architecture.ref, until=until), error)
+    return coverage_of_checkpoint(checkpoint, until=until, say=say)
+
+
+def coverage_of_checkpoint(checkpoint: Checkpoint, *, until: Stage = Stage.RELOAD, say: Say = quiet) -> Coverage:
+    """Return how far a network gets; a failure on the way is recorded, not raised."""
+    row = Coverage(architecture=checkpoint.architecture.ref, until=until)
+    try:
         row.attention = _attends(checkpoint.module)
         _through(row, checkpoint, say)
     except CompressError as error:
         row.why = str(error)
     except Exception as error:  # the network's code and its exporters can raise anything: the row records it
-        row.why = f"{type(error).__name__}: {str(error)[:400]}"
-        row.traceback = traceback.format_exc()[-2000:]
+        _with_reason(row, error)
+    return row
+
+
+def _with_reason(row: Coverage, error: Exception) -> Coverage:
+    """The row itself, which records an error that is none of ours; called while it is handled."""
+    row.why, row.traceback = f"{type(error).__name__}: {str(error)[:400]}", traceback.format_exc()[-2000:]
     return row
 
 
@@ -205,15 +223,20 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _checkpoint(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint:
-    """The architecture with random weights."""
+def checkpoint_of(architecture: Architecture, shapes: Sequence[str]) -> Checkpoint:
+    """Return the architecture with random weights that all take effect."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = enliven_(build(architecture), seed=0)
-    name = architecture.ref.rpartition(":")[2]
+    source, _, name = architecture.ref.rpartition(":")
+    if source == REGISTRY:
+        examples = examples_for(module, tuple(map(spec_from_text, shapes)))
+    else:
+        examples = example_inputs(module, inputs=shapes, stored=None, architecture=architecture)
     return Checkpoint(
         module=module,
-        example_inputs=example_inputs(module, inputs=shapes, stored=None, architecture=architecture).tensors,
+        example_inputs=examples.tensors,
+        input_specs=examples.specs,
         architecture=architecture,
         preprocessing=Preprocessing(),
         classes=None,

@@ -1,0 +1,132 @@
+"""The smallest configuration of a model type of transformers that builds: its own default, with fewer and narrower
+layers.
+
+Three attempts: everything small; few layers and a small vocabulary; the default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from compressor.checkpoint import hugging_face
+
+WIDTH, HEADS, PAIRS, HIDDEN, VOCABULARY = 64, 4, 2, 96, 512
+LARGEST = 60_000_000  # parameters of a network that a row may have
+DEPTH = re.compile(
+    r"(num|n|encoder|decoder|text|vision|cross|qformer)?_?(hidden_)?_?(layers?|blocks?|depth|num_layers|n_layers)$|"
+    r"(num_(encoder|decoder|hidden|block|attn|latent_query|mtp|self_attends_per_block|nextn_predict).*layers?|"
+    r"num_blocks|n_layers?|num_layers|depth|num_self_attends_per_block|encoder_layers|decoder_layers|num_hidden_layers)$"
+)
+DEPTHS = re.compile(r"(depths?|num_blocks|num_block_repeats|block_repeats|layers|depth_list|num_layers)$")
+WIDTHS = re.compile(
+    r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|emb_dim|embedding_dim|encoder_hidden_size|d_embed|"
+    r"encoder_hidden_dim|decoder_hidden_dim|fusion_hidden_size|width|model_dim)$"
+)
+INNER = re.compile(
+    r"(intermediate_size|ffn_dim|d_ff|encoder_ffn_dim|decoder_ffn_dim|n_inner|mlp_dim|ffn_hidden_size|"
+    r"moe_intermediate_size|shared_expert_intermediate_size|dim_feedforward|feedforward_dim|inner_dim|ff_dim)$"
+)
+ATTENTION = re.compile(r"(num_|n_|encoder_|decoder_)?(attention_)?(heads|head|num_heads|attention_heads)$")
+GROUPED = re.compile(r"(num_key_value_heads|num_kv_heads|n_kv_heads|num_query_groups|multi_query_group_num)$")
+SIZES = re.compile(r"(head_dim|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim|attention_head_size)$")
+EXPERTS = re.compile(r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)$")
+
+
+def attempts(model_type: str) -> Iterator[dict[str, Any]]:
+    """The values of the config, the smallest first."""
+    if model_type in COMPOSED:
+        yield hugging_face.values_of(COMPOSED[model_type])
+        return
+    with hugging_face.imported():
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        default = CONFIG_MAPPING[model_type]().to_dict()
+    seen: list[dict[str, Any]] = []
+    for level in (0, 1, 2):
+        values = hugging_face.values_of(default if level == 2 else shrunk(default, everything=level == 0))
+        if values not in seen:
+            seen.append(values)
+            yield values
+
+
+def shrunk(values: dict[str, Any], *, everything: bool) -> dict[str, Any]:
+    """The values with fewer layers and tokens; with `everything`, narrower too."""
+    kinds = values.get("layer_types")
+    layers = _layers(kinds) if isinstance(kinds, list) else 2
+    small = {}
+    for key, value in values.items():
+        small[key] = _shrunk(key, value, layers=layers, everything=everything)
+    return small
+
+
+def _layers(kinds: list[Any]) -> int:
+    """How many layers hold one of each kind."""
+    return max(2, len(kinds) and max(kinds.index(kind) for kind in set(map(str, kinds))) + 1)
+
+
+def _shrunk(key: str, value: Any, *, layers: int, everything: bool) -> Any:
+    if isinstance(value, dict):
+        small = shrunk(value, everything=everything)
+        return small | {"mrope_section": [2, 3, 3]} if "mrope_section" in value and everything else small
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, list):
+        if key in ("layer_types", "mlp_layer_types") and value:
+            return value[:layers]
+        if DEPTHS.fullmatch(key) and all(isinstance(v, int) for v in value):
+            return [min(v, 1) for v in value]
+        return value
+    if not isinstance(value, int):
+        return value
+    if re.search(r"vocab_size|num_embeddings$", key):
+        return min(value, VOCABULARY)
+    if re.search(r"_token_id$|_token_index$|_id$", key) and value >= VOCABULARY:
+        return value % (VOCABULARY - 12)
+    if DEPTH.fullmatch(key):
+        return min(value, layers)
+    if not everything:
+        return value
+    for pattern, most in ((WIDTHS, WIDTH), (INNER, HIDDEN), (SIZES, WIDTH // HEADS), (EXPERTS, HEADS)):
+        if pattern.fullmatch(key):
+            return min(value, most)
+    if GROUPED.fullmatch(key):
+        return min(value, PAIRS)
+    if ATTENTION.fullmatch(key):
+        return min(value, HEADS)
+    return value
+
+
+def is_small(ref: str, values: dict[str, Any]) -> bool:
+    """Whether the network has few enough parameters; counted without memory, as far as its constructor allows."""
+    with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+        net = hugging_face.factory(ref)(**values)
+        return sum(p.numel() for p in net.parameters()) <= LARGEST
+    return True
+
+
+TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+IMAGE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+SPEECH = {
+    "vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "conv_dim": [16, 16, 16], "conv_stride": [5, 4, 4], "conv_kernel": [10, 8, 4], "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+WRITER = {**TEXT, "model_type": "bert", "is_decoder": True, "add_cross_attention": True}
+TOKENS = {"decoder_start_token_id": 1, "pad_token_id": 0}
+COMPOSED: dict[str, dict[str, Any]] = {
+    "encoder-decoder": {"encoder": {**TEXT, "model_type": "bert"}, "decoder": WRITER, **TOKENS},
+    "vision-encoder-decoder": {"encoder": {**IMAGE, "model_type": "vit"}, "decoder": WRITER, **TOKENS},
+    "speech-encoder-decoder": {"encoder": {**SPEECH, "model_type": "wav2vec2"}, "decoder": WRITER, **TOKENS},
+    "vision-text-dual-encoder": {
+        "vision_config": {**IMAGE, "model_type": "vit"}, "text_config": {**TEXT, "model_type": "bert"},
+        "projection_dim": 16,
+    },
+}  # fmt: skip
