@@ -40,7 +40,7 @@ class TestModelFile:
         ("name", "content", "says"),
         [
             ("empty.pt", b"", "empty.pt is empty"),
-            ("text.pt", b"these are not weights\n" * 9, "text.pt is not a checkpoint"),
+            ("text.pt", b"these are not weights\n" * 9, "text.pt is a text file"),
             ("noise.pt", bytes(range(256)) * 9, "noise.pt is not a checkpoint"),
             ("empty.safetensors", b"", "empty.safetensors is empty"),
             ("noise.safetensors", bytes(range(256)), "not a complete safetensors file"),
