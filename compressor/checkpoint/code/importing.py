@@ -78,7 +78,7 @@ def import_module(source: str, roots: Sequence[Path]) -> ModuleType:
     except ImportError as error:
         raise ArchitectureError(
             f"cannot import `{source}`: {error}",
-            hint="run in the folder from which it is imported, or name its file: `--arch pkg/net.py:Net`",
+            hint="is it installed? else run in the folder that it lies in, or name its file: `--arch pkg/net.py:Net`",
         ) from error
     except Exception as error:
         # the user's own code may raise anything; the traceback stays attached
