@@ -22,6 +22,7 @@ from compressor.pruning.request import Request
 from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 from sample_models.networks import small_cnn
+from tests.support.command_line import full_disk
 
 FUNCTIONS = [
     "torchvision._internally_replaced_utils:load_state_dict_from_url",
@@ -185,6 +186,15 @@ class TestCodeThatTheUserNamed:
         architecture_from_user("net.py:other")
         check_harmless(named)
         assert isinstance(build(named), nn.Linear)
+
+    def test_a_full_disk_leaves_no_trust(self, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TMPDIR", str(workdir / "temp"))
+        monkeypatch.setattr("tempfile.tempdir", str(workdir / "temp"))
+        (workdir / "temp").mkdir()
+        (workdir / "net.py").write_text("def net(): pass\n")
+        with full_disk(0), pytest.raises(ArchitectureError, match="cannot write to"):
+            architecture_from_user("net.py:net")
+        assert not [p for folder in ("state", "temp") for p in (workdir / folder).rglob("*") if p.is_file()]
 
     def test_lines_of_the_store_that_are_broken_are_none(self, workdir: Path) -> None:
         (workdir / "net.py").write_text("def net(): pass\n")

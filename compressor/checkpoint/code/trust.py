@@ -47,8 +47,8 @@ def remember(digest: str, trusted: Trusted) -> None:
             _append(temp / digest, trusted)
             return
     raise ArchitectureError(
-        f"that the file is trusted cannot be remembered in {store}: {failed.strerror or failed}",
-        hint="name a folder that can be written: `COMPRESS_STATE_DIR=DIR compress …`",
+        f"cannot write to {store}, which remembers trusted files: {failed.strerror or failed}",
+        hint="free some space, or name a folder that can be written: `COMPRESS_STATE_DIR=DIR compress …`",
     ) from failed
 
 
@@ -67,8 +67,14 @@ def _append(file: Path, trusted: Trusted) -> None:
         json.dumps({"ref": one.ref, "file": str(one.file or ""), "roots": [str(root) for root in one.roots]})
         for one in added
     ]
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write("".join(f"{line}\n" for line in lines))
+    existed = file.exists()
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(f"{line}\n" for line in lines))
+    except OSError:
+        if not existed:  # an empty file is one of an earlier version
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _read(file: Path) -> Iterator[Trusted]:
