@@ -34,7 +34,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.splits import Data, SplitName
 from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
-from compressor.jobs.coverage import _checkpoint
+from compressor.jobs.coverage import checkpoint_of as random_checkpoint
 from compressor.jobs.requests import PruneOptions, request_from
 from compressor.measuring.accuracy import evaluate
 from compressor.measuring.pairs import timed_in_turns
@@ -58,7 +58,7 @@ def checkpoint_of(name: str) -> Checkpoint:
     """A sample model, or one of torchvision's with live random weights."""
     if name.startswith("sample-"):
         return load(SAMPLES / f"fashion_{name.removeprefix('sample-')}.pt")
-    return _checkpoint(Architecture(ref=f"torchvision:{name}"), ())
+    return random_checkpoint(Architecture(ref=f"torchvision:{name}"), ())
 
 
 def speedup_cell(name: str, asked: float, batch: int, threads: int) -> dict[str, Any]:

@@ -181,6 +181,8 @@ def build(architecture: Architecture) -> nn.Module:
             f"`{architecture.ref}` returned a `{type(module).__name__}`, not a module",
             hint="name what builds one: `--arch net.py:Net`",
         )
+    if hugging_face.is_of_transformers(module):
+        hugging_face.without_cache_(module.config)
     return module
 
 

@@ -99,7 +99,7 @@ class Artifact:
             check_harmless(arch)
         inputs, outputs = specs_in(self.recipe), self.recipe.get("outputs", ())
         if is_model_folder(file):
-            dense = load_folder(file, inputs=inputs, outputs=outputs, trust_pickle=trust_pickle)
+            dense = load_folder(file, inputs=inputs, complete=True, outputs=outputs, trust_pickle=trust_pickle)
         elif file.is_dir():
             dense = with_inputs(load_artifact(file, trust_pickle=trust_pickle), inputs)
         else:

@@ -42,9 +42,17 @@ EDIT = "fetch the folder again, or save it again with `save_pretrained`"
 
 
 def load_folder(
-    path: Path, *, inputs: Sequence[str | InputSpec] = (), outputs: Sequence[str] = (), trust_pickle: bool = False
+    path: Path,
+    *,
+    inputs: Sequence[str | InputSpec] = (),
+    complete: bool = False,
+    outputs: Sequence[str] = (),
+    trust_pickle: bool = False,
 ) -> Checkpoint:
-    """Return the network in a folder. Refused: no weights, ones that do not fit, a config that asks for code."""
+    """Return the network in a folder; without others if its `inputs` are `complete`.
+
+    Refused: a folder without weights, weights that do not fit, a config that asks for code.
+    """
     config = read_json(path / CONFIG, refusal=CheckpointError, hint=EDIT)
     files = weight_files(path)
     state: dict[str, Tensor] = {}
@@ -59,7 +67,7 @@ def load_folder(
     if types:
         in_precision_(module, torch.float32)
     specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
-    examples = _examples(module, specs, config)
+    examples = _examples(module, specs, config, complete=complete)
     calling_(module, inputs=[spec.name for spec in examples.specs if spec.name is not None], outputs=outputs)
     return Checkpoint(
         module=module,
@@ -145,10 +153,10 @@ def _module(architecture: Architecture, state: Mapping[str, Tensor], path: Path)
     return module
 
 
-def _examples(module: nn.Module, specs: Sequence[InputSpec], config: Mapping[str, Any]) -> Examples:
+def _examples(module: nn.Module, specs: Sequence[InputSpec], config: Mapping[str, Any], *, complete: bool) -> Examples:
     """The example inputs: those of the user, and what the config says of the others."""
-    if hasattr(module, "main_input_name") and hasattr(module, "config"):
-        return examples_for(module, specs)
+    if hugging_face.is_of_transformers(module):
+        return examples_for(module, specs, complete=complete)
     size = _pretrained(config).get("input_size")
     shape = tuple(size) if isinstance(size, list) and len(size) == 3 else (3, 224, 224)
     return examples_of(module, specs or [InputSpec(shape=(1, *shape))], hint="set its input: `--input 1x3x224x224`")

@@ -233,13 +233,29 @@ def config_of(name: str, values: Mapping[str, object]) -> Any:
     model_type = name.rpartition(".")[0]
     kind = _config_class(class_named(name), CONFIG_MAPPING[model_type])
     config = kind(**{key: value for key, value in values.items() if not _is_method(kind, key)})
-    for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))):
-        if part is None:
-            continue
+    without_cache_(config)
+    return config
+
+
+def is_of_transformers(module: nn.Module) -> bool:
+    """Return true for a network whose config says what it reads, as those of transformers do."""
+    named = isinstance(getattr(module, "main_input_name", None), str)
+    return named and hasattr(getattr(module, "config", None), "to_dict")
+
+
+def parts_of(config: Any) -> list[Any]:
+    """Return the config and the configs of its parts."""
+    names = [*getattr(config, "sub_configs", {}), "backbone_config", "encoder", "decoder", "vision_config"]
+    parts = [getattr(config, name, None) for name in dict.fromkeys(names)]
+    return [config, *(part for part in parts if hasattr(part, "to_dict"))]
+
+
+def without_cache_(config: Any) -> None:
+    """Let networks of this config keep no cache, and return their outputs by name."""
+    for part in parts_of(config):
         if "use_cache" in vars(part):
             part.use_cache = False
         part.return_dict = True
-    return config
 
 
 def _is_method(kind: Any, key: str) -> bool:

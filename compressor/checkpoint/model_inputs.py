@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressor.checkpoint.hugging_face import parts_of
 from compressor.checkpoint.inputs import Examples, examples_of, forward_names
 from compressor.errors import CheckpointError
 from compressor.graph.calling import calling_, own_class_
@@ -26,16 +27,19 @@ FRAMES = (100, 3_000)
 SET_THEM = "set its inputs by name: `--input 'input_ids=1x16:int64<1000' --input 'attention_mask=1x16:int64'`"
 
 
-def examples_for(module: nn.Module, specs: Sequence[InputSpec]) -> Examples:
+def examples_for(module: nn.Module, specs: Sequence[InputSpec], *, complete: bool = False) -> Examples:
     """Return inputs that the network runs on, and let it take them by position; `specs` are the user's.
 
-    Inputs that the user did not name are added, in the shapes of those that were. Refused: a network that runs on none
-    of the usual inputs.
+    Inputs that the user did not name are added, in the shapes of those that were, unless `specs` are `complete`.
+    Refused: a network that runs on none of the usual inputs.
     """
     if specs and any(spec.name is None for spec in specs):
         return examples_of(module, specs, hint=SET_THEM)
     own_class_(module)
     _check_names(module, specs)
+    if complete:
+        calling_(module, inputs=[str(spec.name) for spec in specs])
+        return examples_of(module, specs, hint=SET_THEM)
     first: CheckpointError | None = None
     for guess in _guesses(module, specs):
         calling_(module, inputs=[str(spec.name) for spec in guess])
@@ -129,7 +133,7 @@ def _length(config: Any, scale: int) -> int:
 
 def _image(config: Any, scale: int) -> tuple[int, ...]:
     """The shape of an image: batch, channels, height, width."""
-    visual = next((c for c in _parts(config) if _side(c) is not None), config)
+    visual = next((c for c in parts_of(config) if _side(c) is not None), config)
     side = _side(visual) or (IMAGES[min(scale, 1)],) * 2
     channels = _number(visual, "num_channels", "in_channels", "in_chans", default=3)
     return (1, channels, *side)
@@ -149,7 +153,7 @@ def _side(config: Any) -> tuple[int, int] | None:
 
 def _spectrogram(config: Any, scale: int) -> tuple[int, ...]:
     """The shape of a spectrogram: bands before frames where the encoder has a fixed number of frames, else behind."""
-    audio = next((c for c in _parts(config) if getattr(c, "num_mel_bins", None)), config)
+    audio = next((c for c in parts_of(config) if getattr(c, "num_mel_bins", None)), config)
     bands = _number(audio, "num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim", default=80)
     fixed = _number(audio, "max_source_positions", default=0)
     if fixed and scale == 0:
@@ -166,16 +170,9 @@ def _sound(config: Any, scale: int) -> tuple[int, ...]:
     return (1, channels, SAMPLES[min(scale, 1)]) if channels else (1, SAMPLES[min(scale, 1)])
 
 
-def _parts(config: Any) -> list[Any]:
-    """The config and the configs of its parts."""
-    names = [*getattr(config, "sub_configs", {}), "backbone_config", "encoder", "vision_config"]
-    parts = [getattr(config, name, None) for name in dict.fromkeys(names)]
-    return [config, *(part for part in parts if hasattr(part, "to_dict"))]
-
-
 def _texts(config: Any) -> Any:
     """The config of the part that reads tokens."""
-    return next((c for c in _parts(config) if _number(c, "vocab_size", default=0) > 1), config)
+    return next((c for c in parts_of(config) if _number(c, "vocab_size", default=0) > 1), config)
 
 
 def _decoders(config: Any) -> Any:

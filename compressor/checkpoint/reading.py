@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import architectures
+from compressor.checkpoint import architectures, hugging_face
 from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.factored_weights import multiplied_out
 from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
 from compressor.checkpoint.metadata import metadata_of
+from compressor.checkpoint.model_inputs import examples_for
 from compressor.checkpoint.pickles.unpickle import read_pickle
 from compressor.checkpoint.pt2 import read_exported
 from compressor.checkpoint.recipes import recipe_from_json
@@ -81,7 +82,7 @@ def load_file(
         in_precision_(module, torch.float32)
         stored = tuple(in_precision(t, torch.float32) for t in stored)
     examples = _examples(module, inputs, stored, meta, architecture, types)
-    calling_(module, outputs=outputs)
+    calling_(module, inputs=[spec.name for spec in examples.specs if spec.name is not None], outputs=outputs)
     training = meta.get("training")
     return Checkpoint(
         module=module,
@@ -132,6 +133,9 @@ def _examples(
     if stored and not inputs:
         return examples_from(module, stored)
     shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
+    if hugging_face.is_of_transformers(module) and not shapes:
+        hugging_face.without_cache_(module.config)
+        return examples_for(module, tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs))
     try:
         return example_inputs(module, inputs=inputs, stored=shapes, architecture=architecture)
     except CheckpointError as error:

@@ -81,6 +81,9 @@ def show_remains(pruning: Pruning) -> None:
         )
         if pruning.takes is not None:
             out.print(f"the program takes inputs of {pruning.takes}; others are refused", markup=False, soft_wrap=True)
+    if pruning.outputs:
+        kept = ", ".join(pruning.outputs)
+        out.print(f"outputs kept: {kept}; the others may differ, and are not exported", markup=False, soft_wrap=True)
     if pruning.emptied:
         out.print(f"branches taken out: {', '.join(pruning.emptied)}", markup=False)
     for one in pruning.left_alone:

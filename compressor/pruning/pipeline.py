@@ -96,6 +96,7 @@ class Pruned:
             seed=self.request.seed,
             kept_as=self.kept_as,
             takes=self.takes,
+            outputs=self.checkpoint.outputs,
             proof=self.proof.result,
             widths=self._widths(),
             left_alone=tuple(LeftAlone(layer=a.layer, reason=a.reason) for a in self.traced.left_alone),

@@ -25,7 +25,7 @@ from compressor.report.document import (
 )
 from compressor.report.missing import Commands
 from compressor.results.artifact import Results
-from compressor.results.changes import Achieved, Factorizing, Masking, Repairing, Width
+from compressor.results.changes import Achieved, Factorizing, Masking, Pruning, Repairing, Width
 from compressor.results.records import Pair, Plain
 from compressor.words import (
     DASH,
@@ -214,9 +214,10 @@ def left_alone_section(results: Results, commands: Commands) -> Section:
             title=title,
             blocks=(commands.missing("Nothing has been pruned here.", commands.prune),),
         )
+    outputs = _outputs_kept(pruning)
     if not pruning.left_alone:
         text: Text = ("Nothing: every layer with channels took part.",)
-        return Section(anchor="left-alone", title=title, blocks=(Paragraph(text=text),))
+        return Section(anchor="left-alone", title=title, blocks=(Paragraph(text=text), *outputs))
     reasons: dict[str, list[str]] = {}
     for one in pruning.left_alone:
         reasons.setdefault(one.reason, []).append(one.layer)
@@ -227,7 +228,17 @@ def left_alone_section(results: Results, commands: Commands) -> Section:
             names += [", ", Code(content=layer)] if names else [Code(content=layer)]
         rows.append(((reason,), tuple(names)))
     table = Table(columns=(Column(name="reason"), Column(name="layers")), rows=tuple(rows), caption="")
-    return Section(anchor="left-alone", title=title, blocks=(table,))
+    return Section(anchor="left-alone", title=title, blocks=(table, *outputs))
+
+
+def _outputs_kept(pruning: Pruning) -> tuple[Block, ...]:
+    """Which outputs had to stay as they are, where not all had to."""
+    if not pruning.outputs:
+        return ()
+    names: list[str | Code] = ["Outputs kept: "]
+    for name in pruning.outputs:
+        names += [", ", Code(content=name)] if len(names) > 1 else [Code(content=name)]
+    return (Paragraph(text=(*names, ". The others may differ, and are not exported.")),)
 
 
 def proof_section(results: Results, commands: Commands) -> Section:

@@ -67,7 +67,7 @@ class ErrorCurve(Record):
 class Pruning(Record):
     """What was asked for, what was done, and the proof that the surgery was right."""
 
-    SPARE: ClassVar = frozenset({"takes", "data"})
+    SPARE: ClassVar = frozenset({"takes", "data", "outputs"})
 
     requested: Plain = field(default_factory=dict)
     achieved: Achieved = field(default_factory=Achieved)
@@ -80,6 +80,7 @@ class Pruning(Record):
     seed: int | None = None
     kept_as: str | None = None  # `class` or `program`
     takes: str | None = None  # the only inputs that a program takes
+    outputs: tuple[str, ...] = ()  # those that matter, where not all do
     proof: SurgeryProof | None = None
     widths: tuple[Width, ...] = ()
     left_alone: tuple[LeftAlone, ...] = ()

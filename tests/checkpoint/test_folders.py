@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.artifact_writing import write_artifact
 from compressor.checkpoint.artifacts import load_artifact, open_artifact
+from compressor.checkpoint.folders import load_folder
 from compressor.checkpoint.loading import load
 from compressor.errors import CompressError
 from compressor.pruning.pipeline import prune
@@ -173,3 +174,27 @@ def test_an_artifact_records_the_outputs_that_matter(tmp_path: Path) -> None:
         assert again.module(*again.example_inputs).keys() == {"scores"}
     with pytest.raises(CompressError, match="were chosen when it was pruned"):
         load(tmp_path / "a.compressed", outputs=["features"])
+
+
+def test_a_network_that_code_builds_with_transformers_has_its_inputs_too(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path / "bert")
+    (tmp_path / "net.py").write_text(
+        "import json\n"
+        "from transformers import BertConfig, BertForSequenceClassification\n"
+        "def make():\n"
+        f"    return BertForSequenceClassification(BertConfig(**json.load(open({str(folder / 'config.json')!r}))))\n"
+    )
+    checkpoint = load(folder / "model.safetensors", arch=f"{tmp_path / 'net.py'}:make")
+    assert [spec.name for spec in checkpoint.input_specs] == ["input_ids", "attention_mask"]
+    assert checkpoint.module.config.use_cache is False
+    assert torch.equal(
+        checkpoint.module(*checkpoint.example_inputs).logits, load(folder).module(*checkpoint.example_inputs).logits
+    )
+
+
+def test_the_dense_network_of_an_artifact_takes_the_inputs_of_the_recipe_alone(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path / "bert")
+    specs = load(folder, inputs=["input_ids=1x7"]).input_specs[:1]
+    only = load_folder(folder, inputs=specs, complete=True)
+    assert [spec.name for spec in only.input_specs] == ["input_ids"]
+    assert only.module(*only.example_inputs).logits.shape == (1, 2)
