@@ -10,7 +10,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import accuracy, coverage, latency, reference, repair, speed, transformer, verdicts
+from benchmarks import (
+    accuracy,
+    coverage,
+    latency,
+    reference,
+    repair,
+    speed,
+    transformer,
+    transformers_coverage,
+    verdicts,
+)
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").rglob("*.md")))
@@ -31,6 +41,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lenet": lambda: table_in(HERE / "lenet.md"),
     "accuracy": accuracy.table,
     "coverage": coverage.summary,
+    "transformers": transformers_coverage.summary,
     "speed": speed.speedup_table,
     "speedaccuracy": speed.accuracy_table,
     "studies": verdicts.table,

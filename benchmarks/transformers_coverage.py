@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import json
 import multiprocessing
+import re
 import time
 import traceback
 from collections import Counter
@@ -37,7 +39,7 @@ from compressor.graph.structures import with_plain_outputs_
 from compressor.jobs.coverage import Stage, checkpoint_of, coverage_of_checkpoint
 
 FOLDER = Path(__file__).parent / "transformers"
-LIMIT_S = 150
+LIMIT_S = 100
 STEPS = ("built", "exported", "traced", "proved", "reloaded")
 NAMED = {
     "bert": "BertForSequenceClassification", "roberta": "RobertaForSequenceClassification",
@@ -64,17 +66,18 @@ def class_of(model_type: str) -> str | None:
         return NAMED[model_type]
     from transformers.models.auto import modeling_auto
 
-    tables = [name for name in dir(modeling_auto) if name.endswith("MAPPING_NAMES")]
+    tables = [name for name in dir(modeling_auto) if re.fullmatch(r"MODEL_\w*MAPPING_NAMES", name)]
     for table in sorted(tables, key=lambda name: name != "MODEL_MAPPING_NAMES"):
         found = getattr(modeling_auto, table).get(model_type)
         if found:
             return str(found[0] if isinstance(found, (tuple, list)) else found)
-    return None
+    return next(iter(hugging_face.classes_of(model_type)), None)
 
 
 def row_of(model_type: str) -> dict[str, Any]:
     """How far a model type gets, and why not further."""
     row: dict[str, Any] = {"model_type": model_type, "class": None, "reached": None, "why": None}
+    row["transformers"] = importlib.metadata.version("transformers")
     started = time.process_time()
     try:
         with hugging_face.imported():
@@ -99,7 +102,7 @@ def _built(model_type: str, row: dict[str, Any]) -> Checkpoint | None:
     for values in attempts(model_type):
         try:
             if not is_small(ref, values):
-                reasons.append("its smallest configuration has more than 60 million parameters")
+                reasons.append("its smallest configuration has more than 120 million parameters")
                 continue
             architecture = Architecture(ref=f"transformers:{ref}", arguments=tuple(values.items()))
             checkpoint = checkpoint_of(architecture, ())
@@ -211,6 +214,11 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def without_places(text: str) -> str:
+    """The text without the folders in which a machine keeps its packages."""
+    return re.sub(r"(/[\w.-]+)+/(?=(site-packages|compressor|benchmarks|python3\.\d+)/)", "", text)
+
+
 def write_page() -> None:
     """Write the page with all rows."""
     (FOLDER / "README.md").write_text(f"# transformers\n\n{__doc__}\n\n{summary()}\n{table()}")
@@ -235,7 +243,7 @@ def main() -> None:
         if time.monotonic() > end:
             break
         row = in_a_process(model_type)
-        path.write_text(json.dumps(row, indent=1) + "\n")
+        path.write_text(without_places(json.dumps(row, indent=1)) + "\n")
         print(model_type, row["reached"], row.get("seconds"), (row.get("why") or "")[:160], flush=True)
     write_page()
 

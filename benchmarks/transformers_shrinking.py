@@ -1,7 +1,7 @@
 """The smallest configuration of a model type of transformers that builds: its own default, with fewer and narrower
 layers.
 
-Three attempts: everything small; few layers and a small vocabulary; the default.
+Four attempts: everything small; widths but no heads; few layers and a small vocabulary; the default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from compressor.checkpoint import hugging_face
 
 WIDTH, HEADS, PAIRS, HIDDEN, VOCABULARY = 64, 4, 2, 96, 512
-LARGEST = 60_000_000  # parameters of a network that a row may have
+LARGEST = 120_000_000  # parameters of a network that a row may have
 DEPTH = re.compile(
     r"(num|n|encoder|decoder|text|vision|cross|qformer)?_?(hidden_)?_?(layers?|blocks?|depth|num_layers|n_layers)$|"
     r"(num_(encoder|decoder|hidden|block|attn|latent_query|mtp|self_attends_per_block|nextn_predict).*layers?|"
@@ -27,13 +27,16 @@ WIDTHS = re.compile(
     r"(hidden_size|d_model|n_embd|embed_dim|hidden_dim|dim|emb_dim|embedding_dim|encoder_hidden_size|d_embed|"
     r"encoder_hidden_dim|decoder_hidden_dim|fusion_hidden_size|width|model_dim)$"
 )
+RANKS = re.compile(r"(q|kv|o|qk|v)_lora_rank$")
+DERIVED = ("qk_head_dim",)  # from others, where it is not set
 INNER = re.compile(
     r"(intermediate_size|ffn_dim|d_ff|encoder_ffn_dim|decoder_ffn_dim|n_inner|mlp_dim|ffn_hidden_size|"
-    r"moe_intermediate_size|shared_expert_intermediate_size|dim_feedforward|feedforward_dim|inner_dim|ff_dim)$"
+    r"moe_intermediate_size|expert_ffn_hidden_size|zero_expert_num|shared_expert_intermediate_size|dim_feedforward|feedforward_dim|inner_dim|ff_dim)$"
 )
 ATTENTION = re.compile(r"(num_|n_|encoder_|decoder_)?(attention_)?(heads|head|num_heads|attention_heads)$")
 GROUPED = re.compile(r"(num_key_value_heads|num_kv_heads|n_kv_heads|num_query_groups|multi_query_group_num)$")
 SIZES = re.compile(r"(head_dim|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim|attention_head_size)$")
+TOP = re.compile(r"(num_experts_per_tok|num_experts_per_token|moe_topk|top_k_experts|n_group|num_selected_experts)$")
 EXPERTS = re.compile(r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)$")
 
 
@@ -47,20 +50,22 @@ def attempts(model_type: str) -> Iterator[dict[str, Any]]:
 
         default = CONFIG_MAPPING[model_type]().to_dict()
     seen: list[dict[str, Any]] = []
-    for level in (0, 1, 2):
-        values = hugging_face.values_of(default if level == 2 else shrunk(default, everything=level == 0))
+    for level in ("all", "widths", "layers", ""):
+        values = hugging_face.values_of(shrunk(default, level) if level else default)
         if values not in seen:
             seen.append(values)
             yield values
 
 
-def shrunk(values: dict[str, Any], *, everything: bool) -> dict[str, Any]:
-    """The values with fewer layers and tokens; with `everything`, narrower too."""
+def shrunk(values: dict[str, Any], level: str) -> dict[str, Any]:
+    """The values with fewer layers and tokens; narrower too, but for the level `layers`."""
     kinds = values.get("layer_types")
     layers = _layers(kinds) if isinstance(kinds, list) else 2
     small = {}
     for key, value in values.items():
-        small[key] = _shrunk(key, value, layers=layers, everything=everything)
+        if key in DERIVED and level == "all":
+            continue
+        small[key] = _shrunk(key, value, layers=layers, level=level)
     return small
 
 
@@ -69,10 +74,10 @@ def _layers(kinds: list[Any]) -> int:
     return max(2, len(kinds) and max(kinds.index(kind) for kind in set(map(str, kinds))) + 1)
 
 
-def _shrunk(key: str, value: Any, *, layers: int, everything: bool) -> Any:
+def _shrunk(key: str, value: Any, *, layers: int, level: str) -> Any:
     if isinstance(value, dict):
-        small = shrunk(value, everything=everything)
-        return small | {"mrope_section": [2, 3, 3]} if "mrope_section" in value and everything else small
+        small = shrunk(value, level)
+        return small | {"mrope_section": [2, 3, 3]} if "mrope_section" in value and level == "all" else small
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, list):
@@ -89,11 +94,15 @@ def _shrunk(key: str, value: Any, *, layers: int, everything: bool) -> Any:
         return value % (VOCABULARY - 12)
     if DEPTH.fullmatch(key):
         return min(value, layers)
-    if not everything:
+    if level == "layers":
         return value
-    for pattern, most in ((WIDTHS, WIDTH), (INNER, HIDDEN), (SIZES, WIDTH // HEADS), (EXPERTS, HEADS)):
+    for pattern, most in ((WIDTHS, WIDTH), (INNER, HIDDEN), (RANKS, WIDTH // 2), (EXPERTS, 2 * HEADS), (TOP, PAIRS)):
         if pattern.fullmatch(key):
             return min(value, most)
+    if level == "widths":
+        return value
+    if SIZES.fullmatch(key):
+        return min(value, WIDTH // HEADS)
     if GROUPED.fullmatch(key):
         return min(value, PAIRS)
     if ATTENTION.fullmatch(key):

@@ -194,28 +194,43 @@ def class_named(name: str) -> Any:
     """The class `MODEL_TYPE.Class` of transformers. Refused: a name that transformers does not have."""
     model_type, _, leaf = name.rpartition(".")
     with imported():
-        from transformers import PreTrainedModel
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     if model_type not in CONFIG_MAPPING:
         raise ArchitectureError(
             f"transformers has no model type `{printable(model_type)}`",
             hint=unknown("model types", model_type, list(CONFIG_MAPPING)),
         )
+    kinds = _networks_beside(CONFIG_MAPPING[model_type])
+    if leaf not in kinds:
+        raise ArchitectureError(
+            f"transformers has no `{printable(leaf)}` for `{model_type}`", hint=unknown("classes", leaf, list(kinds))
+        )
+    return kinds[leaf]
+
+
+def classes_of(model_type: str) -> list[str]:
+    """Return the names of the networks that take the config of a model type."""
+    with imported():
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    config = CONFIG_MAPPING[model_type]
+    own = {name: kind for name, kind in _networks_beside(config).items() if kind.config_class is config}
+    return [name for name in own if not name.endswith("PreTrainedModel")]
+
+
+def _networks_beside(config: Any) -> dict[str, Any]:
+    """The networks that stand in the package of a config, by name."""
+    package = config.__module__.rpartition(".")[0]
+    with imported():
+        from transformers import PreTrainedModel
     try:
-        package = CONFIG_MAPPING[model_type].__module__.rpartition(".")[0]
-        kinds = {
+        return {
             one.__name__: one
             for module in _modeling_modules(package)
             for one in vars(importlib.import_module(module)).values()
             if isinstance(one, type) and issubclass(one, PreTrainedModel) and one.__module__ == module
         }
     except ImportError as error:
-        raise ArchitectureError(f"transformers cannot import `{printable(name)}`: {error}") from error
-    if leaf not in kinds:
-        raise ArchitectureError(
-            f"transformers has no `{printable(leaf)}` for `{model_type}`", hint=unknown("classes", leaf, list(kinds))
-        )
-    return kinds[leaf]
+        raise ArchitectureError(f"transformers cannot import its `{package}`: {error}") from error
 
 
 def _modeling_modules(package: str) -> list[str]:

@@ -106,12 +106,21 @@ def _usual(module: nn.Module, scale: int, own: Mapping[str | None, InputSpec]) -
             inputs["attention_mask"] = InputSpec(name="attention_mask", shape=shape, dtype=torch.int64, low=1, below=2)
     if "bbox" in names:
         inputs["bbox"] = InputSpec(name="bbox", shape=(1, length, 4), dtype=torch.int64, low=1, below=2)
-    if "pixel_values" in names:
-        inputs["pixel_values"] = InputSpec(name="pixel_values", shape=_image(config, scale))
+    for name in ("pixel_values", "pixel_values_videos"):
+        if name in names and (name == "pixel_values" or name == getattr(module, "main_input_name", "")):
+            inputs[name] = InputSpec(name=name, shape=_image(config, scale))
     if "input_features" in names:
-        inputs["input_features"] = InputSpec(name="input_features", shape=_spectrogram(config, scale))
+        shape = _spectrogram(config, scale)
+        inputs["input_features"] = InputSpec(name="input_features", shape=shape)
+        if "input_features_mask" in names:
+            frames = (1, max(shape[1:]))
+            inputs["input_features_mask"] = InputSpec(
+                name="input_features_mask", shape=frames, dtype=torch.int64, low=1, below=2
+            )
     if "input_values" in names:
         inputs["input_values"] = InputSpec(name="input_values", shape=_sound(config, scale))
+    if "past_values" in names:
+        inputs["past_values"] = InputSpec(name="past_values", shape=_series(config))
     if "decoder_input_ids" in names:
         inputs["decoder_input_ids"] = _tokens("decoder_input_ids", min(8, length), _decoders(config))
     return inputs
@@ -132,16 +141,17 @@ def _length(config: Any, scale: int) -> int:
 
 
 def _image(config: Any, scale: int) -> tuple[int, ...]:
-    """The shape of an image: batch, channels, height, width."""
+    """The shape of an image, or of a film: batch, perhaps frames, channels, height, width."""
     visual = next((c for c in parts_of(config) if _side(c) is not None), config)
     side = _side(visual) or (IMAGES[min(scale, 1)],) * 2
     channels = _number(visual, "num_channels", "in_channels", "in_chans", default=3)
-    return (1, channels, *side)
+    frames = _number(visual, "num_frames", "frames_per_clip", default=0)
+    return (1, frames, channels, *side) if frames and scale < 2 else (1, channels, *side)
 
 
 def _side(config: Any) -> tuple[int, int] | None:
     """Height and width of the images that a config is made for."""
-    size = getattr(config, "image_size", None)
+    size = getattr(config, "image_size", getattr(config, "crop_size", None))
     if isinstance(size, Mapping):
         size = (size.get("height"), size.get("width"))
     if isinstance(size, int):
@@ -168,6 +178,12 @@ def _sound(config: Any, scale: int) -> tuple[int, ...]:
         return 1, frames, bands
     channels = _number(config, "audio_channels", default=0)
     return (1, channels, SAMPLES[min(scale, 1)]) if channels else (1, SAMPLES[min(scale, 1)])
+
+
+def _series(config: Any) -> tuple[int, ...]:
+    """The shape of a time series: batch, steps, channels."""
+    steps, channels = _number(config, "context_length", default=64), _number(config, "num_input_channels", default=0)
+    return (1, steps, channels) if channels else (1, steps)
 
 
 def _texts(config: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.walkthroughs import blocks, commands, cut, missing, shape, walk
+from tests.support.hugging import transformers
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(str(page.relative_to(DOCS)) for page in (*DOCS.glob("tutorial.md"), *DOCS.glob("how-to/*.md")))
@@ -15,6 +16,8 @@ LONG = tuple(page for page in PAGES if page not in QUICK)
 
 
 def follow(page: str, folder: Path) -> None:
+    if page.endswith("hugging-face.md"):
+        transformers()
     _, wrong = walk(DOCS / page, folder)
     assert wrong == [], f"after a change that is meant: python -m benchmarks.walkthroughs docs/{page}"
 
