@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 PARTS = re.compile(r"(.+)_(?:orig|g)|(.*?)parametrizations\.(\w+)\.(?:original|original0)")
 
@@ -67,3 +68,11 @@ def _spectral(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
         if matrix.shape == (left.numel(), right.numel()):
             values.append(torch.dot(left, matrix @ right))
     return weight / max(values, key=abs) if values else weight
+
+
+def multiply_masks_(module: nn.Module) -> None:
+    """Make the masks of `torch.nn.utils.prune` permanent: a pruned layer of the module has its plain weight again."""
+    for layer in list(nn.Module.modules(module)):
+        for hook in list(layer._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(layer, hook._tensor_name)  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -36,12 +36,25 @@ def metadata_of(meta: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         for one in shapes:
             check(list(one), listed(count(1)), where=f"{path}, input", hint=hint, refusal=CheckpointError)
         values["input"] = [list(shape) for shape in shapes]
+    side = _side(meta)
+    if "input" not in values and side is not None:
+        values["side"] = side
     training = values.get("training")
     if isinstance(training, Mapping) and not {"budget", "schedule"} <= training.keys():
         del values["training"]
     elif isinstance(training, Mapping):
         check(_plain(training), forms.TRAINING, where=f"{path}, training", hint=hint, refusal=CheckpointError)
     return values
+
+
+LARGEST_SIDE = 4096
+
+
+def _side(meta: Mapping[Any, Any]) -> int | None:
+    """The height and width of the images of a training, as Ultralytics records them; `None` without a record."""
+    arguments = meta.get("train_args")
+    side = arguments.get("imgsz") if isinstance(arguments, Mapping) else None
+    return side if type(side) is int and 0 < side <= LARGEST_SIDE else None
 
 
 READ = ("preprocessing", "input", "classes", "training", "architecture")

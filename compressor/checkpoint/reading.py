@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from compressor.checkpoint import architectures, hugging_face
 from compressor.checkpoint.architectures import PICKLE, PROGRAM, Architecture
 from compressor.checkpoint.checkpoint import Checkpoint
-from compressor.checkpoint.factored_weights import multiplied_out
+from compressor.checkpoint.factored_weights import multiplied_out, multiply_masks_
+from compressor.checkpoint.fitting import first_layer
 from compressor.checkpoint.inputs import Examples, example_inputs, examples_from, examples_of
 from compressor.checkpoint.metadata import metadata_of
 from compressor.checkpoint.model_inputs import examples_for
@@ -71,6 +72,7 @@ def load_file(
     weights = found_in(content, path=path, key=key)
     if isinstance(weights, nn.Module) and arch is None:
         module = plain(weights)
+        multiply_masks_(module)
         architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
     else:
         architecture, module = _built(state_of(weights, path=path), named, meta, path)
@@ -133,6 +135,8 @@ def _examples(
     if stored and not inputs:
         return examples_from(module, stored)
     shapes = meta.get("input") if isinstance(meta.get("input"), (list, tuple)) else None
+    if "side" in meta and isinstance(first_layer(module), nn.Conv2d):
+        shapes = [[1, first_layer(module).in_channels, meta["side"], meta["side"]]]
     if hugging_face.is_of_transformers(module) and not shapes:
         hugging_face.without_cache_(module.config)
         return examples_for(module, tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs))

@@ -121,6 +121,18 @@ def test_a_module_below_a_key_is_used_whatever_its_precision(workdir: Path) -> N
     assert (workdir / "w.pt").is_file()
 
 
+@pytest.mark.parametrize(("side", "taken"), [(48, 48), ("48", 0), (0, 0), (10**6, 0), ([48, 32], 0), (True, 0)])
+def test_the_size_of_a_trainings_images_is_the_inputs(workdir: Path, side: object, taken: int) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).eval()
+    torch.save({"ema": None, "model": net.half(), "train_args": {"imgsz": side, "task": "detect"}}, workdir / "w.pt")
+    if taken:
+        assert load("w.pt").example_inputs[0].shape == (1, 1, taken, taken)
+        assert load("w.pt", inputs=("1x1x9x9",)).example_inputs[0].shape == (1, 1, 9, 9)
+    else:
+        with pytest.raises(CheckpointError, match="several sizes"):
+            load("w.pt")
+
+
 class TestAKeyByName:
     """`--key` and `key=`."""
 
@@ -191,6 +203,23 @@ class TestWeightsInParts:
         again = opened({"state_dict": state})
         assert same(again, net)
         assert int((again.a.weight == 0).sum()) == again.a.weight.numel() // 2
+
+    def test_masks_of_a_pruned_module(self, workdir: Path) -> None:
+        layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 2)
+        ).eval()
+        prune.l1_unstructured(layers[0], "weight", 0.5)
+        prune.random_structured(layers[2], "weight", 0.25, dim=0)
+        with torch.no_grad():
+            expected = layers(X)
+        for layer in (layers[0], layers[2]):
+            layer.weight = layer.weight.detach()
+        torch.save({"model": layers}, workdir / "w.pt")
+        dense = load("w.pt", inputs=("1x3x8x8",), trust_pickle=True)
+        with torch.no_grad():
+            assert torch.equal(dense.module(X), expected)
+        small = pruned(dense, Request(budget=ChannelBudget(ratio=0.5), align=1)).checkpoint.module
+        assert small.get_submodule("0").weight.shape[0] == 4
 
     def test_norms_of_weights(self, net: nn.Module) -> None:
         weight_norm: Any = torch.nn.utils.weight_norm
