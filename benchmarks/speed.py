@@ -36,8 +36,8 @@ from compressor.errors import PlanError
 from compressor.export.onnx import export_onnx
 from compressor.jobs.coverage import checkpoint_of as random_checkpoint
 from compressor.jobs.requests import PruneOptions, request_from
-from compressor.measuring.accuracy import evaluate
 from compressor.measuring.pairs import timed_in_turns
+from compressor.measuring.quality import evaluate
 from compressor.measuring.turns import speedup
 from compressor.pruning.repair.repairing import calibration_batches, renormed
 from compressor.pruning.request import Request

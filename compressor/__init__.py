@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from compressor.data.sources import load_data as load_data
     from compressor.errors import CompressError as CompressError
     from compressor.export.onnx import export_onnx as export_onnx
-    from compressor.measuring.accuracy import evaluate as evaluate
     from compressor.measuring.benchmark import bench as bench
+    from compressor.measuring.quality import evaluate as evaluate
     from compressor.pruning.pipeline import prune as prune
     from compressor.pruning.repair.repairing import Repair as Repair
     from compressor.pruning.request import Request as Request
@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from compressor.surgery.proof import prove as prove
     from compressor.surgery.proof import reference_of as reference_of
     from compressor.surgery.shrinking import shrink as shrink
+    from compressor.tasks.task import Task as Task
     from compressor.training.retraining import retrain as retrain
 
 _HOMES = {
     "Checkpoint": "checkpoint.checkpoint",
     "load": "checkpoint.loading",
     "load_data": "data.sources",
+    "Task": "tasks.task",
     "trace": "channels.groups",
     "Request": "pruning.request",
     "prune": "pruning.pipeline",
@@ -57,7 +59,7 @@ _HOMES = {
     "reference_of": "surgery.proof",
     "prove": "surgery.proof",
     "retrain": "training.retraining",
-    "evaluate": "measuring.accuracy",
+    "evaluate": "measuring.quality",
     "Results": "results.artifact",
     "export_onnx": "export.onnx",
     "bench": "measuring.benchmark",

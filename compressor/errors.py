@@ -14,6 +14,7 @@ CompressError
 ├── RepairError            the small network cannot be followed, or not beside the dense one
 ├── RetrainError           training cannot start, or its loss is no longer finite
 ├── ExportError            the ONNX file has other outputs than the network
+├── TaskError              a task's loss or score does not fit the network's outputs, or the targets
 ├── StudyError             no such study, or its folder holds another run's results
 ├── RuntimeUnavailable     a runtime or device that this machine lacks
 ├── ArtifactError          an artifact is missing, incomplete, or in the way
@@ -93,6 +94,10 @@ class RetrainError(CompressError):
 
 class ExportError(CompressError):
     """The ONNX file has other outputs than the network."""
+
+
+class TaskError(CompressError):
+    """A task's loss or score does not fit the network's outputs, or the targets."""
 
 
 class StudyError(CompressError):

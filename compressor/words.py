@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from compressor.results.changes import SurgeryProof
-from compressor.results.quality import Quality
+from compressor.results.quality import Counted, Quality, Score
 from compressor.results.timing import Speedup
+from compressor.results.training import EpochRecord
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
@@ -109,20 +110,39 @@ def percent(share: float, *, decimals: int = 2) -> str:
     return f"{100 * share:.{decimals}f}{SPACE}%"
 
 
-def shares(share: Quality) -> str:
-    """Both whole numbers: `9,253 / 10,000`."""
-    return f"{count(share.count)}{SPACE}/{SPACE}{count(share.total)}"
+def counted(quality: Quality) -> str:
+    """Both whole numbers of what is counted: `9,253 / 10,000`; else the samples: `600 samples`."""
+    if isinstance(quality, Counted):
+        return f"{count(quality.count)}{SPACE}/{SPACE}{count(quality.total)}"
+    return f"{count(quality.total)}{SPACE}samples"
 
 
-def share_percent(share: Quality) -> str:
-    """The two numbers as a percentage, with no more digits than the total can tell apart."""
-    return percent(share.count / share.total, decimals=2 if share.total >= 1000 else 1)
+def scored(quality: Quality) -> str:
+    """A share as a percentage, with no more digits than the total can tell apart; another score in its unit."""
+    if not quality.is_share:
+        return _in_unit(digits(quality.value, significant=4), quality)
+    return percent(quality.value, decimals=2 if quality.total >= 1000 else 1)
 
 
-def share_interval(share: Quality) -> str:
-    """The share's interval in percent."""
-    decimals = 2 if share.total >= 1000 else 1
-    return f"{100 * share.low:.{decimals}f} to {percent(share.high, decimals=decimals)}"
+def score_interval(quality: Quality) -> str:
+    """The reading's interval: `92.01 to 93.03 %`."""
+    if not quality.is_share:
+        low, high = (digits(bound, significant=4) for bound in quality.interval)
+        return f"{low} to {_in_unit(high, quality)}"
+    decimals = 2 if quality.total >= 1000 else 1
+    return f"{100 * quality.low:.{decimals}f} to {percent(quality.high, decimals=decimals)}"
+
+
+def _in_unit(number: str, quality: Quality) -> str:
+    unit = quality.unit if isinstance(quality, Score) else ""
+    return f"{number}{SPACE}{unit}" if unit else number
+
+
+def tuned(epoch: EpochRecord) -> str:
+    """What an epoch reached on the tuning split: `91.65 %`, `mIoU 0.713`."""
+    if epoch.metric is None:
+        return percent(epoch.tuned)
+    return f"{epoch.metric} {digits(epoch.tuned)}"
 
 
 def tiny(value: float) -> str:

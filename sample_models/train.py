@@ -73,8 +73,8 @@ def train_to(
     def show(progress: Progress) -> None:
         if progress.record is not None:
             record = progress.record
-            share = record.tune_correct / record.tune_total
-            print(f"epoch {record.epoch + 1}/{epochs}: loss {record.train_loss:.4f}, tune {share:.2%}", flush=True)
+            tune = f"{100 * record.tuned:.2f} %"
+            print(f"epoch {record.epoch + 1}/{epochs}: loss {record.train_loss:.4f}, tune {tune}", flush=True)
 
     state = file.with_suffix(".state")
     trained = train(

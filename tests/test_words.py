@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from compressor.results.changes import SurgeryProof
 from compressor.results.quality import Accuracy, Agreement
 from compressor.results.timing import Speedup
-from compressor.words import SPACE, digits, finding, percent, proof_in_words, scaled, share_percent, shares
+from compressor.words import SPACE, digits, finding, percent, proof_in_words, scaled, scored, shares
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_a_difference_that_was_not_found_is_told_in_words(low: float, ratio: flo
 
 def test_a_quality_is_two_whole_numbers_with_as_many_digits_as_they_tell_apart() -> None:
     many, few = Accuracy(correct=9312, total=10_000, split="test"), Agreement(agreeing=5, total=10, split="test")
-    assert [shares(many), share_percent(many)] == [f"9,312{SPACE}/{SPACE}10,000", f"93.12{SPACE}%"]
-    assert [shares(few), share_percent(few)] == [f"5{SPACE}/{SPACE}10", f"50.0{SPACE}%"]
+    assert [shares(many), scored(many)] == [f"9,312{SPACE}/{SPACE}10,000", f"93.12{SPACE}%"]
+    assert [shares(few), scored(few)] == [f"5{SPACE}/{SPACE}10", f"50.0{SPACE}%"]
 
 
 def test_a_proof_is_one_line_with_its_precision_and_tolerance() -> None:

@@ -263,8 +263,8 @@ def timings(rows: Sequence[TimedRow]) -> Table:
 
 def quality(reading: Quality | None) -> str:
     """Correct, or agreeing with the dense network, of all."""
-    from compressor.words import DASH, share_percent, shares
+    from compressor.words import DASH, counted, scored
 
     if reading is None:
         return DASH
-    return f"{shares(reading)}{' as dense' if reading.against_dense else ''} = {share_percent(reading)}"
+    return f"{counted(reading)}{' as dense' if reading.against_dense else ''} = {scored(reading)}"

@@ -87,10 +87,10 @@ def rows(repaired: Results, retrained: Results) -> Iterator[tuple[str, str, str,
 
 
 def _accuracy(results: Results, model: str) -> str:
-    from compressor.words import share_interval, share_percent
+    from compressor.words import score_interval, scored
 
     (quality,) = (one.quality for one in results.evaluations if one.model == model)
-    return f"{share_percent(quality)} ({share_interval(quality)})"
+    return f"{scored(quality)} ({score_interval(quality)})"
 
 
 def _speed(results: Results, candidate: str) -> tuple[str, str]:

@@ -63,7 +63,13 @@ def command(
     subject, checkpoint, artifact = _subject(model, network, threads=threads)
     subject = work.normalised(subject, normalisation.mean, normalisation.std)
     data = work.data_of(
-        subject, images.data, checkpoint=checkpoint, root=images.data_root, download=images.download, seed=seed
+        subject,
+        images.data,
+        checkpoint=checkpoint,
+        root=images.data_root,
+        download=images.download,
+        seed=seed,
+        task=images.task,
     )
     reference, why_not = work.dense_of(artifact, dense, trust_pickle=network.trust_pickle)
     if reference is not None:
@@ -110,16 +116,21 @@ def _subject(
 
 def show(evaluations: tuple[Evaluation, ...]) -> None:
     """One line for each network, on stdout."""
-    from compressor.results.quality import Agreement
-    from compressor.words import share_interval, share_percent, shares, tiny
+    from compressor.results.quality import Agreement, Counted, Score
+    from compressor.words import counted, score_interval, scored, tiny
 
     out = console()
     for evaluation in evaluations:
         quality = evaluation.quality
-        what = "agree with the dense network" if quality.against_dense else "correct"
-        text = f"{evaluation.model}: {shares(quality)} {what}, {share_percent(quality)} ({share_interval(quality)})"
+        if isinstance(quality, Counted):
+            what = f"{counted(quality)} {'agree with the dense network' if quality.against_dense else 'correct'},"
+        else:
+            what = f"{quality.named}, of {counted(quality)},"
+        text = f"{evaluation.model}: {what} {scored(quality)} ({score_interval(quality)})"
         out.print(f"{text}, on {evaluation.data}, {quality.split}", markup=False, soft_wrap=True)
-        if isinstance(quality, Agreement):
-            out.print(f"relative error of the scores: {tiny(quality.relative_error or 0.0)}", markup=False)
-            text = "the images have no labels: this is agreement with the dense network, not accuracy"
+        if quality.against_dense:
+            error = quality.relative_error if isinstance(quality, (Agreement, Score)) else None
+            if error is not None:
+                out.print(f"relative error of the outputs: {tiny(error)}", markup=False)
+            text = "the data has no labels: this is agreement with the dense network, not accuracy"
             talk().print(text, style="dim", soft_wrap=True)

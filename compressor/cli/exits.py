@@ -121,7 +121,7 @@ def _request(branches: BranchOptions, timing: TimingOptions, *, seed: int) -> Ex
 
 def show(results: EarlyExitResults) -> None:
     """Print who leaves where and how right they are, and the two latencies."""
-    from compressor.words import DASH, milliseconds, percent, scaled, share_percent, shares, speedup_with_interval
+    from compressor.words import DASH, counted, milliseconds, percent, scaled, scored, speedup_with_interval
 
     out, test = console(), results.splits.test
     table = columns("leaving after", "share", "right of these", "right of all", "MACs", left=("leaving after",))
@@ -134,8 +134,8 @@ def show(results: EarlyExitResults) -> None:
     for name, split in (("tune", results.splits.tune), ("test", test)):
         early, full = split.accuracy, split.full
         out.print(
-            f"{name}: {shares(early)} correct ({share_percent(early)}), whole network {full.correct:,} "
-            f"({share_percent(full)})",
+            f"{name}: {counted(early)} correct ({scored(early)}), whole network {full.correct:,} "
+            f"({scored(full)})",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     out.print(f"MACs on average: {scaled(round(test.mean_macs))} of {scaled(results.macs[0])}", markup=False)

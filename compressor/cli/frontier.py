@@ -142,11 +142,11 @@ def _speedups(text: str) -> tuple[float, ...]:
 
 def show(curve: Frontier) -> None:
     """A row for every point."""
-    from compressor.words import count, milliseconds, multiple, share_interval, share_percent, speedup_with_interval
+    from compressor.words import count, milliseconds, multiple, score_interval, scored, speedup_with_interval
 
     kind = "accuracy" if curve.labelled else "as dense"
     table = columns("", "asked", "speed-up", "latency", kind, "95 % interval", "params")
-    table.add_row("dense", "", multiple(1), "", share_percent(curve.dense), share_interval(curve.dense), "")
+    table.add_row("dense", "", multiple(1), "", scored(curve.dense), score_interval(curve.dense), "")
     for point in curve.points:
         asked = f"{point.asked:g}×"
         if point.speedup is None or point.quality is None:
@@ -154,7 +154,7 @@ def show(curve: Frontier) -> None:
             continue
         table.add_row(
             point.arm, asked, speedup_with_interval(point.speedup), milliseconds(point.small_ms or 0.0),
-            share_percent(point.quality), share_interval(point.quality), count(point.params or 0),
+            scored(point.quality), score_interval(point.quality), count(point.params or 0),
         )  # fmt: skip
     console().print(table)
     target = curve.target

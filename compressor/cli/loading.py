@@ -85,7 +85,9 @@ def load_data(images: DataOptions, *, seed: int, checkpoint: Checkpoint) -> Data
     if images.data is None:
         refuse_silent(changed(images), because="without `--data`", hint="name the data set: `--data MNIST`")
     try:
-        data = data_for(checkpoint, images.data, root=images.data_root, download=images.download, seed=seed)
+        data = data_for(
+            checkpoint, images.data, root=images.data_root, download=images.download, seed=seed, task=images.task
+        )
     except DataError:
         if images.data is not None:
             raise

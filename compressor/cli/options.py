@@ -128,7 +128,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """The images, and where they lie."""
+    """The data, where it lies, and what it is for."""
 
     panel: ClassVar[Panel] = Panel.DATA
     data: Annotated[
@@ -140,6 +140,15 @@ class DataOptions:
     ] = None
     data_root: DataRootOption = None
     download: DownloadOption = False
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="What the network is for, where its outputs and the targets do not show it: classification, "
+            "multi-label, segmentation, detection, regression, restoration, token-classification, "
+            "language-modelling, or file.py:function, which returns a Task.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -284,8 +284,9 @@ def _initial(masks: MaskOptions) -> Any:
 
 def tell_epoch(progress: Progress) -> None:
     """A line on stderr at the end of an epoch."""
+    from compressor.words import tuned
+
     if progress.record is not None:
         last = progress.record
-        tune = last.tune_correct / last.tune_total
-        line = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tune:.2%}"
+        line = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tuned(last)}"
         talk().print(line, style="dim", highlight=False)

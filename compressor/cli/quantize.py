@@ -114,7 +114,8 @@ def command(
 
 def show(file: Path, section: Quantizing) -> None:
     """Size, closeness and speed, on stdout."""
-    from compressor.words import count, finding, milliseconds, multiple, percent, share_percent, shares, size, tiny
+    from compressor.results.quality import Agreement, Counted, Score
+    from compressor.words import count, counted, finding, milliseconds, multiple, percent, scored, size, tiny
 
     out, accuracy = console(), section.accuracy
     table = columns("", "float", "int8", "of which", left=("",))
@@ -122,18 +123,20 @@ def show(file: Path, section: Quantizing) -> None:
     before, after = section.float_bytes, section.int8_bytes
     table.add_row("file", size(before), size(after), f"{multiple(before / after)} smaller")
     if accuracy is not None:
-        points = 100 * (accuracy.int8.share - accuracy.float.share)
-        cells = [shares(one) for one in (accuracy.float, accuracy.int8)]
-        table.add_row(f"accuracy, {accuracy.int8.split}", *cells, f"{points:+.2f} points")
+        points = -accuracy.int8.lost_against(accuracy.float)
+        cells = [counted(one) if isinstance(one, Counted) else scored(one) for one in (accuracy.float, accuracy.int8)]
+        change = f"{points:+.2f} {'points' if accuracy.int8.is_share else '%'}"
+        table.add_row(f"{accuracy.int8.named}, {accuracy.int8.split}", *cells, change)
     for exact, integer in section.pairs:
         cells = [milliseconds(row.median_ms) for row in (exact, integer)]
         table.add_row(f"latency, batch {exact.batch}", *cells, finding(integer.speedup))
     out.print(table)
     close = section.agreement
     if close is not None:
+        error = close.relative_error if isinstance(close, (Agreement, Score)) else None
         out.print(
-            f"\nagreement with the float network: {shares(close)} ({share_percent(close)}) on the {close.split} split, "
-            f"relative error of the scores {tiny(close.relative_error or 0.0)}",
+            f"\nagreement with the float network: {counted(close)} ({scored(close)}) on the {close.split} split"
+            + ("" if error is None else f", relative error of the scores {tiny(error)}"),
             markup=False, soft_wrap=True,
         )  # fmt: skip
     out.print(str(section.how["why"]), markup=False, soft_wrap=True)

@@ -173,7 +173,10 @@ def command(
             how, model, teacher, way, run, output, beside=beside, wishes=wishes, dense=dense,
             trust_pickle=network.trust_pickle,
         )  # fmt: skip
-    data = data_for(planned.checkpoint, images.data, root=images.data_root, download=images.download, seed=run.seed)
+    data = data_for(
+        planned.checkpoint, images.data, root=images.data_root, download=images.download, seed=run.seed,
+        task=images.task,
+    )  # fmt: skip
     say_repeated(data)
     announce(planned, data.name)
     entry = _trained(planned, data, training.tensorboard, force=output.force, trust_pickle=network.trust_pickle)
@@ -288,6 +291,8 @@ def progress_bar() -> Iterator[Callback]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    from compressor.words import tuned
+
     err = talk()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
@@ -299,19 +304,21 @@ def progress_bar() -> Iterator[Callback]:
             bars.update(task, completed=done, total=progress.epochs * progress.iterations, description=text)
             if progress.record is not None:
                 last = progress.record
-                share = last.tune_correct / last.tune_total
-                err.print(f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {share:.2%}")
+                tune = tuned(last)
+                err.print(f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, tune {tune}")
 
         yield tell
 
 
 def show(entry: Retrained, folder: Path) -> None:
     """What came of it, on stdout."""
-    from compressor.words import percent
+    from compressor.words import tuned
 
     last, out, epochs = entry.history[-1], console(), entry.epochs or len(entry.history)
     length = f"{epochs} epoch{'s' * (epochs != 1)}"
-    tune = f"tune {last.tune_correct}/{last.tune_total} ({percent(last.tune_correct / last.tune_total)})"
+    tune = f"tune {tuned(last)}"
+    if last.tune_correct is not None:
+        tune = f"tune {last.tune_correct}/{last.tune_total} ({tuned(last)})"
     out.print(f"{entry.how}: {length} on {entry.images or 0:,} images of {entry.data}, {tune}", markup=False)
     after = "; next: `compress export --onnx`, `compress bench`"
     out.print("\nwrote ", strong(folder), after, sep="", soft_wrap=True)

@@ -40,11 +40,26 @@ class Batch(NamedTuple):
     inputs: tuple[Tensor, ...]
     target: Any
 
+    def on(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(tuple(part.to(device) for part in self.inputs), _moved(self.target, device))
+
     @property
     def labelled(self) -> bool:
         """Whether there is anything to judge by."""
         target = self.target
         return not (isinstance(target, Tensor) and target.ndim == 1 and bool((target == UNLABELLED).all()))
+
+
+def _moved(target: Any, device: torch.device) -> Any:
+    """A target of any structure on a device."""
+    if isinstance(target, Tensor):
+        return target.to(device)
+    if isinstance(target, Mapping):
+        return {name: _moved(part, device) for name, part in target.items()}
+    if isinstance(target, list):
+        return [_moved(part, device) for part in target]
+    return target
 
 
 def sample_of(item: Any, takes: Sequence[str] = ()) -> Sample:

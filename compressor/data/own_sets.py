@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,6 +86,19 @@ class Columns:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         return {name: array[index] for name, array in self.arrays.items()}
+
+
+class Chosen:
+    """Samples of which a user's function chooses what is read: it returns (inputs, target) of an item."""
+
+    def __init__(self, samples: Samples, choose: Callable[[Any], Any]) -> None:
+        self.samples, self.choose = samples, choose
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int, /) -> Any:
+        return self.choose(self.samples[index])
 
 
 def returned_by(file: Path, function: str) -> Any:

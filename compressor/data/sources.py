@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from compressor.data.arrays import SPELLINGS, splits_from_idx, splits_from_npz
 from compressor.data.classes import with_labels_of
 from compressor.data.image_files import read_folder
-from compressor.data.own_sets import Items, returned_by, splits_of
+from compressor.data.own_sets import Chosen, Items, returned_by, splits_of
 from compressor.data.repeats import without_repeats
 from compressor.data.samples import TUNE_AT_MOST, TUNE_SHARE, Images, Samples, hold_out
 from compressor.data.splits import Data, SplitName
-from compressor.errors import DataError, unknown
+from compressor.errors import DataError, TaskError, unknown
+from compressor.tasks.finding import BUILT_IN
+from compressor.tasks.task import Task
 
 FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
 SAMPLE_FILE = "fashion_sample.npz"
@@ -50,11 +53,12 @@ def data_for(
     root: Path | None = None,
     download: bool = False,
     seed: int = 0,
+    task: str | Task | None = None,
 ) -> Data:
     """Return the data that `source` names, or the default data, with the labels of the checkpoint's classes."""
     if source is None:
         return default_data(checkpoint)
-    data = load_data(source, root=root, download=download, seed=seed)
+    data = load_data(source, root=root, download=download, seed=seed, task=task)
     return with_labels_of(data, checkpoint.classes)
 
 
@@ -67,12 +71,47 @@ def default_data(checkpoint: Network) -> Data:
     return load_data(str(Path(str(sample_models.__file__)).parent / SAMPLE_FILE))
 
 
-def load_data(source: str, *, root: Path | None = None, download: bool = False, seed: int = 0) -> Data:
+def load_data(
+    source: str,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    task: str | Task | None = None,
+) -> Data:
     """Return the data set that `source` names, in disjoint splits drawn by `seed` where it has none of its own.
 
     `source` is a path (folder, `.npz`, `file.py:function`) or the name of a torchvision data set below `root`, which is
-    downloaded only with `download`. Refused: data that is missing, has no images, or cannot be read.
+    downloaded only with `download`. `task` is what it is for, by name, as `file.py:function` or itself; without one,
+    items and outputs show it. Refused: data that is missing, has no images, or cannot be read.
     """
+    data = _read(source, root=root, download=download, seed=seed)
+    return data if task is None else with_task(data, task_named(task) if isinstance(task, str) else task)
+
+
+def with_task(data: Data, task: Task) -> Data:
+    """Return the data for this task, which may choose what of an item is read."""
+    splits = {name: getattr(data, name) for name in SplitName}
+    if task.inputs is not None:
+        splits = {name: None if one is None else Chosen(one, task.inputs) for name, one in splits.items()}
+    return replace(data, task=task, **{str(name): one for name, one in splits.items()})
+
+
+def task_named(name: str) -> Task:
+    """Return the built-in task of this name, or what `file.py:function` returns. Refused: any other text."""
+    file, _, function = name.rpartition(":")
+    if file.endswith(".py"):
+        made = returned_by(Path(file).expanduser(), function)
+        if not isinstance(made, Task):
+            raise TaskError(f"`{function}` in {file} returned a `{type(made).__name__}`", hint="return a `Task`")
+        return made
+    if name not in BUILT_IN:
+        raise TaskError(f"there is no task called `{name}`", hint=unknown("tasks", name, BUILT_IN))
+    return BUILT_IN[name]()
+
+
+def _read(source: str, *, root: Path | None, download: bool, seed: int) -> Data:
+    """The data without a task."""
     file, _, function = source.rpartition(":")
     if file.endswith(".py"):
         return _from_function(Path(file).expanduser(), function, seed=seed)

@@ -16,6 +16,7 @@ from compressor.data.batches import is_labelled
 from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import UNLABELLED, Images, Samples
 from compressor.errors import DataError
+from compressor.tasks.task import Task
 
 
 class SplitName(enum.StrEnum):
@@ -32,7 +33,7 @@ class Data:
 
     `drawn`: the splits that are not the data's own, but drawn by `split_seed`. `by_name`: a label is a position among
     sorted names (as of class folders) and means the name, not the number. `repeated`: the number of images that were
-    removed because another split has them too.
+    removed because another split has them too. `task` is what the data is for, where the items do not show it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Data:
     drawn: tuple[SplitName, ...] = ()
     by_name: bool = False
     repeated: int = 0
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         splits = [s for s in (self.train, self.tune, self.test) if s is not None]
@@ -100,4 +102,5 @@ class Data:
             "split_seed": self.split_seed,
             "drawn": [str(s) for s in self.drawn],
             **({"repeated": self.repeated} if self.repeated else {}),
+            **({"task": self.task.name} if self.task is not None else {}),
         }

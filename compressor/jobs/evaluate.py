@@ -17,7 +17,8 @@ from compressor.data.samples import Samples
 from compressor.data.sources import FORMS, default_data, load_data
 from compressor.data.splits import Data, SplitName
 from compressor.errors import ArtifactError, CheckpointError, DataError, unknown
-from compressor.measuring.accuracy import OnnxNetwork, agreement, evaluate, load_onnx
+from compressor.measuring.onnx_network import OnnxNetwork, load_onnx
+from compressor.measuring.quality import agreement, evaluate
 from compressor.results.artifact import Evaluation
 
 WHOLE = "all"
@@ -83,13 +84,14 @@ def data_of(
     root: Path | None,
     download: bool,
     seed: int,
+    task: str | None = None,
 ) -> Data:
     """Return the data to judge on, with the labels of the subject's classes; a sample model has its own data."""
     if source is None:
         if checkpoint is None:
             raise DataError(f"{subject.name} comes without data", hint=f"name it: `--data`, with {FORMS}")
         return default_data(checkpoint)
-    return with_labels_of(load_data(source, root=root, download=download, seed=seed), subject.classes)
+    return with_labels_of(load_data(source, root=root, download=download, seed=seed, task=task), subject.classes)
 
 
 def artifact_around(file: Path) -> Artifact | None:
@@ -120,13 +122,15 @@ def judge(subject: Subject, dense: Subject | None, data: Data, *, split: str | N
                 f"{data.name} has no labels, and there is no dense network to compare with",
                 hint="give the dense network, `--dense PATH`, or images in class folders",
             )
-        agreed = agreement(subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing)
+        agreed = agreement(
+            subject.network, dense.network, images, split=name, preprocessing=subject.preprocessing, task=data.task
+        )
         return (Evaluation(model=subject.model, data=data.name, quality=agreed),)
     return tuple(
         Evaluation(
             model=one.model,
             data=data.name,
-            quality=evaluate(one.network, images, split=name, preprocessing=one.preprocessing),
+            quality=evaluate(one.network, images, split=name, preprocessing=one.preprocessing, task=data.task),
         )
         for one in (subject, dense)
         if one is not None

@@ -266,7 +266,7 @@ def _round(after_round: Round, entry: Mapping[str, Any]) -> LotteryRound:
     last, mask = EpochRecord.from_json(entry["history"][-1], place="history"), after_round.mask
     return LotteryRound(
         round=after_round.number, sparsity=mask.sparsity, weights=mask.weights, zeros=mask.removed,
-        train_loss=last.train_loss, tune_correct=last.tune_correct, tune_total=last.tune_total,
+        train_loss=last.train_loss, tune_correct=last.correct, tune_total=last.tune_total,
     )  # fmt: skip
 
 

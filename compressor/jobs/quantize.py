@@ -26,9 +26,10 @@ from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary
 from compressor.files.names import file_name_from
 from compressor.graph.outputs import outputs_of
-from compressor.measuring.accuracy import agreement, evaluate_onnx, load_onnx
 from compressor.measuring.machine import conditions
+from compressor.measuring.onnx_network import load_onnx
 from compressor.measuring.pairs import timed_in_turns
+from compressor.measuring.quality import agreement, evaluate_onnx
 from compressor.measuring.setting import row_of
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of, caveats_of_machine
 from compressor.planning.calibration import calibration_split
@@ -36,7 +37,7 @@ from compressor.progress import Say, quiet
 from compressor.results.artifact import Results
 from compressor.results.int8 import FloatAndInt8, Quantizing
 from compressor.results.parity import Parity
-from compressor.results.quality import Agreement
+from compressor.results.quality import Quality
 from compressor.results.timing import TimedRow
 
 RUNTIME = "onnxruntime-cpu"
@@ -180,13 +181,15 @@ def _quantized(
 
 def _judged(
     exact: Path, integer: Path, checkpoint: Checkpoint, data: Data, say: Say
-) -> tuple[Agreement, FloatAndInt8 | None]:
+) -> tuple[Quality, FloatAndInt8 | None]:
     """Agreement with the network and, with labels, the accuracy of both files, on the tuning split."""
     data = with_labels_of(data, checkpoint.classes)
     name = SplitName.TRAIN if data.tune is None else SplitName.TUNE
     images, seen = data.split(name), checkpoint.preprocessing
     say(f"comparing on the {name} split")
-    close = agreement(load_onnx(integer), checkpoint.module, images, split=str(name), preprocessing=seen)
+    close = agreement(
+        load_onnx(integer), checkpoint.module, images, split=str(name), preprocessing=seen, task=data.task
+    )
     accuracy = None
     if is_labelled(images, preprocessing=seen):
         both = (evaluate_onnx(file, images, split=str(name), preprocessing=seen) for file in (exact, integer))

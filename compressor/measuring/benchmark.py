@@ -19,10 +19,10 @@ from compressor.environment import environment
 from compressor.errors import ExportError, RuntimeUnavailable
 from compressor.files.leftovers import temporary
 from compressor.graph.input_spec import random_like
-from compressor.measuring.accuracy import agreement, evaluate
 from compressor.measuring.candidates import Candidate, CandidateName, Candidates, candidates_of, with_onnx
 from compressor.measuring.machine import Conditions, conditions
 from compressor.measuring.peak_memory import Load, peak_memory, unmeasurable
+from compressor.measuring.quality import agreement, evaluate
 from compressor.measuring.runtimes import Reads, Runtime, usable
 from compressor.measuring.setting import Setting, Timed, model_of, timed
 from compressor.measuring.turns import CONFIDENCE, Caveat, CaveatKind, caveats_of_machine
@@ -133,7 +133,7 @@ def _accuracies(candidates: Candidates, dense: Checkpoint, data: Data | None, *,
     data = with_labels_of(data, dense.classes)
     split = next(name for name in (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN) if getattr(data, name) is not None)
     images = data.split(split)
-    options: dict[str, Any] = {"split": str(split), "preprocessing": dense.preprocessing}
+    options: dict[str, Any] = {"split": str(split), "preprocessing": dense.preprocessing, "task": data.task}
     labelled = is_labelled(images, preprocessing=dense.preprocessing)
     qualities: dict[str, Quality] = {}
     for candidate in candidates.distinct:

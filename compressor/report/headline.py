@@ -21,17 +21,17 @@ from compressor.report.document import (
 )
 from compressor.report.missing import Commands
 from compressor.results.artifact import Results
-from compressor.results.quality import Quality
+from compressor.results.quality import Counted, Quality, Score
 from compressor.results.timing import Bench, TimedRow
 from compressor.words import (
     count,
+    counted,
     decimals_of,
     interval,
     milliseconds,
     multiple,
     scaled,
-    share_percent,
-    shares,
+    scored,
     size,
     speedup_with_interval,
 )
@@ -163,16 +163,35 @@ def _line(name: str, pair: tuple[float, float], *, shown: tuple[str, str], note:
 def _quality(dense: Quality | None, small: Quality | None) -> tuple[Cell, ...]:
     known = [share for share in (dense, small) if share is not None]
     agreement = any(share.against_dense for share in known)
-    shown = tuple(share_percent(share) if share else "not measured" for share in (dense, small))
+    if any(isinstance(one, Score) for one in known):
+        return _score(dense, small)
+    shown = tuple(scored(share) if share else "not measured" for share in (dense, small))
     if len({(share.total, share.split) for share in known}) == 1 and len(known) == 2:
-        counts = f"{count(known[0].count)} and {count(known[1].count)} of {count(known[0].total)}"
+        counts = " and ".join(count(one.count) for one in known if isinstance(one, Counted))
+        counts += f" of {count(known[0].total)}"
         counts += f", {known[0].split} split" if known[0].split else ""
     else:
-        counts = ", ".join(shares(share) + (f" ({share.split} split)" if share.split else "") for share in known)
+        counts = ", ".join(counted(share) + (f" ({share.split} split)" if share.split else "") for share in known)
     name = "agreement" if agreement else "accuracy"
     note = f"{counts} answered as dense does" if agreement else counts
-    sizes = tuple(share.share if share else 0.0 for share in (dense, small))
+    sizes = tuple(share.value if share else 0.0 for share in (dense, small))
     bar = paired_bar(*sizes, whole=1.0, alt=f"{name}: {shown[0]} before, {shown[1]} after", width=BAR)
+    return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (note,))
+
+
+def _score(dense: Quality | None, small: Quality | None) -> tuple[Cell, ...]:
+    """A task's score; the bars are as long as the larger one."""
+    known = [one for one in (dense, small) if one is not None]
+    shown = tuple(scored(one) if one else "not measured" for one in (dense, small))
+    sizes = tuple(max(0.0, one.value) if one else 0.0 for one in (dense, small))
+    whole = 1.0 if known[0].is_share else max((*sizes, 1e-12))
+    name = known[0].named
+    note = ", ".join(f"{counted(one)}, {one.split} split" if one.split else counted(one) for one in known[-1:])
+    if any(one.against_dense for one in known):
+        note += ", against the dense network's outputs"
+    elif not known[0].is_better_high:
+        note += "; less is better"
+    bar = paired_bar(*sizes, whole=whole, alt=f"{name}: {shown[0]} before, {shown[1]} after", width=BAR)
     return ((name,), (shown[0],), (Strong(content=shown[1]),), bar, (note,))
 
 

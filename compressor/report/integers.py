@@ -17,12 +17,13 @@ from compressor.report.document import (
     listed,
 )
 from compressor.results.int8 import Quantizing
+from compressor.results.quality import Counted
 from compressor.words import (
+    counted,
     milliseconds,
     multiple,
     ratio_in_table,
-    share_percent,
-    shares,
+    scored,
     size,
 )
 
@@ -35,10 +36,10 @@ def int8_section(quantizing: Quantizing) -> Section:
     ]
     if quantizing.accuracy is not None:
         both = (quantizing.accuracy.float, quantizing.accuracy.int8)
-        text = " and ".join(map(shares, both))
+        text = " and ".join(map(counted, both))
         split = quantizing.accuracy.int8.split
-        cells: list[Cell] = [(share_percent(share),) for share in both]
-        rows.append((("accuracy",), *cells, (f"{text}, {split} split" if split else text,)))
+        cells: list[Cell] = [(scored(share),) for share in both]
+        rows.append(((both[0].named,), *cells, (f"{text}, {split} split" if split else text,)))
     for pair in quantizing.pairs:
         latencies: list[Cell] = [(milliseconds(row.median_ms),) for row in pair]
         rows.append(((f"latency, batch {pair[0].batch}",), *latencies, (ratio_in_table(pair[1].speedup),)))
@@ -46,7 +47,9 @@ def int8_section(quantizing: Quantizing) -> Section:
     blocks: list[Block] = [Table(columns=columns, rows=tuple(rows), caption="Float and int8", look=Look.BOARD)]
     if quantizing.agreement is not None:
         close = quantizing.agreement
-        text = f"{shares(close)} images get the class that the float network gives"
+        text = f"{counted(close)} images get the class that the float network gives"
+        if not isinstance(close, Counted):
+            text = f"{close.named} {scored(close)} ({counted(close)}), with the float network's outputs as the truth"
         where = f", on the {close.split} split." if close.split else "."
         blocks.append(Paragraph(text=(Strong(content=text), where)))
     if quantizing.rows and not quantizing.faster:

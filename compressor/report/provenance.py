@@ -34,6 +34,7 @@ from compressor.words import (
     label,
     percent,
     plain,
+    tuned,
 )
 
 
@@ -79,10 +80,10 @@ def while_training_section(training: WhileTraining) -> Section:
 def _history(history: Sequence[EpochRecord]) -> list[Block]:
     if not history:
         return [Paragraph(text=("No history was recorded.",), tone=Tone.QUIET)]
-    tuned = [(e.tune_correct / e.tune_total) if e.tune_correct is not None and e.tune_total else None for e in history]
+    metric = history[-1].metric
     quantities = (
         ("training loss", [e.train_loss for e in history], digits),
-        ("correct on the tuning split", tuned, percent),
+        (f"{metric or 'correct'} on the tuning split", [e.tuned for e in history], digits if metric else percent),
         ("learning rate", [e.rate for e in history], digits),
     )
     first = history[0].epoch + (1 if history[0].epoch == 0 else 0)  # the file counts from 0, people from 1
@@ -95,8 +96,8 @@ def _history(history: Sequence[EpochRecord]) -> list[Block]:
     for number, epoch in enumerate(history):
         tune = (
             f"{count(epoch.tune_correct)} / {count(epoch.tune_total)}"
-            if epoch.tune_correct is not None and epoch.tune_total
-            else DASH
+            if epoch.tune_correct is not None
+            else tuned(epoch)
         )
         rows.append(
             (

@@ -23,18 +23,19 @@ from compressor.report.headline import beside, headline_row
 from compressor.report.missing import Commands
 from compressor.report.scatter import Point, accuracy_scatter
 from compressor.results.artifact import Results
+from compressor.results.quality import Quality, Score
 from compressor.results.timing import Bench, TimedRow
 from compressor.words import (
     DASH,
     count,
+    counted,
     digits,
     milliseconds,
     multiple,
     ratio_in_table,
     scaled,
-    share_interval,
-    share_percent,
-    shares,
+    score_interval,
+    scored,
     size,
 )
 
@@ -148,30 +149,30 @@ def accuracy_section(results: Results, commands: Commands) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for evaluation in results.evaluations:
         share = evaluation.quality
-        kind = "agreement with dense" if share.against_dense else "accuracy"
+        kind = _kind(share)
         place = " ".join(part for part in (evaluation.data, share.split and f"({share.split})") if part)
         rows.append(
             (
                 (evaluation.model,),
                 (place or DASH,),
                 (kind,),
-                (shares(share),),
-                (share_percent(share),),
-                (share_interval(share),),
+                (counted(share),),
+                (scored(share),),
+                (score_interval(share),),
             )
         )
     for row in _first_accuracies(results.bench):
         if row.accuracy is not None:
             split = row.accuracy.split or DASH
-            kind = "agreement with dense" if row.accuracy.against_dense else "accuracy"
+            kind = _kind(row.accuracy)
             rows.append(
                 (
                     (row.candidate,),
                     (f"bench ({split})",),
                     (kind,),
-                    (shares(row.accuracy),),
-                    (share_percent(row.accuracy),),
-                    (share_interval(row.accuracy),),
+                    (counted(row.accuracy),),
+                    (scored(row.accuracy),),
+                    (score_interval(row.accuracy),),
                 )
             )
     if rows:
@@ -199,10 +200,10 @@ def _scatters(bench: Bench) -> tuple[Markup, ...]:
                 candidate=row.candidate,
                 median_ms=row.median_ms,
                 p90_ms=row.p90_ms,
-                share=row.accuracy.share,
+                share=row.accuracy.value,
             )
             for row in _rows(bench, runtime, batch)
-            if row.accuracy and row.candidate != "dense again"
+            if row.accuracy and row.accuracy.is_share and row.candidate != "dense again"
         ]
         if len(points) >= 2:
             title = f"{runtime}, batch {batch}"
@@ -210,12 +211,19 @@ def _scatters(bench: Bench) -> tuple[Markup, ...]:
     return tuple(drawings)
 
 
+def _kind(quality: Quality) -> str:
+    """What was read, and by which truth."""
+    if isinstance(quality, Score):
+        return f"{quality.named}, as dense" if quality.against_dense else quality.named
+    return "agreement with dense" if quality.against_dense else quality.named
+
+
 def _first_accuracies(bench: Bench | None) -> tuple[TimedRow, ...]:
     """One row per candidate and distinct accuracy: runtimes that agree are not listed again."""
     rows: dict[tuple[object, ...], TimedRow] = {}
     for row in bench.rows if bench else ():
         if row.accuracy and row.candidate != "dense again":
-            rows.setdefault((row.candidate, row.accuracy.count, row.accuracy.total, row.accuracy.split), row)
+            rows.setdefault((row.candidate, row.accuracy.value, row.accuracy.total, row.accuracy.split), row)
     return tuple(rows.values())
 
 

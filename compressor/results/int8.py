@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compressor.results.quality import Accuracy, Agreement
+from compressor.results.quality import Quality
 from compressor.results.records import Plain, Record
 from compressor.results.timing import TimedRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatAndInt8(Record):
-    """The accuracy of both files on one split."""
+    """The accuracy, or another score, of both files on one split."""
 
-    float: Accuracy
-    int8: Accuracy
+    float: Quality
+    int8: Quality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Quantizing(Record):
     left_float: tuple[str, ...] = ()
     float_bytes: int
     int8_bytes: int
-    agreement: Agreement | None = None
+    agreement: Quality | None = None
     accuracy: FloatAndInt8 | None = None
     runtime: str | None = None
     threads: int | None = None

@@ -11,13 +11,31 @@ from compressor.results.records import Plain, Record
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord(Record):
-    """One epoch: the rate of its last iteration, its mean loss, and the correct answers on the tuning split."""
+    """One epoch: the rate of its last iteration, its mean loss, and what was read on the tuning split.
+
+    That is `tune_correct` of `tune_total` samples where answers are counted, else the score `tune_score`, called
+    `metric`.
+    """
 
     epoch: int
     rate: float
     train_loss: float
-    tune_correct: int
+    tune_correct: int | None = None
     tune_total: int
+    tune_score: float | None = None
+    metric: str | None = None
+
+    @property
+    def tuned(self) -> float:
+        """The reading: a share of the samples, or the score."""
+        if self.tune_correct is not None:
+            return self.tune_correct / self.tune_total
+        return self.tune_score or 0.0
+
+    @property
+    def correct(self) -> int:
+        """The correct answers, of a task that counts them; 0 of any other."""
+        return self.tune_correct or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

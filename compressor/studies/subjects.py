@@ -15,7 +15,7 @@ from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import Images
 from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError
-from compressor.measuring.accuracy import evaluate
+from compressor.measuring.quality import evaluate
 
 SEEN = 10_000  # images for the mean and the deviation
 
@@ -74,4 +74,4 @@ def normalisation(data: Data) -> Preprocessing:
 def percent_correct(network: Checkpoint, data: Data, split: SplitName) -> float:
     """Return the network's accuracy on a split, in per cent."""
     images = data.split(split)
-    return 100 * evaluate(network.module, images, split=str(split), preprocessing=network.preprocessing).share
+    return 100 * evaluate(network.module, images, split=str(split), preprocessing=network.preprocessing).value

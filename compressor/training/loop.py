@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.checkpoint.recipes import Optimiser, Recipe, Step
 from compressor.data.batches import EVALUATION_BATCH, augmentation_named, batches, first_batch, is_labelled
@@ -26,8 +25,11 @@ from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import EXAMPLES, check_gradients, right_gradients
-from compressor.graph.outputs import class_scores
+from compressor.graph.lent import evaluating
 from compressor.results.training import EpochRecord
+from compressor.tasks.classes import classification
+from compressor.tasks.finding import task_shown
+from compressor.tasks.task import Rows, Task, together
 from compressor.training.bn_penalty import scale_norm, scales_of
 from compressor.training.resume import Run, digest_of, restore_, save, write
 
@@ -88,16 +90,6 @@ class Objective(Protocol):
         ...
 
 
-def correct_in(module: nn.Module, images: Samples, *, preprocessing: Preprocessing) -> int:
-    """Return how many of the images the module classifies as labelled; the module must be in eval mode."""
-    device = next(module.parameters()).device
-    right = 0
-    with torch.inference_mode():
-        for (inputs,), labels in batches(images, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
-            right += int((class_scores(module(inputs.to(device))).argmax(1).cpu() == labels).sum())
-    return right
-
-
 def train(
     module: nn.Module,
     data: Data,
@@ -112,9 +104,10 @@ def train(
 ) -> Trained:
     """Train a copy of `module` and return it with its history.
 
-    The loss is the cross entropy. With `teacher`, half of it is the distance to the teacher's softened scores. An
-    `objective` replaces the whole loss and excludes a teacher. In each case the loss also contains the recipe's `bn_l1`
-    times the absolute scales of the batch norms.
+    The loss is that of the data's task; without one, the outputs and the targets show which it is (cross entropy for
+    class scores and labels). With `teacher`, half of it is the task's distance to the teacher's outputs. An `objective`
+    replaces the whole loss and excludes a teacher. In each case the loss also contains the recipe's `bn_l1` times the
+    absolute scales of the batch norms.
 
     The state is written to `state_file` after every epoch; if the file exists at the start, the run continues from it.
     `snapshot` is an early step and the file to write the weights of that step to.
@@ -125,17 +118,24 @@ def train(
     """
     images, tune = data.split(SplitName.TRAIN), data.split(SplitName.TUNE)
     _check(module, data, images, tune, preprocessing)
+    task = data.task
+    if task is None:
+        task = _task_of(module, images, preprocessing, recipe) if objective is None else classification()
     if recipe.bn_l1:
         scales_of(module)
     if objective is not None and teacher is not None:
         raise ValueError("an objective is the whole loss: it leaves no place for a teacher")
-    identity = {} if objective is None else objective.identity
+    identity = {} if objective is None else dict(objective.identity)
+    if task.name != "classification":
+        identity["task"] = task.name
     run = Run(recipe=recipe, data=data, start=digest_of(module), objective=identity)
     module = _training_copy(module)
-    check_gradients(module, [_first_batch(images, preprocessing).to(next(module.parameters()).device)])
+    device = next(module.parameters()).device
+    example = first_batch(images, size=EXAMPLES, preprocessing=preprocessing)
+    check_gradients(module, [part.to(device) for part in example.inputs])
     course = _Course(
         module=module, optimiser=optimiser_of(module, recipe), images=images, recipe=recipe,
-        preprocessing=preprocessing, teacher=None if teacher is None else copy_of(teacher).eval(),
+        preprocessing=preprocessing, task=task, teacher=None if teacher is None else copy_of(teacher).eval(),
         objective=objective, hooks=hooks,
     )  # fmt: skip
     history: list[EpochRecord] = []
@@ -151,8 +151,7 @@ def train(
             epoch=epoch,
             rate=last.rate,
             train_loss=sum(losses) / len(losses),
-            tune_correct=correct_in(module.eval(), tune, preprocessing=preprocessing),
-            tune_total=len(tune),
+            **score_in(module.eval(), tune, preprocessing=preprocessing, task=task),
         )
         history.append(record)
         if snapshot is not None and snapshot[0].epochs == len(history):
@@ -182,6 +181,7 @@ class _Course:
     images: Samples
     recipe: Recipe
     preprocessing: Preprocessing
+    task: Task
     teacher: nn.Module | None
     objective: Objective | None
     hooks: Hooks
@@ -193,34 +193,73 @@ class _Course:
 
     def stream(self, seed: int) -> Iterator[Batch]:
         """The epoch's batches, shuffled and augmented by `seed`."""
-        size = self.preprocessing.size or (int(self.images[0][0].shape[-2]), int(self.images[0][0].shape[-1]))
+        names = self.recipe.augment
         return batches(
             self.images,
             batch_size=self.recipe.batch_size,
             preprocessing=self.preprocessing,
-            augmentation=augmentation_named(self.recipe.augment, size=size),
+            augmentation=augmentation_named(names, size=self._size()) if names else None,
             shuffle_seed=seed,
         )
 
-    def loss(self, inputs: Tensor, labels: Tensor, *, step: int, steps: int) -> Tensor:
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the network's images."""
+        if self.preprocessing.size is not None:
+            return self.preprocessing.size
+        shape = first_batch(self.images, preprocessing=self.preprocessing).inputs[0].shape
+        if len(shape) != 4:
+            raise RetrainError("only images are augmented", hint="`--augment none`")
+        return int(shape[-2]), int(shape[-1])
+
+    def loss(self, batch: Batch, *, step: int, steps: int) -> Tensor:
         """The loss of a batch, without the penalty on batch norm scales."""
         if self.objective is not None:
-            return self.objective(self.module, inputs, labels, step=step, steps=steps)
-        return _loss(self.module, inputs, labels, recipe=self.recipe, teacher=self.teacher)
+            return self.objective(self.module, batch.inputs[0], batch.target, step=step, steps=steps)
+        return _loss(self.module, batch, task=self.task, recipe=self.recipe, teacher=self.teacher)
 
 
 def _check(module: nn.Module, data: Data, images: Samples, tune: Samples, preprocessing: Preprocessing) -> None:
     """Raise where there are no labels to train on, or no parameter to train."""
     if not all(is_labelled(split, preprocessing=preprocessing) for split in (images, tune)):
-        raise RetrainError(f"{data.name} has no labels to train on", hint="give a folder of class folders, or an .npz")
+        raise RetrainError(
+            f"{data.name} has no labels to train on",
+            hint="give a folder of class folders, an .npz, or items with their targets: (inputs, target)",
+        )
     if not any(p.requires_grad for p in module.parameters()):
         raise RetrainError(
             "no parameter of this network is trainable", hint="unfreeze it: `module.requires_grad_(True)`"
         )
 
 
-def _first_batch(images: Samples, preprocessing: Preprocessing) -> Tensor:
-    return first_batch(images, size=EXAMPLES, preprocessing=preprocessing).inputs[0]
+def _task_of(module: nn.Module, images: Samples, preprocessing: Preprocessing, recipe: Recipe) -> Task:
+    """The task that the network's outputs and the targets show."""
+    device = next(module.parameters()).device
+    batch = first_batch(images, size=EXAMPLES, preprocessing=preprocessing).on(device)
+    with evaluating(module), torch.no_grad():
+        outputs = module(*batch.inputs)
+    return task_shown(outputs, batch.target, label_smoothing=recipe.label_smoothing)
+
+
+def correct_in(module: nn.Module, samples: Samples, *, preprocessing: Preprocessing) -> int:
+    """Return how many of the samples the module classifies as labelled; the module must be in eval mode."""
+    reading = score_in(module, samples, preprocessing=preprocessing, task=classification())
+    return int(reading["tune_correct"])
+
+
+def score_in(module: nn.Module, samples: Samples, *, preprocessing: Preprocessing, task: Task) -> dict[str, Any]:
+    """Return an epoch's fields about the tuning split: what was counted, or the task's score. The module must be in
+    eval mode.
+    """
+    device = next(module.parameters()).device
+    rows: list[Rows] = []
+    with torch.inference_mode():
+        for batch in batches(samples, batch_size=EVALUATION_BATCH, preprocessing=preprocessing):
+            inputs = (part.to(device) for part in batch.inputs)
+            rows.append(task.rows(module(*inputs), batch.target))
+    every = together(rows)
+    if isinstance(every, Tensor) and every.dtype is torch.bool:
+        return {"tune_correct": int(every.sum()), "tune_total": len(every)}
+    return {"tune_total": len(every), "tune_score": task.value(every), "metric": task.metric}
 
 
 def _epoch(course: _Course, epoch: int) -> tuple[list[float], Progress]:
@@ -233,10 +272,10 @@ def _epoch(course: _Course, epoch: int) -> tuple[list[float], Progress]:
     course.module.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for iteration, ((inputs,), labels) in zip(range(per_epoch), course.stream(seed), strict=False):
+        for iteration, batch in zip(range(per_epoch), course.stream(seed), strict=False):
             step, steps = epoch * per_epoch + iteration, per_epoch * epochs
             rate = recipe.schedule.at(step / steps)
-            losses.append(_step(course, inputs.to(device), labels.to(device), rate=rate, step=step, steps=steps))
+            losses.append(_step(course, batch.on(device), rate=rate, step=step, steps=steps))
             if not math.isfinite(losses[-1]):
                 raise RetrainError(
                     f"the loss is {losses[-1]} in epoch {epoch + 1}", hint=f"try a lower `--lr` than {rate:.3g}"
@@ -252,14 +291,14 @@ def _epoch(course: _Course, epoch: int) -> tuple[list[float], Progress]:
     return losses, progress
 
 
-def _step(course: _Course, inputs: Tensor, labels: Tensor, *, rate: float, step: int, steps: int) -> float:
+def _step(course: _Course, batch: Batch, *, rate: float, step: int, steps: int) -> float:
     """One step of the optimiser, in place; return the loss before it."""
-    recipe, device = course.recipe, inputs.device
+    recipe, device = course.recipe, batch.inputs[0].device
     for group in course.optimiser.param_groups:
         group["lr"] = rate
     amp = recipe.mixed_precision and device.type == "cuda"
     with right_gradients(), torch.autocast(device.type, enabled=amp, dtype=torch.bfloat16):
-        loss = course.loss(inputs, labels, step=step, steps=steps)
+        loss = course.loss(batch, step=step, steps=steps)
     if recipe.bn_l1:
         loss = loss + recipe.bn_l1 * scale_norm(course.module)
     course.optimiser.zero_grad(set_to_none=True)
@@ -289,26 +328,20 @@ def optimiser_of(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.schedule.rate, momentum=recipe.momentum, nesterov=nesterov)
 
 
-def classification_loss(scores: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross entropy of scores `[batch, classes]`; refused: labels without a matching output."""
-    low, high = int(labels.min()), int(labels.max())
-    if scores.ndim != 2 or low < 0 or high >= scores.shape[1]:
-        raise RetrainError(
-            f"labels from {low} to {high} do not fit the network's output `[batch, {list(scores.shape)[1:]}]`",
-            hint="labels count from 0, one for each of the network's classes",
-        )
-    return functional.cross_entropy(scores, labels, label_smoothing=label_smoothing)
+def _loss(module: nn.Module, batch: Batch, *, task: Task, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
+    """Return the task's loss; with a teacher, the mean of it and of the distance to the teacher's outputs.
 
-
-def _loss(module: nn.Module, inputs: Tensor, labels: Tensor, *, recipe: Recipe, teacher: nn.Module | None) -> Tensor:
-    """Return the cross entropy; with a teacher, the mean of it and of `T² · KL(teacher ‖ student)` at temperature T."""
-    scores = class_scores(module(inputs))
-    loss = classification_loss(scores, labels, label_smoothing=recipe.label_smoothing)
+    A network that computes its own loss in train mode gives no outputs then: a second pass, in eval mode, does.
+    """
     if teacher is None:
-        return loss
-    temperature = recipe.temperature
+        return task.batch_loss(module, batch.inputs, batch.target)
     with torch.no_grad():
-        target = functional.log_softmax(class_scores(teacher(inputs)) / temperature, dim=1)
-    followed = functional.log_softmax(scores / temperature, dim=1)
-    distance = functional.kl_div(followed, target, reduction="batchmean", log_target=True)
-    return 0.5 * loss + 0.5 * temperature**2 * distance
+        target = teacher(*batch.inputs)
+    if task.own_loss is not None:
+        with evaluating(module):
+            outputs = module(*batch.inputs)
+        loss = task.batch_loss(module, batch.inputs, batch.target)
+    else:
+        outputs = module(*batch.inputs)
+        loss = task.loss(outputs, batch.target)
+    return 0.5 * loss + 0.5 * task.distance(outputs, target, temperature=recipe.temperature)

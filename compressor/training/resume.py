@@ -19,7 +19,7 @@ from compressor.checkpoint.recipes import Recipe
 from compressor.data.splits import Data
 from compressor.errors import RetrainError
 from compressor.files.atomic import whole
-from compressor.files.schema import Form, Misfit, anything, check, count, listed, number, record, table
+from compressor.files.schema import Form, Misfit, anything, check, count, listed, number, optional, record, table, text
 from compressor.results.training import EpochRecord
 
 
@@ -141,6 +141,9 @@ def tensor(value: object, place: str) -> None:
 
 
 HISTORY = listed(
-    record({"epoch": count(), "rate": number, "train_loss": number, "tune_correct": count(), "tune_total": count(1)})
+    record(
+        {"epoch": count(), "rate": number, "train_loss": number, "tune_total": count(1)},
+        may={"tune_correct": optional(count()), "tune_score": optional(number), "metric": optional(text)},
+    )
 )
 STATE = record({"run": table(anything), "module": tensors, "optimiser": table(anything), "history": HISTORY})

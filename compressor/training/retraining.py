@@ -200,7 +200,7 @@ def tensorboard(folder: Path) -> Iterator[Callback]:
         writer.add_scalar("train/rate", progress.rate, step)
         if progress.record is not None:
             writer.add_scalar("train/epoch_loss", progress.record.train_loss, step)
-            writer.add_scalar("tune/accuracy", progress.record.tune_correct / progress.record.tune_total, step)
+            writer.add_scalar("tune/accuracy", progress.record.tuned, step)
 
     try:
         yield stream

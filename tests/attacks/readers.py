@@ -20,8 +20,8 @@ from compressor.data.samples import Images
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, SplitName
 from compressor.files.json_files import read_json
-from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.pack.folder import bench_of_pack
+from compressor.measuring.quality import evaluate_onnx
 from compressor.measuring.tables.table import read_table
 from compressor.report import report
 from compressor.results.artifact import Results

@@ -15,7 +15,7 @@ from compressor.checkpoint.artifacts import open_artifact
 from compressor.cli.quantize import show
 from compressor.environment import saturates_int8
 from compressor.jobs import quantize as quantizing
-from compressor.measuring.accuracy import load_onnx
+from compressor.measuring.onnx_network import load_onnx
 from compressor.measuring.turns import Measurement
 from compressor.report.integers import int8_section
 from compressor.results.artifact import Results

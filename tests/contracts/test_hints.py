@@ -19,7 +19,7 @@ FILES = (
     "checkpoint/architectures", "checkpoint/artifacts", "checkpoint/loading", "checkpoint/reading",
     "checkpoint/recipes", "checkpoint/sparse", "data/arrays", "data/batches", "data/image_files", "data/preprocessing",
     "data/repeats", "data/samples", "data/sources", "data/splits",
-    "files/json_files", "measuring/accuracy", "measuring/benchmark", "measuring/pack/folder",
+    "files/json_files", "measuring/onnx_network", "measuring/quality", "measuring/benchmark", "measuring/pack/folder",
     "measuring/tables/table", "studies/runner", "training/events_in_training", "training/loop", "training/resume",
     *(f"cli/{file.stem}" for file in sorted((PACKAGE / "cli").glob("*.py"))),
 )  # fmt: skip

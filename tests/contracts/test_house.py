@@ -14,7 +14,7 @@ import pytest
 import compressor
 
 ROOT = Path(compressor.__file__).parent
-MOST_MODULES, MOST_AT_TOP, MOST_PACKAGES = 25, 12, 16
+MOST_MODULES, MOST_AT_TOP, MOST_PACKAGES = 25, 12, 17
 FOLDERS = sorted({f.parent for f in ROOT.rglob("*.py")})
 
 

@@ -23,7 +23,7 @@ from compressor.errors import CalibrationError, ExportError
 from compressor.export import int8 as quantize
 from compressor.export.int8 import Int8, quantize_onnx
 from compressor.export.onnx import export_onnx
-from compressor.measuring.accuracy import load_onnx
+from compressor.measuring.onnx_network import load_onnx
 
 
 def checkpoint_of(module: nn.Module, *shapes: tuple[int, ...]) -> Checkpoint:

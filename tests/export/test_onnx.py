@@ -22,7 +22,7 @@ from compressor.errors import ExportError
 from compressor.export import onnx as export
 from compressor.export.onnx import export_onnx, lineage_sha256
 from compressor.graph.outputs import outputs_of
-from compressor.measuring.accuracy import load_onnx
+from compressor.measuring.onnx_network import load_onnx
 from tests.support.versions import COLLECTED_INPUTS_FIX_THE_BATCH
 
 

@@ -172,7 +172,7 @@ class TestRefusals:
         assert result.exit_code == 1
         assert "mean comes without data" in result.stderr
         result = evaluate(tmp_path / "mean.onnx", "--data", made / "few.npz")
-        assert "the network 1 classes" in result.stderr
+        assert "labels from 0 to 9 do not fit" in result.stderr
 
 
 class TestSplit:

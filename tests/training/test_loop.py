@@ -27,7 +27,7 @@ from compressor.checkpoint.recipes import (
 from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import Images
 from compressor.data.splits import Data
-from compressor.errors import RetrainError
+from compressor.errors import RetrainError, TaskError
 from compressor.graph.outputs import class_scores
 from compressor.surgery.masks import apply_mask_, magnitude
 from compressor.training.loop import Hooks, Progress, Trained, correct_in, iterations_per_epoch, optimiser_of, train
@@ -316,7 +316,7 @@ class TestRefusals:
     def test_labels_without_an_output(self) -> None:
         images = Images(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(9))
         data = dataclasses.replace(small_data(), train=images)
-        with pytest.raises(RetrainError, match="labels from 0 to 8 do not fit"):
+        with pytest.raises(TaskError, match="labels from 0 to 8 do not fit"):
             train(small_network(), data, recipe=RECIPE, preprocessing=PREPROCESSING)
 
     def test_a_loss_that_is_not_finite(self) -> None:

@@ -29,7 +29,7 @@ from compressor.environment import environment
 from compressor.errors import DataError, OutOfReach, PlanError
 from compressor.files.json_files import read_json, write_json
 from compressor.files.leftovers import temporary
-from compressor.measuring.accuracy import agreement, evaluate
+from compressor.measuring.quality import agreement, evaluate
 from compressor.progress import Say, quiet
 from compressor.pruning.repair.repairing import Repair
 from compressor.pruning.request import Request, budget_to_json
@@ -82,13 +82,14 @@ class Judge:
                 hint="give images to tune on: a folder of at least three images is split automatically",
             )
         self.images: Samples = data.split(name)
-        self.split, self.checkpoint = str(name), checkpoint
+        self.split, self.checkpoint, self.task = str(name), checkpoint, data.task
         self.labelled = is_labelled(self.images, preprocessing=checkpoint.preprocessing)
         self.dense = self(checkpoint.module)
 
     def __call__(self, module: nn.Module) -> Quality:
         """Return the accuracy with labels, or the agreement with the dense network without."""
-        options: dict[str, Any] = {"split": self.split, "preprocessing": self.checkpoint.preprocessing}
+        seen = self.checkpoint.preprocessing
+        options: dict[str, Any] = {"split": self.split, "preprocessing": seen, "task": self.task}
         if self.labelled:
             return evaluate(module, self.images, **options)
         return agreement(module, self.checkpoint.module, self.images, **options)
@@ -210,7 +211,6 @@ def fastest_within(
     if not max_drop > 0:
         raise PlanError(f"a drop must be positive, not {max_drop:g}", hint="one percentage point: `--max-drop 1`")
     judge = Judge(checkpoint, data)
-    reference = judge.dense.share
     low, high = 1.0, FASTEST  # the fastest speed-up within the drop, the slowest one beyond it
     asked, tried = FIRST, []
     best: tuple[float, float, Fast] | None = None  # speed-up, drop
@@ -232,7 +232,7 @@ def fastest_within(
                 high = asked
             else:
                 assert fast.measured is not None
-                drop = 100 * (reference - judge(fast.pruned.checkpoint.module).share)
+                drop = judge(fast.pruned.checkpoint.module).lost_against(judge.dense)
                 tried.append((fast.measured.ratio, drop))
                 say(f"{fast.measured.ratio:.2f} times as fast loses {drop:.2f} points")
                 if drop <= max_drop:

@@ -37,10 +37,10 @@ from compressor.graph.gradients import right_gradients
 from compressor.graph.outputs import class_scores
 from compressor.planning.calibration import over_channels, rows
 from compressor.surgery.plan import Scores
+from compressor.tasks.classes import classification_loss
 from compressor.training.domains.adaptation import Alignment
 from compressor.training.domains.features import features_in, layer_named, reading
 from compressor.training.domains.mmd import mmd
-from compressor.training.loop import classification_loss
 from compressor.training.retraining import device_named
 
 CRITERION = "transfer"  # its name in records

@@ -13,7 +13,7 @@ from compressor.report.plots.look import INK, LINES, QUIET, axes, beside, cover,
 from compressor.results.frontier import Frontier
 from compressor.results.quality import Quality
 from compressor.results.timing import Speedup
-from compressor.words import percent
+from compressor.words import digits, percent, scored
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def picture(curve: Frontier) -> Markup:
 
 
 def _kind(curve: Frontier) -> str:
-    return "accuracy" if curve.labelled else "agreement with the dense network"
+    return curve.dense.named if curve.labelled else "agreement with the dense network"
 
 
 def _draw(figure: Figure, *, curve: Frontier, by_arm: Mapping[str, Sequence[_Dot]]) -> None:
@@ -55,11 +55,14 @@ def _draw(figure: Figure, *, curve: Frontier, by_arm: Mapping[str, Sequence[_Dot
     points = [p for mine in by_arm.values() for p in mine]
     on.set_xlim(0, 1.04 * max((1.0, *(1 / p.speedup.low for p in points))))
     on.xaxis.set_major_formatter("{x:g}")
-    shares = [dense.share, dense.high, *(q for p in points for q in (p.quality.share, p.quality.low))]
-    lowest = max(0.0, dense.share - NEAR, min(shares) - 0.01)
-    heights = cover(lowest, min(1.0, max(shares) + 0.01), about=6)
+    shares = [dense.value, dense.high, *(q for p in points for q in (p.quality.value, p.quality.low))]
+    margin = 0.01 if dense.is_share else 0.02 * abs(dense.value)
+    lowest, highest = min(shares) - margin, max(shares) + margin
+    if dense.is_share:
+        lowest, highest = max(0.0, dense.value - NEAR, lowest), min(1.0, highest)
+    heights = cover(lowest, highest, about=6)
     on.set_ylim(heights[0], heights[-1])
-    on.set_yticks(heights, [percent(height, decimals=1) for height in heights])
+    on.set_yticks(heights, [_written(dense, height) for height in heights])
     _draw_dense(on, dense)
     ends = []
     for (arm, mine), colour in zip(by_arm.items(), LINES, strict=False):
@@ -69,25 +72,30 @@ def _draw(figure: Figure, *, curve: Frontier, by_arm: Mapping[str, Sequence[_Dot
     beside(on, ends, x=WIDTH - RIGHT + 14)
 
 
+def _written(quality: Quality, value: float) -> str:
+    """A height of the axis in the score's notation."""
+    return percent(value, decimals=1) if quality.is_share else digits(value)
+
+
 def _draw_dense(on: Axes, dense: Quality) -> None:
-    share = dense.share
+    share = dense.value
     _whisker(on, (1, 1), dense.interval, colour=INK)
-    dots(on, [1], [share], titles=[f"dense: {percent(share)}"], colour=INK, radius=4.6)
+    dots(on, [1], [share], titles=[f"dense: {scored(dense)}"], colour=INK, radius=4.6)
     on.annotate("dense", (1, share), (0, 9), textcoords="offset points", ha="center", color=INK, fontsize=11)
 
 
 def _draw_arm(on: Axes, points: Sequence[_Dot], *, arm: str, colour: str) -> None:
     line(on, [_latency(p) for p in points], [_height(on, p) for p in points], name=arm, colour=colour)
     for p in points:
-        speed, quality, share = p.speedup, p.quality, p.quality.share
+        speed, quality, share = p.speedup, p.quality, p.quality.value
         x, y, below = _latency(p), _height(on, p), share < on.get_ylim()[0]
         _whisker(on, (1 / speed.high, 1 / speed.low), (y, y), colour=colour)
         if not below:
             _whisker(on, (x, x), quality.interval, colour=colour)
-        title = f"{arm}: {percent(share)} at {speed.ratio:.2f} times the speed"
+        title = f"{arm}: {scored(quality)} at {speed.ratio:.2f} times the speed"
         dots(on, [x], [y], titles=[title], colour=colour, radius=3.6, hollow=below)
         if below:
-            on.annotate(f"{percent(share, decimals=0)} ↓", (x, y), (0, 8), textcoords="offset points", ha="center",
+            on.annotate(f"{_written(quality, share)} ↓", (x, y), (0, 8), textcoords="offset points", ha="center",
                         color=QUIET, fontsize=11)  # fmt: skip
 
 
@@ -102,5 +110,5 @@ def _latency(point: _Dot) -> float:
 def _height(on: Axes, point: _Dot) -> float:
     """Where the point stands: at its share, or where that lies below the axis a little above its end."""
     low, high = on.get_ylim()
-    share = point.quality.share
+    share = point.quality.value
     return share if share >= low else low + 6 * (high - low) / (HEIGHT - TOP - BOTTOM)

@@ -51,8 +51,9 @@ from compressor.export.onnx import export_onnx
 from compressor.files.leftovers import temporary
 from compressor.graph.copies import copy_of
 from compressor.jobs.exits import ExitRequest, chosen_exits
-from compressor.measuring.accuracy import evaluate_onnx, load_onnx
 from compressor.measuring.image_stream import timed_on_images
+from compressor.measuring.onnx_network import load_onnx
+from compressor.measuring.quality import evaluate_onnx
 from compressor.measuring.turns import Measurement, caveats_of, speedup
 from compressor.planning.costs import count
 from compressor.planning.ranks import RankBudget
@@ -253,7 +254,7 @@ def _in_integers(cell: Cell, data: Data, workspace: Workspace, file: Path) -> Ma
     before = workspace.result_of(cell.needs[0])
     accuracy = evaluate_onnx(file, data.split(SplitName.TEST), split=str(SplitName.TEST))
     counted = {name: before[name] for name in ("params", "macs")}
-    return {**counted, "accuracy": 100 * accuracy.share, "bytes": file.stat().st_size}
+    return {**counted, "accuracy": 100 * accuracy.value, "bytes": file.stat().st_size}
 
 
 def _leaving_early(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspace, file: Path) -> Mapping[str, Any]:
@@ -267,7 +268,7 @@ def _leaving_early(cell: Cell, dense: Checkpoint, data: Data, workspace: Workspa
     )
     chosen = chosen_exits(dense, request, data)
     row: dict[str, Any] = {
-        "accuracy": 100 * chosen.test.accuracy.share, "macs": chosen.test.mean_macs, "threshold": chosen.threshold,
+        "accuracy": 100 * chosen.test.accuracy.value, "macs": chosen.test.mean_macs, "threshold": chosen.threshold,
         "params": sum(p.numel() for p in chosen.exits.parameters()),
         **{f"leaving at {number}": share for number, share in enumerate(chosen.test.shares, start=1)},
     }  # fmt: skip

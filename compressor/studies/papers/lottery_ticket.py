@@ -35,7 +35,7 @@ from torch import Tensor
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import How, Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
-from compressor.measuring.accuracy import evaluate
+from compressor.measuring.quality import evaluate
 from compressor.pruning.pipeline import prune
 from compressor.pruning.request import Request
 from compressor.studies.interval import mean_interval, paired_difference
@@ -311,9 +311,9 @@ def _trained(
     return {
         "left": 100.0 if mask is None else 100 * (1 - mask.sparsity),
         "weights": weights - (0 if mask is None else mask.removed),
-        "test": 100 * evaluate(watched.trained, test, split="test", preprocessing=seen).share,
-        "test_at_stop": 100 * evaluate(watched.stopped, test, split="test", preprocessing=seen).share,
-        "tune": 100 * watched.history[-1].tune_correct / watched.history[-1].tune_total,
+        "test": 100 * evaluate(watched.trained, test, split="test", preprocessing=seen).value,
+        "test_at_stop": 100 * evaluate(watched.stopped, test, split="test", preprocessing=seen).value,
+        "tune": 100 * watched.history[-1].tuned,
         "stop": watched.lowest.step,
         "lowest": watched.lowest.loss,
         "epochs": recipe.budget.epochs,

@@ -38,7 +38,7 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.splits import Data, SplitName
 from compressor.errors import StudyError, SurgeryError
-from compressor.measuring.accuracy import evaluate
+from compressor.measuring.quality import evaluate
 from compressor.pruning.request import Request
 from compressor.pruning.while_training import choosing
 from compressor.studies.interval import correlation, paired_difference
@@ -148,7 +148,7 @@ def run(cell: Cell, workspace: Workspace) -> Mapping[str, Any]:
     )
     module = _small(trained, traced, start)
     shares = {
-        split: evaluate(module, data.split(split), split=split, preprocessing=start.preprocessing).share
+        split: evaluate(module, data.split(split), split=split, preprocessing=start.preprocessing).value
         for split in SplitName
     }
     events_file(workspace.state_file).unlink(missing_ok=True)

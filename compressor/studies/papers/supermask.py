@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.recipes import Optimiser, Recipe, Schedule, Shape, Step
 from compressor.data.preprocessing import Preprocessing
 from compressor.data.splits import Data, SplitName
-from compressor.measuring.accuracy import evaluate
+from compressor.measuring.quality import evaluate
 from compressor.studies.interval import Interval, mean_interval, paired_difference
 from compressor.studies.smaller import reduced
 from compressor.studies.study import (
@@ -181,7 +181,7 @@ def _accuracies(module: nn.Module, data: Data) -> dict[str, float]:
 
 def _accuracy(module: nn.Module, data: Data, split: SplitName) -> float:
     """Return the accuracy in per cent."""
-    return round(100 * evaluate(module, data.split(split), split=str(split), preprocessing=INPUTS).share, 4)
+    return round(100 * evaluate(module, data.split(split), split=str(split), preprocessing=INPUTS).value, 4)
 
 
 def _dense(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _learned(cell: Cell, workspace: Workspace, data: Data, network: nn.Module) -
         multiplied=Multiplied(str(cell.values["multiplied"])), rescaled=bool(cell.values["rescaled"]),
     )  # fmt: skip
     drawn = {
-        split: [100 * a.share for a in learned.accuracies(data.split(split), split=str(split), preprocessing=INPUTS)]
+        split: [100 * a.value for a in learned.accuracies(data.split(split), split=str(split), preprocessing=INPUTS)]
         for split in (SplitName.TUNE, SplitName.TEST)
     }
     tune, test = (statistics.fmean(drawn[split]) for split in (SplitName.TUNE, SplitName.TEST))

@@ -36,7 +36,7 @@ from compressor.checkpoint.recipes import Recipe, Schedule, Shape, Step
 from compressor.data.domains import Shift, TargetDomain, parted, target_of
 from compressor.data.samples import first
 from compressor.data.splits import Data, SplitName
-from compressor.measuring.accuracy import evaluate
+from compressor.measuring.quality import evaluate
 from compressor.planning.costs import count
 from compressor.pruning.transfer.rounds import TransferPruning, prune_while_adapting
 from compressor.studies.interval import paired_difference
@@ -193,7 +193,7 @@ def _judged(network: Checkpoint, source: Data, target: Data, v: Mapping[str, Any
         accuracy = evaluate(
             network.module, data.split(SplitName.TEST), split="test", preprocessing=network.preprocessing
         )
-        accuracies[name] = 100 * accuracy.share
+        accuracies[name] = 100 * accuracy.value
     return {**accuracies, "macs": macs[1] / macs[0], "source_tune": _tuned(network)}
 
 

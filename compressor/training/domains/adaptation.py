@@ -29,9 +29,10 @@ from compressor.data.splits import Data, SplitName
 from compressor.errors import RetrainError
 from compressor.graph.copies import copy_of
 from compressor.graph.outputs import class_scores
+from compressor.tasks.classes import classification_loss
 from compressor.training.domains.features import features_in, last_linear, layer_named, reading
 from compressor.training.domains.mmd import Kernels, mmd
-from compressor.training.loop import Callback, Hooks, classification_loss, train
+from compressor.training.loop import Callback, Hooks, train
 from compressor.training.retraining import device_named
 
 STEEPNESS = 10.0

@@ -24,7 +24,8 @@ from compressor.graph.lent import evaluating
 from compressor.graph.outputs import class_scores
 from compressor.graph.recorded import check_has_layers
 from compressor.planning.costs import count
-from compressor.training.loop import Callback, Hooks, Trained, classification_loss, train
+from compressor.tasks.classes import classification_loss
+from compressor.training.loop import Callback, Hooks, Trained, train
 
 # Cells per side that a branch pools a feature map to, and features in all. On the sample ResNet-20, three epochs on the
 # shipped sample, correct of 2,000 tuning images: after `stages.0` 1774 with 4 x 4 cells and 1815 with 7 x 7, after

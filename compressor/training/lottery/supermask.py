@@ -22,8 +22,8 @@ from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import Samples
 from compressor.data.splits import Data
 from compressor.graph.copies import copy_of
-from compressor.measuring.accuracy import evaluate
-from compressor.results.quality import Accuracy
+from compressor.measuring.quality import evaluate
+from compressor.results.quality import Quality
 from compressor.results.training import EpochRecord
 from compressor.surgery.masks import maskable
 from compressor.training.loop import train
@@ -70,7 +70,7 @@ class LearnedMask:
 
     def accuracies(
         self, images: Samples, *, split: str, preprocessing: Preprocessing, draws: int = DRAWS, seed: int = 0
-    ) -> tuple[Accuracy, ...]:
+    ) -> tuple[Quality, ...]:
         """Return the accuracy of each of several draws; reports use their mean."""
         modules = (self.drawn(seed=seed * 1_000_003 + draw) for draw in range(draws))
         return tuple(evaluate(module, images, split=split, preprocessing=preprocessing) for module in modules)

@@ -25,8 +25,8 @@ from compressor.data.samples import Images
 from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError, ExportError, GroupError, PlanError, RetrainError
 from compressor.graph.outputs import outputs_and_layers
-from compressor.measuring.accuracy import evaluate_onnx
 from compressor.measuring.image_stream import timed_on_images
+from compressor.measuring.quality import evaluate_onnx
 from compressor.measuring.runtimes._onnxruntime import profiled
 from compressor.measuring.turns import speedup
 from compressor.surgery.mending import as_program
