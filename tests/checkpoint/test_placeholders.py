@@ -131,6 +131,16 @@ def test_trusted_without_its_code_it_says_so(net: nn.Module, save: Save, monkeyp
     assert "--arch net.py:Net" in str(caught.value.hint)
 
 
+def test_trusted_without_its_package_it_says_which(net: nn.Module, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    if type(net).__module__ == "__main__":
+        return  # which is always there
+    save(net, "w.pt")
+    monkeypatch.delitem(sys.modules, type(net).__module__)
+    with pytest.raises(CheckpointError, match="No module named 'a_script_elsewhere'") as caught:
+        load("w.pt", inputs=INPUTS, trust_pickle=True)
+    assert "install `a_script_elsewhere`" in str(caught.value.hint)
+
+
 class Rebuilt(nn.Module):
     """A module that pickles as a call of its class, which no placeholder can answer."""
 

@@ -80,7 +80,9 @@ def _trusted(file: Path, refusal: CheckpointError, code: Callable[[], ModuleType
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_standing_in(code))
     except (ImportError, AttributeError) as error:
         absent = printable(str(error).partition(" from '")[0].partition(" (")[0], longest=160)
-        hint = "run where its package can be imported, or name the file of its class: `--arch net.py:Net`"
+        hint = "run where it can be imported, or name the file of its class: `--arch net.py:Net`"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            hint = f"install `{printable(error.name.partition('.')[0])}`, or {hint}"
         raise CheckpointError(
             f"{file} needs code that is not here: {absent}", hint=hint if code is None else MADE
         ) from error
