@@ -8,9 +8,11 @@ code that this user has named by `--arch` before, whose file has the same sha256
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -162,7 +164,7 @@ def build(architecture: Architecture) -> nn.Module:
     source, _, name = architecture.ref.rpartition(":")
     arguments = dict(architecture.arguments)
     factory = _factory(architecture, source, name)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")  # a factory's notices about its own defaults
         try:
             module = factory(**arguments)

@@ -49,6 +49,15 @@ class Reads(Looks):
         self.widths = list(map(int, Path(path).read_text().split()))
 
 
+class Prints(Looks):
+    def __init__(self):
+        super().__init__()
+        print("built")
+
+
+print("imported")
+
+
 class Raises(Looks):
     def __init__(self):
         raise ZeroDivisionError("two\\nlines")
@@ -91,6 +100,15 @@ def test_a_constructor_may_compute(nets: Any, name: str) -> None:
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(found.module(x), made(x))
+
+
+def test_what_the_code_prints_is_not_on_stdout(nets: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nets.Looks().state_dict(), "w.pt")
+    capsys.readouterr()
+    load("w.pt", arch="computing_nets.py:Prints", inputs=("1x3x32x32",))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert {"built", "imported"} <= set(err.split())
 
 
 def test_an_error_of_a_constructor_has_a_way_out(nets: Any) -> None:

@@ -26,12 +26,16 @@ IMPORTED = "_compress_sha256"  # attribute of a module: the hash of the file tha
 
 @contextlib.contextmanager
 def importable(first: Sequence[Path] = (), last: Sequence[Path] = ()) -> Iterator[None]:
-    """Put folders first, or last, on the path of imports; after the block all of them come last."""
+    """Put folders first, or last, on the path of imports; after the block all of them come last.
+
+    What the imported code prints goes to stderr: stdout has data alone.
+    """
     before = list(sys.path)
     ahead = [str(folder) for folder in first]
     sys.path[:] = [*ahead, *(p for p in before if p not in ahead), *(str(p) for p in last if str(p) not in before)]
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         added = [p for p in sys.path if p not in before]
         sys.path[:] = [*before, *dict.fromkeys(added)]
