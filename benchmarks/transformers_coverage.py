@@ -39,7 +39,7 @@ from compressor.graph.structures import with_plain_outputs_
 from compressor.jobs.coverage import Stage, checkpoint_of, coverage_of_checkpoint
 
 FOLDER = Path(__file__).parent / "transformers"
-LIMIT_S = 100
+LIMIT_S = 70
 STEPS = ("built", "exported", "traced", "proved", "reloaded")
 NAMED = {
     "bert": "BertForSequenceClassification", "roberta": "RobertaForSequenceClassification",

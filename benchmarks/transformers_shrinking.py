@@ -51,7 +51,8 @@ def attempts(model_type: str) -> Iterator[dict[str, Any]]:
         default = CONFIG_MAPPING[model_type]().to_dict()
     seen: list[dict[str, Any]] = []
     for level in ("all", "widths", "layers", ""):
-        values = hugging_face.values_of(shrunk(default, level) if level else default)
+        small = _merged(shrunk(default, level), SPECIAL.get(model_type, {})) if level else default
+        values = hugging_face.values_of(small)
         if values not in seen:
             seen.append(values)
             yield values
@@ -62,11 +63,33 @@ def shrunk(values: dict[str, Any], level: str) -> dict[str, Any]:
     kinds = values.get("layer_types")
     layers = _layers(kinds) if isinstance(kinds, list) else 2
     small = {}
+    staged = {len(v) for key, v in values.items() if isinstance(v, list) and DEPTHS.fullmatch(str(key))}
+    depths = {v for key, v in values.items() if type(v) is int and v > layers and DEPTH.fullmatch(str(key))}
     for key, value in values.items():
         if key in DERIVED and level == "all":
             continue
+        if type(value) is int and value in staged:  # the number of stages, each of which stays
+            small[key] = value
+            continue
         small[key] = _shrunk(key, value, layers=layers, level=level)
+        if isinstance(value, list) and len(value) in depths:  # an entry for each layer
+            small[key] = small[key][:layers]
+    if level == "all" and isinstance(values.get("image_size"), int):
+        small["image_size"] = _side(values)
     return small
+
+
+def _merged(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The values with the others in their places, at every depth."""
+    both = {key: _merged(values[key], v) if isinstance(v, dict) and key in values else v for key, v in others.items()}
+    return values | both
+
+
+def _side(values: dict[str, Any]) -> int:
+    """Pixels a side: a few patches, and at least 64 where that is a whole number of them."""
+    patch, side = values.get("patch_size"), values["image_size"]
+    patch = patch if isinstance(patch, int) and patch > 0 else 32
+    return int(min(side, 64 if 64 % patch == 0 else 4 * patch))
 
 
 def _layers(kinds: list[Any]) -> int:
@@ -118,6 +141,16 @@ def is_small(ref: str, values: dict[str, Any]) -> bool:
     return True
 
 
+SEGMENTS = {
+    "vision_config": {"image_size": 64, "patch_size": 16, "window_size": 2, "global_attn_indexes": [1]},
+    "prompt_encoder_config": {"image_size": 64, "patch_size": 16, "image_embedding_size": 4},
+}
+SPECIAL: dict[str, dict[str, Any]] = {  # what no rule about names says
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "esmc": {"num_key_value_heads": 4},
+    "sam": SEGMENTS,
+    "sam_hq": SEGMENTS,
+}
 TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,

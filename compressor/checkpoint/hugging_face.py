@@ -266,7 +266,11 @@ def parts_of(config: Any) -> list[Any]:
 
 
 def without_cache_(config: Any) -> None:
-    """Let networks of this config keep no cache, and return their outputs by name."""
+    """Let networks of this config keep no cache, return their outputs by name, and run experts by plain products.
+
+    The library's own way to run experts is an operator of its own, which no exporter knows.
+    """
+    config._experts_implementation = "batched_mm"
     for part in parts_of(config):
         if "use_cache" in vars(part):
             part.use_cache = False

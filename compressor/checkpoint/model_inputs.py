@@ -113,12 +113,15 @@ def _usual(module: nn.Module, scale: int, own: Mapping[str | None, InputSpec]) -
         shape = _spectrogram(config, scale)
         inputs["input_features"] = InputSpec(name="input_features", shape=shape)
         if "input_features_mask" in names:
-            frames = (1, max(shape[1:]))
+            frames = shape[2] if shape[1] == _bands(config) else shape[1]
             inputs["input_features_mask"] = InputSpec(
-                name="input_features_mask", shape=frames, dtype=torch.int64, low=1, below=2
+                name="input_features_mask", shape=(1, frames), dtype=torch.int64, low=1, below=2
             )
     if "input_values" in names:
         inputs["input_values"] = InputSpec(name="input_values", shape=_sound(config, scale))
+    for name in ("hidden_states", "inputs_embeds"):
+        if name in names and "input_ids" not in names:
+            inputs[name] = InputSpec(name=name, shape=(1, length, _number(text, "hidden_size", "d_model", default=64)))
     if "past_values" in names:
         inputs["past_values"] = InputSpec(name="past_values", shape=_series(config))
     if "decoder_input_ids" in names:
@@ -163,12 +166,20 @@ def _side(config: Any) -> tuple[int, int] | None:
 
 def _spectrogram(config: Any, scale: int) -> tuple[int, ...]:
     """The shape of a spectrogram: bands before frames where the encoder has a fixed number of frames, else behind."""
-    audio = next((c for c in parts_of(config) if getattr(c, "num_mel_bins", None)), config)
-    bands = _number(audio, "num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim", default=80)
-    fixed = _number(audio, "max_source_positions", default=0)
+    bands, fixed = _bands(config), _number(_heard(config), "max_source_positions", default=0)
     if fixed and scale == 0:
         return 1, bands, 2 * fixed
-    return 1, FRAMES[min(scale, 1)], bands
+    return (1, bands, FRAMES[1]) if scale == 1 else (1, FRAMES[0], bands)
+
+
+def _heard(config: Any) -> Any:
+    """The config of the part that reads sound."""
+    return next((c for c in parts_of(config) if getattr(c, "num_mel_bins", None)), config)
+
+
+def _bands(config: Any) -> int:
+    """The number of bands of a spectrogram."""
+    return _number(_heard(config), "num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim", default=80)
 
 
 def _sound(config: Any, scale: int) -> tuple[int, ...]:
