@@ -109,7 +109,9 @@ def needed_data(images: DataOptions, *, seed: int, checkpoint: Checkpoint, why: 
 
 
 def say_repeated(data: Data) -> None:
-    """Print how many images one split left out because another split holds them too."""
+    """Print how many images one split left out because another split holds them too, and the data's caveats."""
+    for caveat in data.caveats:
+        talk().print(f"caveat: {caveat}", markup=False, soft_wrap=True)
     if data.repeated:
         talk().print(
             f"caveat: {data.repeated:,} images of {data.name} lie in two splits; training and choosing skip them",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from compressor.data.items import TARGET_NAMES
 from compressor.data.samples import UNLABELLED, Images, Samples
 from compressor.data.splits import Data
 from compressor.errors import DataError
@@ -22,9 +24,20 @@ class _Relabelled:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return image, label if label == UNLABELLED else self.targets[label]
+    def __getitem__(self, index: int, /) -> Any:
+        item = self.images[index]
+        if isinstance(item, Mapping):
+            return {name: self._moved(part) if name in TARGET_NAMES else part for name, part in item.items()}
+        image, target = item
+        if isinstance(target, Mapping):
+            return image, {**target, "labels": self._moved(target["labels"])}
+        return image, self._moved(target)
+
+    def _moved(self, label: Any) -> Any:
+        """The network's number for a class, or its numbers for several."""
+        if isinstance(label, Tensor) and label.ndim:
+            return torch.tensor(self.targets, dtype=torch.int64)[label]
+        return label if int(label) == UNLABELLED else self.targets[int(label)]
 
 
 def with_labels_of(data: Data, classes: Sequence[str] | None) -> Data:

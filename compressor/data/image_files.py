@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from compressor.data.arrays import SPELLINGS
+from compressor.data.content import Content
 from compressor.data.samples import UNLABELLED
 from compressor.data.splits import SplitName
 from compressor.errors import DataError
@@ -22,16 +24,22 @@ DEEP_GREY_MODES = ("I", "I;16", "I;16B", "I;16L")
 
 
 class ImageFiles:
-    """Image files that are read on access: uint8 `[channels, height, width]`, RGB unless grey."""
+    """Image files that are read on access: uint8 `[channels, height, width]`, RGB unless grey; each with its label.
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
-        self.files, self.labels = files, labels
+    `read(label, image)` makes the target where a label is no class number but, say, the file of a mask.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[Any], *, read: Callable[[Any, Tensor], Any] | None = None
+    ) -> None:
+        self.files, self.labels, self.read = files, labels, read
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        return pixels_of(self.files[index]), self.labels[index]
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Any]:
+        image, label = pixels_of(self.files[index]), self.labels[index]
+        return image, label if self.read is None else self.read(label, image)
 
 
 def pixels_of(file: Path) -> Tensor:
@@ -62,37 +70,56 @@ def check_regular(file: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFolder:
-    """Image files by split, or under `None` where the folder has no splits, with their classes."""
+class ClassFolders:
+    """Files with their labels by split, or under `None` where the folder has no splits, with their classes."""
 
-    splits: dict[SplitName | None, ImageFiles]
+    splits: dict[SplitName | None, tuple[list[Path], list[int]]]
     classes: tuple[str, ...] | None
 
 
-def read_folder(folder: Path) -> ImageFolder:
+def read_folder(folder: Path) -> Content:
     """Return the image files below `folder`. Classes are the names of the class folders, sorted; an empty one counts
     too.
 
     Splits are folders called train; val, valid, validation or tune; test. Hidden files are ignored. Refused: a folder
     without images, and images beside class folders, because they have no label.
     """
+    read = read_class_folders(folder, SUFFIXES)
+    if not read.splits:
+        raise DataError(f"no images in {folder}", hint=f"looked for files called {' '.join('*' + s for s in SUFFIXES)}")
+    splits = {split: ImageFiles(files, labels) for split, (files, labels) in read.splits.items()}
+    return Content(splits=splits, classes=read.classes, by_name=read.classes is not None)
+
+
+def read_class_folders(folder: Path, suffixes: tuple[str, ...]) -> ClassFolders:
+    """Return the files below `folder` with these suffixes, by split and class folder."""
+    roots = split_folders(folder) or {None: folder}
+    read = {split: _files_by_class(_only_images(root), suffixes) for split, root in roots.items()}
+    classes = tuple(sorted({name for _, _, names in read.values() for name in names}))
+    index = {name: i for i, name in enumerate(classes)}
+    splits = {
+        split: (files, [index.get(name, UNLABELLED) for name in owners])
+        for split, (files, owners, _) in read.items()
+        if files
+    }
+    return ClassFolders(splits=splits, classes=classes or None)
+
+
+def split_folders(folder: Path) -> dict[SplitName | None, Path]:
+    """Return the folders of the splits in `folder`, by their usual names."""
     below = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
     roots: dict[SplitName | None, Path] = {}
     for split, names in SPELLINGS.items():
         place = next((below[name] for name in names if name in below), None)
         if place is not None:
             roots[split] = place
-    read = {split: _files_below(root) for split, root in (roots or {None: folder}).items()}
-    classes = tuple(sorted({name for _, _, names in read.values() for name in names}))
-    index = {name: i for i, name in enumerate(classes)}
-    splits = {
-        split: ImageFiles(files, [index.get(name, UNLABELLED) for name in owners])
-        for split, (files, owners, _) in read.items()
-        if files
-    }
-    if not splits:
-        raise DataError(f"no images in {folder}", hint=f"looked for files called {' '.join('*' + s for s in SUFFIXES)}")
-    return ImageFolder(splits=splits, classes=classes or None)
+    return roots
+
+
+def _only_images(root: Path) -> Path:
+    """The folder `images` if it is the only one: its name is no class."""
+    below = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+    return below[0] if [p.name.lower() for p in below] == ["images"] else root
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -101,8 +128,8 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _files_below(root: Path) -> tuple[list[Path], list[str], set[str]]:
-    """Image files in order, the class folder of each (or an empty name), and all class folders."""
+def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files below a folder with one of these suffixes, in order; hidden ones are ignored."""
     files: list[Path] = []
     seen = {_identity(root)}
     for place, folders, names in os.walk(root, followlinks=True):
@@ -113,8 +140,13 @@ def _files_below(root: Path) -> tuple[list[Path], list[str], set[str]]:
             if identities[folder] not in seen:
                 seen.add(identities[folder])
                 folders.append(folder)
-        files += [Path(place, n) for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
-    files.sort()
+        files += [Path(place, n) for n in names if not n.startswith(".") and n.lower().endswith(suffixes)]
+    return sorted(files)
+
+
+def _files_by_class(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[str], set[str]]:
+    """Files in order, the class folder of each (or an empty name), and all class folders."""
+    files = files_below(root, suffixes)
     owners = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]
     if len(set(owners)) > 1 and "" in owners:
         loose = files[owners.index("")]

@@ -1,4 +1,4 @@
-"""Load data in all common forms: a torchvision data set, a folder, an `.npz`, IDX files, a Python function."""
+"""Load data in all common forms: a folder, a file of arrays or texts, a Python function, a torchvision data set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from compressor.data.arrays import SPELLINGS, splits_from_idx, splits_from_npz
+from compressor.data.arrays import SPELLINGS, splits_from_npz
 from compressor.data.classes import with_labels_of
-from compressor.data.image_files import read_folder
+from compressor.data.formats import read_path
 from compressor.data.own_sets import Chosen, Items, returned_by, splits_of
 from compressor.data.repeats import without_repeats
 from compressor.data.samples import TUNE_AT_MOST, TUNE_SHARE, Images, Samples, hold_out
@@ -116,19 +116,20 @@ def _read(source: str, *, root: Path | None, download: bool, seed: int) -> Data:
     if file.endswith(".py"):
         return _from_function(Path(file).expanduser(), function, seed=seed)
     path = Path(source).expanduser()
-    name = path.stem if path.suffix == ".npz" else path.absolute().name
+    name = path.stem if path.is_file() or path.suffix == ".npz" else path.absolute().name
     try:
-        if path.is_dir():
-            if any(path.glob("*-ubyte*")):
-                return assembled(name, splits_from_idx(path), source=str(path), seed=seed)
-            folder = read_folder(path)
-            return assembled(
-                name,
-                folder.splits,
-                source=str(path),
-                classes=folder.classes,
-                by_name=folder.classes is not None,
-                seed=seed,
+        content = read_path(path)
+        if content is not None:
+            return replace(
+                assembled(
+                    name,
+                    content.splits,
+                    source=str(path),
+                    classes=content.classes,
+                    by_name=content.by_name,
+                    seed=seed,
+                ),
+                caveats=content.caveats,
             )
         if path.suffix == ".npz":
             splits, classes, named = splits_from_npz(path)

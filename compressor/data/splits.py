@@ -34,6 +34,7 @@ class Data:
     `drawn`: the splits that are not the data's own, but drawn by `split_seed`. `by_name`: a label is a position among
     sorted names (as of class folders) and means the name, not the number. `repeated`: the number of images that were
     removed because another split has them too. `task` is what the data is for, where the items do not show it.
+    `caveats` are lines for the user.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Data:
     by_name: bool = False
     repeated: int = 0
     task: Task | None = None
+    caveats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         splits = [s for s in (self.train, self.tune, self.test) if s is not None]
