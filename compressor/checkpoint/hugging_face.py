@@ -35,6 +35,9 @@ LEFT_OUT = re.compile(
     r"use_kernels|kernel_config|tp_.*|device_map|.*sub_?configs(_.*)?|attribute_map|task_specific_params"
 )
 PLACES = re.compile(r".*(path|file|dir|url|hub|repo|weights|code|name_or_path|index_name).*")  # as texts
+DTYPE = re.compile(r"b?float(16|32|64)|u?int(8|16|32|64)|bool")
+OF_TIMM = ("model_args", "backbone_kwargs")  # what timm's constructors take: numbers alone
+NO_NETWORK = re.compile(r"features?_|out_indices|progress")  # what would trace one, or print
 OWN_CODE = "compress runs no code that a folder brings: build it yourself, `--arch net.py:make`, or use the class that "
 OWN_CODE += "transformers has for it"
 
@@ -65,7 +68,11 @@ def _clean(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             continue
         if isinstance(value, str) and (PLACES.fullmatch(key) or not TEXT.fullmatch(value)):
             continue
-        if isinstance(value, Mapping):
+        if "dtype" in key and not (value is None or DTYPE.fullmatch(str(value))):  # an attribute of torch by its name
+            continue
+        if isinstance(value, Mapping) and key in OF_TIMM:
+            yield key, {k: v for k, v in _clean(value) if isinstance(v, (bool, int, float)) and not NO_NETWORK.match(k)}
+        elif isinstance(value, Mapping):
             kind = value.get("model_type")
             named = {"model_type": kind} if isinstance(kind, str) and _is_known(kind) else {}
             yield key, named | dict(_clean(value))

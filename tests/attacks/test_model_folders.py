@@ -49,6 +49,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"name_or_path": "http://somewhere/"},
     {"dtype": "load"},
     {"torch_dtype": "hub"},
+    {"router_dtype": "load"},
     {"use_kernels": True},
     {"__class__": "x"},
     {"to_dict": "x"},
@@ -130,6 +131,27 @@ def test_an_artifact_may_name_only_what_a_folder_may(name: str, values: dict[str
     transformers()
     with pytest.raises(ArchitectureError):
         check_harmless(Architecture(ref=f"transformers:{name}", arguments=tuple(values.items())))
+
+
+def test_a_type_by_name_is_one() -> None:
+    transformers()
+    assert hugging_face.values_of({"router_dtype": "load", "a_dtype": "float32"}) == {"a_dtype": "float32"}
+
+
+def test_a_backbone_by_name_is_not_looked_up(tmp_path: Path, no_network: list[object]) -> None:
+    folder = bert_folder(tmp_path / "bert")
+    values = {"model_type": "detr", "architectures": ["DetrForObjectDetection"], "use_timm_backbone": False}
+    with pytest.raises(CheckpointError) as caught:
+        load(edited(folder, backbone="someone", **values))
+    assert caught.value.hint
+    assert no_network == []
+
+
+def test_arguments_for_timm_inside_a_config_are_numbers() -> None:
+    transformers()
+    asked = {"features_only": True, "feature_cls": "fx", "checkpoint_path": "x", "act_layer": "gelu", "depth": 3}
+    values = hugging_face.values_of({"architecture": "resnet18", "model_args": asked})
+    assert values == {"architecture": "resnet18", "model_args": {"depth": 3}}
 
 
 def test_the_hub_is_never_asked(tmp_path: Path, no_network: list[object]) -> None:
