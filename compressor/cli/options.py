@@ -135,7 +135,8 @@ class DataOptions:
         str | None,
         typer.Option(
             "--data",
-            help="An image folder, .npz, IDX folder, file.py:function, or the name of a torchvision data set.",
+            help="A folder of images (with masks or boxes, if any) or sounds, an .npz, .safetensors, .csv or .txt, "
+            "file.py:function, or the name of a torchvision data set.",
         ),
     ] = None
     data_root: DataRootOption = None

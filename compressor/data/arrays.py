@@ -1,4 +1,4 @@
-"""Images and labels from files of plain arrays: an `.npz`, or a folder of IDX files (MNIST's format)."""
+"""Images and labels from files of plain arrays: an `.npz`, a `.safetensors`, or IDX files (MNIST's)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.data.content import Content
 from compressor.data.samples import Images
 from compressor.data.splits import SplitName
-from compressor.errors import DataError
+from compressor.errors import CheckpointError, DataError
+from compressor.files.tensor_files import read_safetensors
 
 Array = np.ndarray[Any, Any]
 Splits = dict[SplitName, Images | None]
@@ -33,13 +35,13 @@ SPELLINGS = {
 KEYS = "`train_images`, `train_labels`, `tune_…`, `test_…`, or `images` and `labels`"
 
 
-def splits_from_npz(path: Path) -> tuple[Splits | Images, tuple[str, ...] | None, bool]:
-    """Return the splits in an `.npz` (or one whole set), the classes if it names them, and true if labels are names.
+def images_in(path: Path, arrays: Mapping[str, Array]) -> Content:
+    """Return the images in the arrays of a file, by split or as one set, with the classes if it names them.
 
     Images are `[n, h, w]`, `[n, c, h, w]` or `[n, h, w, c]`, bytes or floats in [0, 1]; labels are `[n]`, `[n, 1]`,
     one-hot `[n, classes]`, or strings. Refused: pickled objects, other names, values out of range or not finite.
     """
-    arrays = _arrays_in(path)
+    arrays = {name.lower(): array for name, array in arrays.items()}
     pairs: dict[SplitName, tuple[Array, Array | None]] = {}
     for split, names in SPELLINGS.items():
         images = _of(arrays, names, ("{}_images", "x_{}", "{}_x"))
@@ -57,13 +59,18 @@ def splits_from_npz(path: Path) -> tuple[Splits | Images, tuple[str, ...] | None
     named = any(labels.dtype.kind in "SU" for labels in every)
     if named:
         classes = classes or tuple(sorted({text for labels in every for text in labels.astype(str).flatten()}))
-    if whole is not None:
-        return _images(path, *whole, classes), classes, named
-    return {split: _images(path, *pair, classes) for split, pair in pairs.items()}, classes, named
+    one: dict[SplitName | None, Images] = {} if whole is None else {None: _images(path, *whole, classes)}
+    return Content(
+        splits=one | {split: _images(path, *pair, classes) for split, pair in pairs.items()},
+        classes=classes,
+        by_name=named,
+    )
 
 
-def _arrays_in(path: Path) -> dict[str, Array]:
-    """The arrays of the archive, by lower-case name."""
+def arrays_in(path: Path) -> dict[str, Array]:
+    """Return the arrays in an `.npz` or `.safetensors` file by name. Refused: other content, Python objects."""
+    if path.suffix.lower() == ".safetensors":
+        return _tensors_in(path)
     if not path.exists():
         raise DataError(f"{path} is not there", hint="check the path")
     if not path.is_file():  # a pipe would block whoever opens it
@@ -75,10 +82,27 @@ def _arrays_in(path: Path) -> dict[str, Array]:
         with zipfile.ZipFile(path) as archive:
             if len(set(archive.namelist())) != len(archive.namelist()):
                 raise ValueError("an array in it stands twice")
-            return {m.filename.removesuffix(".npy").lower(): _array(archive, m) for m in archive.infolist()}
+            return {m.filename.removesuffix(".npy"): _array(archive, m) for m in archive.infolist()}
     except BROKEN as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not an .npz of plain arrays: {why}", hint=f"save {KEYS} in one .npz") from error
+
+
+def _tensors_in(path: Path) -> dict[str, Array]:
+    """The tensors of a safetensors file."""
+    try:
+        tensors = read_safetensors(path)
+    except CheckpointError as error:
+        raise DataError(str(error), hint=error.hint) from error
+    plain = {
+        name: t.float() if t.is_floating_point() and t.dtype != torch.float64 else t for name, t in tensors.items()
+    }
+    try:
+        return {name: tensor.numpy() for name, tensor in plain.items()}
+    except TypeError as error:
+        raise DataError(
+            f"{path} holds numbers of a type that is not read: {error}", hint="save them as float32"
+        ) from error
 
 
 # the errors of zipfile and numpy on broken files; numpy parses a header as Python
@@ -114,12 +138,12 @@ def _of(arrays: Mapping[str, Array], names: tuple[str, ...], forms: tuple[str, .
 def _images(path: Path, images: Array, labels: Array | None, classes: tuple[str, ...] | None) -> Images:
     """The images with their labels."""
     try:
-        return Images(_pixels(images), None if labels is None else _indices(labels, len(images), classes))
+        return Images(pixels_in(images), None if labels is None else _indices(labels, len(images), classes))
     except DataError as error:
         raise DataError(f"{path}: {error}", hint=error.hint) from error
 
 
-def _pixels(images: Array) -> Tensor:
+def pixels_in(images: Array) -> Tensor:
     """Bytes as uint8, everything else as float32 in [0, 1]; `[n, channels, h, w]`."""
     if images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)

@@ -77,16 +77,17 @@ class ClassFolders:
     classes: tuple[str, ...] | None
 
 
-def read_folder(folder: Path) -> Content:
-    """Return the image files below `folder`. Classes are the names of the class folders, sorted; an empty one counts
-    too.
+def read_folder(folder: Path) -> Content | None:
+    """Return the image files below `folder`; `None` where there are none.
 
-    Splits are folders called train; val, valid, validation or tune; test. Hidden files are ignored. Refused: a folder
-    without images, and images beside class folders, because they have no label.
+    Classes are the names of the class folders, sorted; an empty one counts too.
+
+    Splits are folders called train; val, valid, validation or tune; test. Hidden files are ignored. Refused:
+    images beside class folders, because they have no label.
     """
     read = read_class_folders(folder, SUFFIXES)
     if not read.splits:
-        raise DataError(f"no images in {folder}", hint=f"looked for files called {' '.join('*' + s for s in SUFFIXES)}")
+        return None
     splits = {split: ImageFiles(files, labels) for split, (files, labels) in read.splits.items()}
     return Content(splits=splits, classes=read.classes, by_name=read.classes is not None)
 

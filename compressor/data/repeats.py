@@ -1,9 +1,9 @@
 """Find images that are in two splits at once, by their bytes, and remove them from the split that is trained on.
 
 A measurement on a training image is worthless. So a copy in `test` stays and the one in `tune` or `train` is removed;
-of `tune` and `train`, the one in `train`. Images in memory are compared by their pixels, files by their content: only
-files whose size occurs in several splits are read. A library's or a user's own data set is not checked: reading all of
-its images may take minutes.
+of `tune` and `train`, the one in `train`. Images in memory are compared by their pixels, texts by their words, files by
+their content: only files whose size occurs in several splits are read. A library's or a user's own data set is not
+checked: reading all of its images may take minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch.utils.data import Subset
 
 from compressor.data.image_files import ImageFiles, check_regular
 from compressor.data.samples import Images, Samples, subset
+from compressor.data.sounds import Sounds
 from compressor.data.splits import SplitName
+from compressor.data.texts import Texts
 from compressor.errors import DataError
 
 ORDER = (SplitName.TEST, SplitName.TUNE, SplitName.TRAIN)  # an image stays in the first of its splits
@@ -64,7 +66,20 @@ def _same(one: Samples, other: Samples) -> bool:
 
 def _of_memory(splits: Mapping[SplitName, Samples]) -> dict[SplitName, list[int]]:
     """The indices of the images to keep, of each split in memory."""
-    return _apart({name: _pixels(images) for name, images in splits.items() if isinstance(images, Images)})
+    digests = {name: _digests(images) for name, images in splits.items()}
+    return _apart({name: some for name, some in digests.items() if some is not None})
+
+
+def _digests(images: Samples) -> list[bytes] | None:
+    """A digest of each image or text in memory; `None` for other samples."""
+    if isinstance(images, Images):
+        return _pixels(images)
+    if isinstance(images, Texts):
+        return images.digests
+    if isinstance(images, Subset):
+        digests = _digests(images.dataset)  # type: ignore[arg-type]  # as `subset` made it
+        return None if digests is None else [digests[index] for index in images.indices]
+    return None
 
 
 def _pixels(images: Images) -> list[bytes]:
@@ -91,7 +106,7 @@ def _of_files(splits: Mapping[SplitName, Samples]) -> dict[SplitName, list[int]]
 
 def files_of(images: Samples) -> Sequence[Path] | None:
     """Return the files that the images are read from, in order; `None` where they are not files."""
-    if isinstance(images, ImageFiles):
+    if isinstance(images, (ImageFiles, Sounds)):
         return images.files
     if isinstance(images, Subset):
         files = files_of(images.dataset)  # type: ignore[arg-type]  # as `subset` made it

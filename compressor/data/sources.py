@@ -9,18 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from compressor.data.arrays import SPELLINGS, splits_from_npz
+from compressor.data.arrays import SPELLINGS
 from compressor.data.classes import with_labels_of
+from compressor.data.expected import ANYTHING, Expected, Read, expected_by
 from compressor.data.formats import read_path
 from compressor.data.own_sets import Chosen, Items, returned_by, splits_of
 from compressor.data.repeats import without_repeats
-from compressor.data.samples import TUNE_AT_MOST, TUNE_SHARE, Images, Samples, hold_out
+from compressor.data.samples import TUNE_AT_MOST, TUNE_SHARE, Samples, hold_out
 from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError, TaskError, unknown
 from compressor.tasks.finding import BUILT_IN
 from compressor.tasks.task import Task
 
-FORMS = "an image folder, an .npz, file.py:function or a torchvision data set's name"
+FORMS = (
+    "a folder of images (with masks or boxes) or sounds, an .npz or .safetensors, a .csv or .txt of texts, "
+    "file.py:function or a torchvision data set's name"
+)
 SAMPLE_FILE = "fashion_sample.npz"
 
 
@@ -30,8 +34,8 @@ class _Built(Protocol):
         """The reference of its factory, `package.module:factory`."""
 
 
-class Network(Protocol):
-    """The part of a `Checkpoint` that is needed to find its data."""
+class Network(Read, Protocol):
+    """The part of a `Checkpoint` that is needed to find and read its data."""
 
     @property
     def name(self) -> str:
@@ -55,10 +59,14 @@ def data_for(
     seed: int = 0,
     task: str | Task | None = None,
 ) -> Data:
-    """Return the data that `source` names, or the default data, with the labels of the checkpoint's classes."""
+    """Return the data that `source` names, or the default data, with the labels of the checkpoint's classes.
+
+    Texts are tokenised as the checkpoint's folder says, arrays and sounds are read as its inputs need them.
+    """
     if source is None:
         return default_data(checkpoint)
-    data = load_data(source, root=root, download=download, seed=seed, task=task)
+    expected = expected_by(checkpoint)
+    data = load_data(source, root=root, download=download, seed=seed, task=task, expected=expected)
     return with_labels_of(data, checkpoint.classes)
 
 
@@ -78,15 +86,20 @@ def load_data(
     download: bool = False,
     seed: int = 0,
     task: str | Task | None = None,
+    expected: Expected = ANYTHING,
 ) -> Data:
     """Return the data set that `source` names, in disjoint splits drawn by `seed` where it has none of its own.
 
-    `source` is a path (folder, `.npz`, `file.py:function`) or the name of a torchvision data set below `root`, which is
+    `source` is a path (folder, file, `file.py:function`) or the name of a torchvision data set below `root`, which is
     downloaded only with `download`. `task` is what it is for, by name, as `file.py:function` or itself; without one,
-    items and outputs show it. Refused: data that is missing, has no images, or cannot be read.
+    items and outputs show it. `expected` is what the network reads, which texts cannot do without (`data_for` knows it
+    from the checkpoint). Refused: data that is missing, has no images, or cannot be read.
     """
-    data = _read(source, root=root, download=download, seed=seed)
-    return data if task is None else with_task(data, task_named(task) if isinstance(task, str) else task)
+    if task is None:
+        return _read(source, root=root, download=download, seed=seed, expected=expected)
+    chosen = task_named(task) if isinstance(task, str) else task
+    expected = replace(expected, task=chosen.name)
+    return with_task(_read(source, root=root, download=download, seed=seed, expected=expected), chosen)
 
 
 def with_task(data: Data, task: Task) -> Data:
@@ -110,15 +123,15 @@ def task_named(name: str) -> Task:
     return BUILT_IN[name]()
 
 
-def _read(source: str, *, root: Path | None, download: bool, seed: int) -> Data:
+def _read(source: str, *, root: Path | None, download: bool, seed: int, expected: Expected) -> Data:
     """The data without a task."""
     file, _, function = source.rpartition(":")
     if file.endswith(".py"):
         return _from_function(Path(file).expanduser(), function, seed=seed)
     path = Path(source).expanduser()
-    name = path.stem if path.is_file() or path.suffix == ".npz" else path.absolute().name
+    name = path.stem if path.is_file() else path.absolute().name
     try:
-        content = read_path(path)
+        content = read_path(path, expected=expected)
         if content is not None:
             return replace(
                 assembled(
@@ -131,10 +144,6 @@ def _read(source: str, *, root: Path | None, download: bool, seed: int) -> Data:
                 ),
                 caveats=content.caveats,
             )
-        if path.suffix == ".npz":
-            splits, classes, named = splits_from_npz(path)
-            every: Mapping[Any, Images | None] = {None: splits} if isinstance(splits, Images) else splits
-            return assembled(name, every, source=str(path), classes=classes, by_name=named, seed=seed)
     except OSError as error:
         raise DataError(
             f"cannot read {source}: {error.strerror or error}", hint="check the path and its permissions"

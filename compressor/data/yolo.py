@@ -87,7 +87,7 @@ def _row(file: Path, number: int, text: str, classes: int | None) -> tuple[int, 
 
 
 def names_in(folder: Path) -> tuple[str, ...] | None:
-    """Return the `names` in the `data.yaml` of a folder, or in its only YAML file; `None` without one."""
+    """Return the `names` in a YAML file of the folder, first in the one called data; `None` without one."""
     found = [file for pattern in ("data.yaml", "data.yml", "*.yaml", "*.yml") for file in sorted(folder.glob(pattern))]
     for file in found:
         names = _mapping_in(file).get("names")

@@ -12,6 +12,7 @@ from compressor.checkpoint.artifacts import INT8, RECIPE, Artifact, open_artifac
 from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.data.batches import is_labelled
 from compressor.data.classes import with_labels_of
+from compressor.data.expected import ANYTHING, expected_by
 from compressor.data.preprocessing import Preprocessing, with_normalisation
 from compressor.data.samples import Samples
 from compressor.data.sources import FORMS, default_data, load_data
@@ -91,7 +92,9 @@ def data_of(
         if checkpoint is None:
             raise DataError(f"{subject.name} comes without data", hint=f"name it: `--data`, with {FORMS}")
         return default_data(checkpoint)
-    return with_labels_of(load_data(source, root=root, download=download, seed=seed, task=task), subject.classes)
+    expected = ANYTHING if checkpoint is None else expected_by(checkpoint, takes=subject.preprocessing.takes)
+    data = load_data(source, root=root, download=download, seed=seed, task=task, expected=expected)
+    return with_labels_of(data, subject.classes)
 
 
 def artifact_around(file: Path) -> Artifact | None:

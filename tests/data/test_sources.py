@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from compressor.data.image_files import pixels_of
+from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import Samples
 from compressor.data.sources import data_for, default_data, load_data
 from compressor.data.splits import Data, SplitName
 from compressor.errors import DataError
+from compressor.graph.input_spec import InputSpec
 
 
 def save_image(path: Path, value: int, *, mode: str = "L", size: tuple[int, int] = (6, 5)) -> None:
@@ -497,9 +500,9 @@ def test_what_is_not_there_lists_the_forms_of_data(
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("1,2,3\n")
+    (tmp_path / "data.rar").write_text("1,2,3\n")
     with pytest.raises(DataError, match="is not data that can be read"):
-        load_data(str(tmp_path / "data.csv"))
+        load_data(str(tmp_path / "data.rar"))
 
 
 @dataclass
@@ -509,6 +512,10 @@ class Known:
     ref: str
     classes: tuple[str, ...] | None = None
     name: str = "net"
+    path: str = "net.pt"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    example_inputs: tuple[Tensor, ...] = (torch.zeros(1, 1, 5, 6),)
+    input_specs: tuple[InputSpec, ...] = ()
 
     @property
     def architecture(self) -> SimpleNamespace:
