@@ -17,8 +17,9 @@ from compressor.checkpoint.factored_weights import multiplied_out
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.reading import read_state
 from compressor.errors import CheckpointError
+from compressor.pruning.masking import mask_weights
 from compressor.pruning.pipeline import prune as pruned
-from compressor.pruning.request import Request
+from compressor.pruning.request import MaskRequest, Request
 from compressor.results.artifact import Results
 from compressor.surgery.plan import ChannelBudget
 
@@ -203,6 +204,16 @@ class TestWeightsInParts:
         again = opened({"state_dict": state})
         assert same(again, net)
         assert int((again.a.weight == 0).sum()) == again.a.weight.numel() // 2
+
+    def test_masks_of_one_share_are_those_of_the_same_sparsity(self, net: nn.Module) -> None:
+        kept = {}
+        for name in ("a", "up", "b"):
+            prune.random_unstructured(net.get_submodule(name), "weight", amount=0.5)
+            kept[f"{name}.weight"] = net.state_dict()[f"{name}.weight_mask"].bool()
+        torch.save(net.state_dict(), "w.pt")
+        dense = load("w.pt", arch="net.py:Net", inputs=("1x3x8x8",))
+        masked = mask_weights(dense, MaskRequest(sparsity=0.5))
+        assert all(torch.equal(masked.mask.kept[name], mask) for name, mask in kept.items())
 
     def test_masks_of_a_pruned_module(self, workdir: Path) -> None:
         layers = nn.Sequential(
