@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.checkpoint import hugging_face
 from compressor.checkpoint.code import importing, trust
+from compressor.checkpoint.code.definitions import digest_of
 from compressor.errors import ArchitectureError, unknown
 from compressor.files.names import printable
 
@@ -118,11 +119,19 @@ def check_harmless(architecture: Architecture) -> None:
             hint=f"if you trust it, name it once: `compress inspect MODEL --arch {printable(architecture.ref)}`",
         )
     file = architecture.file or entry.file
-    if file is None or not file.is_file() or importing.sha256_of_code(file) != architecture.sha256:
+    digest = importing.sha256_of_code(file) if file is not None and file.is_file() else None
+    if file is None or digest is None or not (digest == architecture.sha256 or _is_same_code(entry, file, digest)):
         raise ArchitectureError(
             f"{file} is not the file that this was made with",
-            hint=f"restore it, or prune again with `--arch {architecture.ref}`",
+            hint="restore it; or if what was edited does not belong to the network, name it again: "
+            f"`compress inspect MODEL --arch {printable(architecture.ref)}`; or prune again",
         )
+
+
+def _is_same_code(entry: trust.Trusted, file: Path, digest: str) -> bool:
+    """True if the user named the edited file too, and nothing that the network depends on in it was edited."""
+    named = any(one.ref == entry.ref for one in trust.entries(digest))
+    return named and entry.code is not None and digest_of(file, entry.ref.rpartition(":")[2]) == entry.code
 
 
 def _entry(architecture: Architecture) -> trust.Trusted | None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from compressor.checkpoint.code.definitions import digest_of
 from compressor.checkpoint.code.trust import Trusted
 from compressor.errors import ArchitectureError, CheckpointError
 
@@ -48,7 +49,8 @@ def trusted_file(file: Path, name: str) -> Trusted:
     """
     here = Path.cwd()
     roots = [_member(file)[0], *[here] * file.is_relative_to(here)]
-    return Trusted(ref=f"{file}:{name}", file=file, roots=tuple(dict.fromkeys(roots)))
+    code = digest_of(file, name)
+    return Trusted(ref=f"{file}:{name}", file=file, roots=tuple(dict.fromkeys(roots)), code=code)
 
 
 def trusted_module(source: str, name: str) -> Trusted:
@@ -59,8 +61,9 @@ def trusted_module(source: str, name: str) -> Trusted:
     here, top = Path.cwd(), source.partition(".")[0]
     is_here = (here / top).is_dir() or (here / f"{top}.py").is_file()
     roots = (here,) if is_here and not _is_installed(top) else ()
-    file = getattr(import_module(source, roots), "__file__", None) if source != "__main__" else None
-    return Trusted(ref=f"{source}:{name}", file=None if file is None else Path(file).resolve(), roots=roots)
+    place = getattr(import_module(source, roots), "__file__", None) if source != "__main__" else None
+    file = None if place is None else Path(place).resolve()
+    return Trusted(ref=f"{source}:{name}", file=file, roots=roots, code=None if file is None else digest_of(file, name))
 
 
 def _is_installed(top: str) -> bool:

@@ -22,11 +22,15 @@ ANY = "*"  # the reference of an entry that an earlier version wrote, which had 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusted:
-    """A reference that the user named, the file of its code, and the folders from which that file imports."""
+    """A reference that the user named, the file of its code, and the folders from which that file imports.
+
+    `code` is the hash of what the reference depends on in its file (`checkpoint.code.definitions`), where it has one.
+    """
 
     ref: str
     file: Path | None
     roots: tuple[Path, ...] = ()
+    code: str | None = None
 
 
 def remember(digest: str, trusted: Trusted) -> None:
@@ -64,7 +68,7 @@ def _append(file: Path, trusted: Trusted) -> None:
     was_empty = file.exists() and not file.stat().st_size
     added = (Trusted(ref=ANY, file=None), trusted) if was_empty else (trusted,)
     lines = [
-        json.dumps({"ref": one.ref, "file": str(one.file or ""), "roots": [str(root) for root in one.roots]})
+        json.dumps({"ref": one.ref, "file": str(one.file or ""), "roots": [*map(str, one.roots)], "code": one.code})
         for one in added
     ]
     existed = file.exists()
@@ -89,7 +93,8 @@ def _read(file: Path) -> Iterator[Trusted]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             plain = json.loads(line)
             path = Path(plain["file"]) if plain["file"] else None
-            yield Trusted(ref=str(plain["ref"]), file=path, roots=tuple(map(Path, plain["roots"])))
+            roots = tuple(map(Path, plain["roots"]))
+            yield Trusted(ref=str(plain["ref"]), file=path, roots=roots, code=plain.get("code"))
 
 
 def _store() -> Path:
