@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.architectures import Architecture
 from compressor.checkpoint.fitting import FORWARD_ERRORS, first_layer, fitting
 from compressor.errors import CheckpointError
+from compressor.graph.calling import calling_
 from compressor.graph.input_spec import InputSpec, drawn_from, spec_from_text, specs_of
 from compressor.graph.lent import state_kept
 from compressor.graph.lookups import Lookup, Lookups
@@ -48,6 +49,7 @@ def example_inputs(
     """
     if inputs:
         specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
+        _skip_(module, specs)
         return examples_of(module, specs, hint="it reads another shape, type or range: `--input 'ids=1x12:int64<50'`")
     if stored:
         return examples_of(module, [InputSpec(shape=tuple(shape)) for shape in stored], hint=SET_IT)
@@ -58,6 +60,15 @@ def example_inputs(
         from_timm = (getattr(module, "default_cfg", None) or {}).get("input_size")
         return examples_of(module, [InputSpec(shape=(1, *(from_timm or shape)))], hint=SET_IT)
     return examples_of(module, [InputSpec(shape=fitting(module))], hint=SET_IT)
+
+
+def _skip_(module: nn.Module, specs: Sequence[InputSpec]) -> None:
+    """Let the module itself take the named inputs alone, if those that it takes before them need not be set."""
+    named = {spec.name for spec in specs if spec.name is not None}
+    parameters = _positional(module)
+    needed = {p.name for p in parameters if p.default is p.empty}
+    if len(named) == len(specs) and needed <= named:
+        calling_(module, inputs=[p.name for p in parameters if p.name in named])
 
 
 def examples_of(module: nn.Module, specs: Sequence[InputSpec], *, hint: str, names: Sequence[str] = ()) -> Examples:
@@ -118,11 +129,16 @@ def _is_real(spec: InputSpec) -> bool:
 
 def forward_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the forward's positional arguments; none for `*inputs`."""
+    return tuple(p.name for p in _positional(module))
+
+
+def _positional(module: nn.Module) -> list[inspect.Parameter]:
+    """The forward's positional arguments."""
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):
-        return ()
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        return []
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _in_order(names: Sequence[str], specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:

@@ -166,6 +166,12 @@ def _untraceable(error: Exception) -> GroupError:
             f"this network keeps {name} beside its buffers while it runs, which this torch does not export",
             hint="update torch to 2.10 or later, or pass the tensors on inside `forward`",
         )
+    unknown = re.search(r"Found <class '([\w.]+)'> in output, which is not a known type", str(error))
+    if unknown:
+        return GroupError(
+            f"this network returns a `{unknown[1]}`, in which no tensors are seen",
+            hint="name the outputs that matter: `--outputs logits`, by name or number",
+        )
     return GroupError(
         f"this network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
         hint="check that `--input` fits; a network whose graph depends on its data cannot be traced",

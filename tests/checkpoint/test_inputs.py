@@ -183,6 +183,24 @@ def test_names_that_do_not_fit_are_refused_with_those_that_do(given: tuple[str, 
     assert "`pixel_values`, `input_ids`" in f"{caught.value} {caught.value.hint}"
 
 
+class Skipping(nn.Module):
+    """An input that need not be set stands between two that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        out: Tensor = self.a(x if mask is None else x * mask)
+        return out if scale is None else out * scale
+
+
+def test_inputs_that_need_not_be_set_are_skipped() -> None:
+    module = Skipping()
+    x, scale = examples(module, "x=1x4", "scale=1x3").tensors
+    assert torch.equal(module(x, scale), module.a(x) * scale)
+
+
 def test_numbers_from_0_to_1_are_the_second_try() -> None:
     torch.manual_seed(0)
     module = Curve()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -104,3 +104,22 @@ def test_a_forward_on_the_network_itself_is_refused() -> None:
     net.forward = net.forward  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match="was replaced"):
         calling_(net, outputs=["scores"])
+
+
+class Cache:
+    """Holds tensors, and is no container that torch knows."""
+
+
+class WithCache(Net):
+    def forward(self, x: Tensor, mask: Tensor | None = None, shift: Tensor | None = None) -> Any:
+        answer = super().forward(x, mask, shift)
+        return {"scores": answer.scores, "cache": Cache(), "more": {"hidden": answer.features, "none": None}}
+
+
+def test_an_object_without_visible_tensors_is_refused_until_outputs_are_named() -> None:
+    net, x = WithCache().eval(), torch.randn(2, 6)
+    with pytest.raises(GroupError, match="Cache`, in which no tensors are seen") as caught:
+        trace(net, (x,))
+    assert "--outputs" in str(caught.value.hint)
+    calling_(net, outputs=["scores"])
+    assert [group.root for group in trace(net, (x,)).groups] == ["first"]
