@@ -62,7 +62,8 @@ def found_in(content: Any, *, path: Path, key: str | None = None) -> Any:
     if places:
         names = ", ".join(f"`{printable(place)}`" for place in list(places)[:12])
         raise CheckpointError(
-            f"{path} holds weights under several keys: {names}", hint=f"choose one: `--key {next(iter(places))}`"
+            f"{path} holds weights under several keys: {names}",
+            hint=f"choose one: `--key {printable(next(iter(places)))}`",
         )
     raise CheckpointError(
         f"{path} holds no weights under a known key: {_keys(content)}", hint=f"known keys: {', '.join(STATE_KEYS)}"

@@ -168,6 +168,13 @@ class TestAKeyByName:
             opened({"runs": {"one": state, "two": state}})
         assert "--key runs.one" in str(caught.value.hint)
 
+    @pytest.mark.parametrize("key", [None, "gone"])
+    def test_keys_of_the_file_are_printed_as_text(self, net: nn.Module, key: str | None) -> None:
+        state = net.state_dict()
+        with pytest.raises(CheckpointError) as caught:
+            opened({"\x1b[2Ja": state, "b\n": state}, key=key)
+        assert (str(caught.value) + str(caught.value.hint)).isprintable()
+
     def test_an_artifact_remembers_it_for_its_dense_network(self, net: nn.Module, workdir: Path) -> None:
         torch.save(self.content(net), "w.pt")
         dense = load("w.pt", arch="net.py:Net", inputs=("1x3x8x8",), key="all.student")
