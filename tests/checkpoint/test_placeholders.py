@@ -8,7 +8,6 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -141,26 +140,43 @@ def test_trusted_without_its_package_it_says_which(net: nn.Module, save: Save, m
     assert "install `a_script_elsewhere`" in str(caught.value.hint)
 
 
-class Rebuilt(nn.Module):
-    """A module that pickles as a call of its class, which no placeholder can answer."""
+REBUILT = """
+from torch import nn
 
-    def __init__(self) -> None:
+
+class Rebuilt(nn.Module):
+    def __init__(self):
         super().__init__()
         self.a = nn.Linear(3, 2)
 
-    def __reduce__(self) -> Any:
-        return _rebuilt, (self.a.weight.detach(), self.a.bias.detach())
+    def forward(self, x):
+        return self.a(x)
+
+    def __reduce__(self):
+        return rebuilt, (self.a.weight.tolist(), self.a.bias.tolist())
 
 
-def _rebuilt(weight: torch.Tensor, bias: torch.Tensor) -> Rebuilt:
+def rebuilt(weight, bias):
+    import torch
+
     made = Rebuilt()
-    made.a.weight, made.a.bias = nn.Parameter(weight), nn.Parameter(bias)
+    made.a.weight, made.a.bias = nn.Parameter(torch.tensor(weight)), nn.Parameter(torch.tensor(bias))
     return made
+"""
 
 
-def test_what_placeholders_cannot_answer_needs_trust(workdir: Path, save: Save) -> None:
-    (workdir / "own.py").write_text("from tests.checkpoint.test_placeholders import Rebuilt")
-    module = Rebuilt()
+def test_where_placeholders_cannot_answer_the_users_code_stands_in_for_the_script(
+    workdir: Path, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workdir / "own.py").write_text(REBUILT)
+    home = types.ModuleType("__main__")
+    exec(REBUILT, vars(home))
+    monkeypatch.setitem(sys.modules, "__main__", home)
+    monkeypatch.setattr("torch.serialization.get_source_lines_and_file", lambda _: ([REBUILT], 0, "own.py"))
+    module = home.Rebuilt()
     save({"model": module}, "w.pt")
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     with pytest.raises(CheckpointError, match="no weights under a known key: model"):
         load("w.pt", arch="own.py:Rebuilt")
+    found = load("w.pt", arch="own.py:Rebuilt", trust_pickle=True)
+    assert torch.equal(found.module.a.weight, module.a.weight)

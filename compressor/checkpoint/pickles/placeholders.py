@@ -118,6 +118,14 @@ def weights_in(file: Path) -> Any:
         raise CheckpointError(f"the weights in {file} cannot be read: {text}", hint=HINT) from error
 
 
+def has_tensors(content: Any, depth: int = 20) -> bool:
+    """Return true if a tensor lies somewhere in the content that `weights_in` returns."""
+    if isinstance(content, Tensor):
+        return True
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else ()
+    return depth > 0 and any(has_tensors(value, depth - 1) for value in values)
+
+
 def _in_archive(file: Path) -> Any:
     """The content of an archive, as torch writes it now."""
     with open_archive(file) as archive:

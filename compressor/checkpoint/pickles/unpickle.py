@@ -20,7 +20,7 @@ from torch import nn
 from torch._weights_only_unpickler import get_globals_in_pkl
 
 from compressor.checkpoint.code.importing import importable
-from compressor.checkpoint.pickles.placeholders import weights_in
+from compressor.checkpoint.pickles.placeholders import has_tensors, weights_in
 from compressor.checkpoint.pickles.standins import built, check_tree, layer_class, standin_for
 from compressor.errors import CheckpointError, UntrustedPickle
 from compressor.files.archives import open_archive
@@ -58,7 +58,9 @@ def read_pickle(
     except CheckpointError as refusal:
         if code is not None:
             try:
-                return weights_in(file)
+                content = weights_in(file)
+                if has_tensors(content) or not trust_pickle:
+                    return content
             except CheckpointError as error:
                 if isinstance(refusal, UntrustedPickle) and not trust_pickle:
                     raise UntrustedPickle(str(error), classes=refusal.classes, hint=MADE) from refusal
