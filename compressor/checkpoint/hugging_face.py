@@ -38,8 +38,10 @@ PLACES = re.compile(r".*(path|file|dir|url|hub|repo|weights|code|name_or_path|in
 DTYPE = re.compile(r"b?float(16|32|64)|u?int(8|16|32|64)|bool")
 OF_TIMM = ("model_args", "backbone_kwargs")  # what timm's constructors take: numbers alone
 NO_NETWORK = re.compile(r"features?_|out_indices|progress")  # what would trace one, or print
-OWN_CODE = "compress runs no code that a folder brings: build it yourself, `--arch net.py:make`, or use the class that "
-OWN_CODE += "transformers has for it"
+OWN_CODE = (
+    "compress runs no code that a folder brings: build it yourself, `FOLDER/model.safetensors --arch net.py:make`, or "
+    "name the class that transformers has for it"
+)
 
 
 def values_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,12 @@ def load(
     that the network does not run on.
     """
     path = Path(path)
-    if is_model_folder(path) and arch is None:
+    if is_model_folder(path):
+        if arch is not None:
+            raise CheckpointError(
+                f"the config in {path} says how the network is built",
+                hint=f"leave `--arch` out, or name the weights alone: `{path}/model.safetensors`",
+            )
         return load_folder(path, inputs=inputs, outputs=outputs, trust_pickle=trust_pickle)
     if not path.is_dir():
         return load_file(

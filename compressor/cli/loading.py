@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compressor.cli.groups import changed
 from compressor.cli.options import DataOptions, NetworkOptions, NormalisationOptions, refuse_silent, talk
-from compressor.files.model_folders import is_artifact_folder
+from compressor.files.model_folders import is_artifact_folder, is_model_folder
 
 if TYPE_CHECKING:
     from compressor.checkpoint.artifacts import Artifact
@@ -34,6 +34,12 @@ def load_model(
     arguments = {"--arch-arg": bool(network.arch_arg)}
     if network.arch is None:
         refuse_silent(arguments, because="without `--arch`", hint="name what takes the argument: `--arch net.py:Net`")
+    if is_model_folder(model):
+        refuse_silent(
+            arguments | {"--arch": network.arch is not None, "--key": network.key is not None},
+            because="on a folder whose config.json says how the network is built",
+            hint=f"leave it out, or name the weights alone: `{model}/model.safetensors`",
+        )
     if is_artifact_folder(model):
         refuse_silent(
             arguments | {"--key": network.key is not None},

@@ -198,3 +198,9 @@ def test_the_dense_network_of_an_artifact_takes_the_inputs_of_the_recipe_alone(t
     only = load_folder(folder, inputs=specs, complete=True)
     assert [spec.name for spec in only.input_specs] == ["input_ids"]
     assert only.module(*only.example_inputs).logits.shape == (1, 2)
+
+
+def test_a_folder_says_itself_how_it_is_built(tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match="says how the network is built") as caught:
+        load(bert_folder(tmp_path / "bert"), arch="net.py:make")
+    assert "model.safetensors" in str(caught.value.hint)
