@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from compressor.graph.copies import copy_of
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SUFFIXES = ("_kernel_time", "_nchwc")
 VALUE = 0.01
+FEW = 16  # numbers
 SHAPE = "/shape"
 
 Length = Callable[[str, int], int]  # tensor, dimension → its length
@@ -80,7 +82,7 @@ def skeleton_of(module: nn.Module, example_inputs: Sequence[Tensor], *, batch: i
     follows = _follows(proto, module)
     weights = _weights(proto, follows)
     owners = _owners(proto, weights)
-    _empty_(proto)
+    _empty_(proto, follows)
     return Skeleton(
         proto=proto.SerializeToString(),
         follows=follows,
@@ -180,13 +182,16 @@ def _owners(proto: Any, weights: Mapping[str, str]) -> dict[str, str]:
     return {name: tensor for name, (_, tensor) in owner.items() if name}
 
 
-def _empty_(proto: Any) -> None:
-    """Replace every weight by its shape, and remove the exporter's notes."""
+def _empty_(proto: Any, follows: Mapping[str, Follows]) -> None:
+    """Replace every weight by its shape, and remove the exporter's notes.
+
+    Small tensors that come from no weight stay as they are: an operator reads how much it enlarges, or where it clips.
+    """
     from onnx import helper, numpy_helper
 
     kept, nodes = [], []
     for one in proto.graph.initializer:
-        if one.data_type != 1 or not one.dims:
+        if one.data_type != 1 or not one.dims or (one.name not in follows and math.prod(one.dims) <= FEW):
             kept.append(one)
             continue
         shape = np.array(list(one.dims), dtype=np.int64)

@@ -122,6 +122,26 @@ def test_onnxruntime_profiles_every_layer_under_a_name_that_is_known(tmp_path: P
     assert {skeleton.owner(t.name) for t in times} >= {o.tensor for o in skeleton.operators}
 
 
+class Resized(nn.Module):
+    """Its exported graph holds numbers that are no weights: how many times larger a map becomes, and a clip's ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = nn.functional.max_pool2d(nn.functional.relu6(self.a(x)), 2)
+        return self.b(torch.cat([nn.functional.interpolate(small, scale_factor=2.0)], dim=1))
+
+
+def test_numbers_that_are_no_weights_stay(tmp_path: Path) -> None:
+    net = alive(Resized())
+    with torch.no_grad():
+        expected = net(*EXAMPLE).shape
+    (output,) = run(skeleton_of(net, EXAMPLE).proto, tmp_path)
+    assert output.shape == expected
+
+
 def test_an_emptied_branch_gives_a_constant_and_its_layers_are_gone(tmp_path: Path) -> None:
     net = alive(Residual())
     traced = trace(net, EXAMPLE)
