@@ -7,9 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.results.changes import SurgeryProof
-from compressor.results.quality import Accuracy, Agreement
+from compressor.results.quality import Accuracy, Agreement, Score
 from compressor.results.timing import Speedup
-from compressor.words import SPACE, digits, finding, percent, proof_in_words, scaled, scored, shares
+from compressor.results.training import EpochRecord
+from compressor.words import (
+    SPACE,
+    counted,
+    digits,
+    finding,
+    percent,
+    proof_in_words,
+    scaled,
+    score_interval,
+    scored,
+    tuned,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +65,8 @@ def test_a_difference_that_was_not_found_is_told_in_words(low: float, ratio: flo
 
 def test_a_quality_is_two_whole_numbers_with_as_many_digits_as_they_tell_apart() -> None:
     many, few = Accuracy(correct=9312, total=10_000, split="test"), Agreement(agreeing=5, total=10, split="test")
-    assert [shares(many), scored(many)] == [f"9,312{SPACE}/{SPACE}10,000", f"93.12{SPACE}%"]
-    assert [shares(few), scored(few)] == [f"5{SPACE}/{SPACE}10", f"50.0{SPACE}%"]
+    assert [counted(many), scored(many)] == [f"9,312{SPACE}/{SPACE}10,000", f"93.12{SPACE}%"]
+    assert [counted(few), scored(few)] == [f"5{SPACE}/{SPACE}10", f"50.0{SPACE}%"]
 
 
 def test_a_proof_is_one_line_with_its_precision_and_tolerance() -> None:
@@ -70,3 +82,30 @@ def test_a_proof_is_one_line_with_its_precision_and_tolerance() -> None:
 @pytest.mark.parametrize(("value", "text"), [(950, "950"), (31_210_000, "31.2 M"), (1_130_000_000, "1.13 G")])
 def test_large_numbers_have_a_prefix(value: int, text: str) -> None:
     assert scaled(value).replace(SPACE, " ") == text
+
+
+@pytest.mark.parametrize(
+    ("score", "written"),
+    [
+        (
+            Score(total=600, metric="mIoU", score=0.9731, bounds=(0.96, 0.985)),
+            ["600 samples", "97.3 %", "96.0 to 98.5 %"],
+        ),
+        (
+            Score(total=1000, metric="PSNR", score=27.318, bounds=(27.0, 27.61), percent=False, unit="dB"),
+            ["1,000 samples", "27.32 dB", "27.00 to 27.61 dB"],
+        ),
+        (
+            Score(total=60, metric="MAE", score=0.5873, bounds=(0.4636, 0.7206), percent=False, higher_is_better=False),
+            ["60 samples", "0.5873", "0.4636 to 0.7206"],
+        ),
+    ],
+)
+def test_scores_of_tasks_have_their_unit(score: Score, written: list[str]) -> None:
+    assert [plain.replace(SPACE, " ") for plain in (counted(score), scored(score), score_interval(score))] == written
+
+
+def test_an_epoch_says_what_was_read() -> None:
+    counted_epoch = EpochRecord(epoch=0, rate=0.1, train_loss=1.0, tune_correct=1833, tune_total=2000)
+    scored_epoch = EpochRecord(epoch=0, rate=0.1, train_loss=1.0, tune_total=60, tune_score=0.713, metric="mIoU")
+    assert [tuned(counted_epoch), tuned(scored_epoch)] == [f"91.65{SPACE}%", "mIoU 0.713"]

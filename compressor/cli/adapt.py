@@ -145,10 +145,12 @@ def _adaptation(checkpoint: Checkpoint, budget: BudgetOptions, training: Trainin
 
 def tell(progress: Any) -> None:
     """One line for each epoch, on stderr."""
+    from compressor.words import tuned
+
     if progress.record is not None:
         last = progress.record
-        share = last.tune_correct / last.tune_total
-        talk().print(f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, source tune {share:.2%}")
+        line = f"epoch {last.epoch + 1}/{progress.epochs}: loss {last.train_loss:.4f}, source tune {tuned(last)}"
+        talk().print(line)
 
 
 def show(results: Results) -> None:

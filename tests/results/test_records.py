@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import compressor.results
 from compressor.errors import ArtifactError
 from compressor.results.artifact import Evaluation, Results
-from compressor.results.quality import Accuracy, Agreement, Quality
+from compressor.results.quality import Accuracy, Agreement, Quality, Score
 from compressor.results.records import Pair, Plain, Record
 from compressor.results.timing import Speedup
 
@@ -137,3 +137,15 @@ def test_every_record_is_frozen_and_says_what_it_is(kind: type[Record]) -> None:
 
 def test_nothing_that_is_spare_is_written() -> None:
     assert Results().to_json() == {"schema": 2, "name": "unnamed network", "lineage": []}
+
+
+def test_a_score_comes_back_as_a_score_and_knows_what_is_worse() -> None:
+    dense = Score(total=60, split="tune", metric="perplexity", score=10.0, bounds=(9.0, 11.0), percent=False,
+                  higher_is_better=False)  # fmt: skip
+    small = dataclasses.replace(dense, score=10.5)
+    assert Quality.from_json(dense.to_json()) == dense
+    assert small.lost_against(dense) == pytest.approx(5.0)  # percent of the dense network's
+    assert dense.lost_against(small) == pytest.approx(-100 / 21)
+    share = Score(total=60, metric="mIoU", score=0.8, bounds=(0.7, 0.9))
+    assert dataclasses.replace(share, score=0.79).lost_against(share) == pytest.approx(1.0)  # points
+    assert Accuracy(correct=90, total=100).lost_against(Accuracy(correct=92, total=100)) == pytest.approx(2.0)
