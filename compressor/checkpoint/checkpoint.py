@@ -49,6 +49,11 @@ class Checkpoint:
             object.__setattr__(self, "preprocessing", replace(self.preprocessing, takes=takes))
 
     @property
+    def reads_images(self) -> bool:
+        """Whether its only input is a batch of images."""
+        return len(self.example_inputs) == 1 and self.example_inputs[0].ndim == 4
+
+    @property
     def source(self) -> dict[str, str]:
         """Return where its file is, what its hash is and which key of it was read, as a recipe records it."""
         read = {} if self.key is None else {"key": self.key}

@@ -159,7 +159,14 @@ def _in_words(rounds: Rounds) -> str:
 def _recipe(how: How, checkpoint: Checkpoint, wishes: Wishes) -> Recipe:
     """The recipe of a way to retrain the network."""
     cost = count(checkpoint.module, checkpoint.example_inputs)
-    return recipe_for(how, dense_recipe=checkpoint.training, dense_cost=cost, small_cost=cost, wishes=wishes)
+    return recipe_for(
+        how,
+        dense_recipe=checkpoint.training,
+        dense_cost=cost,
+        small_cost=cost,
+        wishes=wishes,
+        images=checkpoint.reads_images,
+    )
 
 
 def _of_rounds(how: How, checkpoint: Checkpoint, wishes: Wishes, dense: Recipe | None) -> Recipe:

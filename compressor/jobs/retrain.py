@@ -73,6 +73,7 @@ def prepare(
         dense_cost=_dense_cost(artifact, small_cost, dense, trust_pickle=trust_pickle),
         small_cost=small_cost,
         wishes=wishes,
+        images=checkpoint.reads_images,
     )
     return Retraining(
         artifact=artifact,

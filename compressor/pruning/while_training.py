@@ -116,7 +116,12 @@ def during_from(
     cost = count(checkpoint.module, checkpoint.example_inputs)
     wishes = Wishes(epochs=EPOCHS if epochs is None else epochs, rate=rate, seed=seed)
     recipe = recipe_for(
-        How.FINE_TUNE, dense_recipe=checkpoint.training, dense_cost=cost, small_cost=cost, wishes=wishes
+        How.FINE_TUNE,
+        dense_recipe=checkpoint.training,
+        dense_cost=cost,
+        small_cost=cost,
+        wishes=wishes,
+        images=checkpoint.reads_images,
     )
     length = recipe.budget.epochs
     first = start if start is not None else int(regrow and length > 1)

@@ -86,9 +86,17 @@ def wishes_from(
 
 
 def recipe_for(
-    how: How, *, dense_recipe: Recipe | None, dense_cost: Cost, small_cost: Cost, wishes: Wishes | None = None
+    how: How,
+    *,
+    dense_recipe: Recipe | None,
+    dense_cost: Cost,
+    small_cost: Cost,
+    wishes: Wishes | None = None,
+    images: bool = True,
 ) -> Recipe:
     """Return the recipe of `how` for this pair of networks; its `notes` explain each choice.
+
+    Only `images` are augmented where nothing else is wished.
 
     Refused: a scratch or rewinding arm for a network whose training is unknown, wishes that contradict the arm.
     """
@@ -112,7 +120,7 @@ def recipe_for(
         "batch_size": wishes.batch_size,
         "label_smoothing": wishes.label_smoothing,
         "temperature": wishes.temperature,
-        "augment": wishes.augment,
+        "augment": () if wishes.augment is None and not images else wishes.augment,
     }
     return dataclasses.replace(
         base,
