@@ -35,7 +35,7 @@ INNER = re.compile(
 )
 ATTENTION = re.compile(r"(num_|n_|encoder_|decoder_)?(attention_)?(heads|head|num_heads|attention_heads)$")
 GROUPED = re.compile(r"(num_key_value_heads|num_kv_heads|n_kv_heads|num_query_groups|multi_query_group_num)$")
-SIZES = re.compile(r"(head_dim|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim|attention_head_size)$")
+SIZES = re.compile(r"(rotary_dim|head_dim|d_kv|qk_nope_head_dim|qk_rope_head_dim|v_head_dim|attention_head_size)$")
 TOP = re.compile(r"(num_experts_per_tok|num_experts_per_token|moe_topk|top_k_experts|n_group|num_selected_experts)$")
 EXPERTS = re.compile(r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)$")
 
