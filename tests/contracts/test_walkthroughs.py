@@ -16,7 +16,7 @@ LONG = tuple(page for page in PAGES if page not in QUICK)
 
 
 def follow(page: str, folder: Path) -> None:
-    if page.endswith("hugging-face.md"):
+    if page.endswith(("hugging-face.md", "any-data.md")):
         transformers()
     _, wrong = walk(DOCS / page, folder)
     assert wrong == [], f"after a change that is meant: python -m benchmarks.walkthroughs docs/{page}"
