@@ -21,7 +21,6 @@ from compressor.data.splits import SplitName
 from compressor.errors import DataError
 from compressor.files.json_files import parsed
 from compressor.files.names import printable
-from compressor.files.regular import check_regular
 
 PARTS = (b'"images"', b'"annotations"', b'"categories"')
 EDIT = "write `images`, `annotations` and `categories` as COCO does"
@@ -58,13 +57,13 @@ def read_coco(folder: Path) -> Content | None:
 
 
 def _files_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """The JSON files of boxes in a folder, in `annotations` and in the folders one below; `instances_…` before others,
+    """The JSON files of boxes in a folder, in `annotations` and in the splits' folders; `instances_…` before others,
     which list the same pictures for another task.
     """
     found = []
-    for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
-        for file in sorted(place.glob("*.json")):
-            check_regular(file, refusal=DataError)
+    below = sorted(p for p in folder.iterdir() if p.is_dir())
+    for place in (folder, *(p for p in below if p.name.lower() == "annotations" or split_named(p.name))):
+        for file in (one for one in sorted(place.glob("*.json")) if one.is_file()):
             content = file.read_bytes()
             if all(part in content for part in PARTS):
                 found.append((file, content))

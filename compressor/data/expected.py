@@ -78,6 +78,9 @@ def _folders(path: Path) -> tuple[Path, ...]:
     except ArtifactError:
         return (own,)
     dense = source.get("path") if isinstance(source, dict) else None
-    if not isinstance(dense, str) or "\0" in dense:
+    if not isinstance(dense, str):
         return (own,)
-    return own, Path(dense) if Path(dense).is_dir() else Path(dense).parent
+    try:
+        return own, Path(dense) if Path(dense).is_dir() else Path(dense).parent
+    except (OSError, ValueError):  # a text that is no path
+        return (own,)

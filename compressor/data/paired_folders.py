@@ -6,7 +6,7 @@ The splits' folders lie above (`train/images`, `train/masks`) or below (`images/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compressor.data.arrays import SPELLINGS
@@ -27,14 +27,15 @@ def paired_folders(folder: Path) -> dict[SplitName | None, Pair] | None:
     own = _pair_in(folder)
     if own is not None:
         pictures, targets = own
-        inside = _splits_in(pictures)
-        below = _splits_in(targets) if targets is not None else {}
-        pairs = {split: (place, below.get(split)) for split, place in inside.items()} or {None: own}
+        visible = [p for p in pictures.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
+        inside = _splits_in(pictures) if all(split_named(p.name) for p in visible) else []
+        below = _splits_in(targets) if targets is not None else []
+        pairs = {split: (place, dict(below).get(split)) for split, place in inside} or {None: own}
+        _refuse_twice(inside)
     else:
-        for split, place in _splits_in(folder).items():
-            pair = _pair_in(place)
-            if pair is not None:
-                pairs[split] = pair
+        there = [(split, place, _pair_in(place)) for split, place in _splits_in(folder)]
+        pairs = {split: pair for split, _, pair in there if pair is not None}
+        _refuse_twice([(split, place) for split, place, pair in there if pair is not None])
     return pairs if any(targets is not None for _, targets in pairs.values()) else None
 
 
@@ -45,19 +46,19 @@ def _pair_in(folder: Path) -> Pair | None:
     return None if pictures is None else (pictures, next((below[name] for name in TARGETS if name in below), None))
 
 
-def _splits_in(folder: Path) -> dict[SplitName, Path]:
+def _splits_in(folder: Path) -> list[tuple[SplitName, Path]]:
     """The folders in a folder that are named as splits are: `train`, `val2017`."""
-    places: dict[SplitName, Path] = {}
-    for place in sorted(folder.iterdir()):
-        split = split_named(place.name)
-        if place.is_dir() and split is not None:
-            if split in places:
-                raise DataError(
-                    f"{folder} has two folders for {split}: {places[split].name} and {place.name}",
-                    hint="keep one of them",
-                )
-            places[split] = place
-    return places
+    named = [(split_named(place.name), place) for place in sorted(folder.iterdir()) if place.is_dir()]
+    return [(split, place) for split, place in named if split is not None]
+
+
+def _refuse_twice(places: Sequence[tuple[SplitName, Path]]) -> None:
+    """Refuse two folders for one split."""
+    first: dict[SplitName, Path] = {}
+    for split, place in places:
+        if split in first:
+            raise DataError(f"{first[split]} and {place} are both for {split}", hint="keep one of them")
+        first[split] = place
 
 
 def split_named(name: str) -> SplitName | None:

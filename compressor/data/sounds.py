@@ -77,7 +77,8 @@ def _check_rates(files: Sequence[Path]) -> None:
     """Refuse sounds of different rates: they are not resampled."""
     first: dict[int, Path] = {}
     for file in files:
-        first.setdefault(_opened(file).getframerate(), file)
+        with _opened(file) as sound:
+            first.setdefault(sound.getframerate(), file)
     if len(first) > 1:
         (one, a), (other, b), *_ = first.items()
         raise DataError(

@@ -193,6 +193,60 @@ def images(suffix: str) -> Callable[[Path], None]:
     return make
 
 
+def columns(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.ones((6, 3), np.float32), "label": np.arange(6) % 2}, folder / "rows.safetensors")
+
+
+def boxes(folder: Path) -> None:
+    """The same pictures with masks, with YOLO's labels and with COCO's table."""
+    from PIL import Image
+
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        for home in ("masked", "yolo", "coco"):
+            (folder / home / "images").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / home / "images" / f"{number}.png")
+        for home in ("masked/masks", "yolo/labels"):
+            (folder / home).mkdir(exist_ok=True)
+        Image.fromarray(pixels[..., 0] // 100).save(folder / "masked" / "masks" / f"{number}.png")
+        (folder / "yolo" / "labels" / f"{number}.txt").write_text("1 0.5 0.5 0.25 0.5\n0 0.1 0.2 0.3 0.4 0.5 0.6\n")
+    (folder / "yolo" / "data.yaml").write_text("path: .\ntrain: images\nnames: {0: cat, 1: dog}\n")
+    table = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 6, "width": 6} for i in range(2)],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 3, "bbox": [0, 1, 2.5, 3], "iscrowd": 0}],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    (folder / "coco" / "test.json").write_text(json.dumps(table))
+
+
+WORDS = ("[PAD]", "[UNK]", "good", "bad", "film")
+
+
+def texts(folder: Path) -> None:
+    """A table of texts, and a tokeniser as its library writes it."""
+    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(WORDS)}, "unk_token": "[UNK]"}
+    whole = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": model,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    (folder / "config.json").write_text('{"pad_token_id": 0}')
+    (folder / "texts.csv").write_text('text,text_pair,label\ngood film,"a, b",yes\nbad film,c,no\n')
+
+
+def sounds(folder: Path) -> None:
+    import wave
+
+    (folder / "sounds").mkdir()
+    with wave.open(str(folder / "sounds" / "a.wav"), "wb") as sound:
+        sound.setnchannels(2)
+        sound.setsampwidth(3)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(range(60)))
+
+
 # Runs that go on
 
 

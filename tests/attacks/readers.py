@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,11 +15,14 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.loading import load
 from compressor.checkpoint.pickles.placeholders import weights_in
 from compressor.checkpoint.pt2 import read_exported
+from compressor.data.expected import Expected
+from compressor.data.items import sample_of
 from compressor.data.preprocessing import Preprocessing
 from compressor.data.samples import Images
 from compressor.data.sources import load_data
 from compressor.data.splits import Data, SplitName
 from compressor.files.json_files import read_json
+from compressor.graph.input_spec import InputSpec
 from compressor.measuring.pack.folder import bench_of_pack
 from compressor.measuring.quality import evaluate_onnx
 from compressor.measuring.tables.table import read_table
@@ -118,6 +121,24 @@ def _read_images(folder: Path) -> None:
         Preprocessing(size=(6, 6), channels=3)(images[index][0].unsqueeze(0))
 
 
+READ = {
+    "tokens": Expected(specs=(InputSpec(name="input_ids", shape=(1, 8), dtype=torch.int64, below=5),)),
+    "rows": Expected(specs=(InputSpec(name="x", shape=(1, 3), dtype=torch.float32),)),
+    "sound": Expected(specs=(InputSpec(name="x", shape=(1, 2, 12), dtype=torch.float32),)),
+    "anything": Expected(),
+}
+
+
+def _read_data(name: str, of: str = "anything") -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        data = load_data(str(folder / name), expected=replace(READ[of], folders=(folder,)))
+        _look(data)
+        for item in (data.whole[index] for index in range(len(data.whole))):
+            sample_of(item, READ[of].takes)
+
+    return read
+
+
 def _read_run(folder: Path) -> None:
     module, optimiser = good.training()
     run = good.run(module)
@@ -208,6 +229,27 @@ READERS: Mapping[str, Reader] = {
                 read=_read_images, weight=2,
             )
             for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp", ".ppm")
+        ),
+        Reader(
+            name="columns", file="rows.safetensors", form=Form.SAFETENSORS, make=good.columns,
+            read=_read_data("rows.safetensors", "rows"),
+        ),
+        Reader(
+            name="mask", file="masked/masks/0.png", form=Form.BYTES, make=good.boxes, read=_read_data("masked"),
+            weight=2,
+        ),
+        *(
+            Reader(name=f"YOLO's {file}", file=f"yolo/{file}", form=Form.BYTES, make=good.boxes, weight=2,
+                   read=_read_data("yolo"))
+            for file in ("labels/0.txt", "data.yaml")
+        ),
+        Reader(name="COCO's table", file="coco/test.json", form=Form.JSON, make=good.boxes, read=_read_data("coco")),
+        *(
+            Reader(name=name, file=name, form=form, make=good.texts, read=_read_data("texts.csv", "tokens"))
+            for name, form in (("texts.csv", Form.BYTES), ("tokenizer.json", Form.JSON), ("config.json", Form.JSON))
+        ),
+        Reader(
+            name="a.wav", file="sounds/a.wav", form=Form.BYTES, make=good.sounds, read=_read_data("sounds", "sound")
         ),
         Reader(name="train.state", file="train.state", form=Form.ZIP, make=good.kept_run, read=_read_run),
         Reader(name="early.state", file="early.state", form=Form.ZIP, make=good.kept_weights, read=_read_weights),
