@@ -111,14 +111,17 @@ def _pictures(
     boxes: dict[object, list[tuple[list[float], int]]] = {number: [] for number in entries}
     for row in _rows(table, "annotations", file):
         box = _box(row, file)
-        if row.get("image_id") not in boxes or row.get("category_id") not in order:
+        picture: Any = row.get("image_id")
+        category: Any = row.get("category_id")
+        listed = isinstance(picture, (int, str)) and isinstance(category, int)
+        if not listed or picture not in boxes or category not in order:
             raise DataError(
                 f"an annotation in {file} is of picture {printable(row.get('image_id'))} and category "
                 f"{printable(row.get('category_id'))}, of which one is not listed",
                 hint=EDIT,
             )
         if not row.get("iscrowd") and box[2] > box[0] and box[3] > box[1]:
-            boxes[row["image_id"]].append((box, order[row["category_id"]]))
+            boxes[picture].append((box, order[category]))
     places = _places(file, folder, split)
     files = [_picture(row["file_name"], places, file) for row in entries.values()]
     labels = [(_as_tensors(boxes[number]), _size(row)) for number, row in entries.items()]

@@ -147,9 +147,11 @@ def _input(name: str, array: Array, spec: InputSpec | None, *, where: Path) -> T
         return column
     if column.is_floating_point() and not spec.dtype.is_floating_point and bool((column != column.round()).any()):
         raise DataError(f"`{name}` in {where} holds fractions, and the network reads whole numbers", hint="round them")
-    if spec.below is not None and not spec.dtype.is_floating_point and float(column.max()) >= spec.below:
+    low, high = float(column.min()), float(column.max())
+    if spec.below is not None and not spec.dtype.is_floating_point and (low < 0 or high >= spec.below):
         raise DataError(
-            f"`{name}` in {where} holds {float(column.max()):g}, and the network reads numbers below {spec.below:g}",
+            f"`{name}` in {where} holds {low if low < 0 else high:g}, and the network reads numbers from 0 to below "
+            f"{spec.below:g}",
             hint="use the vocabulary that the network was trained with",
         )
     return column.to(spec.dtype)

@@ -79,9 +79,9 @@ def _whole(folder: Path) -> Encode:
 
         every = _unless_broken(encoded, folder)
         return Encoded(
-            input_ids=torch.tensor([one.ids for one in every], dtype=torch.int32),
-            attention_mask=torch.tensor([one.attention_mask for one in every], dtype=torch.int32),
-            token_type_ids=torch.tensor([one.type_ids for one in every], dtype=torch.int32),
+            input_ids=_tensor([one.ids for one in every], folder),
+            attention_mask=_tensor([one.attention_mask for one in every], folder),
+            token_type_ids=_tensor([one.type_ids for one in every], folder),
             cut=sum(bool(one.overflowing) for one in every),
         )
 
@@ -108,6 +108,12 @@ def _unless_broken(read: Callable[[], Any], folder: Path) -> Any:
     except BaseException as error:  # a panic of the library is no `Exception`
         why = " ".join(str(error).split())[:200]
         raise DataError(f"the tokeniser in {folder} cannot be used: {why}", hint=ELSEWHERE) from error
+
+
+def _tensor(rows: Sequence[Sequence[int]], folder: Path) -> Tensor:
+    """Rows of tokens. Refused: numbers that no vocabulary has."""
+    tokens: Tensor = _unless_broken(lambda: torch.tensor(rows, dtype=torch.int32), folder)
+    return tokens
 
 
 def _older(folder: Path) -> Encode:
@@ -139,9 +145,9 @@ def _older(folder: Path) -> Encode:
 
         fitted, whole = _unless_broken(encoded, folder)
         return Encoded(
-            input_ids=torch.tensor(fitted["input_ids"], dtype=torch.int32),
-            attention_mask=torch.tensor(fitted["attention_mask"], dtype=torch.int32),
-            token_type_ids=torch.tensor(fitted["token_type_ids"], dtype=torch.int32),
+            input_ids=_tensor(fitted["input_ids"], folder),
+            attention_mask=_tensor(fitted["attention_mask"], folder),
+            token_type_ids=_tensor(fitted["token_type_ids"], folder),
             cut=sum(len(ids) > length for ids in whole["input_ids"]),
         )
 

@@ -100,7 +100,8 @@ class TestBoth:
         ("other", "said"),
         [
             ({"ids": np.zeros((8, 2), np.int64)}, "have different lengths: dense 9, ids 8, label 9"),
-            ({"ids": np.full((9, 2), 50)}, "holds 50, and the network reads numbers below 50"),
+            ({"ids": np.full((9, 2), 50)}, "holds 50, and the network reads numbers from 0 to below 50"),
+            ({"ids": np.full((9, 2), -1)}, "holds -1, and the network reads numbers from 0 to below 50"),
             ({"ids": np.full((9, 2), 0.5)}, "holds fractions, and the network reads whole numbers"),
             ({"dense": np.zeros((9, 3, 1))}, r"of shape \[9, 3, 1\], and the network reads 1 sizes a row"),
             ({"dense": np.full((9, 3), np.nan)}, "`dense` in .* holds values that are not finite"),

@@ -144,6 +144,27 @@ class Flip:
         return v2.RandomHorizontalFlip(p=1.0)(*parts)
 
 
+def test_class_folders_that_end_like_splits_stay_classes(tmp_path: Path) -> None:
+    for number, name in enumerate(("test1", "test2", "other")):
+        picture(tmp_path / name / "0.png", number)
+    assert load_data(str(tmp_path)).classes == ("other", "test1", "test2")
+
+
+def test_folders_of_pictures_that_are_not_all_splits_are_one_set(tmp_path: Path) -> None:
+    for number, name in enumerate(("test1", "test2", "walk")):
+        picture(tmp_path / "images" / name / "0.png", number)
+        mask(tmp_path / "masks" / name / "0.png")
+    assert load_data(str(tmp_path)).sizes == {"train": 1, "tune": 1, "test": 1}
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for number, name in enumerate(("val", "valid")):
+        picture(tmp_path / name / "images" / "0.png", number)
+        mask(tmp_path / name / "masks" / "0.png")
+    with pytest.raises(DataError, match="are both for tune"):
+        load_data(str(tmp_path))
+
+
 @pytest.mark.parametrize("under", ["images", "train/images"])
 def test_pictures_alone_are_unlabelled(tmp_path: Path, under: str) -> None:
     for number in range(4):
@@ -289,6 +310,7 @@ class TestCoco:
             ({"images": [{"id": 7, "file_name": "gone.png"}], "annotations": []}, "`gone.png` .* is not there"),
             ({"images": [{"id": 3, "file_name": "1.png"}]}, "of which one is not listed"),
             ({"categories": []}, "of which one is not listed"),
+            ({"annotations": [{"image_id": {}, "category_id": 4, "bbox": [1, 2, 3, 4]}]}, "one is not listed"),
             ({"categories": [{"id": 4}]}, "no `id` and `name`"),
             ({"images": {"id": 3}}, "no list of objects"),
             ({"annotations": [{"image_id": 3, "category_id": 4, "bbox": [1, 2]}]}, "no `bbox` of four numbers"),

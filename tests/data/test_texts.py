@@ -245,6 +245,12 @@ def test_a_broken_tokeniser_is_refused(folder: Path, content: str) -> None:
     assert raised.value.hint
 
 
+def test_a_token_that_no_vocabulary_has_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"pad_token_id": 2147483648}')
+    with pytest.raises(DataError, match="without overflow"):
+        read(folder, "t.txt", "good film\n")
+
+
 def test_an_older_tokeniser_is_transformers_own_and_runs_no_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers()
     (folder / "tokenizer.json").unlink()
