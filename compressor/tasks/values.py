@@ -77,8 +77,13 @@ def language_modelling() -> Task:
     """
 
     def surprise(outputs: Any, target: Tensor) -> tuple[Tensor, Tensor]:
-        scores, after = first_tensor(outputs)[:, :-1], target[:, 1:].long()
-        after = after.to(scores.device)
+        whole = first_tensor(outputs)
+        if whole.ndim != 3 or whole.shape[:2] != target.shape:
+            raise TaskError(
+                f"outputs of {list(whole.shape)} are no scores of the next token, for texts of {list(target.shape)}",
+                hint="a language model returns `[batch, tokens, vocabulary]`; leave out `--task`, or name another one",
+            )
+        scores, after = whole[:, :-1], target[:, 1:].long().to(whole.device)
         each = functional.cross_entropy(scores.transpose(1, 2), after.clamp_min(0), reduction="none")
         return each, after >= 0
 

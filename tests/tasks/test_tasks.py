@@ -229,3 +229,9 @@ def test_rows_of_another_shape_need_a_value_of_their_own() -> None:
     assert mean_or_ratio(torch.tensor([[1.0, 2.0], [2.0, 4.0]])) == 0.5
     with pytest.raises(TaskError, match="neither"):
         mean_or_ratio(torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("outputs", [torch.zeros(2, 3), torch.zeros(2, 4, 9)])
+def test_outputs_that_are_no_scores_of_the_next_token_are_refused(outputs: Tensor) -> None:
+    with pytest.raises(TaskError, match="no scores of the next token"):
+        language_modelling().loss(outputs, torch.zeros(2, 5, dtype=torch.int64))
