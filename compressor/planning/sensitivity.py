@@ -94,21 +94,21 @@ def sensitivity(
     curves: dict[str, Curve] = {}
     inputs = [list(column) for column in zip(*batches, strict=True)]
     with torch.no_grad():
-        dense = _outputs(Walk(program, inputs).finish())
+        dense = real_outputs(Walk(program, inputs).finish())
         walk = Walk(program, inputs)
         done, total = 0, sum(len(widths[g.root]) for here in first.values() for g in here)
         for i in range(len(program.nodes)):
             for group in first.get(i, ()):
-                rises = [0.0]
+                measured = [0.0]
                 for width in widths[group.root]:
                     done += 1
                     say(f"probing {group.root} at {width} of {group.channels} channels ({done} of {total})")
                     gone = torch.zeros(group.channels, dtype=torch.bool)
                     gone[list(orders[group.root][: group.channels - width])] = True
                     weights = narrowed(program, group, readings, norms, gone)
-                    rises.append(rise(dense, _outputs(walk.fork(weights).finish())))
+                    measured.append(rises(dense, real_outputs(walk.fork(weights).finish())))
                 curves[group.root] = Curve(
-                    root=group.root, widths=(group.channels, *widths[group.root]), measured=tuple(rises)
+                    root=group.root, widths=(group.channels, *widths[group.root]), measured=tuple(measured)
                 )
             walk.step()
     return tuple(curves[g.root] for g in groups if g.root in curves)
@@ -169,9 +169,24 @@ def _fitted(covariance: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     return solve(covariances, weight[:, index].unsqueeze(0), ridge=RIDGE)[0]
 
 
-def _outputs(values: Sequence[Sequence[Any]]) -> Tensor:
-    """The first tensor of the network's output over all batches: `[images, ...]`."""
-    return torch.cat([next(iter(tensors_in(value))) for value in values[0]])
+def real_outputs(values: Sequence[Sequence[Any]]) -> list[Tensor]:
+    """Return every output of real numbers over all batches, `[images, ...]`, from outputs batch by batch.
+
+    Boxes and others whose number the network chooses have no rows to compare, and are left out.
+    """
+    real: list[Tensor] = []
+    for batches in values:
+        tensors = [part for value in batches for part in tensors_in(value)]
+        alike = len({tuple(part.shape[1:]) for part in tensors if part.ndim}) == 1 and all(p.ndim for p in tensors)
+        if alike and tensors[0].is_floating_point():
+            real.append(torch.cat(tensors))
+    return real
+
+
+def rises(dense: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the mean over outputs of `rise`: every output counts alike, whatever its scale and its size."""
+    each = [rise(a, b) for a, b in zip(dense, other, strict=True)]
+    return sum(each) / len(each) if each else 0.0
 
 
 def rise(dense: Tensor, other: Tensor) -> float:

@@ -18,7 +18,7 @@ from compressor.channels.groups import ChannelGroup, Role, trace
 from compressor.graph.outputs import outputs_of
 from compressor.planning import sensitivity as module_sensitivity
 from compressor.planning.elimination import readings_of
-from compressor.planning.sensitivity import Curve, rise, sensitivity, writable
+from compressor.planning.sensitivity import Curve, real_outputs, rise, rises, sensitivity, writable
 from compressor.planning.walk import Program, program_of
 from tests.support.topologies import INPUT, TOPOLOGIES, Residual, alive, head
 
@@ -206,3 +206,37 @@ def test_what_is_said_counts_the_probes() -> None:
     assert said[-1] == "probing 0 at 2 of 6 channels (2 of 2)"
     assert len(found) == 1
     assert torch.equal(outputs_of(net, batches(1)[0])[0], outputs_of(alive(stacked()), batches(1)[0])[0])
+
+
+class TwoHeads(nn.Module):
+    """Two branches, each with an output of its own; the second one's is `scale` times as large."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.a, self.b = (nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"first": self.a(x), "second": self.scale * self.b(x)}
+
+
+def test_every_output_counts_and_its_scale_does_not() -> None:
+    measured = []
+    for scale in (1.0, 1000.0):
+        torch.manual_seed(0)
+        net = TwoHeads(scale).eval()
+        groups = trace(net, batches(0)[0]).groups
+        assert {g.root for g in groups} == {"a.0", "b.0"}
+        orders, widths = {g.root: tuple(range(6)) for g in groups}, {g.root: (3,) for g in groups}
+        curves = curves_of(net, groups, widths, orders)
+        measured.append([curves[root].measured[-1] for root in ("a.0", "b.0")])
+    assert min(measured[0]) > 1e-3  # a branch that only the second output reads is not free
+    assert measured[0] == pytest.approx(measured[1], rel=1e-4)
+
+
+def test_outputs_that_cannot_be_compared_are_left_out() -> None:
+    values = [[torch.zeros(2, 3)] * 2, [torch.zeros(2, 5), torch.zeros(2, 4)], [torch.tensor(1.0)] * 2,
+              [torch.zeros(2, 3, dtype=torch.int64)] * 2]  # fmt: skip
+    assert [tuple(t.shape) for t in real_outputs(values)] == [(4, 3)]
+    one, other = torch.randn(4, 3), torch.randn(4, 3)
+    assert rises([one, one], [one, other]) == pytest.approx(rise(one, other) / 2)

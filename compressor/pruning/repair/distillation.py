@@ -1,7 +1,8 @@
 """Label-free distillation: train the small network to match the dense one's outputs and inner values, without labels.
 
 The loss of a batch is the squared error of the outputs plus the mean squared error of the *block outputs* h, each
-divided by its variance. Block outputs are the sums at the end of residual branches; without any, the layers' outputs:
+divided by its variance; of several outputs it is the mean. Block outputs are the sums at the end of residual branches;
+without any, the layers' outputs:
 
     ‖z_dense − z_small‖² / Var z_dense + mean over blocks of ‖h_dense − h_small‖² / Var h_dense
 
@@ -24,9 +25,8 @@ from torch.nn import functional
 
 from compressor.graph.copies import copy_of
 from compressor.graph.gradients import right_gradients
-from compressor.graph.outputs import tensors_in
 from compressor.planning.branches import residual_sum
-from compressor.planning.sensitivity import rise
+from compressor.planning.sensitivity import real_outputs, rises
 from compressor.planning.walk import (
     TRANSPOSING,
     Program,
@@ -89,7 +89,7 @@ def distil(
     generator = torch.Generator().manual_seed(seed)
     all_inputs = [_layout(torch.cat([batch[i] for batch in batches])) for i in range(len(batches[0]))]
     reference = _outputs(programs[0], held_out, {})
-    errors = [rise(reference, _outputs(programs[1], held_out, tensors))]
+    errors = [rises(reference, _outputs(programs[1], held_out, tensors))]
     best, kept = 0, {n: t.detach().clone() for n, t in tensors.items()}
     order = torch.empty(0, dtype=torch.int64)
     for step in range(steps):
@@ -112,7 +112,7 @@ def distil(
         say(f"distilling, step {step + 1} of {steps}, held-out error {errors[-1]:.3g} (start {errors[0]:.3g})")
         if (step + 1) % JUDGED_EVERY and step + 1 < steps:
             continue
-        errors.append(rise(reference, _outputs(programs[1], held_out, tensors)))
+        errors.append(rises(reference, _outputs(programs[1], held_out, tensors)))
         if errors[-1] < errors[best]:
             best, kept = len(errors) - 1, {n: t.detach().clone() for n, t in tensors.items()}
         elif len(errors) - 1 - best >= PATIENCE:
@@ -153,9 +153,10 @@ def _loss(
 ) -> Tensor:
     """Return the loss of a batch (the module's docstring has the formula)."""
     with torch.no_grad():
-        inside, output = _through(programs[0], points, inputs, {}, training=False)
-    small_inside, small_output = _through(programs[1], points, inputs, weights, training=True)
-    distance = _distance(_centred(output), _centred(small_output))
+        inside, outputs = _through(programs[0], points, inputs, {}, training=False)
+    small_inside, small_outputs = _through(programs[1], points, inputs, weights, training=True)
+    pairs = list(zip(outputs, small_outputs, strict=True))
+    distance = torch.stack([_distance(_centred(a), _centred(b)) for a, b in pairs]).mean()
     for (_, kept), target, value in zip(points, inside, small_inside, strict=True):
         if target.shape != value.shape:
             dims = [d for d, (a, b) in enumerate(zip(target.shape, value.shape, strict=True)) if a != b]
@@ -173,8 +174,8 @@ def _through(
     weights: Mapping[str, Tensor],
     *,
     training: bool,
-) -> tuple[list[Tensor], Tensor]:
-    """Return the values at the points, and the network's first output."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the values at the points, and the network's outputs of real numbers."""
     walk = Walk(program, [[t] for t in inputs], weights=weights, training=training)
     wanted = {i for i, _ in points}
     inside = []
@@ -183,7 +184,7 @@ def _through(
         walk.step()
         if walk.at - 1 in wanted:
             inside.append(walk.values[node][0])
-    return inside, next(iter(tensors_in(walk.finish()[0][0])))
+    return inside, real_outputs(walk.finish())
 
 
 def _centred(output: Tensor) -> Tensor:
@@ -194,10 +195,11 @@ def _distance(dense: Tensor, small: Tensor) -> Tensor:
     return (small - dense).square().mean() / dense.var().clamp(min=1e-12)
 
 
-def _outputs(program: Program, batches: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor]) -> Tensor:
+def _outputs(program: Program, batches: Sequence[Sequence[Tensor]], weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """The program's outputs of real numbers, over all batches."""
     with torch.no_grad():
-        outputs = [Walk(program, [[t] for t in batch], weights=weights).finish()[0][0] for batch in batches]
-    return torch.cat([next(iter(tensors_in(value))) for value in outputs])
+        each = [Walk(program, [[t] for t in batch], weights=weights).finish() for batch in batches]
+    return real_outputs([[value for one in column for value in one] for column in zip(*each, strict=True)])
 
 
 def _moved(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -32,7 +32,7 @@ from compressor.graph.outputs import outputs_of, relative_difference
 from compressor.planning.affording import reserved
 from compressor.planning.calibration import calibration_batches, calibration_split
 from compressor.planning.moments import reader_of
-from compressor.planning.sensitivity import rise, writable
+from compressor.planning.sensitivity import real_outputs, rises, writable
 from compressor.planning.walk import Walk, program_of, readers
 from compressor.progress import Say, quiet
 from compressor.pruning.repair.batch_norm_means import compensated
@@ -137,7 +137,7 @@ def repair(
     judges = batches[-max(1, len(batches) // HELD_OUT_SHARE) :]
     fitted = batches[: -len(judges)] or batches
     reference = _outputs(dense, judges)
-    before = rise(reference, _outputs(small, judges))
+    before = rises(reference, _outputs(small, judges))
     layers: tuple[LayerFit, ...] = ()
     distilled: tuple[float, ...] = ()
     repaired = small
@@ -154,7 +154,7 @@ def repair(
                 dense, repaired, surgery, fitted, judges, steps=steps, frozen=silent, mask=mask, seed=seed, say=say,
             )  # fmt: skip
             repaired, distilled = distilled_copy.module, distilled_copy.errors
-    after = rise(reference, _outputs(repaired, judges))
+    after = rises(reference, _outputs(repaired, judges))
     kept = how is Repair.NONE or bool(silent) or after <= before
     return Repaired(
         module=repaired if kept else copy_of(small),
@@ -193,9 +193,11 @@ def repair_blind(dense: nn.Module, small: nn.Module, surgery: Surgery, example_i
     return Repaired(module=compensation.module, how=Repair.MEAN, images=0, judged=0, before=None, after=None)
 
 
-def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> Tensor:
+def _outputs(module: nn.Module, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The module's outputs of real numbers, over all batches."""
     with evaluating(module):
-        return torch.cat([outputs_of(module, list(batch))[0] for batch in batches])
+        each = [outputs_of(module, list(batch)) for batch in batches]
+    return real_outputs([list(column) for column in zip(*each, strict=True)])
 
 
 def renormed(small: nn.Module, batches: Sequence[Sequence[Tensor]]) -> nn.Module:
