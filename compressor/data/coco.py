@@ -60,15 +60,15 @@ def _files_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
     """The JSON files of boxes in a folder, in `annotations` and in the splits' folders; `instances_…` before others,
     which list the same pictures for another task.
     """
-    found = []
+    annotated = []
     below = sorted(p for p in folder.iterdir() if p.is_dir())
     for place in (folder, *(p for p in below if p.name.lower() == "annotations" or split_named(p.name))):
         for file in (one for one in sorted(place.glob("*.json")) if one.is_file()):
             content = file.read_bytes()
             if all(part in content for part in PARTS):
-                found.append((file, content))
-    instances = [(file, content) for file, content in found if file.name.startswith("instances")]
-    yield from instances or found
+                annotated.append((file, content))
+    instances = [(file, content) for file, content in annotated if file.name.startswith("instances")]
+    yield from instances or annotated
 
 
 def _split_of(file: Path, folder: Path) -> SplitName | None:
@@ -159,15 +159,15 @@ def _picture(name: str, places: list[Path], file: Path) -> Path:
             hint="`file_name` is a name below the folder of the pictures",
         )
     try:
-        found = next((place / path for place in places if (place / path).is_file()), None)
+        picture = next((place / path for place in places if (place / path).is_file()), None)
     except OSError:
-        found = None
-    if found is None:
+        picture = None
+    if picture is None:
         raise DataError(
             f"the picture `{printable(name)}` of {file} is not there",
             hint=f"put it into one of: {', '.join(sorted({str(place) for place in places}))}",
         )
-    return found
+    return picture
 
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -88,8 +88,10 @@ def _row(file: Path, number: int, text: str, classes: int | None) -> tuple[int, 
 
 def names_in(folder: Path) -> tuple[str, ...] | None:
     """Return the `names` in a YAML file of the folder, first in the one called data; `None` without one."""
-    found = [file for pattern in ("data.yaml", "data.yml", "*.yaml", "*.yml") for file in sorted(folder.glob(pattern))]
-    for file in found:
+    described = [
+        file for pattern in ("data.yaml", "data.yml", "*.yaml", "*.yml") for file in sorted(folder.glob(pattern))
+    ]
+    for file in described:
         names = _mapping_in(file).get("names")
         if names is not None:
             return _as_names(names, file=file)

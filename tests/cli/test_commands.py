@@ -258,7 +258,7 @@ class TestData:
     @pytest.mark.parametrize(
         ("source", "says", "hints"),
         [
-            ("gone/folder", "gone/folder is not there", "image folder"),
+            ("gone/folder", "gone/folder is not there", "a folder of images"),
             ("bare", "no images in bare", "*.png"),
             ("fashionmnits", "fashionmnits", "did you mean `fashionmnist`?"),
             ("FashionMNIST", "where is FashionMNIST?", "--data-root"),
