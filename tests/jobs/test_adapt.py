@@ -98,7 +98,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "says", "hints"),
         [
-            (("--target", "tiny.pt"), "tiny.pt is not data that can be read", "image folder"),
+            (("--target", "tiny.pt"), "tiny.pt is not data that can be read", "a folder of images"),
             (("--macs", 1.5), "must lie between 0 and 1", "--macs 0.5"),
             (("--macs", 0.5, "--rounds", 0), "0 rounds", "--rounds"),
             (("--layer", "body.9"), "no layer called `body.9`", "body."),
