@@ -20,7 +20,8 @@ from compressor.data.samples import UNLABELLED, Images
 from compressor.errors import CheckpointError, CompressError, DataError, TaskError
 from compressor.measuring.onnx_network import load_onnx
 from compressor.measuring.quality import agreement, evaluate, evaluate_onnx
-from compressor.results.quality import Accuracy, Agreement
+from compressor.results.quality import Accuracy, Agreement, Score
+from compressor.tasks.classes import segmentation
 
 PLAIN = Preprocessing(channels=1, size=(4, 4))
 
@@ -275,3 +276,59 @@ class TestOnnx:
         linear_onnx(tmp_path / "m.onnx", metadata=METADATA)
         with pytest.raises(DataError, match="mine does not run on samples"):
             evaluate_onnx(tmp_path / "m.onnx", self.noise(), split="test", preprocessing=Preprocessing(size=(5, 5)))
+
+
+class TestOtherTasks:
+    """Networks that classify nothing: maps and numbers, with targets and without."""
+
+    def maps(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Conv2d(1, 3, 1).eval()
+
+    def pairs(self, count: int = 40) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.rand(count, 1, 4, 4, generator=generator)
+        return [(image, torch.randint(0, 3, (4, 4), generator=generator)) for image in images]
+
+    def test_a_map_has_the_score_of_its_task_with_an_interval(self) -> None:
+        pairs, network = self.pairs(), self.maps()
+        found = evaluate(network, pairs, split="tune", preprocessing=PLAIN)
+        assert isinstance(found, Score)
+        with torch.no_grad():
+            predicted = network(torch.stack([image for image, _ in pairs])).argmax(1)
+        truth = torch.stack([mask for _, mask in pairs])
+        overlaps = [
+            float(((predicted == c) & (truth == c)).sum() / ((predicted == c) | (truth == c)).sum())
+            for c in range(3)
+            if bool(((predicted == c) | (truth == c)).any())
+        ]
+        assert found.value == pytest.approx(sum(overlaps) / len(overlaps))
+        assert found.low < found.value < found.high
+        assert (found.named, found.total, found.split, found.against_dense) == ("mIoU", 40, "tune", False)
+        assert evaluate(network, pairs, split="tune", preprocessing=PLAIN) == found  # the same draws each time
+
+    def test_more_samples_make_a_narrower_interval(self) -> None:
+        widths = []
+        for count in (20, 320):
+            found = evaluate(self.maps(), self.pairs(count), split="tune", preprocessing=PLAIN)
+            widths.append(found.high - found.low)
+        assert widths[1] == pytest.approx(widths[0] / 4, rel=0.5)
+
+    def test_without_targets_the_dense_networks_outputs_are_followed(self) -> None:
+        images = [image for image, _ in self.pairs()]
+        dense = self.maps()
+        same = agreement(self.maps(), dense, images, split="test", preprocessing=PLAIN)
+        other = agreement(self.maps(1), dense, images, split="test", preprocessing=PLAIN)
+        assert isinstance(other, Score)
+        assert other.against_dense
+        assert same.value == 1.0
+        with torch.no_grad():
+            ours, theirs = self.maps(1)(torch.stack(images)), dense(torch.stack(images))
+        relative = float((ours - theirs).norm() / theirs.norm())
+        assert other.relative_error == pytest.approx(relative, rel=1e-5)
+        assert other.value == pytest.approx(max(0.0, 1 - relative), abs=1e-6)
+
+    def test_a_task_that_is_named_decides_for_both(self) -> None:
+        images = [image for image, _ in self.pairs()]
+        found = agreement(self.maps(1), self.maps(), images, split="test", preprocessing=PLAIN, task=segmentation())
+        assert (found.named, found.against_dense) == ("mIoU", True)

@@ -449,3 +449,23 @@ def test_correct_is_counted_over_every_image() -> None:
     assert correct_in(Right(), images, preprocessing=Preprocessing()) == 700
     images.labels[:100] = (images.labels[:100] + 1) % 10
     assert correct_in(Right(), images, preprocessing=Preprocessing()) == 600
+
+
+def test_a_network_with_two_inputs_is_trained_for_numbers() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 1), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return (self.a(x) + self.b(z))[:, 0]
+
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(200, 3, generator=generator), torch.randn(200, 2, generator=generator)
+    items = [{"x": a, "z": b, "target": float(a.sum() - b[0])} for a, b in zip(x, z, strict=True)]
+    data = Data(name="sums", source="made", train=items[:160], tune=items[160:], test=None)
+    recipe = dataclasses.replace(RECIPE, budget=Step(epochs=8), augment=())
+    trained = train(Adds(), data, recipe=recipe, preprocessing=Preprocessing(takes=("x", "z")))
+    first, last = trained.history[0], trained.history[-1]
+    assert (last.metric, last.tune_total, last.tune_correct) == ("MAE", 40, None)
+    assert last.tuned < 0.2 * first.tuned < 0.2 * 2
