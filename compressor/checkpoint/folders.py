@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import architectures, hugging_face
@@ -22,17 +21,15 @@ from compressor.checkpoint.checkpoint import Checkpoint
 from compressor.checkpoint.inputs import Examples, examples_of
 from compressor.checkpoint.model_inputs import examples_for
 from compressor.checkpoint.pickles.unpickle import read_pickle
-from compressor.checkpoint.reading import fill, refuse_broken_weights
+from compressor.checkpoint.reading import fill, ready_
 from compressor.data.preprocessing import Preprocessing
 from compressor.errors import CheckpointError
 from compressor.files.json_files import read_json
 from compressor.files.model_folders import CONFIG
-from compressor.files.names import check_names_in
 from compressor.files.regular import check_regular
 from compressor.files.tensor_files import read_safetensors
 from compressor.graph.calling import calling_
 from compressor.graph.input_spec import InputSpec, spec_from_text
-from compressor.graph.precision import in_precision_, types_in
 
 PROCESSOR = "preprocessor_config.json"
 FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
@@ -60,12 +57,7 @@ def load_folder(
         state.update(_tensors(file, trust_pickle=trust_pickle))
     architecture = _architecture(config)
     module = _module(architecture, state, path)
-    check_names_in(module, where=str(path))
-    module.eval()
-    refuse_broken_weights(module)
-    types = types_in(module)
-    if types:
-        in_precision_(module, torch.float32)
+    types = ready_(module, where=path)
     specs = tuple(spec_from_text(one) if isinstance(one, str) else one for one in inputs)
     examples = _examples(module, specs, config, complete=complete)
     calling_(module, inputs=[spec.name for spec in examples.specs if spec.name is not None], outputs=outputs)

@@ -76,12 +76,8 @@ def load_file(
         architecture = Architecture(ref=PROGRAM) if isinstance(module, RecordedProgram) else _architecture_of(module)
     else:
         architecture, module = _built(state_of(weights, path=path), named, meta, path)
-    check_names_in(module, where=str(path))
-    module.eval()
-    refuse_broken_weights(module)
-    types = types_in(module)
+    types = ready_(module, where=path)
     if types:
-        in_precision_(module, torch.float32)
         stored = tuple(in_precision(t, torch.float32) for t in stored)
     examples = _examples(module, inputs, stored, meta, architecture, types)
     calling_(module, inputs=[spec.name for spec in examples.specs if spec.name is not None], outputs=outputs)
@@ -263,7 +259,21 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: Architect
     put_state_(module, {**{k: v for k, v in own.items() if k not in state}, **state})
 
 
-def refuse_broken_weights(module: nn.Module) -> None:
+def ready_(module: nn.Module, *, where: Path) -> dict[str, torch.dtype]:
+    """Put a module from `where` in eval mode and in float32, in place; return the types of its tensors of other ones.
+
+    Refused: names that could lead elsewhere, weights without values or with values that are not finite.
+    """
+    check_names_in(module, where=str(where))
+    module.eval()
+    _refuse_broken_weights(module)
+    types = types_in(module)
+    if types:
+        in_precision_(module, torch.float32)
+    return types
+
+
+def _refuse_broken_weights(module: nn.Module) -> None:
     """Refuse weights without values, or with values that are not finite."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     name = next((name for name, tensor in tensors if tensor.is_meta), None)
