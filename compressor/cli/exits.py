@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel
+from compressor.cli.groups import Panel, changed
 from compressor.cli.loading import load_model, needed_data
 from compressor.cli.options import (
     DataOptions,
@@ -21,6 +21,7 @@ from compressor.cli.options import (
     command_line,
     console,
     print_json,
+    refuse_silent,
     status,
     strong,
     talk,
@@ -80,6 +81,7 @@ def command(
     """
     from compressor.jobs.exits import early_exits
 
+    refuse_silent(changed(images, "--task"), because="here: branches classify", hint="leave it out")
     request = _request(branches, timing, seed=seed)
     with status("loading") as say:
         checkpoint = load_model(model, network, normalisation)

@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from compressor.cli.groups import Panel
+from compressor.cli.groups import Panel, changed
 from compressor.cli.options import (
     DataOptions,
     JsonOption,
     command_line,
     console,
     print_json,
+    refuse_silent,
     status,
     strong,
     talk,
@@ -56,6 +57,7 @@ def command(
         for one in studies.names():
             console().print(strong(f"{one:18}"), studies.help_of(one))
         return
+    refuse_silent(changed(images, "--task"), because="in a study, whose task is the paper's", hint="leave it out")
     folder = out or Path(f"{name}.study")
     results = _run(name, folder, runs, images)
     _write(folder, results)

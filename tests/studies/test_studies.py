@@ -122,4 +122,5 @@ def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     name = NAMES[0]
     refused("study", "rethinkin", says="no study called `rethinkin`", hints="rethinking")
     refused("study", name, "--scale", "tiny", says="no scale called `tiny`", hints="small")
+    refused("study", name, "--task", "regression", says="`--task`", hints="leave it out")
     refused("study", name, "--data", "nowhere/", says="nowhere", hints="a folder of images")
